@@ -1,0 +1,43 @@
+# `make quickstart` and `make test` are the two commands; both begin with `make install`.
+# Python 3.11 or newer, pip and make are all that is needed. PYTHON=… chooses another interpreter.
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 python3.14 python,$(shell \
+	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install test lint types quickstart wheel clean
+
+install: $(STAMP)
+
+# Debian splits ensurepip from Python: there the environment is made without pip and filled from outside.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one with PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --clear --without-pip $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	if $(BIN)/python -m pip --version >/dev/null 2>&1; then pip="$(BIN)/python -m pip"; \
+	else pip="$(PYTHON) -m pip --python $(BIN)/python"; fi; \
+	$$pip install --constraint constraints.txt --editable '.[dev,wandb,8bit]'
+	touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# One thread a worker: two workers with a pool of threads each are slower than one.
+test: lint types
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+quickstart: install
+	$(BIN)/instructlit quickstart
+
+wheel: install
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist *.egg-info

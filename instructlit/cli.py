@@ -1,0 +1,115 @@
+"""The `instructlit` command: a table of commands, each imported when it is called for and not before."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+LIGHTNING = "instructlit.cli_fit:run"
+TOOLS = "instructlit.tools"
+
+# name on the command line: (module:function, one line of help). Nothing here is imported until its command is given.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "fit": (LIGHTNING, "train one stage from configs: a base model, SFT, a reward model, PPO"),
+    "validate": (LIGHTNING, "one pass over a stage's validation data"),
+    "test": (LIGHTNING, "one pass over a stage's test data"),
+    "predict": (LIGHTNING, "a model's predictions over data"),
+    "quickstart": (f"{TOOLS}.quickstart:quickstart", "the whole recipe on an embedded world, with a report"),
+    "data check": (f"{TOOLS}.data_check:data_check", "read the data of a config or of files, report what training would see"),
+    "export": (f"{TOOLS}.export:export", "write a checkpoint as a Hugging Face folder"),
+    "generate": (f"{TOOLS}.generate:generate", "answer a file of prompts with a model"),
+    "chat": (f"{TOOLS}.chat:chat", "talk to a model in the terminal"),
+    "world": (f"{TOOLS}.world:world", "write the embedded world's data, to train on it by hand"),
+}
+
+GROUPS = (
+    ("train", ("fit", "validate", "test", "predict")),
+    ("use", ("generate", "chat", "export")),
+    ("see it work", ("quickstart", "world", "data check")),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 a fault of ours, 2 a mistake in what was asked, 130 stopped.
+
+    Args:
+        argv: the words after `instructlit`; those of the process when not given.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(help_text())
+            return 0
+        if words[0] in ("-V", "--version", "version"):
+            from instructlit import __version__
+
+            print(f"instructlit {__version__}")
+            return 0
+        name, rest = split_command(words)
+        add_working_directory()
+        return run(name, rest)
+    except BaseException as error:
+        from instructlit.cli_errors import report
+
+        return report(error)
+
+
+def run(name: str, args: list[str]) -> int:
+    """Import what `name` stands for and give it its options."""
+    target = COMMANDS[name][0]
+    if target == LIGHTNING:
+        from instructlit.cli_fit import run as run_lightning
+
+        return run_lightning(name, args)
+    from instructlit.cli_tools import run as run_tool
+
+    module, function = target.split(":")
+    return run_tool(getattr(importlib.import_module(module), function), name, args)
+
+
+def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, of one word or two, and the options after it."""
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name, list(words[length:])
+    from instructlit.errors import UserError, nearest
+
+    inner = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if inner:
+        wanted = [w for w in words[1:2] if not w.startswith("-")]
+        what = f"there is no command `{' '.join([words[0], *wanted])}`" if wanted else f"`{words[0]}` needs a second word"
+        raise UserError(what, expected=" or ".join(f"`instructlit {name}`" for name in inner))
+    near = nearest(" ".join(words[:2]), COMMANDS) or nearest(words[0], COMMANDS)
+    raise UserError(
+        f"there is no command `{words[0]}`",
+        expected=f"did you mean `instructlit {near}`?" if near else "one of " + ", ".join(COMMANDS),
+        fix="`instructlit --help` lists the commands",
+    )
+
+
+def help_text() -> str:
+    """What `instructlit --help` prints."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = ["usage: instructlit <command> [options]", "", "The InstructGPT recipe: SFT, a reward model, PPO.", ""]
+    for group, names in GROUPS:
+        lines += [f"{group}:", *(f"  {name:<{width}}{COMMANDS[name][1]}" for name in names), ""]
+    lines += [
+        "`instructlit <command> --help` explains a command. A stage is trained from configs that compose:",
+        "  instructlit fit --config configs/sft/tiny.yaml --config configs/logger/wandb.yaml --trainer.max_steps 100",
+    ]
+    return "\n".join(lines)
+
+
+def add_working_directory() -> None:
+    """Let a `class_path` name a module in the current folder, as `python -m` would.
+
+    It goes last on the search path, so that a file there called like a library does not hide the library.
+    """
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

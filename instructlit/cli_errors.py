@@ -1,0 +1,72 @@
+"""From an exception to what the user reads: one message for a mistake of theirs, a stack trace for one of ours."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
+from instructlit.errors import UserError
+
+DEBUG = "INSTRUCTLIT_DEBUG"
+EXTRAS = {"bitsandbytes": "8bit", "wandb": "wandb"}
+
+
+def report(error: BaseException) -> int:
+    """Print what `error` means to the user on stderr and return the exit status it deserves."""
+    if isinstance(error, SystemExit):
+        return _status_of(error)
+    if isinstance(error, BrokenPipeError):  # `instructlit … | head` is no mistake
+        sys.stderr.close()
+        return 1
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        print("instructlit: stopped at your request", file=sys.stderr)
+        return 130
+    message = explain(error)
+    if message is None:
+        if os.environ.get(DEBUG, "0") in ("", "0"):
+            traceback.print_exception(error)
+        return 1
+    print(f"instructlit: {message}", file=sys.stderr)
+    return 2
+
+
+def explain(error: BaseException) -> str | None:
+    """The message for a mistake the user can put right, or None for a fault of the program."""
+    for cause in chain(error):
+        if isinstance(cause, UserError):
+            return str(cause)
+    for cause in chain(error):
+        if isinstance(cause, ModuleNotFoundError) and (extra := EXTRAS.get((cause.name or "").partition(".")[0])):
+            fault = UserError(f"{cause.name} is not installed", fix=f"pip install 'instructlit[{extra}]'")
+            return str(fault)
+        # Lightning's own word for a mistake in how it was asked; looked up by name, so that it need not be imported here.
+        if type(cause).__name__ == "MisconfigurationException":
+            return str(cause)
+        if isinstance(cause, FileNotFoundError) and cause.filename is not None:
+            return str(UserError(f"there is no file or folder `{cause.filename}`", fix=f"{DEBUG}=1 shows where it was needed"))
+    return None
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """`error`, the members of it if it is a group, and all that it was raised from, each once."""
+    waiting, seen = [error], set()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        if isinstance(current, BaseExceptionGroup):
+            waiting.extend(current.exceptions)
+        waiting.extend(e for e in (current.__cause__, None if current.__suppress_context__ else current.__context__) if e)
+
+
+def _status_of(error: SystemExit) -> int:
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code
+    print(error.code, file=sys.stderr)
+    return 1

@@ -1,0 +1,1 @@
+"""The commands beside `fit`: plain functions whose signatures are their command lines."""
