@@ -1,0 +1,33 @@
+"""Next-token loss: supervised fine-tuning, pretraining and the pretraining mix of PPO-ptx."""
+
+import torch
+from torch import Tensor
+
+from instructlit.losses.base import LossSum
+from instructlit.ops.log_probs import next_token_log_probs
+from instructlit.ops.masking import check_same_shape, masked_sum
+
+
+def language_loss(logits: Tensor, input_ids: Tensor, loss_mask: Tensor) -> LossSum:
+    """Minus the log-probability, in nats, of every token that is a target, and the number of targets.
+
+    Args:
+        logits: (B, T, V), the model's output for `input_ids`, not shifted, any float dtype.
+        input_ids: (B, T) int64.
+        loss_mask: (B, T), True where token t is a target; it is predicted by the logits of t - 1. The first column has
+            nothing before it and never counts.
+
+    Source: InstructGPT (arXiv 2203.02155) section 3.5 for SFT and the last term of equation 2 for the pretraining mix.
+    """
+    check_same_shape(loss_mask, input_ids=input_ids)
+    targets = loss_mask[:, 1:]
+    return LossSum(-masked_sum(next_token_log_probs(logits, input_ids), targets), targets.sum().float())
+
+
+@torch.no_grad()
+def token_accuracy(logits: Tensor, input_ids: Tensor, loss_mask: Tensor) -> LossSum:
+    """How many targets are the model's most likely token, and the number of targets, as in `language_loss`."""
+    check_same_shape(loss_mask, input_ids=input_ids)
+    targets = loss_mask[:, 1:]
+    hits = logits.argmax(dim=-1)[:, :-1] == input_ids[:, 1:]
+    return LossSum((hits & targets).sum().float(), targets.sum().float())

@@ -1,0 +1,76 @@
+"""The clipped objectives of PPO, for the policy and for the value function."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from instructlit.losses.base import LossSum
+from instructlit.ops.kl import k3
+from instructlit.ops.masking import check_same_shape, masked_sum, zero_outside
+
+
+def policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2
+) -> tuple[LossSum, dict[str, Tensor]]:
+    """-min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) summed over response tokens, and how many those are.
+
+    Args:
+        log_probs: (B, T), policy now, with the gradient, nats.
+        old_log_probs: (B, T), policy at the rollout, same temperature, nats.
+        advantages: (B, T), whitened.
+        mask: (B, T), True on the response.
+        clip: how far the ratio may move before its gradient stops.
+
+    Returns:
+        The loss, and sums over the mask without a gradient, each to be divided by the loss's count:
+        `approx_kl`, estimate of KL(old policy || policy) in nats a token (k3, never negative);
+        `clip_fraction`, tokens where the clipped term is the larger loss, so that the token gives no gradient;
+        `ratio_mean`, the ratio, 1 as long as nothing was learned.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347) equation 7.
+    """
+    check_same_shape(mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
+    # masked before the exponential: junk outside must not overflow and reach the gradient as 0 * inf
+    log_probs, old_log_probs = zero_outside(log_probs, mask), zero_outside(old_log_probs, mask)
+    advantages = zero_outside(advantages, mask)
+    ratio = torch.exp(log_probs - old_log_probs)
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = LossSum(masked_sum(torch.maximum(unclipped, clipped), mask), mask.sum().float())
+    with torch.no_grad():
+        statistics = {
+            "approx_kl": masked_sum(k3(old_log_probs, log_probs), mask),
+            "clip_fraction": masked_sum((clipped > unclipped).float(), mask),
+            "ratio_mean": masked_sum(ratio, mask),
+        }
+    return loss, statistics
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None = 0.2
+) -> tuple[LossSum, dict[str, Tensor]]:
+    """Half the squared error, or that of the value held within `clip` of the rollout's where it is the larger, summed.
+
+    Args:
+        values: (B, T), value model now, with the gradient.
+        old_values: (B, T), value model at the rollout: the same numbers that the returns were made with.
+        returns: (B, T), unwhitened advantages plus `old_values`.
+        mask: (B, T), True on the response.
+        clip: how far, in reward units, a value may move from the rollout's before its gradient stops; None for no
+            limit.
+
+    Returns:
+        The loss, and `clip_fraction`: tokens where the held value is the larger loss, to be divided by the loss's
+        count.
+
+    Source: Ziegler et al. 2019 (arXiv 1909.08593), released code; the half and the larger of two as in OpenAI's PPO.
+    """
+    check_same_shape(mask, values=values, old_values=old_values, returns=returns)
+    values, old_values, returns = (zero_outside(x, mask) for x in (values, old_values, returns))
+    reach = math.inf if clip is None else clip
+    held = old_values + (values - old_values).clamp(-reach, reach)
+    free_error, held_error = (values - returns).square(), (held - returns).square()
+    loss = LossSum(masked_sum(torch.maximum(free_error, held_error), mask) / 2, mask.sum().float())
+    with torch.no_grad():
+        return loss, {"clip_fraction": masked_sum((held_error > free_error).float(), mask)}

@@ -1,0 +1,91 @@
+"""The coefficient beta of the KL penalty: constant, or steered towards a target."""
+
+import math
+from abc import ABC, abstractmethod
+
+from instructlit.errors import UserError
+
+
+class KLController(ABC):
+    """Holds `coefficient`, in reward units per nat, and changes it after each rollout."""
+
+    coefficient: float
+
+    @abstractmethod
+    def update(self, mean_sequence_kl: float, n_episodes: int) -> None:
+        """Take note of a rollout.
+
+        Args:
+            mean_sequence_kl: mean over all ranks' episodes of the KL summed over each response, in nats.
+            n_episodes: episodes of the rollout, over all ranks.
+        """
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps: plain numbers."""
+        return {"coefficient": self.coefficient}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from a checkpoint."""
+        self.coefficient = float(state["coefficient"])
+
+
+class FixedKL(KLController):
+    """A constant KL coefficient.
+
+    Source: InstructGPT (arXiv 2203.02155) appendix C.4, beta 0.02.
+
+    Args:
+        coefficient: Weight of the per-token KL penalty, in reward units per nat.
+    """
+
+    def __init__(self, coefficient: float = 0.02):
+        _check_not_negative("coefficient", coefficient)
+        self.coefficient = coefficient
+
+    def update(self, mean_sequence_kl: float, n_episodes: int) -> None:
+        """Nothing to do."""
+
+
+class AdaptiveKL(KLController):
+    """A KL coefficient that grows while the policy is further from the reference than the target, else shrinks.
+
+    coefficient *= 1 + clip(kl / target - 1, -0.2, 0.2) * n_episodes / horizon.
+
+    Source: Ziegler et al. 2019 (arXiv 1909.08593) section 2.2, and its released code for the horizon in episodes.
+
+    Args:
+        initial: Coefficient of the first rollout, in reward units per nat.
+        target: KL to steer to, in nats summed over a response.
+        horizon: Episodes over which an error of 100 % would double the coefficient if it were not clipped to 20 %.
+    """
+
+    MAX_ERROR = 0.2
+
+    def __init__(self, initial: float = 0.15, target: float = 6.0, horizon: int = 10_000):
+        _check_not_negative("initial", initial)
+        if not target > 0:
+            raise UserError(f"the KL target is {target}", where="AdaptiveKL.target", expected="nats above 0")
+        if not horizon > 0:
+            raise UserError(f"the horizon is {horizon}", where="AdaptiveKL.horizon", expected="a number of episodes")
+        self.coefficient, self.target, self.horizon = initial, target, horizon
+
+    def update(self, mean_sequence_kl: float, n_episodes: int) -> None:
+        """Move the coefficient by at most 20 % * n_episodes / horizon."""
+        if not math.isfinite(mean_sequence_kl):
+            raise ValueError(f"the KL of a rollout is {mean_sequence_kl}: the policy has diverged")
+        if self.MAX_ERROR * n_episodes >= self.horizon:
+            raise UserError(
+                f"{n_episodes} episodes a rollout are too many for a horizon of {self.horizon}: "
+                "one update could bring the coefficient to 0",
+                where="AdaptiveKL.horizon",
+                expected=f"more than {self.MAX_ERROR * n_episodes:g} episodes",
+            )
+        error = min(max(mean_sequence_kl / self.target - 1, -self.MAX_ERROR), self.MAX_ERROR)
+        self.coefficient *= 1 + error * n_episodes / self.horizon
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if not value >= 0:
+        raise UserError(
+            f"the KL coefficient is {value}", where=name, expected="0 or more", fix="0 switches the penalty off"
+        )

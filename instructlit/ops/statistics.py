@@ -1,0 +1,70 @@
+"""Numbers that say how good an estimate is: calibration, explained variance, a confidence interval."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from instructlit.ops.masking import Reduce, check_same_shape, masked_moments, widen
+
+
+def calibration_sums(confidence: Tensor, correct: Tensor, bins: int = 10, low: float = 0.0) -> Tensor:
+    """Sums by bin of the confidence, to be added over batches and ranks and then read by `calibration_error`.
+
+    Args:
+        confidence: (N,), stated probability of being right, `low` .. 1.
+        correct: (N,), 1 where it was right and 0 where not (a half for a tie).
+        bins: equal-width bins between `low` and 1; a confidence on an edge belongs to the upper bin, 1 to the last.
+        low: least confidence possible: 0.5 for the favourite of a pair.
+
+    Returns:
+        (3, bins) float32: count, sum of confidence, sum of correct.
+    """
+    check_same_shape(confidence=confidence, correct=correct)
+    confidence, correct = widen(confidence), widen(correct)
+    index = ((confidence - low) / (1 - low) * bins).long().clamp(0, bins - 1)
+    sums = confidence.new_zeros(3, bins)
+    for row, value in enumerate((torch.ones_like(confidence), confidence, correct)):
+        sums[row].scatter_add_(0, index, value)
+    return sums
+
+
+def calibration_error(sums: Tensor) -> Tensor:
+    """Expected calibration error of `calibration_sums`: mean |accuracy - confidence| weighted by bin counts, 0 .. 1.
+
+    Source: Guo et al. 2017 (arXiv 1706.04599) section 2.
+    """
+    count, confidence, correct = widen(sums)
+    return (confidence - correct).abs().sum() / count.sum().clamp(min=1)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce | None = None) -> Tensor:
+    """1 - Var(returns - values) / Var(returns) over the positions that count, a scalar.
+
+    1 is a perfect value function, 0 no better than a constant, below 0 worse than one. It is 0 where the returns do not
+    vary, since then there is nothing to explain.
+    """
+    check_same_shape(mask, values=values, returns=returns)
+    variance = masked_moments(returns, mask, reduce)[2]
+    residual = masked_moments(widen(returns) - widen(values), mask, reduce)[2]
+    return torch.where(variance > 0, 1 - residual / variance, 0.0)
+
+
+def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Confidence interval of a proportion, both ends within 0 .. 1; (0, 1) for no trials.
+
+    Args:
+        successes: number of successes, halves allowed for ties.
+        n: number of trials.
+        z: standard normal quantile, 1.96 for 95 %.
+
+    Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials")
+    if n == 0:
+        return 0.0, 1.0
+    share, shrink = successes / n, 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / shrink
+    half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
