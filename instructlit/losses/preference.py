@@ -44,7 +44,7 @@ def pair_margins(scores: Tensor, pairs: Pairs) -> Tensor:
 
 
 def ranking_loss(scores: Tensor, prompt_index: Tensor, ranks: Tensor) -> LossSum:
-    """Mean of -log sigmoid(margin) over each prompt's pairs, summed over prompts, and the number of prompts with a pair.
+    """Mean of -log sigmoid(margin) over each prompt's pairs, summed over prompts, and how many prompts have a pair.
 
     All pairs of a prompt are one element of the batch: averaged over pairs, a prompt with 9 completions weighs as
     much as one with 4. K = 2 is the Bradley-Terry likelihood. Prompts whose completions all tie count nothing.
