@@ -1,7 +1,7 @@
 """Fixtures for the whole suite: tokenizers whose ids can be read, models of a few thousand weights, small data files.
 
-The character tokenizer gives every ASCII character its own code as id, so that `ids == [ord(c) for c in text]`, with 0 for
-<pad>, 1 for <unk> and 2 for <eos>. An expected id in a test can then be read without running anything.
+The character tokenizer gives every ASCII character its own code as id, so that `ids == [ord(c) for c in text]`, with 0
+for <pad>, 1 for <unk> and 2 for <eos>. An expected id in a test can then be read without running anything.
 """
 
 import json
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
 def seeded() -> None:
     """Every test starts from the same random state, whichever ran before it."""
     random.seed(0)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global state that libraries draw from
     torch.manual_seed(0)
 
 
@@ -137,9 +137,11 @@ def tiny_gpt2_dir(tmp_path_factory: pytest.TempPathFactory, char_tokenizer: PreT
     return save_tiny_model(config, tmp_path_factory.mktemp("models") / "tiny_gpt2", char_tokenizer)
 
 
+WORDS = ("red", "green", "blue", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "cat", "a")
+
 DEMONSTRATIONS: list[dict[str, Any]] = [
     {"prompt": f"Say {word}: ", "completion": word[::-1], "use_case": "generation", "user": f"u{i % 5}"}
-    for i, word in enumerate("red green blue one two three four five six seven eight nine ten cat dog".split() + ["a"])
+    for i, word in enumerate((*WORDS, "dog", "ten"))
 ]
 
 COMPARISONS: list[dict[str, Any]] = [

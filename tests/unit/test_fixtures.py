@@ -32,7 +32,8 @@ def test_tiny_models_load_and_speak(fixture: str, request: pytest.FixtureRequest
     tokenizer = AutoTokenizer.from_pretrained(path)
     logits = model(torch.tensor([tokenizer("abc")["input_ids"]])).logits
     assert logits.shape == (1, 3, 128)
-    assert model.config.eos_token_id == 2 and tokenizer.pad_token_id == 0
+    assert model.config.eos_token_id == 2
+    assert tokenizer.pad_token_id == 0
     # an untrained model must not be so flat that wrong positions or ids give the same numbers
     assert logits.std() > 0.01
 
