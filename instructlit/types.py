@@ -92,7 +92,7 @@ class TokenBatch:
 class ComparisonBatch:
     """All completions of P prompts, one right-padded sequence (prompt, completion, EOS) each.
 
-    The completions of one prompt are neighbours and never split between batches, so that all its pairs are seen at once.
+    The completions of one prompt are neighbours and never split between batches: all its pairs are seen at once.
     """
 
     input_ids: Tensor  # (N, T) int64
@@ -104,6 +104,19 @@ class ComparisonBatch:
 
     def __len__(self) -> int:
         return len(self.labelers)
+
+    def prompts(self, start: int, stop: int) -> "ComparisonBatch":
+        """The prompts from `start` up to `stop` with all their completions, cut to the longest of them."""
+        rows = (self.prompt_index >= start) & (self.prompt_index < stop)
+        width = _width(self.attention_mask[rows])
+        return ComparisonBatch(
+            self.input_ids[rows, :width],
+            self.attention_mask[rows, :width],
+            self.response_mask[rows, :width],
+            self.prompt_index[rows] - start,
+            self.ranks[rows],
+            self.labelers[start:stop],
+        )
 
 
 @dataclass
@@ -120,8 +133,9 @@ class PromptBatch:
 
 @dataclass
 class Responses:
-    """Prompts and the responses sampled for them, as ids. A response is the sampled tokens up to and including EOS, or up
-    to the length limit.
+    """Prompts and the responses sampled for them, as ids.
+
+    A response is the sampled tokens up to and including EOS, or up to the length limit.
 
     Example, prompt "ab" after one pad, response "c" EOS in three columns: `prompt_ids = [0, a, b]`,
     `prompt_mask = [0, 1, 1]`, `response_ids = [c, EOS, 0]`, `response_mask = [1, 1, 0]`, `ended = True`.

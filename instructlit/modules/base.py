@@ -1,0 +1,193 @@
+"""What the three stages share: one training batch is one optimiser step, split into micro-batches inside it.
+
+A deviation from Lightning's habit, with its reason: the modules optimise by hand. The loss of a step is a sum over all
+its micro-batches and ranks divided by one global count, which automatic accumulation (a mean of means) cannot give.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from instructlit.errors import UserError
+from instructlit.losses import LossSum
+from instructlit.models.backbone import Backbone
+from instructlit.modules.random_state import random_state, restore_random_state
+
+
+class StageModule(pl.LightningModule):
+    """Base of the stages: optimiser and schedule by factory, gradient accumulation by global count, resumable state.
+
+    Args:
+        optimizer: makes the optimiser from parameters or parameter groups.
+        lr_scheduler: makes the schedule from the optimiser; None keeps the learning rate. One with a `set_total_steps`
+            method is told the number of optimiser steps of the run.
+        micro_batch_size: rows of a batch in one forward and backward; None takes the whole batch at once.
+        gradient_clip_norm: largest gradient norm of a step; None does not clip.
+    """
+
+    stage: str
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        micro_batch_size: int | None,
+        gradient_clip_norm: float | None,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.make_optimizer = optimizer
+        self.make_lr_scheduler = lr_scheduler
+        self.micro_batch_size = micro_batch_size
+        self.gradient_clip_norm = gradient_clip_norm
+        self._random_state: dict[str, Any] | None = None
+
+    # -- what a stage says of itself -------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def backbone(self) -> Backbone:
+        """Where the trained model came from."""
+
+    @property
+    @abstractmethod
+    def trained_model(self) -> nn.Module:
+        """The model that leaves the stage."""
+
+    @abstractmethod
+    def total_updates(self) -> int:
+        """Optimiser steps of the whole run, for the schedule."""
+
+    def parents(self) -> dict[str, str]:
+        """The models this stage was made from: role to folder or Hub name."""
+        return {"init": self.backbone.path}
+
+    def progress(self) -> tuple[int, int, str]:
+        """How far the run is: done, total and the unit."""
+        return self.trainer.global_step, self.total_updates(), "step"
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser is made from."""
+        return [{"params": [p for p in self.trained_model.parameters() if p.requires_grad]}]
+
+    def export(self, path: str | Path, record: dict[str, Any]) -> list[Path]:
+        """Write what leaves the stage as Hugging Face folders; returns them, the main one first."""
+        from instructlit.models.export import export_folder
+
+        return [export_folder(self.trained_model, self.tokenizer, Path(path), record | {"weights": "raw"})]
+
+    # -- Lightning hooks -------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Any:
+        """The datamodule's tokenizer."""
+        return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        _refuse_trainer_options(self.trainer)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer(self.parameter_groups())  # type: ignore[arg-type]
+        if self.make_lr_scheduler is None:
+            return optimizer
+        scheduler = self.make_lr_scheduler(optimizer)
+        if hasattr(scheduler, "set_total_steps"):
+            scheduler.set_total_steps(self.total_updates())  # type: ignore[union-attr]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[return-value,typeddict-item]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Only here has everything that draws random numbers on the way into a resumed run (checks, loaders) done so.
+        if self._random_state is not None:
+            restore_random_state(self._random_state)
+            self._random_state = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["instructlit"] = {
+            "stage": self.stage,
+            "backbone": asdict(self.backbone),
+            "tokenizer": getattr(self.tokenizer, "name_or_path", None),
+            "random_state": random_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = checkpoint.get("instructlit")
+        if kept is None or kept["stage"] != self.stage:
+            raise UserError(
+                f"the checkpoint is of stage {kept['stage'] if kept else 'unknown'}, this run is {self.stage}",
+                where="ckpt_path",
+                expected=f"a checkpoint written by the {self.stage} stage",
+            )
+        self._random_state = kept["random_state"]
+
+    # -- one optimiser step ----------------------------------------------------------------------------------------
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        """The sum of `x` over all ranks; `x` itself on one."""
+        if self.trainer.world_size == 1:
+            return x
+        return self.trainer.strategy.reduce(x, reduce_op="sum")  # type: ignore[return-value]
+
+    def accumulate(
+        self, parts: Iterable[Any], loss: Callable[[Any], LossSum], count: Tensor, weight: float = 1.0
+    ) -> Tensor:
+        """Add the gradient of weight * (sum of the losses / count) over micro-batches; returns the mean over ranks.
+
+        Args:
+            parts: this rank's micro-batches of the step.
+            loss: gives a micro-batch's `LossSum`; only its total is used.
+            count: what all micro-batches of all ranks count together.
+            weight: factor on the gradient, not on the value returned.
+        """
+        count = count.clamp_min(1)
+        total = torch.zeros((), device=self.device)
+        for part in parts:
+            part_total = loss(part).total
+            # Data-parallel strategies average gradients over the ranks; the world size turns that into the sum.
+            self.manual_backward(part_total * (weight * self.trainer.world_size) / count)
+            total += part_total.detach()
+        return self.sum_over_ranks(total) / count
+
+    def step_optimizer(self, models: Iterable[nn.Module]) -> list[Tensor]:
+        """Clip each model's gradient on its own, step optimiser and schedule; returns the norms before clipping."""
+        optimizer = self.optimizers()
+        bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
+        norms = [nn.utils.clip_grad_norm_(model.parameters(), bound) for model in models]
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        if scheduler := self.lr_schedulers():
+            scheduler.step()  # type: ignore[union-attr,call-arg]
+        return norms
+
+    def learning_rate(self) -> float:
+        """That of the first parameter group, now."""
+        return float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+
+
+def _refuse_trainer_options(trainer: pl.Trainer) -> None:
+    """Trainer options whose work the modules do themselves, and would otherwise be ignored or done twice."""
+    refused = [
+        ("accumulate_grad_batches", trainer.accumulate_grad_batches not in (None, 1), "micro_batch_size"),
+        ("gradient_clip_val", trainer.gradient_clip_val is not None, "gradient_clip_norm"),
+    ]
+    for option, is_set, ours in refused:
+        if is_set:
+            raise UserError(
+                "is not used here: a batch is one optimiser step whatever its micro-batches",
+                where=f"trainer.{option}",
+                fix=f"remove it and set model.init_args.{ours}",
+            )
+    if "16-mixed" in str(trainer.precision) and "bf16" not in str(trainer.precision):
+        raise UserError(
+            f"{trainer.precision} scales losses, which the global count of a step does not allow for",
+            where="trainer.precision",
+            expected="32-true, bf16-mixed or bf16-true",
+            fix="set trainer.precision: bf16-mixed",
+        )

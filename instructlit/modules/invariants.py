@@ -1,0 +1,122 @@
+"""What must hold on the first rollout, checked before the run spends anything more (design: invariants at step 0)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from instructlit.errors import UserError
+from instructlit.modules.ppo_metrics import UpdateMetrics
+from instructlit.ops.masking import masked_mean, masked_sum
+from instructlit.ops.rewards import shape_rewards
+from instructlit.rollout.forward import chunks, response_log_probs, widened
+from instructlit.rollout.reward import RewardModel, checked_scores
+from instructlit.types import Responses, Rollout
+
+if TYPE_CHECKING:
+    from instructlit.modules.ppo import PPOModule
+
+MEAN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+"""Largest mean difference, in nats a token, between log-probs of one model computed in two ways, by its precision."""
+
+
+class InvariantError(UserError):
+    """An invariant of PPO does not hold; training on would be silently wrong."""
+
+
+def tolerance(module: PPOModule) -> float:
+    """The bound for the precision the policy computes in."""
+    dtype = next(module.trained_model.parameters()).dtype
+    if "bf16" in str(module.trainer.precision):
+        dtype = torch.bfloat16
+    return MEAN_TOLERANCE.get(dtype, 1e-4)
+
+
+@torch.no_grad()
+def check_rollout(module: PPOModule, rollout: Rollout) -> None:
+    """Sampler against trainer, policy against reference, scores against padding, rewards against scores.
+
+    Raises:
+        InvariantError: naming the invariant, what was found and the likely cause.
+    """
+    bound = tolerance(module)
+    mask = rollout.response_mask
+    width = mask.shape[1]
+    parts = list(chunks(rollout, module.micro_batch_size))
+    own = widened([response_log_probs(module.trained_model, p, module.sampling.temperature) for p in parts], width)
+    gap = float(masked_mean((own - rollout.old_log_probs).abs(), mask))
+    _require(
+        gap <= bound,
+        f"the engine's log-probs differ from the trainer's by {gap:.2g} nats a token",
+        f"at most {bound:g}",
+        "the engine samples from another distribution (temperature, weights, precision) than the trainer computes",
+    )
+    if module.reference_backbone is None or module.reference_backbone.path == module.policy_backbone.path:
+        kl = float(masked_sum(own - rollout.ref_log_probs, mask) / len(rollout))
+        limit = bound * max(1.0, float(mask.sum()) / len(rollout))
+        _require(
+            abs(kl) <= limit,
+            f"the KL to the reference is {kl:.2g} nats before the first update",
+            f"0 within {limit:.2g}, since policy and reference are the same folder",
+            "dropout is on, or one of the two was loaded in another precision",
+        )
+    if isinstance(module.reward, RewardModel):
+        shift = float((checked_scores(module.reward, _padded(rollout)) - rollout.scores).abs().max())
+        _require(
+            shift <= 100 * bound,
+            f"seven columns of padding change a score by {shift:.2g}",
+            "no change",
+            "the reward model's architecture ignores the attention mask or the position ids",
+        )
+    bare = shape_rewards(rollout.scores, rollout.old_log_probs, rollout.ref_log_probs, mask, beta=0.0).sum(dim=1)
+    off = float((bare - rollout.scores).abs().max())
+    _require(off <= 1e-4, f"rewards without a KL penalty miss their score by {off:.2g}", "the score, once", "")
+
+
+def check_first_minibatch(module: PPOModule, metrics: UpdateMetrics) -> None:
+    """Before anything was learnt the ratio is 1, approx-KL 0 and nothing is clipped.
+
+    Raises:
+        InvariantError: where one is not.
+    """
+    bound = tolerance(module)
+    first = metrics.compute(module.sum_over_ranks)
+    found = {
+        "ratio_mean": abs(float(first["policy/ratio_mean"]) - 1),
+        "approx_kl": abs(float(first["policy/approx_kl"])),
+        "clip_fraction": float(first["policy/clip_fraction"]),
+    }
+    for name, distance in found.items():
+        _require(
+            distance <= bound,
+            f"{name} of the first minibatch is off by {distance:.2g}",
+            "ratio 1, approx-KL 0, clip fraction 0",
+            "the update computes other log-probs than the rollout",
+        )
+
+
+def _require(holds: bool, what: str, expected: str, cause: str) -> None:
+    if not holds:
+        raise InvariantError(
+            what,
+            where="PPO self-check on the first rollout",
+            expected=expected,
+            fix=f"{cause}; model.init_args.self_check: false goes on regardless" if cause else None,
+        )
+
+
+def _padded(rollout: Rollout, columns: int = 7) -> Responses:
+    def left(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (columns, 0))
+
+    return Responses(
+        prompts=rollout.prompts,
+        texts=rollout.texts,
+        prompt_ids=left(rollout.prompt_ids),
+        prompt_mask=left(rollout.prompt_mask),
+        response_ids=rollout.response_ids,
+        response_mask=rollout.response_mask,
+        ended=rollout.ended,
+    )

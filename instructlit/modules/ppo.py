@@ -1,0 +1,402 @@
+"""PPO against a reward with a KL penalty and a pretraining mix (arXiv 2203.02155, p. 9 equation 2, and p. 42).
+
+Deviations from the paper, with their reasons: one optimiser holds policy and value network as two parameter groups, so
+that one step of it is one policy update, and each network's gradient is clipped on its own. GAE's lambda (0.95) and the
+value clip (0.2) are not in the paper; they are those of its ancestors. A response without EOS is scored -1 by default.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from instructlit.errors import UserError
+from instructlit.losses import LossSum, language_loss, policy_loss, value_loss
+from instructlit.models.adapters import reference_view
+from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
+from instructlit.models.dropout import disable_dropout
+from instructlit.models.ema import EMA
+from instructlit.models.export import export_folder
+from instructlit.models.scalar import ScalarModel
+from instructlit.models.schedules import ConstantWithWarmup
+from instructlit.modules.base import StageModule
+from instructlit.modules.invariants import check_first_minibatch, check_rollout
+from instructlit.modules.ppo_metrics import UpdateMetrics, rollout_metrics
+from instructlit.ops.kl import sequence_kl
+from instructlit.ops.kl_control import FixedKL, KLController
+from instructlit.ops.moments import RunningMoments
+from instructlit.rollout import (
+    CachedEngine,
+    GenerationEngine,
+    RewardFunction,
+    Sampling,
+    Shaping,
+    build_rollout,
+    checked_scores,
+    minibatch_indices,
+)
+from instructlit.rollout.forward import (
+    chunks,
+    log_probs_and_entropy,
+    response_log_probs,
+    response_values,
+    widened,
+)
+from instructlit.types import Generation, PromptBatch, Responses, Rollout, TokenBatch
+
+
+class PPOModule(StageModule):
+    """One training batch is one rollout: sample, score, estimate advantages, then update in minibatches.
+
+    Args:
+        policy: the SFT model, to be trained.
+        reward: where scores come from: `instructlit.rollout.RewardModel` or a class of yours.
+        value: what the value network starts from: the reward model, head included (p. 41).
+        reference: the frozen model that the KL is measured to; None takes the policy's own folder, or, where the policy
+            is trained by LoRA, the policy with its adapters off.
+        episodes: responses sampled in the whole run; the paper 256,000.
+        minibatch_size: episodes in one optimiser step, over all ranks; the paper 64.
+        ppo_epochs: passes over each rollout; the paper 1.
+        sampling: length limit and temperature of the responses.
+        shaping: from scores to rewards to advantages.
+        kl: constant or adaptive KL coefficient.
+        clip: range of the policy ratio around 1.
+        value_clip: range of the value around its prediction at the rollout.
+        pretraining_coefficient: gamma of PPO-ptx; used when the data has pretraining text.
+        ema_decay: decay of the moving average of the policy, updated at every step; None keeps none.
+        max_kl: stop the run when a rollout's mean KL, in nats a response, passes this.
+        engine: the generation engine.
+        optimizer: the optimiser of policy and value network; its learning rate is the policy's.
+        value_learning_rate: that of the value network.
+        lr_scheduler: the schedule, in optimiser steps.
+        micro_batch_size: sequences in one forward and backward; None takes a minibatch at once.
+        gradient_clip_norm: largest gradient norm of a step, of policy and value network each.
+        self_check: verify the invariants on the first rollout and refuse to go on where one fails.
+    """
+
+    stage = "ppo"
+
+    def __init__(
+        self,
+        policy: Backbone,
+        reward: RewardFunction,
+        value: Backbone,
+        reference: Backbone | None = None,
+        episodes: int = 256_000,
+        minibatch_size: int = 64,
+        ppo_epochs: int = 1,
+        sampling: Sampling = Sampling(),  # noqa: B008 - a frozen set of numbers, and what --help shows
+        shaping: Shaping = Shaping(),  # noqa: B008
+        kl: KLController = FixedKL(),  # noqa: B008
+        clip: float = 0.2,
+        value_clip: float = 0.2,
+        pretraining_coefficient: float = 27.8,
+        ema_decay: float | None = 0.992,
+        max_kl: float | None = None,
+        engine: GenerationEngine = CachedEngine(),  # noqa: B008
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(
+            p, lr=9e-6, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0
+        ),
+        value_learning_rate: float = 9e-6,
+        lr_scheduler: LRSchedulerCallable | None = ConstantWithWarmup,
+        micro_batch_size: int | None = None,
+        gradient_clip_norm: float | None = 1.0,
+        self_check: bool = True,
+    ):
+        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm)
+        if sampling.greedy:
+            raise UserError(
+                "greedy decoding gives PPO nothing to learn from: every sample of a prompt is the same",
+                where="model.init_args.sampling.greedy",
+                expected="false",
+            )
+        self.policy_backbone, self.value_backbone, self.reference_backbone = policy, value, reference
+        self.reward, self.sampling, self.shaping, self.kl, self.engine = reward, sampling, shaping, kl, engine
+        self.episodes, self.minibatch_size, self.ppo_epochs = episodes, minibatch_size, ppo_epochs
+        self.clip, self.value_clip = clip, value_clip
+        self.pretraining_coefficient, self.ema_decay, self.max_kl = pretraining_coefficient, ema_decay, max_kl
+        self.value_learning_rate, self.self_check = value_learning_rate, self_check
+        self.policy: nn.Module | None = None
+        self.value: ScalarModel | None = None
+        self.frozen_reference: list[nn.Module] = []  # in a list: not ours to save, move or shard as a submodule
+        self.ema: EMA | None = None
+        self.moments = RunningMoments()
+        self.episodes_seen = 0
+        self.generator: torch.Generator | None = None
+        self.validation_rows: list[dict[str, Any]] = []
+        self._resumed: dict[str, Any] | None = None
+
+    # -- models ----------------------------------------------------------------------------------------------------
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.policy_backbone
+
+    @property
+    def trained_model(self) -> nn.Module:
+        assert self.policy is not None
+        return self.policy
+
+    @property
+    def value_model(self) -> ScalarModel:
+        assert self.value is not None
+        return self.value
+
+    def parents(self) -> dict[str, str]:
+        found = {"policy": self.policy_backbone.path, "value": self.value_backbone.path}
+        if self.reference_backbone:
+            found["reference"] = self.reference_backbone.path
+        if (model := getattr(self.reward, "model", None)) and isinstance(model, Backbone):
+            found["reward"] = model.path
+        return found
+
+    def configure_model(self) -> None:
+        if self.policy is not None:
+            return
+        self.policy = load_causal_lm(self.policy_backbone, "policy")
+        self.value = load_scalar_model(self.value_backbone, where="value")
+        if self.reference_backbone is not None or self.policy_backbone.lora is None:
+            reference = load_causal_lm(self.reference_backbone or self.policy_backbone)
+            self.frozen_reference = [reference.requires_grad_(False).eval()]
+        for model in (self.policy, self.value, *self.frozen_reference):
+            disable_dropout(model)  # a ratio compares two passes over the same tokens: noise would pass for learning
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [
+            {"params": [p for p in self.trained_model.parameters() if p.requires_grad]},
+            {"params": [p for p in self.value_model.parameters() if p.requires_grad], "lr": self.value_learning_rate},
+        ]
+
+    def export(self, path: str | Path, record: dict[str, Any]) -> list[Path]:
+        """The policy at `path` and, where one is kept, its moving average beside it at `path`-ema."""
+        folders = super().export(path, record)
+        if self.ema is not None:
+            with self.ema.swapped():
+                folders.append(
+                    export_folder(self.trained_model, self.tokenizer, Path(f"{path}-ema"), record | {"weights": "ema"})
+                )
+        return folders
+
+    # -- the run ---------------------------------------------------------------------------------------------------
+
+    @property
+    def rollout_size(self) -> int:
+        """Episodes of one training batch, over all ranks."""
+        return int(self.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+
+    def total_updates(self) -> int:
+        rollouts = -(-self.episodes // self.rollout_size)
+        return rollouts * self.ppo_epochs * (self.rollout_size // self.minibatch_size)
+
+    def progress(self) -> tuple[int, int, str]:
+        return self.episodes_seen, self.episodes, "episode"
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.rollout_size % self.minibatch_size or self.minibatch_size % self.trainer.world_size:
+            raise UserError(
+                f"minibatch_size is {self.minibatch_size}, a rollout {self.rollout_size}, "
+                f"on {self.trainer.world_size} devices",
+                where="model.init_args.minibatch_size",
+                expected="a divisor of data.init_args.batch_size and a multiple of the number of devices",
+            )
+
+    def on_fit_start(self) -> None:
+        self._prepare()
+        if self.ema_decay is not None:
+            self.ema = EMA(self.trained_model, self.ema_decay)
+        self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(torch.initial_seed() % 2**31 + 100_003 * self.global_rank)
+        if self._resumed is not None:
+            self._restore(self._resumed)
+
+    def on_validation_start(self) -> None:
+        self._prepare()
+        self.validation_rows = []
+
+    on_test_start = on_validation_start
+    on_predict_start = on_validation_start
+
+    def _prepare(self) -> None:
+        for model in self.frozen_reference:
+            model.to(self.device)
+        self.reward.prepare(self.device, self.tokenizer)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        first = self.self_check and self.episodes_seen == 0
+        rollout = self.collect(batch["prompts"])
+        if first:
+            check_rollout(self, rollout)
+        metrics = UpdateMetrics()
+        for _ in range(self.ppo_epochs):
+            for index, text in self._minibatches(rollout, batch.get("pretraining")):
+                self.update(rollout.rows(index), text, metrics)
+                if first and metrics.updates == 1:
+                    check_first_minibatch(self, metrics)
+        self._finish(rollout, metrics)
+
+    @torch.no_grad()
+    def collect(self, prompts: PromptBatch) -> Rollout:
+        """Sample a response to each prompt and estimate what each of its tokens was worth."""
+        generation = self.engine.generate(self.trained_model, prompts, self.sampling, self.tokenizer, self.generator)
+        scores = checked_scores(self.reward, generation)
+        width = generation.response_ids.shape[1]
+        parts = list(chunks(generation, self.micro_batch_size))
+        values = widened([response_values(self.value_model, part) for part in parts], width)
+        reference = widened([self.reference_log_probs(part) for part in parts], width)
+        return build_rollout(
+            generation, scores, reference, values, self.shaping, self.kl.coefficient, self.moments, self.sum_over_ranks
+        )
+
+    @torch.no_grad()
+    def reference_log_probs(self, responses: Responses) -> Tensor:
+        """Log-probs (B, R) of the frozen reference at the sampling temperature."""
+        if self.frozen_reference:
+            return response_log_probs(self.frozen_reference[0], responses, self.sampling.temperature)
+        with reference_view(self.trained_model):
+            return response_log_probs(self.trained_model, responses, self.sampling.temperature)
+
+    def update(self, minibatch: Rollout, text: TokenBatch | None, metrics: UpdateMetrics) -> None:
+        """One optimiser step on grad(PPO) + gamma * grad(pretraining loss), and on the value loss."""
+        tokens = self.sum_over_ranks(minibatch.response_mask.sum().float())
+
+        def ppo(part: Rollout) -> LossSum:
+            log_probs, entropy = log_probs_and_entropy(self.trained_model, part, self.sampling.temperature)
+            loss, stats = policy_loss(log_probs, part.old_log_probs, part.advantages, part.response_mask, self.clip)
+            metrics.add_policy(stats, entropy, part.response_mask)
+            return loss
+
+        def value(part: Rollout) -> LossSum:
+            values = response_values(self.value_model, part)
+            loss, stats = value_loss(values, part.values, part.returns, part.response_mask, self.value_clip)
+            metrics.add_value(stats, part.response_mask)
+            return loss
+
+        losses = {"policy/loss": self.accumulate(chunks(minibatch, self.micro_batch_size), ppo, tokens)}
+        if text is not None:
+            losses["pretraining/loss"] = self.accumulate(
+                self._text_chunks(text),
+                self._text_loss,
+                self.sum_over_ranks(text.loss_mask[:, 1:].sum().float()),
+                weight=self.pretraining_coefficient,
+            )
+        losses["value/loss"] = self.accumulate(chunks(minibatch, self.micro_batch_size), value, tokens)
+        policy_norm, value_norm = self.step_optimizer([self.trained_model, self.value_model])
+        if self.ema is not None:
+            self.ema.update()
+        metrics.add_update(losses | {"policy/gradient_norm": policy_norm, "value/gradient_norm": value_norm})
+
+    def _minibatches(self, rollout: Rollout, text: TokenBatch | None) -> Iterator[tuple[Tensor, TokenBatch | None]]:
+        """A shuffle of the rollout in minibatches, each with its share of the pretraining text."""
+        size = self.minibatch_size // self.trainer.world_size
+        indices = minibatch_indices(len(rollout), size, self.generator, self.device)
+        share = len(text) // len(indices) if text is not None else 0
+        for i, index in enumerate(indices):
+            yield index, text.rows(slice(i * share, (i + 1) * share)) if text is not None else None
+
+    def _text_chunks(self, text: TokenBatch) -> Iterator[TokenBatch]:
+        size = self.micro_batch_size or len(text)
+        return (text.rows(slice(i, i + size)) for i in range(0, len(text), size))
+
+    def _text_loss(self, part: TokenBatch) -> LossSum:
+        logits = self.trained_model(
+            input_ids=part.input_ids, attention_mask=part.attention_mask.long(), use_cache=False
+        ).logits
+        return language_loss(logits, part.input_ids, part.loss_mask)
+
+    def _finish(self, rollout: Rollout, metrics: UpdateMetrics) -> None:
+        """Steer the KL coefficient, log, and end the run when it is done or has run away."""
+        self.episodes_seen += self.rollout_size
+        figures = rollout_metrics(rollout, self.kl.coefficient, self.sum_over_ranks)
+        figures |= metrics.compute(self.sum_over_ranks)
+        kl = float(figures["objective/kl"])
+        self.kl.update(kl, self.rollout_size)
+        figures |= {"episodes": float(self.episodes_seen), "lr": self.learning_rate()}
+        self.log_dict({f"ppo/{name}": value for name, value in figures.items()})
+        if self.max_kl is not None and kl > self.max_kl:
+            self.print(
+                f"PPO stops: the policy is {kl:.1f} nats a response from the reference, over max_kl={self.max_kl}. "
+                "Raise the KL coefficient or lower the learning rate."
+            )
+            self.trainer.should_stop = True
+        if self.episodes_seen >= self.episodes:
+            self.trainer.should_stop = True
+
+    # -- evaluation on held-out prompts ----------------------------------------------------------------------------
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        generator = torch.Generator(self.device)  # its own, so that looking changes nothing and looks compare
+        generator.manual_seed(1_000_003 + batch_idx + 7919 * self.global_rank)
+        generation = self.engine.generate(self.trained_model, batch, self.sampling, self.tokenizer, generator)
+        scores = checked_scores(self.reward, generation)
+        kl = sequence_kl(generation.log_probs, self.reference_log_probs(generation), generation.response_mask)
+        lengths = generation.response_mask.sum(dim=1)
+        size = len(generation)
+        self.log("ppo/val/score", scores.mean(), batch_size=size, on_epoch=True, sync_dist=True, prog_bar=True)
+        self.log("ppo/val/kl", kl.mean(), batch_size=size, on_epoch=True, sync_dist=True)
+        self.log("ppo/val/length", lengths.float().mean(), batch_size=size, on_epoch=True, sync_dist=True)
+        self.validation_rows += _sample_rows(generation, scores, kl, lengths, self.episodes_seen)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """The samples of a batch with score, KL and length."""
+        generation = self.engine.generate(self.trained_model, batch, self.sampling, self.tokenizer, None)
+        kl = sequence_kl(generation.log_probs, self.reference_log_probs(generation), generation.response_mask)
+        scores = checked_scores(self.reward, generation)
+        return _sample_rows(generation, scores, kl, generation.response_mask.sum(dim=1), self.episodes_seen)
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["instructlit"]["ppo"] = {
+            "episodes_seen": self.episodes_seen,
+            "kl": self.kl.state_dict(),
+            "moments": self.moments.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "generator": self.generator.get_state() if self.generator is not None else None,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._resumed = checkpoint["instructlit"]["ppo"]
+        self.episodes_seen = int(self._resumed["episodes_seen"])
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.kl.load_state_dict(state["kl"])
+        self.moments.load_state_dict(state["moments"])
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.load_state_dict(state["ema"])
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"].cpu())
+        self._resumed = None
+
+
+def _sample_rows(
+    generation: Generation, scores: Tensor, kl: Tensor, lengths: Tensor, episodes: int
+) -> list[dict[str, Any]]:
+    columns = zip(
+        generation.prompts,
+        generation.texts,
+        scores.tolist(),
+        kl.tolist(),
+        lengths.tolist(),
+        generation.ended.tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "episodes": episodes,
+            "prompt": prompt.prompt,
+            "response": text,
+            "score": score,
+            "kl": nats,
+            "length": length,
+            "ended": ended,
+        }
+        for prompt, text, score, nats, length, ended in columns
+    ]

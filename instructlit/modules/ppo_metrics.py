@@ -1,0 +1,81 @@
+"""The figures PPO logs: every mean is over the tokens, responses or updates that count, on all ranks."""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from instructlit.ops.kl import sequence_kl
+from instructlit.ops.masking import masked_sum
+from instructlit.ops.statistics import explained_variance
+from instructlit.types import Rollout
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+class UpdateMetrics:
+    """Sums over the micro-batches of an iteration's updates; `compute` turns them into means."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self.tokens: dict[str, Tensor] = {"policy": torch.zeros(()), "value": torch.zeros(())}
+        self.means: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self.updates = 0
+
+    def add_policy(self, stats: dict[str, Tensor], entropy: Tensor, mask: Tensor) -> None:
+        """A micro-batch's sums over response tokens, with the entropy (B, R) of its steps."""
+        self.tokens["policy"] = self.tokens["policy"] + mask.sum()
+        for name, value in (stats | {"entropy": masked_sum(entropy, mask)}).items():
+            self.sums[f"policy/{name}"] = self.sums[f"policy/{name}"] + value
+
+    def add_value(self, stats: dict[str, Tensor], mask: Tensor) -> None:
+        """A micro-batch's sums over response tokens of the value loss."""
+        self.tokens["value"] = self.tokens["value"] + mask.sum()
+        for name, value in stats.items():
+            self.sums[f"value/{name}"] = self.sums[f"value/{name}"] + value
+
+    def add_update(self, figures: dict[str, Tensor]) -> None:
+        """Losses and gradient norms of one optimiser step, already over all ranks."""
+        self.updates += 1
+        for name, value in figures.items():
+            self.means[name] = self.means[name] + value.detach().float()
+
+    def compute(self, reduce: Reduce) -> dict[str, Tensor]:
+        """Means over tokens of all ranks, and over updates."""
+        names = sorted(self.sums)
+        stacked = torch.stack([*(self.sums[name] for name in names), self.tokens["policy"], self.tokens["value"]])
+        *sums, policy_tokens, value_tokens = reduce(stacked).unbind()
+        tokens = {"policy": policy_tokens.clamp_min(1), "value": value_tokens.clamp_min(1)}
+        figures = {name: total / tokens[name.split("/")[0]] for name, total in zip(names, sums, strict=True)}
+        return figures | {name: total / max(self.updates, 1) for name, total in self.means.items()}
+
+
+def rollout_metrics(rollout: Rollout, beta: float, reduce: Reduce) -> dict[str, Tensor]:
+    """What the rollout was like, before it was learnt from."""
+    mask = rollout.response_mask
+    per_response = torch.stack(
+        [
+            rollout.scores,
+            sequence_kl(rollout.old_log_probs, rollout.ref_log_probs, mask),
+            masked_sum(rollout.rewards, mask, dim=1),
+            mask.sum(dim=1).float(),
+            rollout.ended.float(),
+            rollout.scores.square(),
+            torch.ones_like(rollout.scores),
+        ]
+    ).sum(dim=1)
+    score, kl, reward, length, ended, square, count = reduce(per_response).unbind()
+    means = {
+        "objective/score": score / count,
+        "objective/score_std": (square / count - (score / count).square()).clamp_min(0).sqrt(),
+        "objective/kl": kl / count,
+        "objective/reward": reward / count,
+        "objective/kl_coefficient": torch.tensor(beta),
+        "response/length": length / count,
+        "response/eos_fraction": ended / count,
+        "value/explained_variance": explained_variance(rollout.values, rollout.returns, mask, reduce),
+    }
+    values = torch.stack([masked_sum(rollout.values, mask), masked_sum(rollout.returns, mask), mask.sum().float()])
+    value, returns, tokens = reduce(values).unbind()
+    return means | {"value/mean": value / tokens, "value/return_mean": returns / tokens}

@@ -1,0 +1,141 @@
+"""The reward model, trained on all pairs of a prompt's ranked completions at once (arXiv 2203.02155, equation 1)."""
+
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from instructlit.losses import LossSum, ranking_loss
+from instructlit.models.backbone import Backbone, load_scalar_model
+from instructlit.models.scalar import ScalarModel
+from instructlit.models.schedules import CosineToFraction
+from instructlit.modules.base import StageModule
+from instructlit.modules.reward_metrics import PairMetrics
+from instructlit.types import ComparisonBatch
+
+
+class RewardModule(StageModule):
+    """K-way ranking loss, one forward a completion; a shift makes the mean score of the demonstrations 0 (p. 9).
+
+    The paper (p. 41-42): one epoch, learning rate 9e-6, cosine to 10 %, 64 prompts a batch. More epochs overfit.
+
+    Args:
+        model: the backbone; a causal language model gets a fresh scalar head.
+        optimizer: the optimiser; by default Adam as in the paper.
+        lr_scheduler: the schedule; by default cosine to 10 % of the learning rate.
+        micro_batch_size: prompts, with all their completions, in one forward and backward; None takes the whole batch.
+        gradient_clip_norm: largest gradient norm of a step; None does not clip.
+        shift_batches: most batches of demonstrations read for the shift; None reads all.
+    """
+
+    stage = "reward"
+
+    def __init__(
+        self,
+        model: Backbone,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=9e-6, betas=(0.9, 0.95), weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = CosineToFraction,
+        micro_batch_size: int | None = None,
+        gradient_clip_norm: float | None = 1.0,
+        shift_batches: int | None = None,
+    ):
+        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm)
+        self._backbone = model
+        self.shift_batches = shift_batches
+        self.model: ScalarModel | None = None
+        self.validation_pairs = PairMetrics()
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._backbone
+
+    @property
+    def trained_model(self) -> ScalarModel:
+        assert self.model is not None
+        return self.model
+
+    def configure_model(self) -> None:
+        if self.model is None:
+            self.model = load_scalar_model(self._backbone)
+
+    def total_updates(self) -> int:
+        return int(self.trainer.estimated_stepping_batches)
+
+    def training_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
+        count = self.sum_over_ranks(ranking_loss(self._no_scores(batch), batch.prompt_index, batch.ranks).count.float())
+        seen = PairMetrics().to(self.device)
+
+        def loss(part: ComparisonBatch) -> LossSum:
+            scores = self._scores(part)
+            seen.update(scores.detach(), part)
+            return ranking_loss(scores, part.prompt_index, part.ranks)
+
+        mean_loss = self.accumulate(self._micro_batches(batch), loss, count)
+        lr = self.learning_rate()
+        (norm,) = self.step_optimizer([self.trained_model])
+        self.log_dict(
+            {
+                "reward/train/loss": mean_loss,
+                "reward/train/accuracy": seen.compute()["accuracy"],
+                "reward/train/gradient_norm": norm,
+                "reward/lr": lr,
+            }
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation_pairs.reset()
+
+    def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
+        for part in self._micro_batches(batch):
+            self.validation_pairs.update(self._scores(part), part)
+
+    def on_validation_epoch_end(self) -> None:
+        figures = self.validation_pairs.compute()
+        self.log_dict({f"reward/val/{name}": value for name, value in figures.items()}, sync_dist=False)
+        if not self.trainer.sanity_checking:
+            # Differences between scores are blind to it, so it may move at any time; a checkpoint then always holds it.
+            self.centre_on_demonstrations()
+
+    def on_train_end(self) -> None:
+        self.centre_on_demonstrations()
+
+    def test_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"reward/test/{name}": value for name, value in self.validation_pairs.compute().items()})
+
+    def predict_step(self, batch: ComparisonBatch, batch_idx: int) -> Tensor:
+        """Scores of the completions, (N,)."""
+        return self._scores(batch)
+
+    @torch.no_grad()
+    def centre_on_demonstrations(self) -> None:
+        """Set the model's shift so that the mean score of the demonstrations is 0; nothing happens without any."""
+        loader = self.trainer.datamodule.demonstration_dataloader()  # type: ignore[attr-defined]
+        if loader is None:
+            return
+        model = self.trained_model
+        training = model.training
+        model.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for index, batch in enumerate(loader):
+            if self.shift_batches is not None and index >= self.shift_batches:
+                break
+            scores = model.score(batch.input_ids.to(self.device), batch.attention_mask.to(self.device))
+            total += torch.stack([scores.double().sum(), torch.tensor(len(scores), device=self.device)])
+        model.train(training)
+        total = self.sum_over_ranks(total)
+        model.set_shift(float(model.shift) - float(total[0] / total[1]))
+
+    def _micro_batches(self, batch: ComparisonBatch) -> Iterator[ComparisonBatch]:
+        size = self.micro_batch_size or len(batch)
+        return (batch.prompts(i, min(i + size, len(batch))) for i in range(0, len(batch), size))
+
+    def _scores(self, part: ComparisonBatch) -> Tensor:
+        return self.trained_model.score(part.input_ids, part.attention_mask)
+
+    @staticmethod
+    def _no_scores(batch: ComparisonBatch) -> Tensor:
+        return torch.zeros(len(batch.ranks), device=batch.ranks.device)

@@ -1,0 +1,112 @@
+"""Supervised fine-tuning on demonstrations, and pretraining: both minimise the loss on the counted tokens."""
+
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from instructlit.losses import LossSum, language_loss, token_accuracy
+from instructlit.models.backbone import Backbone, load_causal_lm
+from instructlit.models.schedules import CosineToFraction
+from instructlit.modules.base import StageModule
+from instructlit.types import TokenBatch
+
+
+class SFTModule(StageModule):
+    """Next-token loss on the tokens a `TokenBatch` counts: completions of demonstrations, or all text in pretraining.
+
+    The paper (p. 40-41): 16 epochs, cosine to 10 % without warm-up, residual dropout 0.2, and the checkpoint chosen by
+    reward-model score rather than validation loss.
+
+    Args:
+        policy: the model to train.
+        optimizer: the optimiser; by default Adam as in the paper, betas 0.9 and 0.95.
+        lr_scheduler: the schedule; by default cosine to 10 % of the learning rate.
+        micro_batch_size: sequences in one forward and backward; None takes the whole batch at once.
+        gradient_clip_norm: largest gradient norm of a step; None does not clip.
+        metric_prefix: first part of every metric's name, `sft` or `pretrain`.
+    """
+
+    stage = "sft"
+
+    def __init__(
+        self,
+        policy: Backbone,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=9.65e-6, betas=(0.9, 0.95), weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = CosineToFraction,
+        micro_batch_size: int | None = None,
+        gradient_clip_norm: float | None = 1.0,
+        metric_prefix: str = "sft",
+    ):
+        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm)
+        self._backbone = policy
+        self.metric_prefix = metric_prefix
+        self.policy: nn.Module | None = None
+        self.validation_loss = MeanMetric()
+        self.validation_accuracy = MeanMetric()
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._backbone
+
+    @property
+    def trained_model(self) -> nn.Module:
+        assert self.policy is not None
+        return self.policy
+
+    def configure_model(self) -> None:
+        if self.policy is None:
+            self.policy = load_causal_lm(self._backbone)
+
+    def total_updates(self) -> int:
+        return int(self.trainer.estimated_stepping_batches)
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        count = self.sum_over_ranks(batch.loss_mask[:, 1:].sum().float())
+        loss = self.accumulate(self._micro_batches(batch), self._loss, count)
+        lr = self.learning_rate()
+        (norm,) = self.step_optimizer([self.trained_model])
+        self.log_dict(
+            {
+                f"{self.metric_prefix}/train/loss": loss,
+                f"{self.metric_prefix}/train/gradient_norm": norm,
+                f"{self.metric_prefix}/train/tokens": count,
+                f"{self.metric_prefix}/lr": lr,
+            }
+        )
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        for part in self._micro_batches(batch):
+            logits = self._logits(part)
+            loss = language_loss(logits, part.input_ids, part.loss_mask)
+            hits = token_accuracy(logits, part.input_ids, part.loss_mask)
+            self.validation_loss.update(loss.mean(), weight=loss.count)
+            self.validation_accuracy.update(hits.mean(), weight=hits.count)
+        self.log(f"{self.metric_prefix}/val/loss", self.validation_loss, prog_bar=True)
+        self.log(f"{self.metric_prefix}/val/token_accuracy", self.validation_accuracy)
+
+    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """Mean log-prob of each row's counted tokens, (B,)."""
+        logits = self._logits(batch)
+        losses = [
+            language_loss(logits[i : i + 1], batch.input_ids[i : i + 1], batch.loss_mask[i : i + 1])
+            for i in range(len(batch))
+        ]
+        return torch.stack([-loss.mean() for loss in losses])
+
+    def _micro_batches(self, batch: TokenBatch) -> Iterator[TokenBatch]:
+        size = self.micro_batch_size or len(batch)
+        return (batch.rows(slice(i, i + size)) for i in range(0, len(batch), size))
+
+    def _logits(self, part: TokenBatch) -> Tensor:
+        return self.trained_model(
+            input_ids=part.input_ids, attention_mask=part.attention_mask.long(), use_cache=False
+        ).logits
+
+    def _loss(self, part: TokenBatch) -> LossSum:
+        return language_loss(self._logits(part), part.input_ids, part.loss_mask)

@@ -1,0 +1,153 @@
+"""The engine samples from exactly the distribution the trainer computes."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from instructlit.errors import UserError
+from instructlit.rollout import CachedEngine, Sampling
+from instructlit.rollout.engine import as_generation, draw
+from instructlit.rollout.forward import chunks, response_log_probs, trimmed, widened
+from instructlit.types import Prompt, PromptBatch
+
+TEXTS = ["ab", "abcdef", "x", "hello there"]
+
+
+def prompt_batch(texts: list[str], tokenizer: PreTrainedTokenizerFast, columns: int = 0) -> PromptBatch:
+    """Left-padded by hand, with `columns` more columns of padding than needed."""
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    width = max(map(len, ids)) + columns
+    rows = [[0] * (width - len(row)) + row for row in ids]
+    masks = [[False] * (width - len(row)) + [True] * len(row) for row in ids]
+    return PromptBatch(torch.tensor(rows), torch.tensor(masks), [Prompt(text) for text in texts])
+
+
+@pytest.fixture(params=["tiny_llama_dir", "tiny_gpt2_dir"])
+def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    path: Path = request.getfixturevalue(request.param)
+    return AutoModelForCausalLM.from_pretrained(path).train()
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_log_probs_equal_the_trainers(model, char_tokenizer, temperature):
+    sampling = Sampling(max_new_tokens=12, temperature=temperature)
+    got = CachedEngine().generate(model, prompt_batch(TEXTS, char_tokenizer), sampling, char_tokenizer, generator(1))
+    own = response_log_probs(model.eval(), got, temperature)
+    torch.testing.assert_close(own, got.log_probs, atol=1e-5, rtol=1e-4)
+    other = response_log_probs(model, got, temperature + 0.3)
+    assert (own - other).abs().max() > 1e-2
+
+
+def test_log_probs_are_those_of_each_row_alone_without_padding(model, char_tokenizer):
+    sampling = Sampling(max_new_tokens=8)
+    got = CachedEngine().generate(model, prompt_batch(TEXTS, char_tokenizer), sampling, char_tokenizer, generator(2))
+    model.eval()
+    for row, text in enumerate(TEXTS):
+        response = got.response_ids[row][got.response_mask[row]]
+        ids = torch.cat([torch.tensor(char_tokenizer(text)["input_ids"]), response])[None]
+        log_probs = model(input_ids=ids).logits.log_softmax(-1)[0, -len(response) - 1 : -1]
+        by_hand = log_probs.gather(1, response[:, None])[:, 0]
+        torch.testing.assert_close(got.log_probs[row][got.response_mask[row]], by_hand, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_and_batch_size_change_nothing(model, char_tokenizer):
+    sampling = Sampling(max_new_tokens=8, greedy=True)
+    whole = CachedEngine().generate(model, prompt_batch(TEXTS, char_tokenizer), sampling, char_tokenizer)
+    padded = CachedEngine().generate(model, prompt_batch(TEXTS, char_tokenizer, 9), sampling, char_tokenizer)
+    in_twos = CachedEngine(batch_size=2).generate(model, prompt_batch(TEXTS, char_tokenizer), sampling, char_tokenizer)
+    for other in (padded, in_twos):
+        assert torch.equal(other.response_ids, whole.response_ids)
+        torch.testing.assert_close(other.log_probs, whole.log_probs, atol=1e-5, rtol=1e-4)
+
+
+def test_one_seed_one_sample_and_another_seed_another(model, char_tokenizer):
+    def sample(seed: int) -> Tensor:
+        batch = prompt_batch(["ab"] * 4, char_tokenizer)
+        return CachedEngine().generate(model, batch, Sampling(8), char_tokenizer, generator(seed)).response_ids
+
+    assert torch.equal(sample(3), sample(3))
+    assert not torch.equal(sample(3), sample(4))
+    assert len({tuple(row.tolist()) for row in sample(3)}) > 1  # the same prompt four times: not greedy
+
+
+def test_new_weights_are_sampled_from_at_once(model, char_tokenizer):
+    engine, batch = CachedEngine(), prompt_batch(TEXTS, char_tokenizer)
+    engine.generate(model, batch, Sampling(8), char_tokenizer, generator(5))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    got = engine.generate(model, batch, Sampling(8), char_tokenizer, generator(5))
+    torch.testing.assert_close(response_log_probs(model.eval(), got, 1.0), got.log_probs, atol=1e-5, rtol=1e-4)
+
+
+def test_training_mode_is_given_back(model, char_tokenizer):
+    CachedEngine().generate(model.train(), prompt_batch(["a"], char_tokenizer), Sampling(2), char_tokenizer)
+    assert model.training
+
+
+def test_draw_follows_the_softmax():
+    logits = torch.tensor([[0.0, 1.0, -1e9, 2.0]]).expand(40_000, 4)
+    counts = Counter(draw(logits, 0.5, generator(6)).tolist())
+    expected = torch.softmax(torch.tensor([0.0, 2.0, -1e9, 4.0]), 0)
+    assert counts[2] == 0
+    for token, share in enumerate(expected.tolist()):
+        # four standard errors of a share of 40,000 draws
+        assert abs(counts[token] / 40_000 - share) <= 4 * (share * (1 - share) / 40_000) ** 0.5
+
+
+def test_a_response_counts_up_to_its_first_eos_even_where_pad_is_eos(char_tokenizer_pad_is_eos):
+    tokenizer = char_tokenizer_pad_is_eos
+    a, b, eos = ord("a"), ord("b"), 2
+    ids = torch.tensor([[a, eos, eos], [a, b, a], [eos, a, b], [a, b, eos]])
+    batch = prompt_batch(["p"] * 4, tokenizer)
+    got = as_generation(batch, ids, torch.full((4, 3), -1.0), tokenizer)
+    assert got.response_mask.tolist() == [
+        [True, True, False],
+        [True, True, True],
+        [True, False, False],
+        [True, True, True],
+    ]
+    assert got.ended.tolist() == [True, False, True, True]
+    assert got.texts == ["a", "aba", "", "ab"]
+    assert got.log_probs.tolist() == [[-1, -1, 0], [-1, -1, -1], [-1, 0, 0], [-1, -1, -1]]
+
+
+def test_ids_are_the_sampled_ones_and_never_encoded_again(char_tokenizer):
+    unknown = 1  # decodes to a special token, which the text leaves out: encoding the text would lose it
+    got = as_generation(
+        prompt_batch(["p"], char_tokenizer), torch.tensor([[ord("a"), unknown, 2]]), torch.zeros(1, 3), char_tokenizer
+    )
+    assert got.texts == ["a"]
+    assert got.response_ids.tolist() == [[ord("a"), unknown, 2]]
+
+
+def test_chunks_cut_columns_and_widened_puts_them_back(char_tokenizer):
+    batch = prompt_batch(["abc", "a"], char_tokenizer, columns=2)
+    ids = torch.tensor([[ord("x"), 2, 0, 0], [ord("x"), ord("y"), 2, 0]])
+    got = as_generation(batch, ids, torch.ones(2, 4), char_tokenizer)
+    assert trimmed(got).prompt_ids.shape == (2, 3)
+    assert trimmed(got).response_ids.shape == (2, 3)
+    first, second = chunks(got, 1)
+    assert first.input_ids.tolist() == [[ord("a"), ord("b"), ord("c"), ord("x"), 2]]
+    assert second.input_ids.tolist() == [[ord("a"), ord("x"), ord("y"), 2]]
+    assert widened([first.log_probs, second.log_probs], 4).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.9}, {"repetition_penalty": 1.2}, {"min_new_tokens": 2}])
+def test_what_changes_the_distribution_behind_the_log_probs_is_refused(options):
+    with pytest.raises(UserError, match=f"sampling.{next(iter(options))}.*refused"):
+        Sampling(**options)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": -1.0}, {"max_new_tokens": 0}])
+def test_impossible_sampling_is_refused(options):
+    with pytest.raises(UserError, match=f"sampling.{next(iter(options))}"):
+        Sampling(**options)
