@@ -1,0 +1,187 @@
+"""LoRA adapters by peft: put on, taken off for a moment (the reference policy), merged into plain weights.
+
+Source: Hu et al. 2021 (LoRA), arXiv 2106.09685; Dettmers et al. 2023 (QLoRA), arXiv 2305.14314, for quantised trunks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from instructlit.errors import UserError
+from instructlit.models.dropout import disable_dropout as disable_dropout
+
+HEAD = "score"
+"""What the sequence-classification models of transformers' decoder families call their head."""
+
+
+@dataclass
+class Lora:
+    """Low-rank adapters on the linear layers of a frozen trunk.
+
+    Args:
+        rank: rank of each adapter's two matrices.
+        alpha: scale: an adapter adds alpha / rank times its product to the layer.
+        dropout: dropout on the input of each adapter; PPO sets it to 0.
+        target_modules: "all-linear" for every linear layer but the heads, or the names of the layers to adapt.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether `model` is wrapped by peft."""
+    return hasattr(model, "peft_config") and hasattr(model, "base_model")
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The transformers model itself, without peft's wrapper (adapter layers stay inside it)."""
+    return model.get_base_model() if is_adapted(model) else model  # type: ignore[operator,return-value]
+
+
+def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) -> nn.Module:
+    """`model` frozen, with new trainable float32 adapters; a scalar model's head stays trainable, in float32.
+
+    New adapters start as the identity, so that the outputs are those of `model`.
+
+    Raises:
+        UserError: a rank, rate or layer name that cannot be.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if lora.rank < 1:
+        raise UserError(f"rank is {lora.rank}", where=f"{where}.lora", expected="a rank of at least 1")
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=[HEAD] if scalar else None,
+        task_type="SEQ_CLS" if scalar else "CAUSAL_LM",
+    )
+    try:
+        adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        linear = sorted({name.rsplit(".")[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise UserError(
+            f"no layer is called {lora.target_modules}",
+            where=f"{where}.lora.target_modules",
+            expected=f'"all-linear" or some of {", ".join(linear) or "the names peft knows"}',
+            fix=str(error).splitlines()[0],
+        ) from error
+    _float32_trainable(adapted)
+    return adapted
+
+
+def load_adapters(model: PreTrainedModel, folder: str, *, trainable: bool = True) -> nn.Module:
+    """`model` with the adapters (and the head) saved in `folder`."""
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    _float32_trainable(adapted)
+    return adapted
+
+
+def _float32_trainable(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def reference_view(model: nn.Module) -> Iterator[nn.Module]:
+    """`model` with its adapters off: the frozen trunk that training started from, without a second copy of it.
+
+    Which parameters require a gradient is the same after as before.
+
+    Raises:
+        UserError: `model` has no adapters, so that its trunk is what is being trained.
+    """
+    if not is_adapted(model):
+        raise UserError(
+            "the policy has no adapters to turn off, so it cannot be its own reference",
+            where="reference",
+            expected="a policy with `lora`, or a reference of its own",
+            fix="set `policy.lora`, or name the SFT folder as `reference`",
+        )
+    needed = {p: p.requires_grad for p in model.parameters()}
+    try:
+        with model.disable_adapter():  # type: ignore[operator]
+            yield model
+    finally:
+        for parameter, grad in needed.items():  # peft turns gradients on for every adapter it re-enables
+            parameter.requires_grad_(grad)
+
+
+def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Weights under the names of the transformers model, adapters merged in and quantised layers dequantised.
+
+    `model` is left as it is: training can go on. Merging adds in float32 and rounds once, to the trunk's dtype. A
+    quantised trunk is taken as it was in training, dequantised, so that the merged model computes what was trained.
+    """
+    hf, active = unwrapped(model), _active_adapters(model)
+    state: dict[str, Tensor] = {}
+    for name, tensor in hf.state_dict().items():
+        plain = _plain_name(name, active)
+        if plain is not None:
+            state[plain] = _whole(tensor.detach())
+            if plain != name and state[plain].is_floating_point():
+                state[plain] = state[plain].to(_dtype(hf))
+    for prefix, module in hf.named_modules():
+        if _is_quantised(module):
+            plain = prefix.removesuffix(".base_layer")
+            extras = (f"{plain}.weight.", f"{plain}.SCB", f"{plain}.weight_format")
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(extras)}
+            state[f"{plain}.weight"] = _dequantised(module).to(_dtype(hf))
+    for prefix, module in hf.named_modules():
+        for adapter in active:
+            if hasattr(module, "get_delta_weight") and adapter in module.scaling:  # type: ignore[operator]
+                weight = state[f"{prefix}.weight"]
+                delta = _whole(module.get_delta_weight(adapter).detach())  # type: ignore[operator]
+                state[f"{prefix}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
+    return state
+
+
+def _active_adapters(model: nn.Module) -> list[str]:
+    if not is_adapted(model):
+        return []
+    names: Any = model.active_adapters
+    return list(names)
+
+
+def _plain_name(name: str, active: list[str]) -> str | None:
+    """The name without peft's parts, or None for what has no place in a plain model."""
+    if ".lora_" in name or ".original_module." in name:
+        return None
+    if ".modules_to_save." in name:
+        prefix, rest = name.split(".modules_to_save.")
+        adapter, suffix = rest.split(".", 1)
+        return f"{prefix}.{suffix}" if adapter in active else None
+    return name.replace(".base_layer.", ".")
+
+
+def _dtype(hf: PreTrainedModel) -> torch.dtype:
+    dtype: Any = hf.dtype
+    return dtype
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    return type(getattr(module, "weight", None)).__name__ in ("Params4bit", "Int8Params")
+
+
+def _dequantised(module: nn.Module) -> Tensor:
+    from peft.utils.integrations import dequantize_module_weight
+
+    return dequantize_module_weight(module).detach()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered; every rank must call this."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]

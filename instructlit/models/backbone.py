@@ -1,0 +1,291 @@
+"""Loading what a stage trains or reads: a causal language model, or one with a scalar head.
+
+Unlike plain transformers: the dtype is the one asked for, dropout is off unless asked for (transformers keeps GPT-2's
+0.1), weights that are missing are an error and never drawn at random in silence, and a pad id equal to eos is taken out
+of the config, where it would keep the embedding of eos from being trained (`nn.Embedding(padding_idx=...)`).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from instructlit.errors import UserError
+from instructlit.models.adapters import HEAD, Lora, add_lora, load_adapters
+from instructlit.models.dropout import configure_dropout
+from instructlit.models.folders import (
+    adapter_config,
+    check_source,
+    explained,
+    load_config,
+    local_or_name,
+    quiet_transformers,
+)
+from instructlit.models.lineage import read_record
+from instructlit.models.scalar import ScalarModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Backbone:
+    """A model to load and how.
+
+    Args:
+        path: folder of a Hugging Face model, or its name on the Hub.
+        revision: branch, tag or commit of a Hub model.
+        dtype: dtype the weights are held in; full fine-tuning wants float32 with `trainer.precision: bf16-mixed`.
+        attn_implementation: attention kernel of transformers: "sdpa", "eager" or "flash_attention_2".
+        trust_remote_code: run code that comes with the model; only for models whose code was read.
+        random_init: draw the weights at random from the config alone, to pretrain from scratch.
+        dropout: residual dropout while training (the paper's SFT used 0.2); every other dropout is 0.
+        lora: train low-rank adapters on a frozen trunk; without it all weights are trained.
+        quantization: hold the frozen trunk in 4 bits (nf4) or 8 (int8) by bitsandbytes; training it needs `lora`.
+        gradient_checkpointing: keep fewer activations and compute them again in the backward pass.
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: str = "sdpa"
+    trust_remote_code: bool = False
+    random_init: bool = False
+    dropout: float = 0.0
+    lora: Lora | None = None
+    quantization: Literal["nf4", "int8"] | None = None
+    gradient_checkpointing: bool = False
+
+
+def load_causal_lm(backbone: Backbone, where: str = "model") -> PreTrainedModel | nn.Module:
+    """The causal language model of `backbone`, in training mode; wrapped by peft where it has adapters.
+
+    Args:
+        backbone: what to load.
+        where: the option that holds `backbone`, for messages.
+
+    Raises:
+        UserError: a folder without config or weights, an architecture or a head that is not a language model's, ...
+    """
+    config = _checked_config(backbone, where)
+    if _is_classifier(config):
+        raise UserError(
+            f"{backbone.path} is a reward model ({_architecture(config)})",
+            where=f"{where}.path",
+            expected="a causal language model",
+            fix="name the folder of a base model, an SFT model or a policy",
+        )
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if not known and not _is_remote(config):
+        raise UserError(
+            f"{backbone.path} is of the architecture {config.model_type}, which is no causal language model",
+            where=f"{where}.path",
+            expected="a decoder that transformers' AutoModelForCausalLM knows",
+        )
+    hf, missing = _build(AutoModelForCausalLM, backbone, config, where)
+    if missing:
+        raise _missing_weights(backbone.path, missing, where)
+    return _prepared(hf, backbone, scalar=False, where=where)
+
+
+def load_scalar_model(backbone: Backbone, *, require_head: bool = False, where: str = "model") -> ScalarModel:
+    """The reward or value model of `backbone`: from a reward model's folder with its head and shift, or from a language
+    model's folder with a new head, which a message says.
+
+    Args:
+        backbone: what to load.
+        require_head: refuse a folder without a trained head.
+        where: the option that holds `backbone`, for messages.
+
+    Raises:
+        UserError: as `load_causal_lm`; a classifier with more than one label; no trained head where one is required.
+    """
+    config = _checked_config(backbone, where)
+    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not _is_remote(config):
+        raise UserError(
+            f"transformers has no sequence classification for the architecture {config.model_type} of {backbone.path}",
+            where=f"{where}.path",
+            expected="an architecture that AutoModelForSequenceClassification knows",
+        )
+    if _is_classifier(config) and config.num_labels != 1:
+        raise UserError(
+            f"{backbone.path} is a classifier of {config.num_labels} labels",
+            where=f"{where}.path",
+            expected="a reward model, which has one label, or a language model",
+        )
+    adapters = adapter_config(backbone.path)
+    trained = _is_classifier(config) or (adapters or {}).get("task_type") == "SEQ_CLS"
+    if require_head and not trained:
+        raise UserError(
+            f"{backbone.path} has no trained scalar head ({_architecture(config)})",
+            where=f"{where}.path",
+            expected="the folder of a reward model",
+            fix="train one from it with the reward stage, and name the folder which that exports",
+        )
+    config.num_labels = 1
+    hf, missing = _build(AutoModelForSequenceClassification, backbone, config, where)
+    if not isinstance(getattr(hf, HEAD, None), nn.Linear):
+        raise UserError(
+            f"the head of {type(hf).__name__} is no linear layer called {HEAD!r}",
+            where=f"{where}.path",
+            expected="a decoder architecture such as Llama, GPT-2, GPT-NeoX, Qwen or Mistral",
+        )
+    others = missing - {f"{HEAD}.weight"}
+    if others or (missing and _is_classifier(config)):
+        raise _missing_weights(backbone.path, missing, where)
+    saved = {"reward_shift": getattr(config, "reward_shift", None)} if adapters is None else read_record(backbone.path)
+    model = ScalarModel(hf, shift=float(saved.get("reward_shift") or 0.0))
+    if not trained:
+        model.head.initialise()  # type: ignore[operator]
+        rank_zero_info(f"{where}: {backbone.path} has no scalar head; a new one was drawn")
+    model.backbone = _prepared(hf, backbone, scalar=True, where=where)
+    return model
+
+
+def check_vocabulary(model: nn.Module, tokenizer: Any, where: str = "model") -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for.
+
+    Raises:
+        UserError: the largest id of the tokenizer lies outside the model's embedding.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise UserError(
+            f"the tokenizer has ids up to {largest}, the model an embedding of {rows} rows",
+            where=where,
+            expected="the tokenizer the model was trained with",
+            fix="name the model's own tokenizer, or one whose ids the embedding holds",
+        )
+
+
+def _checked_config(backbone: Backbone, where: str) -> PretrainedConfig:
+    for name, value, known in (
+        ("dtype", backbone.dtype, (*DTYPES,)),
+        ("quantization", backbone.quantization, (None, "nf4", "int8")),
+    ):
+        if value not in known:
+            expected = " or ".join(str(k) for k in known)
+            raise UserError(f"{name} is {value!r}", where=f"{where}.{name}", expected=expected)
+    if backbone.random_init and (backbone.quantization or backbone.lora):
+        raise UserError(
+            "random_init together with lora or quantization would freeze random weights",
+            where=where,
+            expected="a trained trunk under adapters",
+            fix="take out `random_init`, or `lora` and `quantization`",
+        )
+    check_source(backbone.path, weights=not backbone.random_init, where=f"{where}.path")
+    source, adapters = backbone.path, adapter_config(backbone.path)
+    if adapters is not None:
+        if backbone.lora is not None:
+            raise UserError(
+                f"{backbone.path} holds adapters already",
+                where=f"{where}.lora",
+                expected="no `lora` (its adapters are trained on), or a merged folder",
+                fix="take out `lora`, or export the model again with its adapters merged",
+            )
+        source = _trunk_of(backbone.path, adapters, where)
+    config = load_config(source, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code, where=where)
+    configure_dropout(config, backbone.dropout, f"{where}.dropout")
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id is not None and config.pad_token_id in eos:
+        config.pad_token_id = None
+    return config
+
+
+def _trunk_of(path: str, adapters: dict[str, Any], where: str) -> str:
+    trunk = adapters.get("base_model_name_or_path") or ""
+    try:
+        check_source(trunk, weights=True, where=f"{where}.path")
+    except UserError as error:
+        raise UserError(
+            f"{path} holds adapters for {trunk or 'an unnamed trunk'}, which cannot be loaded: {error.what}",
+            where=f"{where}.path",
+            expected="the trunk at the place that adapter_config.json names",
+            fix="correct base_model_name_or_path there, or name a merged folder",
+        ) from error
+    return trunk
+
+
+def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and the names of the weights that its files do not have."""
+    options: dict[str, Any] = {
+        "dtype": DTYPES[backbone.dtype],
+        "attn_implementation": backbone.attn_implementation,
+        "trust_remote_code": backbone.trust_remote_code,
+    }
+    adapters = adapter_config(backbone.path)
+    source = adapters["base_model_name_or_path"] if adapters else backbone.path
+    try:
+        with quiet_transformers():
+            if backbone.random_init:
+                return auto.from_config(config, **options), set()
+            if backbone.quantization:
+                options["quantization_config"] = _quantisation(backbone)
+            hf, info = auto.from_pretrained(
+                local_or_name(source), config=config, revision=backbone.revision, output_loading_info=True, **options
+            )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise explained(error, backbone.path, where) from error
+    return hf, set(info["missing_keys"])
+
+
+def _quantisation(backbone: Backbone) -> BitsAndBytesConfig:
+    skip = [HEAD, "lm_head", "embed_out"]
+    if backbone.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[backbone.dtype],
+        llm_int8_skip_modules=skip,
+    )
+
+
+def _prepared(hf: PreTrainedModel, backbone: Backbone, *, scalar: bool, where: str) -> nn.Module:
+    """Training mode, adapters and checkpointing, as `backbone` says."""
+    hf.train()
+    if backbone.gradient_checkpointing:
+        hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if adapter_config(backbone.path) is not None:
+        return load_adapters(hf, local_or_name(backbone.path))
+    if backbone.lora is not None:
+        return add_lora(hf, backbone.lora, scalar=scalar, where=where)
+    if backbone.quantization:
+        hf.requires_grad_(False)
+    return hf
+
+
+def _is_classifier(config: PretrainedConfig) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+
+
+def _is_remote(config: PretrainedConfig) -> bool:
+    return bool(getattr(config, "auto_map", None))
+
+
+def _architecture(config: PretrainedConfig) -> str:
+    return (config.architectures or [config.model_type])[0]
+
+
+def _missing_weights(path: str, missing: set[str], where: str) -> UserError:
+    some = ", ".join(sorted(missing)[:3])
+    return UserError(
+        f"{path} lacks {len(missing)} of the model's weights, such as {some}",
+        where=f"{where}.path",
+        expected="a whole folder",
+        fix="export or download it again",
+    )

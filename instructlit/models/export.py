@@ -1,0 +1,206 @@
+"""A trained model as a plain Hugging Face folder, whole or not at all.
+
+What goes in: `config.json` and safetensors (adapters merged), `generation_config.json`, the tokenizer with its chat
+template, `README.md` for people and `instructlit.json` for the next stage. Plain transformers computes the same numbers
+from it, in a fresh process. Two things it cannot hold: a reward model's shift, which stands in the config as
+`reward_shift` (our loader adds it), and padding where pad is eos, for which the config has no pad id: transformers then
+scores one text at a time, since it finds the end of a text by looking for pads.
+"""
+
+import copy
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from instructlit.errors import UserError
+from instructlit.models.adapters import is_adapted, plain_state_dict, unwrapped
+from instructlit.models.card import model_card
+from instructlit.models.folders import quiet_transformers
+from instructlit.models.lineage import RECORD, make_record, weights_digest
+from instructlit.models.scalar import ScalarModel
+
+
+def export_folder(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str | Path,
+    record: dict[str, Any] | None = None,
+    *,
+    merge: bool = True,
+    state: dict[str, Tensor] | None = None,
+) -> Path:
+    """Write `model` to the folder `path`, replacing an earlier export there only once the new one is whole.
+
+    Args:
+        model: a causal language model or a `ScalarModel`, plain or with adapters. It is not changed.
+        tokenizer: goes into the folder with its chat template.
+        path: the folder to make.
+        record: what the model was made from (`lineage.make_record`).
+        merge: merge adapters into the weights; else the folder holds adapters (and head) and names their trunk.
+        state: the weights under transformers' names where they have been gathered already, as from shards.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: `path` holds something that is no model folder, or cannot be written (disk full, permissions). An
+            earlier export there is as it was.
+    """
+    path = Path(path).expanduser()
+    _check_replaceable(path)
+    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        _write(model, tokenizer, partial, path.name, record or make_record("unknown"), merge=merge, state=state)
+        _sync(partial)
+        _replace(partial, path)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) or "No space left" in str(error):
+            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+            raise UserError(
+                f"the folder cannot be written: {error}",
+                where=str(path),
+                expected="a place with room and permission to write",
+                fix=("free some space" if full else "name another folder") + "; what was there before is still there",
+            ) from error
+        raise
+    return path
+
+
+def _write(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    name: str,
+    record: dict[str, Any],
+    *,
+    merge: bool,
+    state: dict[str, Tensor] | None,
+) -> None:
+    scalar = isinstance(model, ScalarModel)
+    backbone = model.backbone if isinstance(model, ScalarModel) else model
+    hf = unwrapped(backbone)
+    shift = float(model.shift) if isinstance(model, ScalarModel) else None
+    record = {**record, "kind": "scalar" if scalar else "causal"}
+    if shift is not None:
+        record["reward_shift"] = shift
+    adapters = is_adapted(backbone) and not merge
+    with quiet_transformers():
+        if adapters:
+            _save_adapters(backbone, hf, folder)
+        else:
+            _save_plain(hf, tokenizer, folder, state or plain_state_dict(backbone), shift)
+        tokenizer.save_pretrained(folder)
+    record["weights_sha256"] = weights_digest(folder)
+    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    eos_is_pad = tokenizer.pad_token_id == tokenizer.eos_token_id
+    card = model_card(name, record, eos_is_pad=eos_is_pad, adapters=adapters)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _save_plain(
+    hf: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    state: dict[str, Tensor],
+    shift: float | None,
+) -> None:
+    """Weights and config through an empty model of the same class, so that the trained one stays as it is."""
+    config = copy.deepcopy(hf.config)
+    config.__dict__.pop("quantization_config", None)
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    config.pad_token_id = None if pad == eos else pad
+    config.eos_token_id = eos
+    config.bos_token_id = tokenizer.bos_token_id
+    if shift is not None:
+        config.reward_shift = shift
+    with torch.device("meta"):
+        empty: Any = _plain_class(hf)(config)
+    empty.to(hf.dtype)
+    # How names in the files differ from those in memory is noted at loading, on the instance.
+    empty._weight_conversions = getattr(hf, "_weight_conversions", None)
+    if shift is None:
+        empty.generation_config = generation_config(tokenizer, hf.generation_config)
+    empty.save_pretrained(folder, state_dict={name: tensor.cpu().contiguous() for name, tensor in state.items()})
+
+
+def _save_adapters(backbone: Any, hf: PreTrainedModel, folder: Path) -> None:
+    name = str(hf.name_or_path)
+    trunk = Path(name).expanduser()
+    for config in backbone.peft_config.values():
+        config.base_model_name_or_path = str(trunk.resolve()) if trunk.is_dir() else name
+    backbone.save_pretrained(folder)
+
+
+def _plain_class(hf: PreTrainedModel) -> type[PreTrainedModel]:
+    """The model's class without what sharding mixed into it."""
+    return next(c for c in type(hf).__mro__ if c.__module__.startswith(("transformers.", "transformers_modules.")))
+
+
+def generation_config(tokenizer: PreTrainedTokenizerBase, earlier: GenerationConfig | None = None) -> GenerationConfig:
+    """How the folder generates by default: as it was trained to sample, and with an end and a pad.
+
+    Args:
+        tokenizer: gives the ids of eos, pad and bos.
+        earlier: its further ends of a turn are kept, nothing else (a base model's top-k would change what is sampled).
+    """
+    before = getattr(earlier, "eos_token_id", None)
+    before = before if isinstance(before, list) else [] if before is None else [before]
+    ends = list(dict.fromkeys([tokenizer.eos_token_id, *before]))
+    return GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+
+
+def _check_replaceable(path: Path) -> None:
+    """Never delete what we did not write."""
+    if path.is_file():
+        raise UserError("there is a file of that name", where=str(path), expected="a folder, new or from an export")
+    known = (RECORD, "config.json", "adapter_config.json")
+    if path.is_dir() and any(path.iterdir()) and not any((path / name).is_file() for name in known):
+        raise UserError(
+            "the folder holds files and is no model folder, so it is not replaced",
+            where=str(path),
+            expected="a new folder, an empty one or an earlier export",
+            fix="name another folder, or empty this one",
+        )
+
+
+def _sync(folder: Path) -> None:
+    """Have the bytes on the disk before the folder gets its name."""
+    for file in [*(p for p in folder.rglob("*") if p.is_file()), folder]:
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _replace(partial: Path, path: Path) -> None:
+    """Give `partial` the name `path`; what had the name goes only after."""
+    previous = path.parent / f".{path.name}.previous-{os.getpid()}"
+    if path.exists():
+        path.rename(previous)
+    try:
+        partial.rename(path)
+    except OSError:
+        if previous.exists():
+            previous.rename(path)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)

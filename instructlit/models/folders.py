@@ -1,0 +1,144 @@
+"""Where a backbone comes from: a folder, an adapter folder or a Hub name, and what is wrong with it, said early."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import logging as hf_logging
+
+from instructlit.errors import UserError, nearest
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ADAPTER_CONFIG = "adapter_config.json"
+_HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+def check_source(path: str, *, weights: bool, where: str) -> None:
+    """Say what is wrong with a model path before anything heavy is loaded.
+
+    Raises:
+        UserError: a local path that is missing, is a file, has no config.json, or has no weights where they are needed.
+    """
+    if not path:
+        raise UserError("no model is named", where=where, expected="a model folder or a name on the Hugging Face Hub")
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        fix = "name the folder that holds it"
+        if folder.suffix == ".ckpt":
+            fix = f"turn it into a folder first: instructlit export {path} FOLDER"
+        raise UserError(f"{path} is a file", where=where, expected="a Hugging Face model folder", fix=fix)
+    if not folder.is_dir():
+        if not _HUB_NAME.match(path) or path.startswith("."):
+            raise _missing_folder(path, folder, where)
+        return
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        return
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{path} has no config.json",
+            where=where,
+            expected="a Hugging Face model folder: config.json, weights and a tokenizer",
+            fix=_inner_folder(folder) or "name the folder that `export` or `save_pretrained` wrote",
+        )
+    if weights and not any((folder / name).is_file() for name in WEIGHTS):
+        raise UserError(
+            f"{path} has a config.json but no weights",
+            where=where,
+            expected=f"one of {', '.join(WEIGHTS)}",
+            fix="to train from scratch set `random_init: true` beside `path`; otherwise name a trained folder",
+        )
+
+
+def _missing_folder(path: str, folder: Path, where: str) -> UserError:
+    fix = "make it first, or correct the path"
+    if folder.parent.is_dir():
+        close = nearest(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()])
+        fix = f"did you mean {folder.parent / close}?" if close else fix
+    return UserError(f"there is no folder {path}", where=where, expected="a model folder or a Hub name", fix=fix)
+
+
+def _inner_folder(folder: Path) -> str | None:
+    found = sorted(p.parent.name for p in folder.glob("*/config.json"))
+    return f"did you mean {folder / found[-1]}?" if found else None
+
+
+def adapter_config(path: str) -> dict[str, Any] | None:
+    """The adapter_config.json of a folder that holds adapters only, else None."""
+    folder = Path(path).expanduser()
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
+        return None
+    return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+
+
+def load_config(path: str, *, revision: str | None, trust_remote_code: bool, where: str) -> PretrainedConfig:
+    """The config of a folder or Hub name.
+
+    Raises:
+        UserError: neither a folder nor to be had from the Hub, an unknown architecture, code that is not trusted.
+    """
+    source = local_or_name(path)
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise explained(error, path, where) from error
+
+
+def local_or_name(path: str) -> str:
+    """`path` with `~` opened where it is a folder, else as it is."""
+    folder = Path(path).expanduser()
+    return str(folder) if folder.is_dir() else path
+
+
+def explained(error: Exception, path: str, where: str) -> UserError:
+    """What transformers could not do with `path`, as one message; `where` is the option that holds the backbone."""
+    text = str(error)
+    reason = " ".join(text.split())[:300]
+    if "trust_remote_code" in text:
+        return UserError(
+            f"{path} needs code of its own, which is not run unasked",
+            where=f"{where}.trust_remote_code",
+            expected="a model whose architecture transformers has",
+            fix="read that code, then set `trust_remote_code: true`",
+        )
+    if "attention implementation" in text or "attn_implementation" in text or "FlashAttention" in text:
+        return UserError(
+            f"{path} does not run with this attention: {reason}",
+            where=f"{where}.attn_implementation",
+            expected="a kernel that is installed and that the architecture supports",
+            fix='set it to "sdpa" or "eager"',
+        )
+    where = f"{where}.path"
+    local = Path(path).expanduser().is_dir()
+    if not local and isinstance(error, OSError):
+        return UserError(
+            f"{path} is no folder here, and the Hugging Face Hub did not give it",
+            where=where,
+            expected="an existing folder, or a Hub name that can be reached or is in the cache",
+            fix=f"correct the path; without a network, download the model first and name its folder ({reason})",
+        )
+    if "model type" in text or "model_type" in text or isinstance(error, KeyError):
+        return UserError(
+            f"transformers does not know the architecture of {path}",
+            where=where,
+            expected="an architecture of the installed transformers",
+            fix=f"update transformers, or name another model ({reason})",
+        )
+    return UserError(f"{path} cannot be loaded: {reason}", where=where, expected="a whole Hugging Face model folder")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own report on missing keys and its bar: what matters of them is said by our messages."""
+    verbosity, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bar:
+            hf_logging.enable_progress_bar()

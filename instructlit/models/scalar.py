@@ -1,0 +1,108 @@
+"""A scalar for every token: the reward model and the value model.
+
+Differs from transformers' sequence classification, whose module and weights it uses: the head runs in float32 whatever
+the precision, there is a value at every position, the last one is found by the mask and not by the pad id, and a shift
+is added.
+"""
+
+import inspect
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from instructlit.models.adapters import unwrapped
+from instructlit.ops.masking import gather_last
+from instructlit.ops.masking import position_ids as positions_of
+
+
+class ScalarHead(nn.Linear):
+    """hidden (B, T, d) -> (B, T, 1) float32, computed in float32 under autocast and for 16-bit inputs too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float())
+
+    @classmethod
+    def taking(cls, linear: nn.Linear) -> Self:
+        """A head that holds the very weight of `linear`."""
+        head = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        head.weight = linear.weight
+        return head
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw the weights anew from N(0, 1 / (d + 1)).
+
+        Source: Stiennon et al. 2020, appendix B.1. The second number is the variance: the authors' code draws with
+        standard deviation 1 / sqrt(d + 1) (Huang et al., "The N implementation details of RLHF with PPO").
+        """
+        std = (self.in_features + 1) ** -0.5
+        self.weight.copy_(torch.empty_like(self.weight, dtype=torch.float32).normal_(0.0, std))
+
+
+class ScalarModel(nn.Module):
+    """A trunk with a scalar head and a shift.
+
+    Args:
+        backbone: a transformers sequence-classification model with one label, plain or wrapped by peft.
+        shift: added to every value, so that a reward model's mean over demonstrations is 0 (InstructGPT, section 3.5).
+    """
+
+    shift: Tensor  # () float32
+
+    def __init__(self, backbone: nn.Module, shift: float = 0.0):
+        super().__init__()
+        self.backbone = backbone
+        hf: Any = self.hf
+        if type(hf.score) is nn.Linear:
+            hf.score = ScalarHead.taking(hf.score)
+        self.register_buffer("shift", torch.tensor(float(shift), dtype=torch.float32))
+
+    @property
+    def hf(self) -> Any:
+        """The transformers model, without peft's wrapper."""
+        return unwrapped(self.backbone)
+
+    @property
+    def head(self) -> nn.Module:
+        """The head, called with hidden states; under peft, its switch between the trained head and the first one."""
+        return self.hf.score
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Values (B, T) float32 of the text up to and including each token; 0 where the mask is False.
+
+        Only the last layer's hidden states are kept, and no cache of keys and values.
+
+        Args:
+            input_ids: (B, T) int64, padded on either side.
+            attention_mask: (B, T), true on real tokens.
+            position_ids: (B, T) int64; by default counted along the mask, so that padding changes no value.
+        """
+        mask = attention_mask.bool()
+        if position_ids is None:
+            position_ids = positions_of(mask)
+        trunk = self.hf.base_model
+        known = inspect.signature(trunk.forward).parameters
+        # Architectures that do not take positions have none (ALiBi) or count them along the mask themselves.
+        positions = {"position_ids": position_ids} if "position_ids" in known else {}
+        hidden = trunk(input_ids=input_ids, attention_mask=mask.long(), use_cache=False, **positions).last_hidden_state
+        values = self.head(hidden).squeeze(-1) + self.shift
+        return values.masked_fill(~mask, 0.0)
+
+    def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Scores (B,) float32: the value at each row's last real token, wherever its padding is."""
+        return gather_last(self(input_ids, attention_mask), attention_mask.bool())
+
+    @torch.no_grad()
+    def set_shift(self, shift: float | Tensor) -> None:
+        """Replace the shift, in place."""
+        self.shift.fill_(float(shift))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As for any module, but the shift stays in float32 when the dtype changes."""
+        exact = self.shift
+        super()._apply(fn, recurse)
+        self.shift = self.shift.float() if exact.is_meta else exact.to(self.shift.device)
+        return self
