@@ -1,0 +1,136 @@
+"""Simulated labelers: they write demonstrations, and they rank and rate completions, with taste and error.
+
+A labeler's utility of a completion is the gold score seen with error: personal weights on what the gold scorer finds, a
+taste for long or short and for friendly words, slips of attention, and plain noise. What matters when several
+completions lie side by side is how far they are apart, so the noise is a share of the spread of the gold scores in view
+(with a floor): that keeps the agreement between two labelers at about 73 % for weak and for strong models alike.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from instructlit.world.gold import FLAGS, Verdict, rating
+from instructlit.world.prompts import PromptSpec, parse
+
+NOISE = 0.55
+"""Standard deviation of a labeler's error, as a share of the spread of the gold scores compared."""
+NOISE_FLOOR = 0.02
+GRID = 0.5
+"""Utilities closer than about this share of the spread tie."""
+SLIP = 0.05
+"""Probability that a labeler misjudges a completion altogether."""
+FLAG_ERROR = 0.03
+
+FRIENDLY = ("please", "hello", "dear", "sorry", "glad")
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """One labeler.
+
+    Args:
+        name: an id such as `labeler-03`.
+        skill: the probability that a demonstration by this labeler is right.
+        length: the change in utility for each word of a completion.
+        friendly: the change in utility for a friendly word.
+        strict: how much more (or less) than others this labeler minds what the gold scorer takes off.
+    """
+
+    name: str
+    skill: float
+    length: float
+    friendly: float
+    strict: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One labeler's comparison of K completions: the fields of a comparison record. `ranks`: 1 is best, equal is a tie."""
+
+    prompt: str
+    completions: list[str]
+    ranks: list[int]
+    labeler: str
+    ratings: list[int]
+    flags: list[dict[str, bool]]
+    use_case: str
+
+    def record(self) -> dict:
+        """The row as the file format has it."""
+        return asdict(self)
+
+
+def make_labelers(seed: int, count: int, group: str = "labeler") -> tuple[Labeler, ...]:
+    """A team whose skill is spread from careful to sloppy."""
+    rng = random.Random(f"{group} {seed}")
+    labelers = []
+    for i in range(count):
+        skill = 0.9 - 0.5 * i / max(1, count - 1)
+        taste = (rng.gauss(0, 0.004), rng.gauss(0, 0.02), 1 + rng.gauss(0, 0.15))
+        labelers.append(Labeler(f"{group}-{i + 1:02d}", skill, *taste))
+    return tuple(labelers)
+
+
+def draw_k(rng: random.Random) -> int:
+    """A number of completions for a comparison, 4 to 9 as in the paper."""
+    return rng.randint(4, 9)
+
+
+def rank(
+    labeler: Labeler, prompt: str, completions: Sequence[str], verdicts: Sequence[Verdict], rng: random.Random
+) -> Ranking:
+    """Rank and rate completions as one labeler. Equal texts get equal utilities.
+
+    Raises:
+        UserError: the prompt is not one of the embedded world.
+    """
+    spec = parse(prompt)
+    scores = {text: verdict.score for text, verdict in zip(completions, verdicts, strict=True)}
+    spread = _deviation(list(scores.values()))
+    noise = max(NOISE_FLOOR, NOISE * spread)
+    utility = {text: _utility(labeler, text, score, noise, rng) for text, score in scores.items()}
+    grid = max(0.01, GRID * max(spread, NOISE_FLOOR))
+    steps = {text: round(value / grid) for text, value in utility.items()}
+    order = sorted(set(steps.values()), reverse=True)
+    return Ranking(
+        prompt=prompt,
+        completions=list(completions),
+        ranks=[order.index(steps[text]) + 1 for text in completions],
+        labeler=labeler.name,
+        ratings=[rating(utility[text]) for text in completions],
+        flags=[_see(verdict, spec, rng) for verdict in verdicts],
+        use_case=spec.use_case,
+    )
+
+
+def _utility(labeler: Labeler, text: str, score: float, noise: float, rng: random.Random) -> float:
+    words = text.split()
+    taste = labeler.length * len(words) + labeler.friendly * any(word in words for word in FRIENDLY)
+    seen = rng.random() if rng.random() < SLIP else 1 - labeler.strict * (1 - score)
+    return seen + taste + rng.gauss(0, noise)
+
+
+def _see(verdict: Verdict, spec: PromptSpec, rng: random.Random) -> dict[str, bool]:
+    """The flags as a labeler ticks them: now and then one of those that could apply is wrong."""
+    errors = {name: rng.random() < FLAG_ERROR for name in FLAGS[:4]}
+    errors["satisfies_constraint"] &= bool(spec.constraints)
+    errors["hallucination"] &= spec.task.closed
+    return {name: value != errors.get(name, False) for name, value in verdict.flags.items()}
+
+
+def _deviation(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5
+
+
+def pair_agreement(one: Sequence[int], two: Sequence[int]) -> tuple[int, int]:
+    """Pairs that two rankings of the same completions order alike, and pairs that neither ties."""
+    agree = total = 0
+    for i in range(len(one)):
+        for j in range(i):
+            a, b = one[i] - one[j], two[i] - two[j]
+            if a and b:
+                total += 1
+                agree += (a > 0) == (b > 0)
+    return agree, total
