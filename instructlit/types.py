@@ -5,6 +5,7 @@ positions, R response positions. Every mask is boolean and True means "this posi
 count hold zero (the pad id, for token ids), never a sentinel.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -64,7 +65,24 @@ class Text:
 
 
 @dataclass
-class TokenBatch:
+class Batch:
+    """What a loader yields: a dataclass whose tensors move together."""
+
+    def to(self, device: torch.device | str, **options: Any) -> Self:
+        """The same batch with its tensors on `device`; Lightning calls this."""
+        return self._map(lambda x: x.to(device, **options))
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory; a `DataLoader` with `pin_memory` calls this."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(x) for name, x in values.items() if isinstance(x, Tensor)})
+
+
+@dataclass
+class TokenBatch(Batch):
     """Right-padded sequences for language modelling.
 
     `loss_mask[b, t]` is True where token t is a target, to be predicted from the tokens before it.
@@ -89,7 +107,7 @@ class TokenBatch:
 
 
 @dataclass
-class ComparisonBatch:
+class ComparisonBatch(Batch):
     """All completions of P prompts, one right-padded sequence (prompt, completion, EOS) each.
 
     The completions of one prompt are neighbours and never split between batches: all its pairs are seen at once.
@@ -120,7 +138,7 @@ class ComparisonBatch:
 
 
 @dataclass
-class PromptBatch:
+class PromptBatch(Batch):
     """Left-padded prompts, so that every response starts at the same column."""
 
     input_ids: Tensor  # (B, L) int64

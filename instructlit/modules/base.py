@@ -91,8 +91,10 @@ class StageModule(pl.LightningModule):
         """The datamodule's tokenizer."""
         return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
 
-    def setup(self, stage: str) -> None:
+    def configure_callbacks(self) -> list[pl.Callback]:
+        # The first hook that is called: Lightning refuses these options later, but cannot say what to set instead.
         _refuse_trainer_options(self.trainer)
+        return []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.parameter_groups())  # type: ignore[arg-type]

@@ -195,7 +195,6 @@ class PPOModule(StageModule):
         return self.episodes_seen, self.episodes, "episode"
 
     def setup(self, stage: str) -> None:
-        super().setup(stage)
         if self.rollout_size % self.minibatch_size or self.minibatch_size % self.trainer.world_size:
             raise UserError(
                 f"minibatch_size is {self.minibatch_size}, a rollout {self.rollout_size}, "

@@ -1,0 +1,382 @@
+"""What one optimiser step does: equivalences of micro-batches, gradients put together by hand, the first PPO minibatch."""
+
+import pytest
+import torch
+from stage_helpers import (
+    CountVowels,
+    FixedBatches,
+    Recorder,
+    comparison_batch,
+    padded,
+    ppo_module,
+    prompt_batch,
+    reward_module,
+    sft_module,
+    text_batch,
+    token_batch,
+    trainer,
+    weights,
+)
+
+from instructlit.errors import UserError
+from instructlit.losses import language_loss, ranking_loss
+from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
+from instructlit.modules.invariants import InvariantError
+from instructlit.rollout import CachedEngine, Sampling, Shaping, TextReward
+from instructlit.rollout.forward import response_values
+
+PAIRS = [
+    ("ab", "c"),
+    ("say hello ", "hello you"),
+    ("x", "yy"),
+    ("abc", "d"),
+    ("1", "23"),
+    ("q", ""),
+    ("m", "nop"),
+    ("r", "s"),
+]
+RANKED = [
+    ("count ", ["1 2 3", "no", "1", "1"], [1, 4, 2, 2]),
+    ("a", ["b", "ccc"], [2, 1]),
+    ("same", ["x", "y"], [1, 1]),
+    ("z ", ["aa", "b", "c"], [3, 1, 2]),
+]
+PROMPTS = ["ab", "say hello ", "x", "count to 3 ", "1", "qq", "mnop", "r"]
+TEXTS = [f"text number {i} of the corpus"[: 12 + i] for i in range(16)]
+
+
+def run(root, module, tokenizer, batches, **options):
+    recorder = Recorder()
+    data = FixedBatches(tokenizer, batches, demonstrations=[token_batch(PAIRS)])
+    trainer(root, callbacks=[recorder], **options).fit(module, datamodule=data)
+    return recorder.rows
+
+
+# -- one step, however it is cut ---------------------------------------------------------------------------------------
+
+
+def test_sft_step_is_the_same_for_one_micro_batch_of_8_and_eight_of_1(tmp_path, tiny_llama_dir, char_tokenizer):
+    after, losses = [], []
+    for size in (None, 1, 3):
+        module = sft_module(tiny_llama_dir, micro_batch_size=size)
+        losses.append(run(tmp_path, module, char_tokenizer, [token_batch(PAIRS)])[0]["sft/train/loss"])
+        after.append(weights(module.trained_model))
+    for other, loss in zip(after[1:], losses[1:], strict=True):
+        torch.testing.assert_close(other, after[0], atol=1e-6, rtol=0)
+        assert loss == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_sft_step_is_gradient_descent_on_the_mean_over_all_counted_tokens(tmp_path, tiny_llama_dir, char_tokenizer):
+    module = sft_module(tiny_llama_dir, micro_batch_size=3)
+    run(tmp_path, module, char_tokenizer, [token_batch(PAIRS)])
+    model, batch = load_causal_lm(Backbone(str(tiny_llama_dir))), token_batch(PAIRS)
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long()).logits
+    # by hand: cross entropy over the labels of transformers' own convention
+    labels = batch.input_ids.masked_fill(~batch.loss_mask, -100)[:, 1:]
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels.reshape(-1))
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.1 * parameter.grad
+    torch.testing.assert_close(weights(module.trained_model), weights(model), atol=1e-6, rtol=0)
+
+
+def test_reward_step_is_the_same_for_any_micro_batch_and_equals_brute_force(tmp_path, tiny_llama_dir, char_tokenizer):
+    batch, after = comparison_batch(RANKED), []
+    torch.manual_seed(5)
+    start = load_scalar_model(Backbone(str(tiny_llama_dir)))
+    for size in (None, 1, 3):
+        module = reward_module(tiny_llama_dir, micro_batch_size=size)
+        torch.manual_seed(5)  # the head is drawn when the model is loaded
+        (row,) = run(tmp_path, module, char_tokenizer, [batch])
+        after.append(weights(module.trained_model))
+    for other in after[1:]:
+        torch.testing.assert_close(other, after[0], atol=1e-6, rtol=0)
+    scores, at, terms = start.score(batch.input_ids, batch.attention_mask), 0, []
+    for _, texts, ranks in RANKED:
+        own = scores[at : at + len(texts)]
+        at += len(texts)
+        pairs = [
+            -torch.log(torch.sigmoid(own[i] - own[j]))
+            for i in range(len(texts))
+            for j in range(len(texts))
+            if ranks[i] < ranks[j]
+        ]
+        if pairs:  # the third prompt's completions tie
+            terms.append(torch.stack(pairs).mean())
+    loss = torch.stack(terms).mean()
+    assert row["reward/train/loss"] == pytest.approx(loss.item(), abs=1e-6)
+    loss.backward()
+    with torch.no_grad():
+        for parameter in start.parameters():
+            parameter -= 0.1 * parameter.grad
+    torch.testing.assert_close(after[0], weights(start), atol=1e-6, rtol=0)
+
+
+def test_a_completion_is_read_once_however_many_pairs_it_is_in(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
+    module, rows = reward_module(tiny_llama_dir), []
+    module.configure_model()
+    original = module.trained_model.score
+    monkeypatch.setattr(
+        module.trained_model, "score", lambda ids, mask: (rows.append(len(ids)), original(ids, mask))[1]
+    )
+    run(tmp_path, module, char_tokenizer, [comparison_batch(RANKED[:1])])
+    assert rows == [4, len(PAIRS)]  # K = 4 completions, 6 pairs less one tie; then the demonstrations for the shift
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_ppo_step_is_the_same_for_any_micro_batch(tmp_path, tiny_llama_dir, char_tokenizer, size):
+    def step(micro):
+        torch.manual_seed(3)
+        module = ppo_module(tiny_llama_dir, micro_batch_size=micro, minibatch_size=8)
+        batch = {"prompts": prompt_batch(PROMPTS), "pretraining": text_batch(TEXTS)}
+        rows = run(tmp_path, module, char_tokenizer, [batch])
+        return weights(module.trained_model), weights(module.value_model), rows[0]
+
+    whole, parts = step(None), step(size)
+    torch.testing.assert_close(parts[0], whole[0], atol=2e-6, rtol=0)
+    torch.testing.assert_close(parts[1], whole[1], atol=2e-6, rtol=0)
+    assert parts[2] == pytest.approx(whole[2], abs=1e-4)
+
+
+# -- PPO ---------------------------------------------------------------------------------------------------------------
+
+
+def ppo_rows(root, path, tokenizer, batches=None, **options):
+    module = ppo_module(path, **options)
+    batches = batches or [{"prompts": prompt_batch(PROMPTS)}]
+    return module, run(root, module, tokenizer, batches)
+
+
+def test_first_minibatch_has_ratio_1_and_nothing_clipped(tmp_path, tiny_gpt2_dir, char_tokenizer):
+    # GPT-2's config asks for dropout 0.1: it must be off
+    _, (row,) = ppo_rows(tmp_path, tiny_gpt2_dir, char_tokenizer, minibatch_size=8, self_check=False)
+    assert row["ppo/policy/ratio_mean"] == pytest.approx(1, abs=1e-4)
+    assert row["ppo/policy/approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert row["ppo/policy/clip_fraction"] == 0
+    assert row["ppo/objective/kl"] == pytest.approx(0, abs=1e-4)
+    assert row["ppo/objective/reward"] == pytest.approx(row["ppo/objective/score"], abs=1e-4)
+
+
+def test_the_value_network_starts_as_the_reward_model(tmp_path, tiny_llama_dir):
+    torch.manual_seed(1)
+    reward = load_scalar_model(Backbone(str(tiny_llama_dir)))
+    reward.set_shift(0.7)
+    from transformers import AutoTokenizer
+
+    from instructlit.models.export import export_folder
+
+    folder = export_folder(reward, AutoTokenizer.from_pretrained(tiny_llama_dir), tmp_path / "reward", {})
+    module = ppo_module(tiny_llama_dir, value=Backbone(str(folder)))
+    module.configure_model()
+    ids, mask = padded([[97, 98, 99, 2], [97, 2]])
+    torch.testing.assert_close(module.value_model(ids, mask), reward(ids, mask), atol=1e-6, rtol=0)
+    assert all(p.requires_grad for p in module.value_model.parameters())
+
+
+def test_pretraining_gradient_is_added_times_gamma_in_one_step(tmp_path, tiny_llama_dir, char_tokenizer):
+    text, gamma = text_batch(TEXTS), 27.8
+
+    def change(batch, coefficient):
+        torch.manual_seed(3)
+        module, rows = ppo_rows(
+            tmp_path, tiny_llama_dir, char_tokenizer, [batch], minibatch_size=8, pretraining_coefficient=coefficient
+        )
+        assert len(rows) == 1
+        return weights(module.trained_model) - weights(load_causal_lm(Backbone(str(tiny_llama_dir))))
+
+    ppo = change({"prompts": prompt_batch(PROMPTS)}, gamma)
+    both = change({"prompts": prompt_batch(PROMPTS), "pretraining": text}, gamma)
+    model = load_causal_lm(Backbone(str(tiny_llama_dir)))
+    logits = model(input_ids=text.input_ids, attention_mask=text.attention_mask.long()).logits
+    language_loss(logits, text.input_ids, text.loss_mask).mean().backward()
+    text_gradient = torch.cat([p.grad.double().flatten() for p in model.parameters()])
+    torch.testing.assert_close(both, ppo - 0.1 * gamma * text_gradient, atol=2e-6, rtol=0)
+    assert (ppo - both).abs().max() > 1e-2
+
+
+def test_each_minibatch_gets_its_own_share_of_the_text(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
+    seen = []
+    batch = {"prompts": prompt_batch(PROMPTS), "pretraining": text_batch(TEXTS)}
+    module = ppo_module(tiny_llama_dir, minibatch_size=4, ppo_epochs=2)
+    update = module.update
+    monkeypatch.setattr(
+        module, "update", lambda m, text, k: (seen.append(text.input_ids[:, 12:].sum().item()), update(m, text, k))
+    )
+    run(tmp_path, module, char_tokenizer, [batch])
+    assert len(seen) == 4 and seen[0] != seen[1] and seen[:2] == seen[2:]
+
+
+def test_a_row_without_eos_moves_nothing_by_its_score_under_replace(tmp_path, tiny_llama_dir, char_tokenizer):
+    class Unended(TextReward):
+        def __init__(self, score):
+            self.value = score
+
+        def reward(self, prompt, response):
+            return self.value if len(response) == 6 else 1.0  # six characters, no EOS: cut
+
+    def advantages(score):
+        torch.manual_seed(0)
+        module = ppo_module(tiny_llama_dir, reward=Unended(score), shaping=Shaping(normalize_scores=True))
+        kept = []
+        collect = module.collect
+        module.collect = lambda prompts: (kept.append(collect(prompts)), kept[0])[1]
+        run(tmp_path, module, char_tokenizer, [{"prompts": prompt_batch(["a" * (1 + i % 3) for i in range(64)])}])
+        return kept[0]
+
+    one, other = advantages(5.0), advantages(-500.0)
+    assert 0 < one.ended.sum() < len(one)
+    assert torch.equal(one.advantages, other.advantages)
+    assert not torch.equal(one.scores, other.scores)
+
+
+def test_values_belong_to_the_state_before_their_token(tiny_llama_dir, char_tokenizer):
+    torch.manual_seed(0)
+    value = load_scalar_model(Backbone(str(tiny_llama_dir)))
+    policy = load_causal_lm(Backbone(str(tiny_llama_dir)))
+    got = CachedEngine().generate(policy, prompt_batch(["abc", "x"]), Sampling(5), char_tokenizer)
+    values = response_values(value, got)
+    prompt, response = got.prompt_ids[1][got.prompt_mask[1]], got.response_ids[1][got.response_mask[1]]
+    for t in range(len(response)):
+        so_far = torch.cat([prompt, response[:t]])[None]
+        expected = value.score(so_far, torch.ones_like(so_far, dtype=torch.bool))[0]
+        torch.testing.assert_close(values[1, t], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_ema_follows_every_policy_update(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
+    module = ppo_module(tiny_llama_dir, ema_decay=0.9, minibatch_size=4, ppo_epochs=2)
+    history = []
+    step = module.step_optimizer
+    monkeypatch.setattr(module, "step_optimizer", lambda m: (step(m), history.append(weights(module.trained_model)))[0])
+    run(tmp_path, module, char_tokenizer, [{"prompts": prompt_batch(PROMPTS)}])
+    expected = weights(load_causal_lm(Backbone(str(tiny_llama_dir))))
+    for now in history:
+        expected = 0.9 * expected + 0.1 * now
+    assert len(history) == 4
+    with module.ema.swapped():
+        torch.testing.assert_close(weights(module.trained_model), expected, atol=1e-6, rtol=0)
+
+
+def test_two_rollouts_differ_and_one_seed_repeats(tmp_path, tiny_llama_dir, char_tokenizer):
+    def texts(seed):
+        torch.manual_seed(seed)
+        module, kept = ppo_module(tiny_llama_dir, episodes=16), []
+        collect = module.collect
+        module.collect = lambda prompts: (kept.append(collect(prompts)), kept[-1])[1]
+        run(tmp_path, module, char_tokenizer, [{"prompts": prompt_batch(PROMPTS)}] * 2)
+        return [rollout.texts for rollout in kept]
+
+    first, again, other = texts(1), texts(1), texts(2)
+    assert first == again and first[0] != first[1] and first != other
+
+
+def test_padding_every_prompt_further_changes_no_metric(tmp_path, tiny_llama_dir, char_tokenizer):
+    plain = prompt_batch(PROMPTS)
+    wide = prompt_batch(PROMPTS)
+    wide.input_ids = torch.nn.functional.pad(plain.input_ids, (50, 0))
+    wide.attention_mask = torch.nn.functional.pad(plain.attention_mask, (50, 0))
+
+    def figures(prompts):
+        torch.manual_seed(4)
+        return ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, [{"prompts": prompts}])[1][0]
+
+    assert figures(wide) == pytest.approx(figures(plain), abs=1e-3)
+
+
+# -- what stops a run --------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_at_another_temperature_fails_the_self_check(tmp_path, tiny_llama_dir, char_tokenizer):
+    class Cooler(CachedEngine):
+        def generate(self, model, prompts, sampling, tokenizer, generator=None):
+            cooler = Sampling(sampling.max_new_tokens, temperature=sampling.temperature * 0.7)
+            return super().generate(model, prompts, cooler, tokenizer, generator)
+
+    with pytest.raises(InvariantError, match="log-probs differ from the trainer's"):
+        ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, engine=Cooler())
+
+
+def test_dropout_fails_the_self_check(tmp_path, tiny_gpt2_dir, char_tokenizer, monkeypatch):
+    monkeypatch.setattr("instructlit.modules.ppo.disable_dropout", lambda model: None)
+    with pytest.raises(InvariantError):
+        ppo_rows(tmp_path, tiny_gpt2_dir, char_tokenizer, policy=Backbone(str(tiny_gpt2_dir), dropout=0.3))
+
+
+class Fails(TextReward):
+    def reward(self, prompt, response):
+        raise RuntimeError("the scoring service is away")
+
+
+class NotANumber(CountVowels):
+    def reward(self, prompt, response):
+        return float("nan")
+
+
+class Nothing(CountVowels):
+    def reward(self, prompt, response):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("reward", "error", "message"),
+    [
+        (Fails(), RuntimeError, "service is away"),
+        (NotANumber(), UserError, "NotANumber.score: returned nan"),
+        (Nothing(), UserError, "Nothing.reward: returned None"),
+    ],
+)
+def test_a_reward_that_fails_stops_the_run(tmp_path, tiny_llama_dir, char_tokenizer, reward, error, message):
+    with pytest.raises(error, match=message):
+        ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, reward=reward)
+
+
+def test_greedy_rollouts_are_refused(tiny_llama_dir):
+    with pytest.raises(UserError, match="greedy"):
+        ppo_module(tiny_llama_dir, sampling=Sampling(4, greedy=True))
+
+
+def test_runaway_kl_ends_the_run(tmp_path, tiny_llama_dir, char_tokenizer, capsys):
+    batches = [{"prompts": prompt_batch(PROMPTS)}] * 5
+    module, rows = ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, batches, episodes=40, max_kl=-1.0)
+    assert len(rows) == 1 and module.episodes_seen == 8
+    assert "max_kl=-1.0" in capsys.readouterr().out
+
+
+def test_the_run_ends_at_its_episodes(tmp_path, tiny_llama_dir, char_tokenizer):
+    batches = [{"prompts": prompt_batch(PROMPTS)}] * 3
+    module, rows = ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, batches, episodes=32)
+    module = ppo_module(tiny_llama_dir, episodes=32)
+    rows = run(tmp_path, module, char_tokenizer, batches, max_epochs=-1)
+    assert [row["ppo/episodes"] for row in rows] == [8, 16, 24, 32]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches.*micro_batch_size"),
+        ({"gradient_clip_val": 1.0}, "trainer.gradient_clip_val.*gradient_clip_norm"),
+    ],
+)
+def test_trainer_options_the_modules_replace_are_refused(tmp_path, tiny_llama_dir, char_tokenizer, options, message):
+    import re
+
+    with pytest.raises(UserError) as error:
+        run(tmp_path, sft_module(tiny_llama_dir), char_tokenizer, [token_batch(PAIRS)], **options)
+    assert re.search(message, str(error.value), re.DOTALL)
+
+
+def test_the_shift_makes_the_demonstrations_average_zero(tmp_path, tiny_llama_dir, char_tokenizer):
+    module = reward_module(tiny_llama_dir)
+    run(tmp_path, module, char_tokenizer, [comparison_batch(RANKED)])
+    batch = token_batch(PAIRS)
+    scores = module.trained_model.score(batch.input_ids, batch.attention_mask)
+    assert scores.mean().item() == pytest.approx(0, abs=1e-5)
+    assert abs(float(module.trained_model.shift)) > 1e-3
+    loss = ranking_loss(scores[:2], torch.tensor([0, 0]), torch.tensor([1, 2]))
+    module.trained_model.set_shift(100.0)
+    moved = ranking_loss(
+        module.trained_model.score(batch.input_ids, batch.attention_mask)[:2],
+        torch.tensor([0, 0]),
+        torch.tensor([1, 2]),
+    )
+    assert moved.total.item() == pytest.approx(loss.total.item(), abs=1e-4)
