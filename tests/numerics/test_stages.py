@@ -1,4 +1,4 @@
-"""What one optimiser step does: equivalences of micro-batches, gradients put together by hand, the first PPO minibatch."""
+"""What one optimiser step does: equivalences of micro-batches, gradients put together by hand, the first minibatch."""
 
 import pytest
 import torch
@@ -204,7 +204,9 @@ def test_each_minibatch_gets_its_own_share_of_the_text(tmp_path, tiny_llama_dir,
         module, "update", lambda m, text, k: (seen.append(text.input_ids[:, 12:].sum().item()), update(m, text, k))
     )
     run(tmp_path, module, char_tokenizer, [batch])
-    assert len(seen) == 4 and seen[0] != seen[1] and seen[:2] == seen[2:]
+    assert len(seen) == 4
+    assert seen[0] != seen[1]
+    assert seen[:2] == seen[2:]
 
 
 def test_a_row_without_eos_moves_nothing_by_its_score_under_replace(tmp_path, tiny_llama_dir, char_tokenizer):
@@ -267,7 +269,9 @@ def test_two_rollouts_differ_and_one_seed_repeats(tmp_path, tiny_llama_dir, char
         return [rollout.texts for rollout in kept]
 
     first, again, other = texts(1), texts(1), texts(2)
-    assert first == again and first[0] != first[1] and first != other
+    assert first == again
+    assert first[0] != first[1]
+    assert first != other
 
 
 def test_padding_every_prompt_further_changes_no_metric(tmp_path, tiny_llama_dir, char_tokenizer):
@@ -338,7 +342,8 @@ def test_greedy_rollouts_are_refused(tiny_llama_dir):
 def test_runaway_kl_ends_the_run(tmp_path, tiny_llama_dir, char_tokenizer, capsys):
     batches = [{"prompts": prompt_batch(PROMPTS)}] * 5
     module, rows = ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, batches, episodes=40, max_kl=-1.0)
-    assert len(rows) == 1 and module.episodes_seen == 8
+    assert len(rows) == 1
+    assert module.episodes_seen == 8
     assert "max_kl=-1.0" in capsys.readouterr().out
 
 
