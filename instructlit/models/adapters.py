@@ -3,6 +3,7 @@
 Source: Hu et al. 2021 (LoRA), arXiv 2106.09685; Dettmers et al. 2023 (QLoRA), arXiv 2305.14314, for quantised trunks.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,16 +137,16 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
                 state[plain] = state[plain].to(_dtype(hf))
     for prefix, module in hf.named_modules():
         if _is_quantised(module):
-            plain = prefix.removesuffix(".base_layer")
+            plain = _without_layers(prefix)
             extras = (f"{plain}.weight.", f"{plain}.SCB", f"{plain}.weight_format")
             state = {name: tensor for name, tensor in state.items() if not name.startswith(extras)}
             state[f"{plain}.weight"] = _dequantised(module).to(_dtype(hf))
     for prefix, module in hf.named_modules():
         for adapter in active:
             if hasattr(module, "get_delta_weight") and adapter in module.scaling:  # type: ignore[operator]
-                weight = state[f"{prefix}.weight"]
+                key = f"{_without_layers(prefix)}.{getattr(module, 'parameter_name', 'weight')}"
                 delta = _whole(module.get_delta_weight(adapter).detach())  # type: ignore[operator]
-                state[f"{prefix}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
+                state[key] = (state[key].float() + delta.float()).to(state[key].dtype)
     return state
 
 
@@ -164,7 +165,11 @@ def _plain_name(name: str, active: list[str]) -> str | None:
         prefix, rest = name.split(".modules_to_save.")
         adapter, suffix = rest.split(".", 1)
         return f"{prefix}.{suffix}" if adapter in active else None
-    return name.replace(".base_layer.", ".")
+    return _without_layers(name)
+
+
+def _without_layers(name: str) -> str:
+    return re.sub(r"\.base_layer(?=\.|$)", "", name)
 
 
 def _dtype(hf: PreTrainedModel) -> torch.dtype:
