@@ -15,22 +15,28 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": (LIGHTNING, "one pass over a stage's test data"),
     "predict": (LIGHTNING, "a model's predictions over data"),
     "quickstart": (f"{TOOLS}.quickstart:quickstart", "the whole recipe on an embedded world, with a report"),
-    "data check": (f"{TOOLS}.data_check:data_check", "read the data of a config or of files, report what training would see"),
+    "data check": (
+        f"{TOOLS}.data_check:data_check",
+        "read the data of a config or of files, report what training would see",
+    ),
     "export": (f"{TOOLS}.export:export", "write a checkpoint as a Hugging Face folder"),
     "generate": (f"{TOOLS}.generate:generate", "answer a file of prompts with a model"),
     "chat": (f"{TOOLS}.chat:chat", "talk to a model in the terminal"),
-    "world": (f"{TOOLS}.world:world", "write the embedded world's data, to train on it by hand"),
+    "world": (f"{TOOLS}.world.generate:world", "write the embedded world's data, to train on it by hand"),
+    "world label": (f"{TOOLS}.world.label:world_label", "sample completions and have simulated labelers rank them"),
+    "world evaluate": (f"{TOOLS}.world.evaluate:world_evaluate", "measure every model of a quickstart run"),
+    "world report": (f"{TOOLS}.world.report:world_report", "draw the page of a quickstart run"),
 }
 
 GROUPS = (
     ("train", ("fit", "validate", "test", "predict")),
     ("use", ("generate", "chat", "export")),
-    ("see it work", ("quickstart", "world", "data check")),
+    ("see it work", ("quickstart", "world", "world label", "world evaluate", "world report", "data check")),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 a fault of ours, 2 a mistake in what was asked, 130 stopped.
+    """Run one command and return its exit status: 0 done, 1 our fault, 2 the caller's mistake, 130 stopped.
 
     Args:
         argv: the words after `instructlit`; those of the process when not given.
@@ -58,9 +64,13 @@ def run(name: str, args: list[str]) -> int:
     """Import what `name` stands for and give it its options."""
     target = COMMANDS[name][0]
     if target == LIGHTNING:
+        from instructlit.cli_config import read, split
+
+        files, rest = split(args)
+        layers = [read(file) for file in files]  # a wrong path is said before Lightning takes its seconds to import
         from instructlit.cli_fit import run as run_lightning
 
-        return run_lightning(name, args)
+        return run_lightning(name, layers, rest)
     from instructlit.cli_tools import run as run_tool
 
     module, function = target.split(":")
@@ -78,7 +88,9 @@ def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
     inner = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if inner:
         wanted = [w for w in words[1:2] if not w.startswith("-")]
-        what = f"there is no command `{' '.join([words[0], *wanted])}`" if wanted else f"`{words[0]}` needs a second word"
+        what = (
+            f"there is no command `{' '.join([words[0], *wanted])}`" if wanted else f"`{words[0]}` needs a second word"
+        )
         raise UserError(what, expected=" or ".join(f"`instructlit {name}`" for name in inner))
     near = nearest(" ".join(words[:2]), COMMANDS) or nearest(words[0], COMMANDS)
     raise UserError(

@@ -41,11 +41,13 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, ModuleNotFoundError) and (extra := EXTRAS.get((cause.name or "").partition(".")[0])):
             fault = UserError(f"{cause.name} is not installed", fix=f"pip install 'instructlit[{extra}]'")
             return str(fault)
-        # Lightning's own word for a mistake in how it was asked; looked up by name, so that it need not be imported here.
+        # Lightning's own word for a mistake in how it was asked; by name, so that it need not be imported here.
         if type(cause).__name__ == "MisconfigurationException":
             return str(cause)
         if isinstance(cause, FileNotFoundError) and cause.filename is not None:
-            return str(UserError(f"there is no file or folder `{cause.filename}`", fix=f"{DEBUG}=1 shows where it was needed"))
+            return str(
+                UserError(f"there is no file or folder `{cause.filename}`", fix=f"{DEBUG}=1 shows where it was needed")
+            )
     return None
 
 
@@ -60,7 +62,9 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         yield current
         if isinstance(current, BaseExceptionGroup):
             waiting.extend(current.exceptions)
-        waiting.extend(e for e in (current.__cause__, None if current.__suppress_context__ else current.__context__) if e)
+        waiting.extend(
+            e for e in (current.__cause__, None if current.__suppress_context__ else current.__context__) if e
+        )
 
 
 def _status_of(error: SystemExit) -> int:

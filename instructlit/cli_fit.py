@@ -1,20 +1,242 @@
-"""`instructlit fit|validate|test|predict`: LightningCLI, with any module and any datamodule by class_path."""
+"""`instructlit fit|validate|test|predict`: LightningCLI, with any module and any datamodule by class_path.
 
+What is ours around Lightning's: configs are composed before they are parsed (`cli_config`), checked with one message
+for one mistake (`cli_check`), saved without secrets (`cli_save`), and a checkpoint is read as data, never as code.
+"""
+
+import importlib
+import inspect
+import json
+import logging
+import re
+import sys
+import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from instructlit.cli_check import Checker, options_of
+from instructlit.cli_config import Config, Key, compose
+from instructlit.cli_save import SaveConfig
+from instructlit.cli_types import Parameter, import_class, parameters
+from instructlit.errors import UserError, nearest
+
+DEFAULTS: dict[str, Any] = {
+    "seed_everything": 0,
+    "trainer": {
+        # The datamodules shard their own data, in an order that does not depend on the number of ranks.
+        "use_distributed_sampler": False,
+        "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs"}},
+    },
+}
+CHECKPOINT_WORDS = ("last", "best", "hpc", "registry")
+
+USAGE = "instructlit {name} --config RECIPE [--config OVERLAY ...] [--key.of.the.config value ...]"
+HELP = """\
+A config has three parts: `model` (which stage, on which model), `data`, and `trainer`. Later configs go over earlier ones,
+and what stands on the line goes over all of them:
+
+  instructlit {name} --config configs/sft/tiny.yaml --config configs/optimizer/adamw_8bit.yaml --trainer.max_steps 100
+
+What a part may hold, one sentence for each option:
+
+  instructlit {name} --model.help instructlit.modules.SFTModule     also RewardModule, PPOModule, or a class of your own
+  instructlit {name} --data.help instructlit.data.DemonstrationData also TextData, ComparisonData, PromptData
+  instructlit {name} --config RECIPE --print_config                 everything as it would run, and nothing is run
+
+The Trainer's own options follow.
+"""
 
 
-def run(name: str, args: Sequence[str]) -> int:
-    """Run Lightning's `name` with the options in `args`."""
-    LightningCLI(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        trainer_defaults={"use_distributed_sampler": False},
-        args=[name, *args],
-    )
+def run(name: str, layers: list[Config], args: list[str]) -> int:
+    """Run Lightning's `name` (fit, validate, test, predict).
+
+    Args:
+        name: the subcommand.
+        layers: the configs given, from weak to strong.
+        args: the other options of the line.
+    """
+    quiet()
+    if any(word in ("-h", "--help") for word in args):
+        print(HELP.format(name=name))
+    if any(word in ("-h", "--help") or word.partition("=")[0].endswith(".help") for word in args):
+        InstructCLI(name, args)
+        return 0
+    config = compose([Config(DEFAULTS), *layers], accepted_by)
+    for note in config.notes:
+        print(f"instructlit: {note}", file=sys.stderr)
+    check(name, config, args)
+    try:
+        # jsonargparse takes the text of a config as well as its path.
+        InstructCLI(name, ["--config", json.dumps(config.values), *args])
+    except ArgumentError as error:
+        raise UserError(readable(str(error))) from error
+    except UserError as error:
+        raise located(error, config, args) from error
     return 0
+
+
+def located(error: UserError, config: Config, args: Sequence[str]) -> UserError:
+    """A message about an argument (`policy.path`), with the file and line, or the option, that set it."""
+    if error.where is None or not re.fullmatch(r"[A-Za-z_][\w.]*", error.where):
+        return error
+    on_line = [option for option, _ in pairs_of(args) if f".{option}".endswith(f".{error.where}")]
+    where = f"--{on_line[0]}" if on_line else config.locate(error.where)
+    return UserError(error.what, where=where, expected=error.expected, fix=error.fix) if where else error
+
+
+def check(name: str, config: Config, args: Sequence[str] = ()) -> None:
+    """Raise UserError at the first mistake in a composed config or in the options given with it."""
+    pairs = pairs_of(args)
+    options, groups = signature(name)
+    given: list[Key] = []
+    first = Checker(config, options, groups)
+    chosen = dict(pairs)
+    for option, value in pairs:
+        if option in ("model", "data") or option.endswith("class_path"):
+            continue
+        if any(option.startswith(f"{other}.") for other in chosen if other in ("model", "data")):
+            continue  # its class is named on the line: the parser knows it, this check does not
+        if any(
+            option.startswith(other.removesuffix("class_path")) for other in chosen if other.endswith(".class_path")
+        ):
+            continue
+        first.check_option(option, value)
+    for option, _ in pairs:
+        given += spellings(option)
+    Checker(config, options, groups, given).check()
+    if "model" not in config.values and not any(key[0] == "model" for key in given):
+        raise UserError(
+            "no model is given", expected="a stage's recipe, --config configs/….yaml, or --model class_path"
+        )
+    check_checkpoint(chosen.get("ckpt_path") or config.values.get("ckpt_path"))
+
+
+def pairs_of(args: Sequence[str]) -> list[tuple[str, str | None]]:
+    """The options that set a value."""
+    return options_of(args, lambda option: option == "print_config")
+
+
+def spellings(option: str) -> list[Key]:
+    """A dotted option as a key, with and without the `init_args` that the line may leave out."""
+    parts = tuple(option.rstrip("+").split("."))
+    keys = [parts]
+    if "init_args" not in parts:
+        for count in range(1, len(parts)):
+            keys.append((*parts[:count], "init_args", *parts[count:]))
+    return keys
+
+
+def check_checkpoint(path: Any) -> None:
+    """Refuse a checkpoint that is not there before anything is built."""
+    if not isinstance(path, str) or path in CHECKPOINT_WORDS or "://" in path or path.startswith("registry:"):
+        return
+    file = Path(path)
+    if not file.exists():
+        known = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
+        near = nearest(file.name, [*known, *CHECKPOINT_WORDS])
+        raise UserError(
+            f"there is no file `{path}`",
+            where="--ckpt_path",
+            expected=f"did you mean {near if near in CHECKPOINT_WORDS else file.with_name(near)}?" if near else None,
+        )
+
+
+def signature(name: str) -> tuple[dict[str, Parameter], dict[str, type]]:
+    """The top-level keys of `instructlit <name>`, and those whose class is fixed."""
+    method = getattr(pl.Trainer, name)
+    skipped = LightningCLI.subcommands()[name]
+    extra = {
+        p.name: Parameter(p.annotation, False)
+        for p in inspect.signature(method).parameters.values()
+        if p.name not in ("self", *skipped)
+    }
+    hints = {
+        "seed_everything": bool | int,
+        "trainer": pl.Trainer,
+        "model": pl.LightningModule,
+        "data": pl.LightningDataModule,
+    }
+    return {**{k: Parameter(h, False) for k, h in hints.items()}, **extra}, {"trainer": pl.Trainer}
+
+
+def accepted_by(path: str) -> set[str] | None:
+    """The argument names of the class at `path`; None where they cannot be told, a faulty path included."""
+    try:
+        found = parameters(import_class(path, [], path))
+    except Exception:
+        return None
+    return set(found) if found is not None else None
+
+
+def readable(message: str) -> str:
+    """What is left to say of a message from jsonargparse: its first line and the innermost reason."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    reasons = [
+        line for line in lines[1:] if not line.startswith(("Given value", "Errors:", "Subtypes:", "Does not validate"))
+    ]
+    return "\n  ".join([lines[0], *reasons[-1:]]) if lines else message
+
+
+class InstructCLI(LightningCLI):
+    """LightningCLI for one subcommand, with a saved config, our progress bar, and safe checkpoints."""
+
+    def __init__(self, name: str, args: list[str]):
+        self.name = name
+        strict = {"exit_on_error": False}
+        command = {**strict, "usage": USAGE.format(name=name), "description": ""}
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfig,
+            parser_kwargs={"prog": "instructlit", **strict, name: command},
+            seed_everything_default=DEFAULTS["seed_everything"],
+            args=[name, *args],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the one asked for: building the parsers of the other three takes time."""
+        return {self.name: LightningCLI.subcommands()[self.name]}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse our own list, without Lightning's warning that sys.argv holds another."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """What the configs and the line say holds; the arguments stored in a checkpoint do not override them."""
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only", False) is None:
+            kwargs["weights_only"] = True  # a checkpoint is data; pickled code in it is refused
+        return kwargs
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The Trainer, with our progress bar where the config names none."""
+        config = self._get(self.config_init, "trainer", default={})
+        callbacks = config.get("callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+        wanted = config.get("enable_progress_bar") is not False
+        if wanted and not any(isinstance(c, ProgressBar) for c in callbacks) and (bar := progress_bar()):
+            callbacks.append(bar)
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+
+def quiet() -> None:
+    """Take Lightning's advertisements, and a warning about its own internals, out of what a user reads."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+
+
+def progress_bar() -> ProgressBar | None:
+    """Our progress bar: stage, step and time left."""
+    kind = getattr(importlib.import_module("instructlit.callbacks"), "StageProgress", None)
+    return kind() if kind else None

@@ -1,22 +1,142 @@
 """The commands beside `fit`: a plain function becomes a command line, its docstring the help.
 
 A function is called from the shell as it is from Python: parameters before the `*` may be given by position or by name,
-those after it by name only; a list takes as many words as follow it; a switch alone means true.
+those after it by name only. A list takes as many words as follow it, and a switch alone means true.
 """
 
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from instructlit.cli_check import misfit
+from instructlit.cli_types import (
+    Parameter,
+    classes_of,
+    dataclasses_of,
+    describe,
+    elements_of,
+    is_open,
+    members,
+    parameters,
+    suggest,
+)
 from instructlit.errors import UserError, nearest
 
 
 def run(function: Callable[..., Any], name: str, args: Sequence[str]) -> int:
     """Call `function` with the options in `args`; its return value, where it is an int, is the exit status."""
-    parser = ArgumentParser(prog=f"instructlit {name}", description=inspect.getdoc(function), exit_on_error=False)
-    parser.add_function_arguments(function, as_group=False, fail_untyped=True)
-    options = parser.instantiate(parser.parse_args(list(args)))
+    parser = parser_for(function, name)
+    if any(word in ("-h", "--help") for word in args):
+        parser.print_help()
+        return 0
+    given = assign(function, args)
+    check(function, name, given)
+    words = [f"--{option}={word}" for option, word in given.items()]
+    try:
+        options: Any = parser.instantiate(parser.parse_args(words))
+    except Exception as error:
+        if isinstance(error, UserError) or "Parser key" not in str(error):
+            raise
+        raise UserError(str(error), where=f"instructlit {name}") from error
     status = function(**options.as_dict())
     return status if isinstance(status, int) else 0
+
+
+def parser_for(function: Callable[..., Any], name: str) -> ArgumentParser:
+    """The parser of one command; every parameter must have a type."""
+    summary = (inspect.getdoc(function) or "").partition("\nArgs:")[0].strip()
+    parser = ArgumentParser(prog=f"instructlit {name}", description=summary, exit_on_error=False)
+    parser.add_function_arguments(function, as_group=False, fail_untyped=True)
+    return parser
+
+
+def assign(function: Callable[..., Any], args: Sequence[str]) -> dict[str, str]:
+    """Each parameter's text on the line: lists as JSON, a bare switch as "true"."""
+    params = parameters(function) or {}
+    kinds = inspect.signature(function).parameters
+    places = [n for n in params if kinds[n].kind is not inspect.Parameter.KEYWORD_ONLY]
+    given: dict[str, str] = {}
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        if word.startswith("--"):
+            option, equals, text = word[2:].partition("=")
+            option = known(option.replace("-", "_"), params)
+            followers = [text] if equals else _taken(words, params[option])
+        else:
+            free = [n for n in places if n not in given]
+            if not free:
+                raise UserError(f"`{word}` is one word too many", expected=_usage(params))
+            option = free[0]
+            followers = [word, *_taken(words, params[option])] if _is_list(params[option]) else [word]
+        given[option] = _text(option, followers, params[option], given.get(option))
+    return given
+
+
+def check(function: Callable[..., Any], name: str, given: dict[str, str]) -> None:
+    """Raise UserError for a parameter that is missing or whose text is not of its type."""
+    params = parameters(function) or {}
+    for option, parameter in params.items():
+        if option in given:
+            hint = parameter.hint
+            if is_open(hint) or classes_of(hint) or dataclasses_of(hint):
+                continue
+            if misfit(hint, text=given[option]):
+                near = suggest(given[option], hint)
+                hinted = describe(hint) + (f" (did you mean {near}?)" if near else "")
+                raise UserError(f"`{given[option]}` is not valid here", where=f"--{option}", expected=hinted)
+        elif parameter.required:
+            raise UserError(
+                "is needed and not given",
+                where=f"--{option}",
+                expected=describe(parameter.hint),
+                fix=f"`instructlit {name} --help` lists the options",
+            )
+
+
+def known(option: str, params: dict[str, Parameter]) -> str:
+    """`option`, if the command has it; the part before a dot is what counts."""
+    if option.partition(".")[0] in params:
+        return option if option in params else option.partition(".")[0]
+    near = nearest(option, params)
+    raise UserError(
+        f"there is no option `--{option}`",
+        expected=f"did you mean --{near}?" if near else _usage(params),
+    )
+
+
+def _taken(words: list[str], parameter: Parameter) -> list[str]:
+    """Take from `words` what belongs to the option before them."""
+    if _is_list(parameter):
+        count = next((i for i, w in enumerate(words) if w.startswith("--")), len(words))
+    elif words and not words[0].startswith("--"):
+        is_switch = bool in members(parameter.hint) and words[0].lower() not in ("true", "false", "null", "yes", "no")
+        count = 0 if is_switch else 1
+    else:
+        count = 0
+    taken = words[:count]
+    del words[:count]
+    return taken
+
+
+def _text(option: str, words: list[str], parameter: Parameter, before: str | None) -> str:
+    if _is_list(parameter):
+        if len(words) == 1 and words[0].startswith("["):
+            return words[0]
+        return json.dumps([*(json.loads(before) if before else []), *words])
+    if words:
+        return words[0]
+    if bool in members(parameter.hint):
+        return "true"
+    raise UserError("needs a value", where=f"--{option}", expected=describe(parameter.hint))
+
+
+def _is_list(parameter: Parameter) -> bool:
+    return elements_of(parameter.hint) is not None
+
+
+def _usage(params: dict[str, Parameter]) -> str:
+    return "one of " + ", ".join(f"--{name}" for name in params)

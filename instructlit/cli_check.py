@@ -1,0 +1,262 @@
+"""Checking a composed config against the signatures it will be given to, before anything is built.
+
+jsonargparse refuses the same mistakes, but answers a typo anywhere below a union with every alternative that did not
+fit. Here the config is walked next to the types, so that the message is about the one value that is wrong.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from instructlit.cli_config import Config, Key
+from instructlit.cli_types import (
+    Parameter,
+    classes_of,
+    dataclasses_of,
+    describe,
+    elements_of,
+    import_class,
+    is_open,
+    members,
+    parameters,
+    suggest,
+    takes_words,
+)
+from instructlit.errors import UserError, nearest
+
+SPEC = ("class_path", "init_args", "dict_kwargs")
+LATER = ("params", "optimizer")  # first arguments of optimisers and schedules, which the module gives
+FILES = (".yaml", ".yml", ".json")
+LATER = ("params", "optimizer")  # first arguments of optimisers and schedules, which the module gives
+LATER = ("params", "optimizer")  # first arguments of optimisers and schedules, which the module gives
+FILES = (".yaml", ".yml", ".json")
+
+
+class Checker:
+    """Walks one config.
+
+    Args:
+        config: the composed config.
+        options: the top-level keys and their types; `groups` among them take their arguments without a class_path.
+        groups: top-level keys whose class is fixed, such as the Trainer.
+        given: keys set on the command line, which therefore are not missing.
+    """
+
+    def __init__(
+        self, config: Config, options: dict[str, Parameter], groups: dict[str, type], given: Iterable[Key] = ()
+    ):
+        self.config, self.options, self.groups, self.given = config, options, groups, list(given)
+
+    def check(self) -> None:
+        """Raise UserError at the first key or value that is wrong."""
+        self._keys(self.config.values, self.options, ())
+
+    def check_option(self, name: str, value: str | None) -> None:
+        """Check one option of the line: every part of its dotted name, and its value where the type is plain."""
+        key, hint = self._resolve(name)
+        if value is None or hint is None:
+            return
+        if key[-1] == "class_path" or (classes_of(hint) and not value.lstrip().startswith(("{", "["))):
+            if "." in value and not value.endswith(FILES):
+                import_class(value, classes_of(hint), f"--{name}")
+            return
+        if not is_open(hint) and not classes_of(hint) and (problem := misfit(hint, text=value)):
+            raise self._unfit(value, hint, problem, f"--{name}")
+
+    def _resolve(self, name: str) -> tuple[Key, Any]:
+        """The full key and the type of a dotted option; the type is None where it cannot be told."""
+        params: dict[str, Parameter] | None = self.options
+        key: tuple[str, ...] = ()
+        hint: Any = None
+        for part in name.rstrip("+").split("."):
+            if key and key[0] not in self.groups and part in SPEC:
+                key = (*key, part)
+                if part == "dict_kwargs":
+                    return key, None
+                continue
+            if params is None or part.isdigit():
+                return (*key, part), None
+            if part not in params:
+                raise self._unknown(part, key, params, f"--{name}", option=True)
+            if key and key[-1] != "init_args" and key[0] not in self.groups and self._has_class(key):
+                key = (*key, "init_args")
+            key, hint = (*key, part), params[part].hint
+            params = self._below(key, hint)
+        return key, hint
+
+    def _has_class(self, key: Key) -> bool:
+        return isinstance(self.config.get((*key, "class_path")), str)
+
+    def _below(self, key: Key, hint: Any) -> dict[str, Parameter] | None:
+        """What may follow `key` in a dotted name."""
+        if len(key) == 1 and key[0] in self.groups:
+            return parameters(self.groups[key[0]])
+        path = self.config.get((*key, "class_path"))
+        if isinstance(path, str):
+            return parameters(import_class(path, classes_of(hint), self.config.where((*key, "class_path"))))
+        if len(dataclasses_of(hint)) == 1:
+            return parameters(dataclasses_of(hint)[0])
+        return {} if not classes_of(hint) and not is_open(hint) and elements_of(hint) is None else None
+
+    def _keys(self, values: dict[str, Any], params: dict[str, Parameter], key: Key) -> None:
+        for name, value in values.items():
+            name = str(name).rstrip("+")
+            if name not in params:
+                raise self._unknown(name, key, params, self.config.where((*key, name)))
+            if not key and name in self.groups and isinstance(value, dict):
+                self._keys(value, parameters(self.groups[name]) or {}, (name,))
+            else:
+                self._value(value, params[name].hint, (*key, name))
+
+    def _value(self, value: Any, hint: Any, key: Key) -> None:
+        classes, records, element = classes_of(hint), dataclasses_of(hint), elements_of(hint)
+        if isinstance(value, dict):
+            if "class_path" in value or (classes and not records and not is_open(hint)):
+                self._class(value, classes + records, key)
+            elif is_open(hint):
+                return
+            elif records:
+                fields = max((parameters(r) or {} for r in records), key=lambda names: len(names.keys() & value.keys()))
+                self._keys(value, fields, key)
+                self._required(value, fields, key)
+            else:
+                self._leaf(value, hint, key)
+        elif isinstance(value, list) and element is not None:
+            for index, item in enumerate(value):
+                self._value(item, element, (*key, str(index)))
+        elif isinstance(value, str) and classes and not takes_words(hint):
+            if not value.endswith(FILES):
+                self._class({"class_path": value}, classes, key)
+        else:
+            self._leaf(value, hint, key)
+
+    def _class(self, value: dict[str, Any], wanted: list[type], key: Key) -> None:
+        where = self.config.where(key)
+        path = value.get("class_path")
+        names = " or ".join(c.__name__ for c in wanted)
+        if not isinstance(path, str):
+            if (*key, "class_path") in self.given or key in self.given:
+                return  # the line names the class; what it takes is known there
+            raise UserError("names no class", where=where, expected=f"a class_path of {names}")
+        found = import_class(path, wanted, self.config.where((*key, "class_path")))
+        params = parameters(found)
+        for name in value:
+            if name not in SPEC:
+                inside = params is not None and name in params
+                near = f"init_args.{name}" if inside else nearest(name, SPEC)
+                expected = f"did you mean {'.'.join((*key, near))}?" if near else "class_path and init_args"
+                raise UserError(f"unknown key `{name}`", where=self.config.where((*key, name)), expected=expected)
+        args = value.get("init_args") or {}
+        if not isinstance(args, dict):
+            raise UserError(
+                "is not a mapping", where=self.config.where((*key, "init_args")), expected=f"arguments of {path}"
+            )
+        if params is None:
+            return
+        self._keys(args, params, (*key, "init_args"))
+        is_factory = isinstance(found, type) and not any(issubclass(found, c) for c in wanted)
+        if not is_factory and not _is_callable_target(found):
+            self._required({**args, **(value.get("dict_kwargs") or {})}, params, (*key, "init_args"))
+
+    def _required(self, values: dict[str, Any], params: dict[str, Parameter], key: Key) -> None:
+        for name, parameter in params.items():
+            path = (*key, name)
+            on_line = any(g[: len(path)] == path for g in self.given)
+            if parameter.required and name not in values and not on_line:
+                short = ".".join(path)
+                raise UserError(
+                    f"`{name}` is needed and not given",
+                    where=self.config.where(key),
+                    expected=f"{describe(parameter.hint)}, in a config or as --{short}",
+                )
+
+    def _leaf(self, value: Any, hint: Any, key: Key) -> None:
+        if is_open(hint):
+            return
+        if problem := misfit(hint, value=value):
+            raise self._unfit(value, hint, problem, self.config.where(key))
+
+    @staticmethod
+    def _unfit(value: Any, hint: Any, problem: str, where: str) -> UserError:
+        near = suggest(value, hint)
+        quoted = isinstance(value, (bool, int, float)) and str in members(hint)
+        return UserError(
+            f"`{value}` {problem}",
+            where=where,
+            expected=describe(hint) + (f" (did you mean {near}?)" if near else ""),
+            fix=f'quote it: "{value}"' if quoted else None,
+        )
+
+    def _unknown(
+        self, name: str, key: Key, params: dict[str, Parameter], where: str, option: bool = False
+    ) -> UserError:
+        owner = ".".join(k for k in key if k != "init_args") or "the config"
+        near = nearest(name, params)
+        if near:
+            expected = f"did you mean {'--' if option else ''}{'.'.join((*key, near))}?"
+        elif elsewhere := self._elsewhere(name, key):
+            expected = f"did you mean {'--' if option else ''}{elsewhere}?"
+        else:
+            names = sorted(n for n in params if n not in LATER)
+            expected = "one of " + ", ".join(names) if names else f"{owner} has no keys of its own"
+        return UserError(f"unknown {'option' if option else 'key'} `{name}`", where=where, expected=expected)
+
+    def _elsewhere(self, name: str, key: Key) -> str | None:
+        """Another level of the config where `name`, or something close to it, would be right."""
+        known: dict[str, str] = {}
+        for top in ("data", "model"):
+            path = self.config.get((top, "class_path"))
+            if isinstance(path, str) and top not in key:
+                found = parameters(import_class(path, [], self.config.where((top, "class_path")))) or {}
+                known |= {argument: f"{top}.init_args.{argument}" for argument in found}
+        for group, kind in self.groups.items():
+            if group not in key:
+                known |= {argument: f"{group}.{argument}" for argument in parameters(kind) or {}}
+        near = next((n for n in (name, f"max_{name}") if n in known), None) or nearest(name, known)
+        return known[near] if near else None
+
+
+def _is_callable_target(found: Any) -> bool:
+    """Optimisers and schedules get their first argument later, from the module."""
+    params = list((parameters(found) or {}).items())
+    return bool(params) and params[0][0] in LATER and params[0][1].required
+
+
+def misfit(hint: Any, value: Any = None, text: str | None = None) -> str | None:
+    """Why `value`, or the `text` of a command line, is not of type `hint`; None where it is, or cannot be told."""
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_argument("--value", type=hint)
+    except Exception:
+        return None
+    try:
+        if text is None:
+            parser.parse_object({"value": value})
+        else:
+            parser.parse_args([f"--value={text}"])
+    except Exception as error:
+        found = re.search(r"(?:File|Directory|Path) (?:does not exist|is not \w+)[^\n]*", str(error))
+        return found.group(0) if found else "is not valid here"
+    return None
+
+
+def options_of(args: Sequence[str], flags: Callable[[str], bool]) -> list[tuple[str, str | None]]:
+    """The `--name value` and `--name=value` pairs of a command line, without the names that `flags` knows."""
+    pairs: list[tuple[str, str | None]] = []
+    index = 0
+    while index < len(args):
+        word = args[index]
+        index += 1
+        if not word.startswith("--"):
+            continue
+        name, equals, value = word[2:].partition("=")
+        following = args[index] if index < len(args) else None
+        if not equals and following is not None and not following.startswith("--"):
+            value, index = following, index + 1
+        elif not equals:
+            value = None
+        if not flags(name):
+            pairs.append((name, value))
+    return pairs

@@ -1,0 +1,210 @@
+"""Reading configs and laying one over the other, with the place each value came from.
+
+Rules, from weak to strong: built-in defaults, the `--config` files in the order given, the options on the line.
+Mappings merge key by key, anything else replaces what was there, and `key+:` appends to a list. Where a later file
+names another `class_path`, the `init_args` that the new class also takes are kept (an optimiser overlay need not repeat
+the learning rate) and the rest are left out and said.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from instructlit.errors import UserError, nearest
+
+Key = tuple[str, ...]
+
+
+@dataclass
+class Config:
+    """A tree of values, where each of them was written, and what was left out on the way."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[Key, str] = field(default_factory=dict)  # path of keys -> "file:line"
+    notes: list[str] = field(default_factory=list)
+
+    def where(self, key: Key) -> str:
+        """How a message names `key`: the file and line that set it or its nearest parent, and the dotted option."""
+        for length in range(len(key), 0, -1):
+            if key[:length] in self.places:
+                return f"{self.places[key[:length]]}: {'.'.join(key)}"
+        return f"--{'.'.join(key)}"
+
+    def locate(self, name: str) -> str | None:
+        """`where` for the one key whose dotted name ends in `name` (`policy.path`), or None."""
+        parts = tuple(name.split("."))
+        found = {k for k in self.places if tuple(p for p in k if p != "init_args")[-len(parts) :] == parts}
+        return self.where(found.pop()) if len(found) == 1 else None
+
+    def get(self, key: Key) -> Any:
+        """The value at `key`, or None."""
+        node: Any = self.values
+        for part in key:
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers people write: `1e-5` is a number, a date is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.[\d_]+([eE][-+]?\d+)?|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def read(name: str) -> Config:
+    """One YAML file.
+
+    Args:
+        name: a path; `configs/…` falls back to the recipes that came with the package.
+    Raises:
+        UserError: no such file, not YAML, not a mapping, or a key given twice.
+    """
+    path = find(name)
+    loader = _Loader(path.read_text(encoding="utf-8"))
+    try:
+        node = loader.get_single_node()
+        values = loader.construct_document(node) if node is not None else {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"not valid YAML: {error.problem}", where=f"{name}:{line}") from error
+    finally:
+        loader.dispose()
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"holds a {type(values).__name__}", where=name, expected="keys such as model:, data:, trainer:")
+    return Config(values, dict(_places(node, name, ())) if node is not None else {})
+
+
+def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files given with --config or -c, and everything else."""
+    files, rest = [], []
+    words = iter(args)
+    for word in words:
+        if word in ("--config", "-c"):
+            file = next(words, None)
+            if file is None:
+                raise UserError("names no file", where=word, expected="--config path/to/recipe.yaml")
+            files.append(file)
+        elif word.startswith("--config="):
+            files.append(word.removeprefix("--config="))
+        else:
+            rest.append(word)
+    return files, rest
+
+
+def find(name: str) -> Path:
+    """The file that `--config name` means."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    parts = path.parts
+    packaged = None
+    if parts and parts[0] == "configs":
+        packaged = Path(str(resources.files("instructlit.configs"))).joinpath(*parts[1:])
+        if packaged.is_file():
+            return packaged
+    folder = next((p for p in (path, path.parent, packaged and packaged.parent) if p and p.is_dir()), None)
+    known = sorted(p.name for p in folder.glob("*.yaml")) if folder else []
+    near = nearest(path.name, known)
+    what = f"`{name}` is a folder" if path.is_dir() else f"there is no file `{name}`"
+    expected = f"did you mean {path.with_name(near)}?" if near else f"one of {', '.join(known)}" if known else None
+    raise UserError(what, where="--config", expected=expected)
+
+
+def compose(layers: list[Config], accepted: Callable[[str], set[str] | None]) -> Config:
+    """The layers, each over the ones before it.
+
+    Args:
+        layers: from weak to strong.
+        accepted: the arguments that a class_path takes, or None where it cannot be told.
+    """
+    whole = Config()
+    for layer in layers:
+        _merge(whole, whole.values, layer, layer.values, (), accepted)
+    return whole
+
+
+def _merge(
+    whole: Config,
+    base: dict[str, Any],
+    layer: Config,
+    over: dict[str, Any],
+    key: Key,
+    accepted: Callable[[str], set[str] | None],
+) -> None:
+    if isinstance(over.get("class_path"), str) and base.get("class_path") not in (None, over["class_path"]):
+        _change_class(whole, base, layer, over["class_path"], key, accepted)
+    for name, value in over.items():
+        inner = (*key, name)
+        if isinstance(value, dict) and isinstance(base.get(name), dict):
+            _merge(whole, base[name], layer, value, inner, accepted)
+        elif isinstance(name, str) and name.endswith("+") and isinstance(base.get(name[:-1]) or [], list):
+            added = value if isinstance(value, list) else [value]
+            before = base.get(name[:-1]) or []
+            base[name[:-1]] = before + copy.deepcopy(added)
+            _copy_places(whole, layer, inner, (*key, name[:-1]), shift=len(before))
+            continue
+        else:
+            base[name] = copy.deepcopy(value)
+            for old in [k for k in whole.places if k[: len(inner)] == inner]:
+                del whole.places[old]
+        _copy_places(whole, layer, inner, inner)
+
+
+def _change_class(
+    whole: Config, base: dict[str, Any], layer: Config, new: str, key: Key, accepted: Callable[[str], set[str] | None]
+) -> None:
+    """Keep of `base`'s init_args what class `new` takes."""
+    takes = accepted(new)
+    if takes is None or not isinstance(base.get("init_args"), dict):
+        return
+    dropped = [name for name in base["init_args"] if name not in takes]
+    base["init_args"] = {name: value for name, value in base["init_args"].items() if name in takes}
+    base.pop("dict_kwargs", None)
+    if dropped:
+        place = layer.where((*key, "class_path"))
+        whole.notes.append(f"{place}: {new} does not take {', '.join(dropped)} of {base['class_path']}; left out")
+
+
+def _copy_places(whole: Config, layer: Config, source: Key, target: Key, shift: int = 0) -> None:
+    for key, place in layer.places.items():
+        if key[: len(source)] == source:
+            rest = key[len(source) :]
+            if shift and rest and rest[0].isdigit():
+                rest = (str(int(rest[0]) + shift), *rest[1:])
+            whole.places[(*target, *rest)] = place
+
+
+def _places(node: yaml.Node, name: str, key: Key) -> Iterator[tuple[Key, str]]:
+    """The line of every key below `node`; a key that stands twice in one mapping is refused."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            word = str(key_node.value)
+            place = f"{name}:{key_node.start_mark.line + 1}"
+            if word in seen and word != "<<":
+                raise UserError(f"{'.'.join((*key, word))} is given twice", where=place, fix="keep one of them")
+            seen.add(word)
+            yield (*key, word), place
+            yield from _places(value_node, name, (*key, word))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield (*key, str(index)), f"{name}:{item.start_mark.line + 1}"
+            yield from _places(item, name, (*key, str(index)))
