@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -33,6 +34,9 @@ MAX_POSITIONS = 256
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # tests are small and run side by side
+    # the same examples on every machine, and no verdict on how busy it is
+    settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
+    settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:

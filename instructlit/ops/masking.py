@@ -86,7 +86,7 @@ def whiten(
     Source: Huang et al. 2024 (arXiv 2403.17031), detail "whiten rewards and advantages"; population variance.
     """
     _, mean, variance = masked_moments(x, mask, reduce)
-    whitened = (widen(x) - mean) * torch.rsqrt(variance + epsilon)
+    whitened = (zero_outside(x, mask) - mean) * torch.rsqrt(variance + epsilon)
     return zero_outside(whitened if shift_mean else whitened + mean, mask)
 
 
