@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS = (
     ("train", ("fit", "validate", "test", "predict")),
-    ("use", ("generate", "chat", "export")),
+    ("use", ("generate", "chat", "export", "data check")),
     ("see it work", ("quickstart", "world", "world label", "world evaluate", "world report", "data check")),
 )
 
@@ -108,7 +108,7 @@ def help_text() -> str:
         lines += [f"{group}:", *(f"  {name:<{width}}{COMMANDS[name][1]}" for name in names), ""]
     lines += [
         "`instructlit <command> --help` explains a command. A stage is trained from configs that compose:",
-        "  instructlit fit --config configs/sft/tiny.yaml --config configs/logger/wandb.yaml --trainer.max_steps 100",
+        "  instructlit fit --config configs/sft/world.yaml --config configs/logger/wandb.yaml --trainer.max_steps 100",
     ]
     return "\n".join(lines)
 

@@ -22,26 +22,19 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from instructlit.cli_check import Checker, options_of
 from instructlit.cli_config import Config, Key, compose
+from instructlit.cli_defaults import DEFAULTS, from_signature
 from instructlit.cli_save import SaveConfig
 from instructlit.cli_types import Parameter, import_class, parameters
 from instructlit.errors import UserError, nearest
 
-DEFAULTS: dict[str, Any] = {
-    "seed_everything": 0,
-    "trainer": {
-        # The datamodules shard their own data, in an order that does not depend on the number of ranks.
-        "use_distributed_sampler": False,
-        "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs"}},
-    },
-}
-CHECKPOINT_WORDS = ("last", "best", "hpc", "registry")
+CHECKPOINT_WORDS = ("last", "hpc", "registry")
 
 USAGE = "instructlit {name} --config RECIPE [--config OVERLAY ...] [--key.of.the.config value ...]"
 HELP = """\
-A config has three parts: `model` (which stage, on which model), `data`, and `trainer`. Later configs go over earlier ones,
-and what stands on the line goes over all of them:
+A config has three parts: `model` (which stage, on which model), `data`, and `trainer`. Later configs go over earlier
+ones, and what stands on the line goes over all of them:
 
-  instructlit {name} --config configs/sft/tiny.yaml --config configs/optimizer/adamw_8bit.yaml --trainer.max_steps 100
+  instructlit {name} --config configs/sft/world.yaml --config configs/optimizer/adamw_8bit.yaml --trainer.max_steps 100
 
 What a part may hold, one sentence for each option:
 
@@ -67,7 +60,7 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
     if any(word in ("-h", "--help") or word.partition("=")[0].endswith(".help") for word in args):
         InstructCLI(name, args)
         return 0
-    config = compose([Config(DEFAULTS), *layers], accepted_by)
+    config = composed(layers)
     for note in config.notes:
         print(f"instructlit: {note}", file=sys.stderr)
     check(name, config, args)
@@ -79,6 +72,11 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
     except UserError as error:
         raise located(error, config, args) from error
     return 0
+
+
+def composed(layers: list[Config]) -> Config:
+    """The layers over what holds without them."""
+    return compose([Config(DEFAULTS), from_signature(layers), *layers], accepted_by)
 
 
 def located(error: UserError, config: Config, args: Sequence[str]) -> UserError:
@@ -144,6 +142,7 @@ def check_checkpoint(path: Any) -> None:
             f"there is no file `{path}`",
             where="--ckpt_path",
             expected=f"did you mean {near if near in CHECKPOINT_WORDS else file.with_name(near)}?" if near else None,
+            fix="`best` is known only to the process that trained" if path == "best" else None,
         )
 
 

@@ -1,6 +1,6 @@
 """The config a run was made from, written beside its logs and given to its loggers, with secrets taken out."""
 
-import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,9 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-SECRET = re.compile(
-    r"(^|_)(api_?key|secret|password|passwd|credentials?|access_token|auth_token|hf_token|wandb_token)$", re.I
-)
-HIDDEN = "(not saved)"
+from instructlit.redaction import without_secrets
+
+UNWRITABLE = "Unable to serialize instance"
 
 
 class SaveConfig(SaveConfigCallback):
@@ -23,8 +22,10 @@ class SaveConfig(SaveConfigCallback):
     @property
     def resolved(self) -> dict[str, Any]:
         """The whole config as plain containers, secrets taken out."""
-        text = self.parser.dump(self.config, skip_none=False)
-        return without_secrets(yaml.safe_load(text))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=rf"\s*{UNWRITABLE}")
+            text = self.parser.dump(self.config, skip_none=False)
+        return without_secrets(writable(yaml.safe_load(text)))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write once, on rank zero; the folder is agreed on by all ranks."""
@@ -53,10 +54,9 @@ def write_numbered(folder: Path, text: str) -> Path:
     return path
 
 
-def without_secrets(value: Any) -> Any:
-    """`value` with every entry whose name says it is a secret replaced."""
+def writable(value: Any) -> Any:
+    """`value` without the entries that jsonargparse could not write: defaults of a signature, same when left out."""
     if isinstance(value, dict):
-        return {k: HIDDEN if SECRET.search(str(k)) and v is not None else without_secrets(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [without_secrets(v) for v in value]
-    return value
+        kept = {k: v for k, v in value.items() if not (isinstance(v, str) and v.startswith(UNWRITABLE))}
+        return {k: writable(v) for k, v in kept.items()}
+    return [writable(v) for v in value] if isinstance(value, list) else value

@@ -64,31 +64,29 @@ def assign(function: Callable[..., Any], args: Sequence[str]) -> dict[str, str]:
         word = words.pop(0)
         if word.startswith("--"):
             option, equals, text = word[2:].partition("=")
-            option = known(option.replace("-", "_"), params)
-            followers = [text] if equals else _taken(words, params[option])
+            option, parameter = known(option.replace("-", "_"), params)
+            followers = [text] if equals else _taken(words, parameter)
         else:
             free = [n for n in places if n not in given]
             if not free:
                 raise UserError(f"`{word}` is one word too many", expected=_usage(params))
-            option = free[0]
-            followers = [word, *_taken(words, params[option])] if _is_list(params[option]) else [word]
-        given[option] = _text(option, followers, params[option], given.get(option))
+            option, parameter = free[0], params[free[0]]
+            followers = [word, *_taken(words, parameter)] if _is_list(parameter) else [word]
+        given[option] = _text(option, followers, parameter, given.get(option))
     return given
 
 
 def check(function: Callable[..., Any], name: str, given: dict[str, str]) -> None:
     """Raise UserError for a parameter that is missing or whose text is not of its type."""
     params = parameters(function) or {}
+    for option, text in given.items():
+        hint = known(option, params)[1].hint
+        if not is_open(hint) and not classes_of(hint) and not dataclasses_of(hint) and misfit(hint, text=text):
+            near = suggest(text, hint)
+            hinted = describe(hint) + (f" (did you mean {near}?)" if near else "")
+            raise UserError(f"`{text}` is not valid here", where=f"--{option}", expected=hinted)
     for option, parameter in params.items():
-        if option in given:
-            hint = parameter.hint
-            if is_open(hint) or classes_of(hint) or dataclasses_of(hint):
-                continue
-            if misfit(hint, text=given[option]):
-                near = suggest(given[option], hint)
-                hinted = describe(hint) + (f" (did you mean {near}?)" if near else "")
-                raise UserError(f"`{given[option]}` is not valid here", where=f"--{option}", expected=hinted)
-        elif parameter.required:
+        if parameter.required and option not in {word.partition(".")[0] for word in given}:
             raise UserError(
                 "is needed and not given",
                 where=f"--{option}",
@@ -97,15 +95,20 @@ def check(function: Callable[..., Any], name: str, given: dict[str, str]) -> Non
             )
 
 
-def known(option: str, params: dict[str, Parameter]) -> str:
-    """`option`, if the command has it; the part before a dot is what counts."""
-    if option.partition(".")[0] in params:
-        return option if option in params else option.partition(".")[0]
-    near = nearest(option, params)
-    raise UserError(
-        f"there is no option `--{option}`",
-        expected=f"did you mean --{near}?" if near else _usage(params),
-    )
+def known(option: str, params: dict[str, Parameter], owner: str = "") -> tuple[str, Parameter]:
+    """The option and its parameter; `--sizes.corpus` reaches into a dataclass."""
+    name, _, rest = option.partition(".")
+    if name not in params:
+        near = nearest(name, params)
+        raise UserError(
+            f"there is no option `--{owner}{option}`",
+            expected=f"did you mean --{owner}{near}?" if near else _usage(params, owner),
+        )
+    records = dataclasses_of(params[name].hint)
+    if rest and records:
+        inner, parameter = known(rest, parameters(records[0]) or {}, f"{owner}{name}.")
+        return f"{name}.{inner}", parameter
+    return option, params[name]
 
 
 def _taken(words: list[str], parameter: Parameter) -> list[str]:
@@ -138,5 +141,5 @@ def _is_list(parameter: Parameter) -> bool:
     return elements_of(parameter.hint) is not None
 
 
-def _usage(params: dict[str, Parameter]) -> str:
-    return "one of " + ", ".join(f"--{name}" for name in params)
+def _usage(params: dict[str, Parameter], owner: str = "") -> str:
+    return "one of " + ", ".join(f"--{owner}{name}" for name in params)
