@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GROUPS = (
     ("train", ("fit", "validate", "test", "predict")),
     ("use", ("generate", "chat", "export", "data check")),
-    ("see it work", ("quickstart", "world", "world label", "world evaluate", "world report", "data check")),
+    ("see it work", ("quickstart", "world", "world label", "world evaluate", "world report")),
 )
 
 
@@ -81,7 +81,7 @@ def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
     """The command's name, of one word or two, and the options after it."""
     for length in (2, 1):
         name = " ".join(words[:length])
-        if name in COMMANDS:
+        if name in COMMANDS and (length == 2 or not _meant_inner(words)):
             return name, list(words[length:])
     from instructlit.errors import UserError, nearest
 
@@ -98,6 +98,14 @@ def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
         expected=f"did you mean `instructlit {near}`?" if near else "one of " + ", ".join(COMMANDS),
         fix="`instructlit --help` lists the commands",
     )
+
+
+def _meant_inner(words: Sequence[str]) -> bool:
+    """True for `world lable`: a slip in a second word, where it would else be taken for an option's value."""
+    from instructlit.errors import nearest
+
+    inner = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    return bool(inner) and len(words) > 1 and nearest(words[1], inner) is not None
 
 
 def help_text() -> str:
