@@ -1,0 +1,49 @@
+"""Lightning callbacks and a logger that a config names by `class_path`. Each is imported when it is asked for."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from instructlit.callbacks.alerts import InvariantAlerts
+    from instructlit.callbacks.export import ExportHuggingFace
+    from instructlit.callbacks.histograms import WandbHistograms
+    from instructlit.callbacks.lineage import WandbLineage
+    from instructlit.callbacks.progress import StageProgress
+    from instructlit.callbacks.sample_table import SampleTable
+    from instructlit.callbacks.score_samples import ScoreSamples
+    from instructlit.callbacks.throughput import Throughput
+    from instructlit.callbacks.wandb_logger import WandbLogger
+
+__all__ = [
+    "ExportHuggingFace",
+    "InvariantAlerts",
+    "SampleTable",
+    "ScoreSamples",
+    "StageProgress",
+    "Throughput",
+    "WandbHistograms",
+    "WandbLineage",
+    "WandbLogger",
+]
+
+_HOMES = {
+    "ExportHuggingFace": "export",
+    "InvariantAlerts": "alerts",
+    "SampleTable": "sample_table",
+    "ScoreSamples": "score_samples",
+    "StageProgress": "progress",
+    "Throughput": "throughput",
+    "WandbHistograms": "histograms",
+    "WandbLineage": "lineage",
+    "WandbLogger": "wandb_logger",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,88 @@
+"""A word in time when a number leaves its healthy range or PPO's self-check fails."""
+
+import math
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
+
+from instructlit.callbacks.common import numbers, wandb_runs
+from instructlit.errors import UserError
+from instructlit.modules.invariants import InvariantError
+
+LIMITS: dict[str, list[float | None]] = {
+    "ppo/objective/kl": [-1.0, 50.0],
+    "ppo/policy/approx_kl": [None, 0.2],
+    "ppo/policy/clip_fraction": [None, 0.5],
+    "ppo/policy/ratio_mean": [0.8, 1.2],
+    "ppo/policy/entropy": [0.02, None],
+    "ppo/policy/engine_gap": [None, 0.05],
+    "ppo/response/eos_fraction": [0.3, None],
+    "reward/val/accuracy": [0.5, None],
+}
+"""Bounds outside of which a run is not healthy whatever the task; docs/metrics.md says why and what to do."""
+
+
+class InvariantAlerts(pl.Callback):
+    """Warns, also in W&B where it is in use, when a metric is not finite or out of bounds, or a self-check fails.
+
+    Each metric warns once until it has been back inside, so that a bad hour is one message. Nothing is stopped: PPO's
+    own `max_kl` and `self_check` do that.
+
+    Args:
+        limits: metric to its lowest and highest healthy value, null for none; laid over the built-in ones. A metric
+            with [null, null] is watched for infinities only.
+        wait_seconds: least time between two W&B alerts about one metric.
+    """
+
+    def __init__(self, limits: dict[str, list[float | None]] | None = None, wait_seconds: float = 300.0):
+        self.limits = LIMITS | (limits or {})
+        for name, bounds in self.limits.items():
+            if len(bounds) != 2:
+                raise UserError(
+                    f"{name} has {len(bounds)} values",
+                    where="InvariantAlerts.limits",
+                    expected="two: [lowest, highest], null for none",
+                )
+        self.wait_seconds = wait_seconds
+        self.outside: set[str] = set()
+        self._told: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._look(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._look(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, InvariantError):
+            self._tell(trainer, "self-check", "PPO's self-check failed", str(exception), level="ERROR")
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        for name, value in numbers(trainer.callback_metrics).items():
+            low, high = self.limits.get(name, [None, None])
+            if not math.isfinite(value):
+                fault = f"{name} is {value}"
+            elif low is not None and value < low:
+                fault = f"{name} is {value:.4g}, below {low:g}"
+            elif high is not None and value > high:
+                fault = f"{name} is {value:.4g}, above {high:g}"
+            else:
+                self.outside.discard(name)
+                continue
+            if name not in self.outside:
+                self.outside.add(name)
+                self._tell(trainer, name, fault, f"At step {trainer.global_step}. What to do: docs/metrics.md, {name}.")
+
+    def _tell(self, trainer: pl.Trainer, about: str, title: str, text: str, level: str = "WARN") -> None:
+        rank_zero_warn(f"{title}. {text}", category=UserWarning)
+        now = time.monotonic()
+        if now - self._told.get(about, -math.inf) < self.wait_seconds:
+            return
+        self._told[about] = now
+        for run in wandb_runs(trainer):
+            run.alert(title=title, text=text, level=level)

@@ -1,0 +1,89 @@
+"""What several callbacks ask of a module, a trainer or its loggers."""
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+
+from instructlit.cli_save import SaveConfig
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+    from wandb import Run
+
+
+def stage_name(module: pl.LightningModule) -> str:
+    """What the stage's metrics begin with: `sft`, `pretrain`, `reward`, `ppo`, or what a module of one's own says."""
+    name = getattr(module, "metric_prefix", None) or getattr(module, "stage", None)
+    return str(name or type(module).__name__.removesuffix("Module").lower())
+
+
+def progress_of(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[int, int | None, str]:
+    """How much of the run is done, how much there is (None where nobody knows) and the unit."""
+    if callable(told := getattr(module, "progress", None)):
+        done, total, unit = told()
+        return int(done), int(total), str(unit)
+    total = trainer.estimated_stepping_batches
+    return trainer.global_step, int(total) if math.isfinite(total) else None, "step"
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """Logged metrics as plain numbers."""
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def wandb_runs(trainer: pl.Trainer) -> "list[Run]":
+    """The W&B runs behind the trainer's loggers; empty on ranks other than 0 and where W&B is not in use."""
+    return [logger.experiment for logger in wandb_loggers(trainer)]
+
+
+def wandb_loggers(trainer: pl.Trainer) -> "list[WandbLogger]":
+    """The trainer's W&B loggers; empty on ranks other than 0."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)] if trainer.is_global_zero else []
+
+
+def run_config(trainer: pl.Trainer) -> dict[str, Any]:
+    """The config that `instructlit fit` was given, all files and options together and without secrets; else empty."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SaveConfig):
+            return callback.resolved
+    return {}
+
+
+def run_seed(config: dict[str, Any]) -> int | None:
+    """The seed that `seed_everything` was given, None where there was none."""
+    told = os.environ.get("PL_GLOBAL_SEED", config.get("seed_everything"))
+    return int(told) if told is not None and str(told).isdigit() else None
+
+
+def logger_step(trainer: pl.Trainer) -> int:
+    """The step that Lightning gives its loggers: batches trained on, which for PPO are rollouts."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def gathered(rows: list[Any]) -> list[Any]:
+    """The rows of all ranks, in the order of ranks; every rank must call it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory held so far, in GiB: on a GPU what its allocator held, else this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

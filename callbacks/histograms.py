@@ -1,0 +1,71 @@
+"""Distributions in W&B, where a mean would hide what happens."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from instructlit.callbacks.common import gathered, logger_step, stage_name, wandb_loggers
+from instructlit.types import Rollout
+
+
+class WandbHistograms(pl.Callback):
+    """Histograms under `<stage>/histogram/...`; without a W&B logger nothing happens.
+
+    Of PPO's rollouts: `scores`, `kl` and `lengths` a response; `advantages`, `returns` and `values` a token. Of
+    validation samples: `val_score`, `val_kl`, `val_length`. Of a reward model: `val_margin`, winner's minus loser's
+    score a pair.
+
+    Args:
+        every_n_batches: batches between two looks at a rollout.
+        bins: bars of a histogram, at most 512.
+    """
+
+    def __init__(self, every_n_batches: int = 10, bins: int = 64):
+        self.every_n_batches, self.bins = every_n_batches, bins
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        rollout = getattr(pl_module, "last_rollout", None)
+        if isinstance(rollout, Rollout) and logger_step(trainer) % self.every_n_batches == 0:
+            self._log(trainer, pl_module, rollout_values(rollout))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        rows = gathered(getattr(pl_module, "validation_rows", []))
+        found = {
+            f"val_{name}": [row[name] for row in rows if row.get(name) is not None]
+            for name in ("score", "kl", "length")
+        }
+        pairs = getattr(getattr(pl_module, "validation_pairs", None), "difference", None)
+        if pairs is not None and len(pairs):
+            found["val_margin"] = torch.cat([torch.as_tensor(part).flatten() for part in pairs]).tolist()
+        self._log(trainer, pl_module, {name: torch.tensor(values) for name, values in found.items() if values})
+
+    def _log(self, trainer: pl.Trainer, module: pl.LightningModule, values: dict[str, Tensor]) -> None:
+        for logger in wandb_loggers(trainer):
+            import wandb
+
+            found = {
+                f"{stage_name(module)}/histogram/{name}": wandb.Histogram(x.float().cpu().numpy(), num_bins=self.bins)  # type: ignore[arg-type]
+                for name, x in values.items()
+                if x.numel() and bool(torch.isfinite(x).all())
+            }
+            if found:
+                logger.log_metrics(found, step=logger_step(trainer))  # type: ignore[arg-type]
+
+
+def rollout_values(rollout: Rollout) -> dict[str, Tensor]:
+    """One-dimensional values of a rollout, padding left out."""
+    mask = rollout.response_mask
+    return {
+        "scores": rollout.scores,
+        "kl": ((rollout.old_log_probs - rollout.ref_log_probs) * mask).sum(dim=1),
+        "lengths": mask.sum(dim=1),
+        "advantages": rollout.advantages[mask],
+        "returns": rollout.returns[mask],
+        "values": rollout.values[mask],
+    }

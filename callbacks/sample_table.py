@@ -1,0 +1,150 @@
+"""What the model answers held-out prompts, kept at every validation: a file, a W&B table, a few rows on the console."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from instructlit.callbacks.common import gathered, logger_step, stage_name, wandb_loggers
+from instructlit.types import PromptText
+
+COLUMNS = ("iteration", "episodes", "prompt", "before", "response", "score_before", "score", "kl", "length", "ended")
+
+
+class SampleTable(pl.Callback):
+    """Writes the rows a module leaves in `validation_rows` (prompt, response, score, KL, length, whether it ended).
+
+    Rows go to `dirpath/name.jsonl`, one JSON object a response, with `iteration`, the optimiser steps taken by then. A
+    resumed run drops what it is about to do again, so that each iteration stands there once. The look that Lightning
+    takes before training (`num_sanity_val_steps`, -1 for all prompts) is iteration 0.
+
+    Where a W&B logger is at work each validation also becomes a table in which `before` is the response to the same
+    prompt at the first look.
+
+    Args:
+        dirpath: folder of the file.
+        name: name of the file without `.jsonl`; None takes the stage's, as `ppo_validation`.
+        every_n_validations: write at every n-th validation.
+        console_rows: responses to print at each.
+        table_rows: most responses in a W&B table.
+    """
+
+    def __init__(
+        self,
+        dirpath: str = "samples",
+        name: str | None = None,
+        every_n_validations: int = 1,
+        console_rows: int = 0,
+        table_rows: int = 64,
+    ):
+        self.dirpath, self.name = dirpath, name
+        self.every_n_validations, self.console_rows, self.table_rows = every_n_validations, console_rows, table_rows
+        self.validations = 0
+        self._first: dict[str, dict[str, Any]] = {}  # prompt, and which of its occurrences -> the first look's row
+
+    def path(self, module: pl.LightningModule) -> Path:
+        """The file."""
+        return Path(self.dirpath) / f"{self.name or f'{stage_name(module)}_validation'}.jsonl"
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and trainer.ckpt_path is None:
+            self.path(pl_module).unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._keep(self.path(pl_module), lambda iteration: iteration <= trainer.global_step)
+            self._first = _by_prompt(_first_look(_read(self.path(pl_module))))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            if trainer.global_step:
+                return
+        else:
+            self.validations += 1
+            if self.validations % self.every_n_validations:
+                return
+        rows = gathered([{"iteration": trainer.global_step} | row for row in getattr(pl_module, "validation_rows", [])])
+        if not rows or not trainer.is_global_zero:
+            return
+        self._write(self.path(pl_module), rows, trainer.global_step)
+        for place, row in _by_prompt(rows).items():
+            self._first.setdefault(place, row)
+        for row in rows[: self.console_rows]:
+            pl_module.print(_shown(row))
+        self._log_tables(trainer, pl_module, rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.validations = int(state_dict["validations"])
+
+    def _write(self, path: Path, rows: list[dict[str, Any]], iteration: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A resumed run may validate again where the last one did.
+        self._keep(path, lambda other: other < iteration)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    @staticmethod
+    def _keep(path: Path, wanted: Callable[[int], bool]) -> None:
+        """Rewrite the file without rows whose iteration is not wanted and without a line that was cut off."""
+        kept = [row for row in _read(path) if wanted(row["iteration"])]
+        if not path.exists() or len(kept) == len(path.read_text(encoding="utf-8").splitlines()):
+            return
+        beside = path.with_suffix(".partial")
+        beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+        beside.replace(path)
+
+    def _log_tables(self, trainer: pl.Trainer, module: pl.LightningModule, rows: list[dict[str, Any]]) -> None:
+        for logger in wandb_loggers(trainer):
+            import wandb
+
+            data = []
+            for place, row in list(_by_prompt(rows).items())[: self.table_rows]:
+                first = self._first[place]
+                told = row | {
+                    "before": first["response"],
+                    "score_before": first.get("score"),
+                    "prompt": _text(row["prompt"]),
+                }
+                data.append([told.get(column) for column in COLUMNS])
+            table = wandb.Table(columns=list(COLUMNS), data=data)
+            logger.log_metrics({f"{stage_name(module)}/samples": table}, step=logger_step(trainer))  # type: ignore[dict-item]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The rows of the file; a last line that an interruption cut off is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _first_look(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["iteration"] == rows[0]["iteration"]]
+
+
+def _by_prompt(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows under their prompt and the count of its occurrences so far: a prompt may be asked more than once."""
+    found: dict[str, dict[str, Any]] = {}
+    seen: dict[str, int] = {}
+    for row in rows:
+        prompt = json.dumps(row["prompt"], ensure_ascii=False)
+        seen[prompt] = seen.get(prompt, 0) + 1
+        found[f"{prompt} {seen[prompt]}"] = row
+    return found
+
+
+def _text(prompt: PromptText) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+
+
+def _shown(row: dict[str, Any]) -> str:
+    score = f"{row['score']:.2f}" if row.get("score") is not None else "-"
+    return f"  [{row['iteration']}] score {score}  {_text(row['prompt'])!r} -> {row['response']!r}"

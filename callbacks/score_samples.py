@@ -1,0 +1,108 @@
+"""A reward's score of what a model answers, at every validation: how the paper chose its SFT checkpoint (p. 41)."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from instructlit.callbacks.common import progress_of, stage_name
+from instructlit.data.collate import EncodedPrompt, collate_prompts
+from instructlit.data.formats import read_records
+from instructlit.data.readers import open_source
+from instructlit.data.sources import Source
+from instructlit.data.tokenization import Encoder
+from instructlit.errors import UserError
+from instructlit.rollout import CachedEngine, GenerationEngine, RewardFunction, Sampling, checked_scores
+from instructlit.types import Prompt, PromptBatch
+
+
+class ScoreSamples(pl.Callback):
+    """Answers held-out prompts at every validation and logs their mean score as `<stage>/val/score`.
+
+    With it a `ModelCheckpoint(monitor="sft/val/score", mode="max")` keeps the checkpoint that a reward model likes
+    best. The samples are drawn with the same random numbers each time, and drawing them leaves those of training alone.
+    They stand in the module's `validation_rows`, from where `SampleTable`, named after this callback, writes them.
+
+    Args:
+        reward: where scores come from.
+        prompts: file of prompts.
+        sampling: length limit and temperature.
+        limit: most prompts to answer, from the start of the file.
+        batch_size: prompts answered together.
+        max_prompt_length: longer prompts are left out.
+        engine: the generation engine.
+    """
+
+    def __init__(
+        self,
+        reward: RewardFunction,
+        prompts: str,
+        sampling: Sampling = Sampling(),  # noqa: B008 - a set of numbers, and what --help shows
+        limit: int = 256,
+        batch_size: int = 32,
+        max_prompt_length: int = 1024,
+        engine: GenerationEngine = CachedEngine(),  # noqa: B008
+    ):
+        self.reward, self.prompts, self.sampling, self.engine = reward, prompts, sampling, engine
+        self.limit, self.batch_size, self.max_prompt_length = limit, batch_size, max_prompt_length
+        self._batches: list[PromptBatch] | None = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._batches is None:
+            tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+            self._batches = self._read(tokenizer, getattr(trainer.datamodule, "template", "auto"))  # type: ignore[attr-defined]
+            self.reward.prepare(pl_module.device, tokenizer)
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._batches is not None
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        rows: list[dict[str, Any]] = []
+        done = progress_of(trainer, pl_module)[0]
+        for number, batch in enumerate(self._batches):
+            if number % trainer.world_size != trainer.global_rank:
+                continue
+            generator = torch.Generator(pl_module.device).manual_seed(1_000_003 + number)
+            on_device = PromptBatch(
+                batch.input_ids.to(pl_module.device), batch.attention_mask.to(pl_module.device), batch.prompts
+            )
+            responses = self.engine.generate(pl_module.trained_model, on_device, self.sampling, tokenizer, generator)  # type: ignore[arg-type]
+            scores = checked_scores(self.reward, responses)
+            lengths = responses.response_mask.sum(dim=1)
+            rows += [
+                {"episodes": done, "prompt": p.prompt, "response": t, "score": s, "kl": None, "length": n, "ended": e}
+                for p, t, s, n, e in zip(
+                    responses.prompts,
+                    responses.texts,
+                    scores.tolist(),
+                    lengths.tolist(),
+                    responses.ended.tolist(),
+                    strict=True,
+                )
+            ]
+        pl_module.validation_rows = rows  # type: ignore[assignment]
+        sums = torch.tensor([sum(row["score"] for row in rows), float(len(rows))], device=pl_module.device)
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        pl_module.log(f"{stage_name(pl_module)}/val/score", sums[0] / sums[1])
+
+    def _read(self, tokenizer: Any, template: str) -> list[PromptBatch]:
+        encoder = Encoder(tokenizer, template)
+        found = []
+        for rows in open_source(Source(self.prompts), "ScoreSamples.prompts"):
+            for index in range(len(rows)):
+                if len(found) == self.limit:
+                    break
+                prompt = read_records(rows[index], rows.where(index), "prompt")[1][0]
+                assert isinstance(prompt, Prompt)
+                ids = encoder.prompt(prompt.prompt)
+                if len(ids) <= self.max_prompt_length:
+                    found.append(EncodedPrompt(ids, prompt))
+        if not found:
+            raise UserError(
+                f"no prompt of at most {self.max_prompt_length} tokens",
+                where=f"ScoreSamples.prompts: {self.prompts}",
+                expected="prompts to answer",
+            )
+        size = self.batch_size
+        return [collate_prompts(found[i : i + size], int(tokenizer.pad_token_id)) for i in range(0, len(found), size)]

@@ -1,0 +1,321 @@
+"""Callbacks on a module of a few weights: progress, samples, alerts, throughput, export."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from instructlit.callbacks import ExportHuggingFace, InvariantAlerts, SampleTable, StageProgress, Throughput
+from instructlit.callbacks.common import run_seed
+from instructlit.callbacks.progress import _clock
+from instructlit.errors import UserError
+from instructlit.modules.invariants import InvariantError
+from instructlit.types import TokenBatch
+
+
+class Toy(pl.LightningModule):
+    """Adds 1 to its weight at each step and leaves validation rows that say so."""
+
+    stage = "toy"
+
+    def __init__(self, figures: dict[str, list[float]] | None = None):
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.figures = figures or {}
+        self.validation_rows: list[dict[str, Any]] = []
+        self.exported: list[float] = []
+
+    def progress(self) -> tuple[int, int, str]:
+        return self.trainer.global_step, 6, "step"
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.weight], lr=1.0)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        self.weight.grad = -torch.ones(())
+        optimizer.step()  # type: ignore[union-attr]
+        step = self.trainer.global_step
+        self.log("toy/train/loss", 1.0 / step)
+        for name, values in self.figures.items():
+            self.log(name, values[step - 1])
+
+    def on_validation_start(self) -> None:
+        self.validation_rows = []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("toy/val/loss", (self.weight - 4).square())  # best at step 4
+        for prompt in ("p", "q", "p"):
+            self.validation_rows.append(
+                {
+                    "prompt": prompt,
+                    "response": f"{prompt}{self.weight.item():.0f}",
+                    "score": self.weight.item(),
+                    "kl": 0.0,
+                }
+            )
+
+    def export(self, path: str, record: dict[str, Any]) -> list[Path]:
+        self.exported.append(self.weight.item())
+        Path(path).mkdir(parents=True, exist_ok=True)
+        (Path(path) / "instructlit.json").write_text(json.dumps(record))
+        return [Path(path)]
+
+
+def batches(count: int = 6) -> DataLoader[Any]:
+    return DataLoader(torch.arange(count))  # type: ignore[arg-type]
+
+
+def fit(tmp_path: Path, module: pl.LightningModule, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+    settings: dict[str, Any] = {"max_steps": 6, "val_check_interval": 2, "num_sanity_val_steps": 0} | options
+    resume = settings.pop("ckpt_path", None)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=callbacks,
+        default_root_dir=tmp_path,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        log_every_n_steps=1,
+        **({"enable_progress_bar": False} if not any(isinstance(c, StageProgress) for c in callbacks) else {}),
+        **settings,
+    )
+    trainer.fit(module, batches(), batches(1), ckpt_path=resume)
+    return trainer
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# -- progress ----------------------------------------------------------------------------------------------------------
+
+
+def test_progress_names_stage_step_and_metrics_where_output_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path, Toy(), [StageProgress(seconds=0.0)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("toy")]
+    assert re.fullmatch(r"toy  step 1 of 6  \d+:\d\d left  loss 1", lines[1])
+    assert any("validating 1 of 1" in line for line in lines)
+    assert re.fullmatch(r"toy  step 6 of 6  loss 0.167  val/loss 4", lines[-1])
+
+
+def test_progress_keeps_to_its_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, Toy(), [StageProgress(seconds=3600.0)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("toy")]
+    assert len(lines) == 2  # the first and the last
+
+
+def test_progress_says_nothing_when_disabled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bar = StageProgress(seconds=0.0)
+    bar.disable()
+    fit(tmp_path, Toy(), [bar])
+    assert "toy" not in capsys.readouterr().out
+
+
+def test_time_left_goes_by_the_pace_of_this_process() -> None:
+    bar = StageProgress()
+    bar._began, bar._done_at_start = 0.0, 100
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("instructlit.callbacks.progress.time.monotonic", lambda: 30.0)
+        assert bar.time_left(110, 200) == "4:30 left"  # 3 seconds a step, 90 to go; not 30 s / 110 * 90
+        assert bar.time_left(100, 200) == ""
+        assert bar.time_left(200, 200) == ""
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (3600, "1:00:00"), (3725, "1:02:05")])
+def test_clock(seconds: float, shown: str) -> None:
+    assert _clock(seconds) == shown
+
+
+# -- samples -----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_every_validation_with_the_look_before_training(tmp_path: Path) -> None:
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path / "samples"))], num_sanity_val_steps=-1)
+    rows = rows_of(tmp_path / "samples" / "toy_validation.jsonl")
+    assert [row["iteration"] for row in rows] == [0, 0, 0, 2, 2, 2, 4, 4, 4, 6, 6, 6]
+    assert rows[3] == {"iteration": 2, "prompt": "p", "response": "p2", "score": 2.0, "kl": 0.0}
+
+
+def test_a_resumed_run_writes_each_iteration_once(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    table = SampleTable(str(tmp_path / "samples"), name="mine")
+    fit(tmp_path, Toy(), [table, checkpoint])
+    whole = (tmp_path / "samples" / "mine.jsonl").read_text()
+    assert len(whole.splitlines()) == 9
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path / "samples"), name="mine")], ckpt_path=tmp_path / "step=3.ckpt")
+    assert (tmp_path / "samples" / "mine.jsonl").read_text() == whole
+
+
+def test_a_fresh_run_begins_its_file_anew(tmp_path: Path) -> None:
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], num_sanity_val_steps=1)
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], max_steps=2)
+    assert [row["iteration"] for row in rows_of(tmp_path / "toy_validation.jsonl")] == [2, 2, 2]
+
+
+def test_a_line_that_was_cut_off_is_not_kept(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path)), checkpoint], max_steps=3)
+    file = tmp_path / "toy_validation.jsonl"
+    with file.open("a") as stream:
+        stream.write('{"iteration": 2, "pro')
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], ckpt_path=tmp_path / "step=3.ckpt")
+    assert [row["iteration"] for row in rows_of(file)] == [2, 2, 2, 4, 4, 4, 6, 6, 6]
+
+
+def test_every_second_validation_and_rows_on_the_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path), every_n_validations=2, console_rows=1)])
+    assert {row["iteration"] for row in rows_of(tmp_path / "toy_validation.jsonl")} == {4}
+    assert "[4] score 4.00  'p' -> 'p4'" in capsys.readouterr().out
+
+
+# -- alerts ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_metric_out_of_bounds_warns_once_until_it_was_back(tmp_path: Path) -> None:
+    kl = [1.0, 60.0, 70.0, 1.0, 80.0, 1.0]
+    alerts = InvariantAlerts(wait_seconds=0.0)
+    with pytest.warns(UserWarning, match="ppo/objective/kl") as caught:
+        fit(tmp_path, Toy({"ppo/objective/kl": kl}), [alerts])
+    told = [str(w.message) for w in caught if "ppo/objective/kl" in str(w.message)]
+    assert [t.split(".")[0] for t in told] == [
+        "ppo/objective/kl is 60, above 50",
+        "ppo/objective/kl is 80, above 50",
+    ]
+    assert alerts.outside == set()
+
+
+def test_a_number_that_is_not_finite_warns_whatever_its_name(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="my/own is nan"):
+        fit(tmp_path, Toy({"my/own": [1.0, math.nan]}), [InvariantAlerts()], max_steps=2)
+
+
+def test_limits_can_be_lifted_and_added(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    limits: dict[str, list[float | None]] = {"ppo/objective/kl": [None, None], "toy/train/loss": [0.9, None]}
+    fit(tmp_path, Toy({"ppo/objective/kl": [99.0, 99.0]}), [InvariantAlerts(limits)], max_steps=2)
+    told = [str(w.message) for w in recwarn if "docs/metrics.md" in str(w.message)]
+    assert len(told) == 1
+    assert told[0].startswith("toy/train/loss is 0.5, below 0.9")
+
+
+def test_limits_need_two_values() -> None:
+    with pytest.raises(UserError, match="two: \\[lowest, highest\\]"):
+        InvariantAlerts({"a": [1.0]})
+
+
+def test_a_failed_self_check_is_told(tmp_path: Path) -> None:
+    class Fails(Toy):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            raise InvariantError("the ratio is 2", where="PPO")
+
+    with pytest.warns(UserWarning, match="self-check failed.*the ratio is 2"), pytest.raises(InvariantError):
+        fit(tmp_path, Fails(), [InvariantAlerts()])
+
+
+# -- throughput --------------------------------------------------------------------------------------------------------
+
+
+def test_rates_are_sums_over_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(float(t) for t in (0, 1, 10, 13, 20, 24))  # batches of 1, 3 and 4 seconds, pauses between them
+    monkeypatch.setattr("instructlit.callbacks.throughput.time.perf_counter", lambda: next(clock))
+
+    def tokens(length: int) -> TokenBatch:
+        mask = torch.arange(5)[None] < length
+        return TokenBatch(torch.zeros(1, 5, dtype=torch.int64), mask, mask)
+
+    module, seen = Toy(), []
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=3,
+        callbacks=[Throughput(window=2), Record(seen)], default_root_dir=tmp_path, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader([tokens(2), tokens(3), tokens(5)], batch_size=None))  # type: ignore[arg-type]
+    assert [row["perf/tokens_per_second"] for row in seen] == pytest.approx([2 / 1, 5 / 4, 8 / 7])
+    assert [row["perf/steps_per_second"] for row in seen] == pytest.approx([1, 2 / 4, 2 / 7])
+    assert all(row["perf/peak_memory_gib"] > 0.01 for row in seen)
+    assert "perf/episodes_per_second" not in seen[0]
+
+
+class Record(pl.Callback):
+    """Keeps what was logged by the end of each batch."""
+
+    def __init__(self, seen: list[dict[str, float]]):
+        self.seen = seen
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.seen.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+# -- export ------------------------------------------------------------------------------------------------------------
+
+
+def test_last_weights_with_a_record(tmp_path: Path) -> None:
+    module = Toy()
+    export = ExportHuggingFace(str(tmp_path / "model"))
+    fit(tmp_path, module, [export])
+    assert module.exported == [6.0]
+    assert export.folders == [tmp_path / "model"]
+    record = json.loads((tmp_path / "model" / "instructlit.json").read_text())
+    assert record["stage"] == "toy"
+    assert record["step"] == 6
+    assert record["metrics"]["toy/val/loss"] == 4.0
+    assert record["progress"] == {"done": 6, "unit": "step"}
+    assert "torch" in record["versions"]
+
+
+def test_best_weights_leave_the_module_as_training_did(tmp_path: Path) -> None:
+    module = Toy()
+    best = ModelCheckpoint(tmp_path, monitor="toy/val/loss", filename="{step}")
+    fit(tmp_path, module, [ExportHuggingFace(str(tmp_path / "model"), which="best"), best])
+    assert module.exported == [4.0]
+    assert float(module.weight) == 6.0
+    record = json.loads((tmp_path / "model" / "instructlit.json").read_text())
+    assert record["checkpoint"]["value"] == 0.0
+    assert record["checkpoint"]["monitor"] == "toy/val/loss"
+
+
+def test_best_without_a_monitor_is_refused_before_training(tmp_path: Path) -> None:
+    module = Toy()
+    with pytest.raises(UserError, match="ModelCheckpoint"):
+        fit(tmp_path, module, [ExportHuggingFace(str(tmp_path / "m"), which="best"), ModelCheckpoint(tmp_path)])
+    assert float(module.weight) == 0.0
+
+
+def test_a_module_without_export_is_told_what_it_lacks(tmp_path: Path) -> None:
+    class Bare(Toy):
+        export = None  # type: ignore[assignment]
+
+    with pytest.raises(UserError, match="export\\(path, record\\)"):
+        fit(tmp_path, Bare(), [ExportHuggingFace(str(tmp_path / "m"))])
+
+
+def test_an_interrupted_run_exports_nothing(tmp_path: Path) -> None:
+    class Stops(Toy):
+        def training_step(self, batch: Tensor, batch_idx: int) -> None:
+            if batch_idx == 2:
+                raise RuntimeError("power cut")
+            super().training_step(batch, batch_idx)
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(tmp_path, Stops(), [ExportHuggingFace(str(tmp_path / "model"))])
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "seed"), [({"seed_everything": 7}, 7), ({"seed_everything": True}, None), ({}, None)]
+)
+def test_seed(config: dict[str, Any], seed: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    assert run_seed(config) == seed
