@@ -15,22 +15,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    "errors",
-    "types",
-    "world",
-    "ops",
-    "losses",
-    "data",
-    "models",
-    "rollout",
-    "modules",
-    "cli",
-    "callbacks",
-    "tools",
+    *("errors", "redaction", "types"),
+    *("world", "ops", "losses", "data", "models", "rollout", "modules"),
+    *("cli", "callbacks", "tools"),
 )
 
 PURE = {
     "errors": {"torch", "numpy"},
+    "redaction": {"torch", "numpy", "lightning"},
     "types": {"transformers", "lightning", "numpy"},
     "world": {"torch", "transformers", "lightning"},
     "ops": {"transformers", "lightning", "datasets", "numpy"},
