@@ -1,0 +1,144 @@
+"""The text of prompts and examples: the one home of chat templates.
+
+An example is always the prompt's own text, then the completion, then what ends the turn. Sampling starts from exactly
+the prompt's text, so what a model is trained on is what it meets when it answers. Templates that would render a
+finished turn in another way (trimming the completion, say) are told by `differs`, and `instructlit data check` counts
+them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from instructlit.errors import UserError
+from instructlit.types import Message, PromptText
+
+_PROBE = "instructlit-completion"
+_ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
+
+# The plain layout as a chat template: what `template="turns"` gives to a tokenizer, which then carries it into every
+# export.
+TURNS = (
+    "{% for message in messages %}"
+    "{{ {'system': 'System', 'user': 'User', 'assistant': 'Assistant'}[message['role']] }}:\n{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ eos_token }}{% else %}\n\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+
+
+def plain_text(prompt: PromptText) -> str:
+    """The layout for tokenizers without a chat template: text as it is, messages as `Role:`, content, blank line."""
+    if isinstance(prompt, str):
+        return prompt
+    return "".join(f"{_ROLES[m['role']]}:\n{m['content']}\n\n" for m in prompt) + "Assistant:\n"
+
+
+class Renderer:
+    """Turns prompts and completions into text.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer; its chat template is replaced where `template` brings one.
+        template: "auto" (the tokenizer's chat template if it has one, else plain), "plain", "turns" (the plain layout
+            as a chat template), the path of a Jinja file, or Jinja text itself.
+    """
+
+    def __init__(self, tokenizer: Any, template: str = "auto"):
+        self.tokenizer = tokenizer
+        if template not in ("auto", "plain"):
+            tokenizer.chat_template = self._template_text(template)
+        self.uses_template = template != "plain" and tokenizer.chat_template is not None
+        self._lead = self._tail = self._after_prompt = ""
+        if self.uses_template:
+            self._probe()
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Whether the tokenizer may add its own BOS: a chat template writes BOS itself, plain text does not."""
+        return not self.uses_template
+
+    @property
+    def ends_with_eos(self) -> bool:
+        """Whether the template's own end of a turn is the tokenizer's EOS (plain text has no end of its own)."""
+        return not self.uses_template or self.tokenizer.eos_token in self._tail
+
+    @property
+    def takes_generation_prompt(self) -> bool:
+        """False for a template that does not open the assistant's turn itself, so that we have to."""
+        return not self._after_prompt
+
+    def prompt(self, prompt: PromptText) -> str:
+        """The text a model answers, up to the place where its response starts.
+
+        Raises:
+            UserError: the template refuses these messages.
+        """
+        if not self.uses_template:
+            return plain_text(prompt)
+        return self._render(_messages(prompt), generation=True) + self._after_prompt
+
+    def example(self, prompt: PromptText, completion: str) -> tuple[str, tuple[int, int]]:
+        """Prompt, completion and end of turn as one text, and the span of characters to learn (the last two of them).
+
+        EOS is not part of the text where the template has none: encoding adds it, as an id.
+        """
+        start = self.prompt(prompt)
+        text = start + self._lead + completion + self._tail
+        return text, (len(start), len(text))
+
+    def differs(self, prompt: PromptText, completion: str) -> bool:
+        """Whether the template, asked for the finished conversation, writes another text than `example` does."""
+        if not self.uses_template:
+            return False
+        own = self._render([*_messages(prompt), {"role": "assistant", "content": completion}], generation=False)
+        ours, _ = self.example(prompt, completion)
+        return not own.startswith(ours)
+
+    def _template_text(self, template: str) -> str:
+        if template == "turns":
+            adds_bos = self.tokenizer.bos_token and self.tokenizer("a").input_ids[:1] == [self.tokenizer.bos_token_id]
+            return ("{{ bos_token }}" if adds_bos else "") + TURNS
+        if "{{" in template or "{%" in template:
+            return template
+        path = Path(template).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"no such file: {template}",
+                where="template",
+                expected='"auto", "plain", "turns", the path of a Jinja file, or Jinja text with {{ }} in it',
+            )
+        return path.read_text(encoding="utf-8")
+
+    def _render(self, messages: list[Message], generation: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        except (TemplateError, KeyError, TypeError) as error:
+            roles = ", ".join(m["role"] for m in messages)
+            raise UserError(
+                f"the chat template refuses the roles {roles}: {error}",
+                expected="a conversation that this tokenizer's template accepts",
+                fix="use `template: turns`, or a Jinja file of your own, where the template is not needed as it is",
+            ) from error
+
+    def _probe(self) -> None:
+        """Learns from one made-up turn what the template writes around a completion."""
+        user: list[Message] = [{"role": "user", "content": "x"}]
+        opened = self._render(user, generation=True)
+        whole = self._render([*user, {"role": "assistant", "content": _PROBE}], generation=False)
+        before, found, after = whole.partition(_PROBE)
+        if not found:
+            raise UserError("the chat template leaves out what the assistant said", where="template")
+        if before.startswith(opened):
+            between = before[len(opened) :]
+            # Blanks belong to the completion, as a model of this template learned them; a role header belongs to the
+            # prompt.
+            if between.strip():
+                self._after_prompt = between
+            else:
+                self._lead = between
+        eos = self.tokenizer.eos_token
+        self._tail = after[: after.index(eos) + len(eos)] if eos in after else after.rstrip()
+
+
+def _messages(prompt: PromptText) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

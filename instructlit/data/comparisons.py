@@ -1,0 +1,132 @@
+"""Ranked completions for reward models."""
+
+from typing import Any
+
+import numpy as np
+
+from instructlit.data.collate import EncodedComparison, collate_comparisons, collate_tokens, padded
+from instructlit.data.datamodule import DataModule, Options, Split
+from instructlit.data.demonstrations import measure_demonstration
+from instructlit.data.records import Measure, RecordDataset, scan
+from instructlit.data.sampling import PlannedLoader, ShuffledPlan
+from instructlit.data.sources import Sources
+from instructlit.errors import UserError
+from instructlit.types import ComparisonBatch, Demonstration
+
+
+class ComparisonData(DataModule):
+    """Batches of prompts, each with all its completions. The validation split is by prompt, never by pair.
+
+    Ties and equal completions stay: a tie is no pair for the loss, but its completions may differ from others.
+    """
+
+    kind = "comparison"
+
+    def __init__(
+        self,
+        tokenizer: str,
+        train: Sources,
+        validation: Sources | None = None,
+        test: Sources | None = None,
+        validation_fraction: float = 0.05,
+        batch_size: int = 64,
+        max_length: int = 2048,
+        max_prompt_length: int | None = None,
+        template: str = "auto",
+        demonstrations: Sources | None = None,
+        length_bucketing: bool = False,
+        max_dropped_fraction: float = 0.2,
+        num_workers: int = 0,
+        seed: int = 0,
+        tokenizer_revision: str | None = None,
+        trust_remote_code: bool = False,
+        padding_token: str | None = None,
+    ):
+        """Keeps the options; files and tokenizer are read by `setup`.
+
+        Args:
+            tokenizer: folder or Hub name of the tokenizer, usually that of the model.
+            train: comparisons to train on: a file, a glob, a `datasets` folder, a Hub name, or a list of them.
+            validation: comparisons to validate on; without, a part of the training prompts is held out.
+            test: comparisons for `instructlit test`; without, those of validation.
+            validation_fraction: share of the training prompts to hold out where no validation files are named.
+            batch_size: prompts of one optimiser step, over all processes; each comes with all its completions.
+            max_length: tokens of prompt and completion; what is longer is cut and gains no EOS.
+            max_prompt_length: comparisons with a longer prompt are dropped; half of max_length when not given.
+            template: "auto" (the tokenizer's chat template, else plain), "plain", "turns", a Jinja file, or Jinja text.
+            demonstrations: demonstrations whose mean score becomes 0 when training ends.
+            length_bucketing: whether prompts with completions of like length share a batch, which saves padding.
+            max_dropped_fraction: share of the comparisons that may be dropped before it is an error.
+            num_workers: processes that read and tokenise ahead; 0 does it in the training process.
+            seed: makes the order of the prompts, together with the epoch.
+            tokenizer_revision: branch, tag or commit of the tokenizer on the Hub.
+            trust_remote_code: whether code that comes with the tokenizer may run.
+            padding_token: token to pad with, where the tokenizer names none.
+        """
+        options = Options(
+            tokenizer, train, validation, test, validation_fraction, batch_size, template, num_workers, seed,
+            max_dropped_fraction, tokenizer_revision, trust_remote_code, padding_token,
+        )  # fmt: skip
+        super().__init__(options, max_length)
+        self.max_prompt_length = max_prompt_length or max_length // 2
+        self.demonstrations, self.length_bucketing = demonstrations, length_bucketing
+
+    def measure(self, record: Any) -> Measure:
+        """All completions of a prompt together; dropped with too long a prompt, or where every completion is tied."""
+        rows = self.encode(record).completions
+        if max(row.start for row in rows) > self.max_prompt_length:
+            reason = f"with a prompt over {self.max_prompt_length} tokens"
+        elif any(row.all_masked for row in rows):
+            reason = "with no token left to learn"
+        else:
+            reason = "with all completions tied" if len(set(record.ranks)) == 1 else None
+        return Measure(sum(len(row.ids) for row in rows), any(row.truncated for row in rows), reason)
+
+    def encode(self, record: Any) -> EncodedComparison:
+        """Prompt, completion and EOS, for each completion."""
+        rows = [self.encoder.example(record.prompt, completion) for completion in record.completions]
+        return EncodedComparison(rows, record.ranks, record.labeler)
+
+    def collate(self, rows: list[EncodedComparison]) -> ComparisonBatch:
+        """A right-padded batch, the completions of a prompt side by side."""
+        return collate_comparisons(rows, self.tokenizer.pad_token_id)
+
+    def read(self) -> None:
+        """Comparisons, and the demonstrations for the shift."""
+        super().read()
+        if not self.demonstrations:
+            return
+        files = [file for group in self.open("demonstrations", self.demonstrations) for file in group]
+        scanned = scan(files, "demonstration", self._measure_demonstration)
+        report = scanned.report("demonstrations")
+        report.require(self.options.max_dropped_fraction, frozenset())
+        self.report.splits.append(report)
+        groups, weights = scanned.groups(np.ones(len(scanned), dtype=bool))
+        self.splits["demonstrations"] = Split(RecordDataset(scanned, self._encode_demonstration), groups, weights)
+
+    def train_dataloader(self) -> Any:
+        """Batches of one optimiser step."""
+        split, o = self.splits["train"], self.options
+        lengths = split.lengths if self.length_bucketing else None
+        plan = ShuffledPlan(split.groups, o.batch_size, o.seed, split.weights, self.shuffles(), lengths)
+        return self.training_loader("train", split.dataset, plan, self.collate)
+
+    def demonstration_dataloader(self) -> PlannedLoader:
+        """Every demonstration once, as a `TokenBatch`, for the shift.
+
+        Raises:
+            UserError: the option `demonstrations` names none.
+        """
+        if "demonstrations" not in self.splits:
+            raise UserError("no demonstrations are named", where="demonstrations", expected="files of demonstrations")
+        loader = self.evaluation_loader(
+            self.splits["demonstrations"], collate=padded(collate_tokens, self.tokenizer.pad_token_id)
+        )
+        assert isinstance(loader, PlannedLoader)
+        return loader
+
+    def _measure_demonstration(self, record: Any) -> Measure:
+        return measure_demonstration(self.encoder, record, self.max_prompt_length)
+
+    def _encode_demonstration(self, record: Demonstration) -> Any:
+        return self.encoder.example(record.prompt, record.completion)

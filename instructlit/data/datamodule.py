@@ -1,0 +1,288 @@
+"""What the datamodules share: tokenizer, sources, splits, loaders and their place in a checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from instructlit.data.formats import Kind
+from instructlit.data.packing import Blocks, block_report, tokenise
+from instructlit.data.readers import Rows, open_source
+from instructlit.data.records import Measure, RecordDataset, Scan, scan
+from instructlit.data.report import DataReport
+from instructlit.data.sampling import EvenPlan, Plan, PlannedLoader, ResumableDataLoader
+from instructlit.data.sources import Sources, as_sources
+from instructlit.data.splits import held_out
+from instructlit.data.tokenization import Encoder
+from instructlit.data.tokenizers import load_tokenizer
+from instructlit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments that every datamodule has."""
+
+    tokenizer: str
+    train: Sources
+    validation: Sources | None
+    test: Sources | None
+    validation_fraction: float
+    batch_size: int
+    template: str
+    num_workers: int
+    seed: int
+    max_dropped_fraction: float
+    tokenizer_revision: str | None
+    trust_remote_code: bool
+    padding_token: str | None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"found {self.batch_size}", where="batch_size", expected="a whole number above 0")
+        for name in ("validation_fraction", "max_dropped_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"found {getattr(self, name)}", where=name, expected="a number from 0 to 1")
+
+
+@dataclass
+class Split:
+    """One of training, validation and test: a dataset and which of its rows belong here, by source."""
+
+    dataset: Any
+    groups: list[np.ndarray]
+    weights: list[float]
+    lengths: np.ndarray | None = None
+
+    @property
+    def rows(self) -> np.ndarray:
+        """All rows of the split, in order."""
+        return np.concatenate(self.groups) if self.groups else np.zeros(0, dtype=np.int64)
+
+
+class DataModule(pl.LightningDataModule):
+    """Base of the family. A subclass says how a record is measured, encoded and collated.
+
+    `train_dataloader` gives batches of one optimiser step each (this rank's share); `.report` and `.tokenizer` are
+    there after `setup`.
+    """
+
+    kind: Kind
+    hygiene_reasons: frozenset[str] = frozenset()
+
+    def __init__(self, options: Options, max_length: int | None):
+        super().__init__()
+        self.options, self.max_length = options, max_length
+        self.report = DataReport()
+        self.tokenizer: Any = None
+        self.encoder: Encoder
+        self.splits: dict[str, Split] = {}
+        self._files: dict[str, list[list[Rows]]] = {}
+        self._loaders: dict[str, ResumableDataLoader] = {}
+        self._positions: dict[str, Any] = {}
+
+    # What a subclass says.
+
+    def measure(self, record: Any) -> Measure:
+        """Length of a record in tokens, and whether it can be used."""
+        raise NotImplementedError
+
+    def encode(self, record: Any) -> Any:
+        """Ids of a record."""
+        raise NotImplementedError
+
+    def collate(self, rows: list[Any]) -> Any:
+        """Encoded records as a batch."""
+        raise NotImplementedError
+
+    def clean(self, scanned: Scan, training: bool) -> None:
+        """Drops what hygiene asks for; nothing here."""
+
+    # Setting up.
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads, checks and counts all rows, once; says what it found.
+
+        Raises:
+            UserError: a wrong row, a tokenizer that cannot be used, nothing left to train on.
+        """
+        self._loaders = {}
+        if self.splits:
+            return
+        self.load_tokenizer()
+        self.read()
+        for line in self.report.lines():
+            rank_zero_info(line)
+
+    def load_tokenizer(self) -> None:
+        """Loads tokenizer and encoder: the part of `setup` that needs no data."""
+        o = self.options
+        self.tokenizer = load_tokenizer(o.tokenizer, o.tokenizer_revision, o.trust_remote_code, o.padding_token)
+        self.encoder = Encoder(self.tokenizer, o.template, self.max_length)
+
+    def read(self) -> None:
+        """Fills `splits` and `report` with training, validation and test."""
+        o = self.options
+        scanned = self._scan("train", o.train)
+        own = self._scan("validation", o.validation) if o.validation else None
+        self.clean(scanned, training=True)
+        held = np.zeros(len(scanned), dtype=bool) if own else held_out(self.split_keys(scanned), o.validation_fraction)
+        self._add("train", scanned, ~held)
+        if own is not None:
+            self.clean(own, training=False)
+            self._add("validation", own, np.ones(len(own), dtype=bool))
+        elif held.any():
+            self._add("validation", scanned, held)
+        if o.test:
+            test = self._scan("test", o.test)
+            self.clean(test, training=False)
+            self._add("test", test, np.ones(len(test), dtype=bool))
+        mine = scanned.prompt[scanned.kept & ~held]
+        theirs = own.prompt[own.kept] if own is not None else scanned.prompt[scanned.kept & held]
+        self.report.shared_prompts = len(np.intersect1d(mine, theirs))
+
+    def split_keys(self, scanned: Scan) -> np.ndarray:
+        """(records,) uint64: records with one key are never parted by the validation split."""
+        return scanned.prompt
+
+    def _scan(self, option: str, sources: Sources, kind: Kind | None = None) -> Scan:
+        files = [file for group in self.open(option, sources) for file in group]
+        return scan(files, kind or self.kind, self.measure)
+
+    def open(self, option: str, sources: Sources) -> list[list[Rows]]:
+        """The files of an option, by source; remembered for `data_files`."""
+        self._files[option] = [open_source(source, option) for source in as_sources(sources)]
+        return self._files[option]
+
+    def _add(self, name: str, scanned: Scan, chosen: np.ndarray) -> None:
+        part = replace(scanned, kept=scanned.kept & chosen)
+        report = part.report(name)
+        if name == "train":
+            report.require(self.options.max_dropped_fraction, self.hygiene_reasons)
+        elif chosen.all():
+            report.require(1.0, self.hygiene_reasons)
+        else:
+            report.dropped.clear()  # said with the training split, which was read from the same rows
+        self.report.splits.append(report)
+        groups, weights = scanned.groups(chosen)
+        self.splits[name] = Split(RecordDataset(scanned, self.encode), groups, weights, scanned.tokens)
+
+    def _text_splits(self, option: str, sources: Sources, block_size: int, fraction: float = 0.0) -> list[Split]:
+        """Blocks of text for training and, where a fraction is held out, for validation."""
+        opened = self.open(option, sources)
+        stores = tokenise(opened, self.encoder, fraction)
+        splits = []
+        for name, files in zip((option, "validation"), stores, strict=True):
+            if not files:
+                continue
+            blocks = Blocks(files, block_size, keep_rest=name != option or option in ("validation", "test"))
+            if not len(blocks):
+                raise UserError(f"{blocks.tokens} tokens make no block", where=name, expected="two tokens at least")
+            weights = [source.weight for source in as_sources(sources)] if name == option else [1.0]
+            rows = sum(file.documents for file in files)
+            self.report.splits.append(block_report(name, blocks, rows))
+            splits.append(Split(blocks, blocks.groups, weights))
+        return splits
+
+    # Loaders.
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that share each batch."""
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def rank(self) -> int:
+        """This process among them."""
+        return self.trainer.global_rank if self.trainer else 0
+
+    def training_loader(
+        self, name: str, rows: Any, plan: Plan, collate: Callable[[list[Any]], Any], length: int | None = None
+    ) -> ResumableDataLoader:
+        """The loader of that name, made once a run; it starts where a restored checkpoint left it."""
+        if name in self._loaders:
+            return self._loaders[name]
+        size = len(plan.batch(0))
+        if size % self.world_size:
+            raise UserError(
+                f"{size} rows cannot be shared evenly by {self.world_size} processes",
+                where="batch_size",
+                expected=f"a multiple of {self.world_size}: it is the batch of an optimiser step over all of them",
+            )
+        loader = ResumableDataLoader(
+            rows,
+            plan,
+            collate,
+            rank=self.rank,
+            world_size=self.world_size,
+            num_workers=self.options.num_workers,
+            length=length,
+            limit=self.trainer.limit_train_batches if self.trainer else 1.0,
+            fingerprint={"rows": len(rows), "batch_size": size, "seed": self.options.seed},
+        )
+        if name in self._positions:
+            loader.load_state_dict(self._positions.pop(name))
+        self._loaders[name] = loader
+        return loader
+
+    def evaluation_loader(
+        self, split: Split | None, batch_size: int | None = None, collate: Callable[[list[Any]], Any] | None = None
+    ) -> PlannedLoader | list:
+        """Every row of a split once; an empty list, which Lightning takes for "none", where there is no such split."""
+        if split is None:
+            return []
+        plan = EvenPlan(split.rows, batch_size or self.options.batch_size, self.world_size)
+        workers = self.options.num_workers
+        return PlannedLoader(split.dataset, plan, collate or self.collate, self.rank, self.world_size, workers)
+
+    def val_dataloader(self) -> Any:
+        """Every validation row once, in order."""
+        return self.evaluation_loader(self.splits.get("validation"))
+
+    def test_dataloader(self) -> Any:
+        """Every test row once; the validation rows where no test files are named."""
+        return self.evaluation_loader(self.splits.get("test", self.splits.get("validation")))
+
+    def shuffles(self) -> bool:
+        """Whether training rows are shuffled: not where Lightning was asked to overfit the same few batches."""
+        return not getattr(self.trainer, "overfit_batches", 0)
+
+    # Checkpoints and hand-over.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Positions of the training loaders. Lightning saves those too, but restores them only in the middle of an
+        epoch.
+        """
+        return {name: loader.state_dict() for name, loader in self._loaders.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the positions for the loaders that are made next."""
+        self._positions = dict(state_dict)
+
+    def data_files(self) -> list[dict[str, Any]]:
+        """Every file that was read, with its hash and rows: the data's part of a model's lineage."""
+        seen: dict[str, Rows] = {}
+        for groups in self._files.values():
+            for rows in (rows for group in groups for rows in group):
+                seen.setdefault(rows.path, rows)
+        return [{"path": path, "sha256": rows.sha256(), "rows": len(rows)} for path, rows in seen.items()]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves the tensors of a batch; records stay as they are (Lightning's own way refuses frozen records)."""
+        return _to_device(batch, device)
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _to_device(inner, device) for key, inner in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        tensors = {
+            f.name: getattr(value, f.name) for f in fields(value) if isinstance(getattr(value, f.name), torch.Tensor)
+        }
+        return replace(value, **{name: _to_device(tensor, device) for name, tensor in tensors.items()})
+    return value

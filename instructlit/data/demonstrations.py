@@ -1,0 +1,137 @@
+"""Demonstrations for supervised fine-tuning, alone or with a share of pretraining text."""
+
+from typing import Any
+
+import numpy as np
+from torch.utils.data import ConcatDataset
+
+from instructlit.data.collate import collate_tokens
+from instructlit.data.datamodule import DataModule, Options
+from instructlit.data.records import Measure
+from instructlit.data.sampling import MixedPlan, ShuffledPlan
+from instructlit.data.sources import Sources
+from instructlit.data.tokenization import Encoded, Encoder
+from instructlit.errors import UserError
+from instructlit.types import Demonstration, TokenBatch
+
+
+def measure_demonstration(encoder: Encoder, record: Demonstration, max_prompt_length: int) -> Measure:
+    """A demonstration's tokens; dropped without completion, with too long a prompt, or with nothing left to learn."""
+    encoded = encoder.example(record.prompt, record.completion)
+    if not record.completion.strip():
+        reason = "with an empty completion"
+    elif encoded.start > max_prompt_length:
+        reason = f"with a prompt over {max_prompt_length} tokens"
+    else:
+        reason = "with no token left to learn" if encoded.all_masked else None
+    return Measure(len(encoded.ids), encoded.truncated, reason)
+
+
+class DemonstrationData(DataModule):
+    """Batches of demonstrations, loss on the completion and its EOS only."""
+
+    kind = "demonstration"
+
+    def __init__(
+        self,
+        tokenizer: str,
+        train: Sources,
+        validation: Sources | None = None,
+        test: Sources | None = None,
+        validation_fraction: float = 0.05,
+        batch_size: int = 32,
+        max_length: int = 2048,
+        max_prompt_length: int | None = None,
+        template: str = "auto",
+        pretraining: Sources | None = None,
+        pretraining_fraction: float = 0.0,
+        length_bucketing: bool = False,
+        max_dropped_fraction: float = 0.2,
+        num_workers: int = 0,
+        seed: int = 0,
+        tokenizer_revision: str | None = None,
+        trust_remote_code: bool = False,
+        padding_token: str | None = None,
+    ):
+        """Keeps the options; files and tokenizer are read by `setup`.
+
+        Args:
+            tokenizer: folder or Hub name of the tokenizer, usually that of the model.
+            train: demonstrations to train on: a file, a glob, a `datasets` folder, a Hub name, or a list of them.
+            validation: demonstrations to validate on; without, a part of the training prompts is held out.
+            test: demonstrations for `instructlit test`; without, those of validation.
+            validation_fraction: share of the training prompts to hold out where no validation files are named.
+            batch_size: demonstrations of one optimiser step, over all processes.
+            max_length: tokens of prompt and completion; what is longer is cut and gains no EOS.
+            max_prompt_length: demonstrations with a longer prompt are dropped; half of max_length when not given.
+            template: "auto" (the tokenizer's chat template, else plain), "plain", "turns", a Jinja file, or Jinja text.
+            pretraining: texts to mix into every batch.
+            pretraining_fraction: share of a batch's sequences that are blocks of such text, with loss on all their
+                tokens.
+            length_bucketing: whether demonstrations of like length share a batch, which saves padding.
+            max_dropped_fraction: share of the demonstrations that may be dropped before it is an error.
+            num_workers: processes that read and tokenise ahead; 0 does it in the training process.
+            seed: makes the order of the rows, together with the epoch.
+            tokenizer_revision: branch, tag or commit of the tokenizer on the Hub.
+            trust_remote_code: whether code that comes with the tokenizer may run.
+            padding_token: token to pad with, where the tokenizer names none.
+        """
+        options = Options(
+            tokenizer, train, validation, test, validation_fraction, batch_size, template, num_workers, seed,
+            max_dropped_fraction, tokenizer_revision, trust_remote_code, padding_token,
+        )  # fmt: skip
+        super().__init__(options, max_length)
+        self.max_prompt_length = max_prompt_length or max_length // 2
+        self.pretraining, self.pretraining_fraction = pretraining, pretraining_fraction
+        self.length_bucketing = length_bucketing
+        if (pretraining is None) != (pretraining_fraction == 0):
+            raise UserError(
+                f"pretraining is {pretraining!r} and pretraining_fraction {pretraining_fraction}",
+                where="pretraining_fraction",
+                expected="both of them, or neither",
+            )
+        self._mixed = round(batch_size * pretraining_fraction)
+        if pretraining is not None and not 0 < self._mixed < batch_size:
+            raise UserError(
+                f"{pretraining_fraction} of {batch_size} sequences is {self._mixed}",
+                where="pretraining_fraction",
+                expected="at least one sequence of each kind in a batch",
+            )
+
+    def measure(self, record: Any) -> Measure:
+        """See `measure_demonstration`."""
+        return measure_demonstration(self.encoder, record, self.max_prompt_length)
+
+    def encode(self, record: Any) -> Encoded:
+        """Prompt, completion and EOS."""
+        return self.encoder.example(record.prompt, record.completion)
+
+    def collate(self, rows: list[Encoded]) -> TokenBatch:
+        """A right-padded batch."""
+        return collate_tokens(rows, self.tokenizer.pad_token_id)
+
+    def read(self) -> None:
+        """Demonstrations, and the blocks of text that are mixed in."""
+        super().read()
+        if self.pretraining is not None:
+            assert self.max_length is not None
+            (self.splits["pretraining"],) = self._text_splits("pretraining", self.pretraining, self.max_length)
+
+    def train_dataloader(self) -> Any:
+        """Batches of one optimiser step."""
+        split, seed = self.splits["train"], self.options.seed
+        lengths = split.lengths if self.length_bucketing else None
+        own = self.options.batch_size - self._mixed
+        plan = ShuffledPlan(split.groups, own, seed, split.weights, self.shuffles(), lengths)
+        if not self._mixed:
+            return self.training_loader("train", split.dataset, plan, self.collate)
+        text = self.splits["pretraining"]
+        texts = ShuffledPlan(_repeated(text.groups, self._mixed), self._mixed, seed + 1, text.weights, self.shuffles())
+        rows = ConcatDataset([split.dataset, text.dataset])
+        return self.training_loader("train", rows, MixedPlan(plan, texts, len(split.dataset)), self.collate)
+
+
+def _repeated(groups: list[np.ndarray], at_least: int) -> list[np.ndarray]:
+    """The groups often enough for one batch: a text shorter than that is seen several times in it."""
+    rows = sum(map(len, groups))
+    return [np.tile(group, -(-at_least // rows)) for group in groups] if rows < at_least else groups

@@ -1,0 +1,145 @@
+"""The fields of one row, taken out with checks. Every complaint names file, line, field and what was expected."""
+
+from typing import Any, NoReturn
+
+from instructlit.errors import UserError, nearest
+from instructlit.types import Message, PromptText
+
+ROLES = ("system", "user", "assistant")
+
+
+class Fields:
+    """A row and the place it stands, for error messages."""
+
+    def __init__(self, row: dict[str, Any], where: str):
+        self.row, self.where = row, where
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.row
+
+    def wrong(self, field: str, what: str, expected: str) -> NoReturn:
+        """Raises the error about `field`."""
+        raise UserError(what, where=f"{self.where}: {field}", expected=expected)
+
+    def value(self, name: str, expected: str) -> Any:
+        """The raw value of a field that must be there."""
+        if name not in self.row:
+            close = nearest(name, self.row)
+            has = f"did you mean {close!r}?" if close else f"it has {', '.join(map(repr, self.row)) or 'no fields'}"
+            self.wrong(name, f"the field is missing; {has}", expected)
+        return self.row[name]
+
+    def text(self, name: str, blank: bool = True) -> str:
+        """A text; with `blank=False` one that says something."""
+        return self.as_text(self.value(name, "text"), name, blank)
+
+    def as_text(self, value: Any, name: str, blank: bool = True) -> str:
+        """`value` as the text of field `name`."""
+        if not isinstance(value, str):
+            self.wrong(name, f"found {_kind(value)}", "text")
+        if not blank and not value.strip():
+            self.wrong(name, "the text is blank", "text that says something")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            self.wrong(name, f"character {error.start + 1} is half of a surrogate pair", "whole Unicode characters")
+        return value
+
+    def name(self, name: str) -> str | None:
+        """An optional label such as a labeler or user: text, or a whole number as an id."""
+        value = self.row.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if value is not None and not isinstance(value, str):
+            self.wrong(name, f"found {_kind(value)}", "text or a whole number")
+        return value
+
+    def prompt(self, name: str = "prompt") -> PromptText:
+        """A prompt: text, or messages that end before the assistant's turn."""
+        value = self.value(name, "text, or a list of messages")
+        if isinstance(value, list):
+            return self.conversation(value, name)
+        if not isinstance(value, str):
+            self.wrong(name, f"found {_kind(value)}", "text, or a list of messages")
+        return self.as_text(value, name, blank=False)
+
+    def conversation(self, value: Any, name: str) -> list[Message]:
+        """Messages that wait for the assistant."""
+        messages = self.messages(value, name)
+        if messages[-1]["role"] == "assistant":
+            self.wrong(name, "the last message is the assistant's", "messages that end before the assistant's turn")
+        return messages
+
+    def messages(
+        self, value: Any, name: str, role: str = "role", content: str = "content", roles=None
+    ) -> list[Message]:
+        """A list of `{role, content}`, their keys and role names as another format may call them."""
+        if not isinstance(value, list) or not value:
+            self.wrong(name, f"found {_kind(value)}", f"a list of messages, each with {role!r} and {content!r}")
+        known = roles or {r: r for r in ROLES}
+        messages: list[Message] = []
+        for i, entry in enumerate(value):
+            place = f"{name}[{i}]"
+            if not isinstance(entry, dict) or role not in entry or content not in entry:
+                found = f"keys {', '.join(map(repr, entry))}" if isinstance(entry, dict) else _kind(entry)
+                self.wrong(place, f"found {found}", f"a message with {role!r} and {content!r}")
+            if entry[role] not in known:
+                self.wrong(f"{place}.{role}", f"found {entry[role]!r}", f"one of {', '.join(known)}")
+            text = self.as_text(entry[content], f"{place}.{content}")
+            messages.append({"role": known[entry[role]], "content": text})
+        return messages
+
+    def answer(self, value: Any, name: str) -> str:
+        """A completion: text, or a list of exactly one assistant message."""
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+            (message,) = self.messages(value, name)
+            if message["role"] != "assistant":
+                self.wrong(name, f"found a message of the {message['role']}", "the assistant's message")
+            return message["content"]
+        return self.as_text(value, name)
+
+    def texts(self, name: str, at_least: int) -> list[str]:
+        """A list of at least so many texts."""
+        value = self.value(name, f"a list of at least {at_least} texts")
+        if not isinstance(value, list):
+            self.wrong(name, f"found {_kind(value)}", f"a list of at least {at_least} texts")
+        if len(value) < at_least:
+            self.wrong(name, f"found {len(value)} of them", f"at least {at_least} completions, to compare")
+        return [self.answer(entry, f"{name}[{i}]") for i, entry in enumerate(value)]
+
+    def integers(self, name: str, length: int, low: int, high: int, meaning: str) -> list[int]:
+        """A list of `length` whole numbers from `low` to `high`."""
+        expected = f"{length} whole numbers from {low} to {high}: {meaning}"
+        value = self.value(name, expected)
+        if not isinstance(value, list):
+            self.wrong(name, f"found {_kind(value)}", expected)
+        if len(value) != length:
+            self.wrong(name, f"found {len(value)} of them for {length} completions", expected)
+        for i, number in enumerate(value):
+            if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
+                self.wrong(f"{name}[{i}]", f"found {_kind(number)}", expected)
+        return list(value)
+
+    def flags(self, name: str, length: int) -> list[dict[str, bool]]:
+        """One dict of yes/no flags for each completion."""
+        expected = f"a list of {length} objects of true or false values"
+        value = self.value(name, expected)
+        if not isinstance(value, list) or len(value) != length:
+            self.wrong(name, f"found {_kind(value)}", expected)
+        for i, entry in enumerate(value):
+            if not isinstance(entry, dict) or not all(isinstance(flag, bool) for flag in entry.values()):
+                self.wrong(f"{name}[{i}]", f"found {_kind(entry)}", expected)
+        return value
+
+
+def _kind(value: Any) -> str:
+    """What a value is, short enough for a message."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return "an object"
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return f"the text {value[:40]!r}"
+    return f"the number {value}" if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)

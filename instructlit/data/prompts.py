@@ -1,0 +1,156 @@
+"""Prompts for PPO rollouts, with the pretraining text of PPO-ptx beside them."""
+
+from typing import Any
+
+import numpy as np
+
+from instructlit.data.collate import EncodedPrompt, collate_prompts, collate_tokens, padded
+from instructlit.data.datamodule import DataModule, Options
+from instructlit.data.demonstrations import _repeated
+from instructlit.data.hygiene import over_cap, personal_data, repeats
+from instructlit.data.records import Measure, Scan, scan
+from instructlit.data.sampling import ShuffledPlan
+from instructlit.data.sources import Sources
+from instructlit.data.splits import prompt_key
+from instructlit.types import Prompt, PromptBatch
+
+_DUPLICATE, _CAPPED = "near duplicates", "beyond the cap of their user"
+_PERSONAL = "with personal data"
+
+
+class PromptData(DataModule):
+    """Batches of prompts, cleaned as the paper cleans them: near duplicates out, a cap on each user, splits by user."""
+
+    kind = "prompt"
+    hygiene_reasons = frozenset({_DUPLICATE, _CAPPED, _PERSONAL})
+
+    def __init__(
+        self,
+        tokenizer: str,
+        train: Sources,
+        validation: Sources | None = None,
+        test: Sources | None = None,
+        validation_fraction: float = 0.05,
+        batch_size: int = 512,
+        max_prompt_length: int = 1024,
+        template: str = "auto",
+        pretraining: Sources | None = None,
+        pretraining_per_episode: int = 8,
+        pretraining_block_size: int = 1024,
+        duplicate_prefix: int = 100,
+        max_prompts_per_user: int = 200,
+        split_by_user: bool = True,
+        filter_personal_data: bool = False,
+        max_dropped_fraction: float = 0.2,
+        num_workers: int = 0,
+        seed: int = 0,
+        tokenizer_revision: str | None = None,
+        trust_remote_code: bool = False,
+        padding_token: str | None = None,
+    ):
+        """Keeps the options; files and tokenizer are read by `setup`.
+
+        Args:
+            tokenizer: folder or Hub name of the tokenizer, usually that of the model.
+            train: prompts to sample from: a file, a glob, a `datasets` folder, a Hub name, or a list of them.
+            validation: prompts to evaluate on; without, a part of the training prompts is held out.
+            test: prompts for `instructlit test`; without, those of validation.
+            validation_fraction: share of the users (or prompts) to hold out where no validation files are named.
+            batch_size: episodes of one rollout, over all processes.
+            max_prompt_length: prompts with more tokens are dropped.
+            template: "auto" (the tokenizer's chat template, else plain), "plain", "turns", a Jinja file, or Jinja text.
+            pretraining: texts for PPO-ptx.
+            pretraining_per_episode: blocks of such text for each episode of a rollout.
+            pretraining_block_size: tokens of such a block.
+            duplicate_prefix: prompts that share this many first characters are duplicates and all but the first are
+                dropped; 0 keeps them.
+            max_prompts_per_user: prompts of one user beyond these are dropped; 0 keeps them.
+            split_by_user: whether all prompts of a user stay on one side of the validation split.
+            filter_personal_data: whether training prompts that seem to hold personal data are dropped: a filter, no
+                guarantee.
+            max_dropped_fraction: share of the prompts that may be too long before it is an error.
+            num_workers: processes that read and tokenise ahead; 0 does it in the training process.
+            seed: makes the order of the prompts, together with the epoch.
+            tokenizer_revision: branch, tag or commit of the tokenizer on the Hub.
+            trust_remote_code: whether code that comes with the tokenizer may run.
+            padding_token: token to pad with, where the tokenizer names none.
+        """
+        options = Options(
+            tokenizer, train, validation, test, validation_fraction, batch_size, template, num_workers, seed,
+            max_dropped_fraction, tokenizer_revision, trust_remote_code, padding_token,
+        )  # fmt: skip
+        super().__init__(options, None)
+        self.max_prompt_length = max_prompt_length
+        self.pretraining, self.pretraining_per_episode = pretraining, pretraining_per_episode
+        self.pretraining_block_size = pretraining_block_size
+        self.duplicate_prefix, self.max_prompts_per_user = duplicate_prefix, max_prompts_per_user
+        self.split_by_user, self.filter_personal_data = split_by_user, filter_personal_data
+
+    def measure(self, record: Any) -> Measure:
+        """A prompt's tokens; dropped where they are too many."""
+        tokens = len(self.encoder.prompt(record.prompt))
+        too_long = tokens > self.max_prompt_length
+        return Measure(tokens, dropped=f"over {self.max_prompt_length} tokens" if too_long else None)
+
+    def encode(self, record: Prompt) -> EncodedPrompt:
+        """The prompt as the policy meets it."""
+        return EncodedPrompt(self.encoder.prompt(record.prompt), record)
+
+    def collate(self, rows: list[EncodedPrompt]) -> PromptBatch:
+        """A left-padded batch."""
+        return collate_prompts(rows, self.tokenizer.pad_token_id)
+
+    def clean(self, scanned: Scan, training: bool) -> None:
+        """Near duplicates, then the cap, then (for training, as in the paper) personal data."""
+        if self.duplicate_prefix:
+            kept = np.flatnonzero(scanned.kept)
+            again = np.zeros(len(scanned), dtype=bool)
+            again[kept] = repeats(scanned.prefix[kept])
+            scanned.drop(again, _DUPLICATE)
+        if self.max_prompts_per_user:
+            scanned.drop(over_cap(scanned.user, scanned.kept, self.max_prompts_per_user), _CAPPED)
+        if training and self.filter_personal_data:
+            scanned.drop(self._personal, _PERSONAL)
+
+    def split_keys(self, scanned: Scan) -> np.ndarray:
+        """The user where there is one and it counts, else the prompt."""
+        return np.where(scanned.user != 0, scanned.user, scanned.prompt) if self.split_by_user else scanned.prompt
+
+    def read(self) -> None:
+        """Prompts, and the blocks of text for PPO-ptx."""
+        super().read()
+        if self.pretraining is not None:
+            (self.splits["pretraining"],) = self._text_splits(
+                "pretraining", self.pretraining, self.pretraining_block_size
+            )
+
+    def train_dataloader(self) -> Any:
+        """`{"prompts": …}`, and `"pretraining"` where there is such text. An epoch is one pass over the prompts; the
+        text
+        goes on where it was when the next begins."""
+        split, o = self.splits["train"], self.options
+        plan = ShuffledPlan(split.groups, o.batch_size, o.seed, split.weights, self.shuffles())
+        loaders = {"prompts": self.training_loader("prompts", split.dataset, plan, self.collate)}
+        if self.pretraining is not None:
+            text, size = self.splits["pretraining"], o.batch_size * self.pretraining_per_episode
+            texts = ShuffledPlan(_repeated(text.groups, size), size, o.seed + 1, text.weights, self.shuffles())
+            collate = padded(collate_tokens, self.tokenizer.pad_token_id)
+            loaders["pretraining"] = self.training_loader("pretraining", text.dataset, texts, collate, len(plan))
+        return loaders
+
+    def predict_dataloader(self) -> Any:
+        """The prompts of `test`, or of validation: for writing responses."""
+        return self.test_dataloader()
+
+    def _scan(self, option: str, sources: Sources, kind: Any = None) -> Scan:
+        flags: list[bool] = []
+
+        def measure(record: Any) -> Measure:
+            flags.append(self.filter_personal_data and personal_data(prompt_key(record.prompt)) is not None)
+            return self.measure(record)
+
+        files = [file for group in self.open(option, sources) for file in group]
+        scanned = scan(files, self.kind, measure, self.duplicate_prefix)
+        if option == "train":
+            self._personal = np.array(flags, dtype=bool)
+        return scanned

@@ -1,0 +1,258 @@
+"""Rows of a file, one at a time. JSON Lines keeps the offsets of its lines and reads a line when it is asked for;
+Parquet, CSV and `datasets` folders are Arrow tables mapped from disk; a JSON array is read whole (write JSON Lines
+where that hurts).
+"""
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instructlit.data.sources import Source, expand, is_dataset_folder, is_hub_name
+from instructlit.errors import UserError
+
+_CHUNK = 1 << 24
+_LISTS_IN_CSV = ("completions", "ranks", "ratings", "flags", "policy", "models", "messages", "conversations", "prompt")
+
+
+class Rows(ABC):
+    """A file's rows. `rows[i]` is a dict; `where(i)` names the row for a person."""
+
+    def __init__(self, source: Source, path: str):
+        self.source, self.path = source, path
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """File and line (or row) of row `index`."""
+
+    def sha256(self) -> str:
+        """Hash of the file's bytes, for the record of what a model was made from."""
+        return file_hash(self.path)
+
+    def _as_row(self, value: Any, index: int) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise UserError(f"found {type(value).__name__}", where=self.where(index), expected="an object with fields")
+        return value
+
+
+class JsonLines(Rows):
+    """One JSON object a line, read by position: memory grows with the number of lines, not with the file."""
+
+    def __init__(self, source: Source, path: str):
+        super().__init__(source, path)
+        self._starts, self._ends, self._lines = _line_index(path)
+        self._file: tuple[int, int] | None = None  # process id, file descriptor
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start = int(self._starts[index])
+        line = os.pread(self._descriptor(), int(self._ends[index]) - start, start)
+        return self._as_row(_parse(line, self.where(index)), index)
+
+    def where(self, index: int) -> str:
+        return f"{self.path}:{self._lines[index]}"
+
+    def _descriptor(self) -> int:
+        """An open file of this process: workers read through their own."""
+        if self._file is None or self._file[0] != os.getpid():
+            self._file = (os.getpid(), os.open(self.path, os.O_RDONLY))
+        return self._file[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+    def __del__(self) -> None:
+        opened = getattr(self, "_file", None)
+        if opened is not None and opened[0] == os.getpid():
+            os.close(opened[1])
+
+
+class JsonArray(Rows):
+    """A JSON file that is one array of objects."""
+
+    def __init__(self, source: Source, path: str):
+        super().__init__(source, path)
+        self._rows = _parse(Path(path).read_bytes(), path)
+        if not isinstance(self._rows, list):
+            raise UserError(f"found {type(self._rows).__name__}", where=path, expected="an array of objects")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._as_row(self._rows[index], index)
+
+    def where(self, index: int) -> str:
+        """The line is found by reading the file once more, which only errors do."""
+        text, decoder = Path(self.path).read_text(encoding="utf-8-sig"), json.JSONDecoder()
+        position = text.index("[") + 1
+        for element in range(index + 1):
+            while text[position] in " \t\r\n,":
+                position += 1
+            if element < index:
+                _, position = decoder.raw_decode(text, position)
+        return f"{self.path}:{text.count(chr(10), 0, position) + 1} (record {index + 1})"
+
+
+class Table(Rows):
+    """A Parquet or CSV file, a `datasets` folder or a dataset of the Hub, as an Arrow table mapped from disk."""
+
+    def __init__(self, source: Source, path: str):
+        super().__init__(source, path)
+        self._is_csv = path.lower().endswith(".csv")
+        self._table = _load_table(source, path)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = _without_none(self._table[index])
+        return self._from_csv(row, index) if self._is_csv else row
+
+    def where(self, index: int) -> str:
+        return f"{self.path}: row {index + 1}"
+
+    def sha256(self) -> str:
+        """Hash of the file, or of all Arrow files of a folder; of a Hub dataset, its fingerprint."""
+        path = Path(self.path)
+        if path.is_file():
+            return file_hash(self.path)
+        if path.is_dir():
+            return hashlib.sha256(
+                "".join(file_hash(str(p)) for p in sorted(path.rglob("*.arrow"))).encode()
+            ).hexdigest()
+        return hashlib.sha256(self._table._fingerprint.encode()).hexdigest()
+
+    def _from_csv(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+        """Cells are text; lists stand in a cell as JSON. An empty cell of an optional field is no value."""
+        for key, cell in list(row.items()):
+            if key in _LISTS_IN_CSV and cell.startswith(("[{", '["') if key in ("prompt", "policy") else "["):
+                row[key] = _parse(cell.encode(), f"{self.where(index)}: {key}")
+            elif cell == "" and key not in ("prompt", "completion", "text", "output", "chosen", "rejected", "input"):
+                del row[key]
+        return row
+
+
+def _without_none(value: Any) -> Any:
+    """Arrow fills every field that some other row has; None is "no such field" again."""
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
+
+
+def open_source(source: Source, option: str) -> list[Rows]:
+    """Every file of a source, ready to be read.
+
+    Raises:
+        UserError: a file that is missing, empty, binary, or not what its ending says.
+    """
+    return [_open(source, path) for path in expand(source, option)]
+
+
+def file_hash(path: str) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open(source: Source, path: str) -> Rows:
+    if not Path(path).is_file():
+        return Table(source, path)
+    if not Path(path).stat().st_size:
+        raise UserError("the file is empty", where=path, expected="at least one row")
+    if Path(path).suffix.lower() == ".parquet":
+        return Table(source, path)
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    if b"\0" in head:
+        raise UserError("the file is binary, or text in another encoding than UTF-8", where=path, expected="UTF-8 text")
+    if path.lower().endswith(".csv"):
+        return Table(source, path)
+    # A .json file may hold an array, or lines after all; its first character tells.
+    if path.lower().endswith(".json") and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
+        return JsonArray(source, path)
+    return JsonLines(source, path)
+
+
+def _parse(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"byte {error.start} is not UTF-8", where=where, expected="UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        shown = data[:60].decode("utf-8", "replace").strip()
+        raise UserError(
+            f"not JSON ({error.msg} at character {error.pos + 1}): {shown}{'…' if len(data) > 60 else ''}",
+            where=where,
+            expected="one whole JSON object a line (.jsonl) or an array of objects (.json)",
+        ) from error
+    except RecursionError as error:
+        raise UserError("JSON nested too deeply", where=where, expected="an object with fields") from error
+
+
+def _line_index(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start and end byte (int64) and number (int64, from 1) of each line that is not blank; one pass, a chunk at a
+    time.
+    """
+    pieces, position = [], 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            pieces.append(np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == 10).astype(np.int64) + position)
+            position += len(chunk)
+        breaks = np.concatenate(pieces)
+        starts = np.concatenate([[0], breaks + 1])
+        ends = np.concatenate([breaks, [position]])
+        keep = ends - starts > 0
+        for i in np.flatnonzero(keep & (ends - starts <= 16)):  # short enough to be nothing but blanks
+            file.seek(starts[i])
+            keep[i] = bool(file.read(ends[i] - starts[i]).strip())
+    if not keep.any():
+        raise UserError("the file holds nothing but blank lines", where=path, expected="at least one row")
+    return starts[keep], ends[keep], np.flatnonzero(keep) + 1
+
+
+def _load_table(source: Source, path: str) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    wanted = source.split or "train"
+    try:
+        if is_dataset_folder(Path(path)):
+            table = datasets.load_from_disk(path, keep_in_memory=False)
+        elif path.lower().endswith(".parquet"):
+            table = datasets.Dataset.from_parquet(path)
+        elif path.lower().endswith(".csv"):
+            # Everything as text: a completion "42" or "NA" is not a number or a gap.
+            table = datasets.Dataset.from_csv(path, dtype=str, keep_default_na=False)
+        else:
+            table = datasets.load_dataset(path, source.subset, split=wanted)
+    except Exception as error:  # pyarrow, pandas, fsspec and the Hub client all raise their own kinds
+        cause = error.__cause__ or error
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        hub = is_hub_name(path) and not Path(path).exists()
+        raise UserError(
+            f"could not be read: {reason}",
+            where=path,
+            expected="an existing file, or a dataset of the Hub and a way to reach it" if hub else "a whole file",
+        ) from error
+    if isinstance(table, datasets.DatasetDict):
+        if wanted not in table:
+            raise UserError(
+                f"no split {wanted!r}", where=path, expected=f"one of {', '.join(map(str, table))}", fix="set `split`"
+            )
+        table = table[wanted]
+    if not len(table):
+        raise UserError("no rows", where=path, expected="at least one row")
+    return table

@@ -1,0 +1,72 @@
+"""What reading the data came to: counted while it is read, said once, and kept for the record."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from instructlit.errors import UserError
+
+
+@dataclass
+class SplitReport:
+    """Counts of one split. `dropped` are records left out, by reason; `truncated` are kept, but cut and without EOS."""
+
+    name: str
+    kind: str
+    rows: int = 0
+    records: int = 0
+    kept: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def line(self) -> str:
+        """The report in one line."""
+        parts = [f"{self.name}: {self.kept:,} {self.kind}s of {self.rows:,} rows, {self.tokens:,} tokens"]
+        if self.truncated:
+            parts.append(f"{self.truncated:,} truncated (kept, without EOS)")
+        if self.dropped:
+            parts.append("dropped " + ", ".join(f"{n:,} {reason}" for reason, n in self.dropped.most_common()))
+        return "; ".join(parts)
+
+    def require(self, max_dropped_fraction: float, hygiene: frozenset[str]) -> None:
+        """An error where nothing is left, or where more was lost than the user allows (what hygiene takes is not lost).
+
+        Raises:
+            UserError: with the reasons.
+        """
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.dropped.most_common())
+        if not self.kept:
+            raise UserError(
+                f"nothing of the {self.records:,} {self.kind}s is left: {reasons or 'none were found'}",
+                where=self.name,
+                expected="at least one that can be learned from",
+            )
+        lost = sum(n for reason, n in self.dropped.items() if reason not in hygiene)
+        if lost > max_dropped_fraction * self.records:
+            raise UserError(
+                f"{lost:,} of {self.records:,} {self.kind}s would be dropped: {reasons}",
+                where=self.name,
+                expected=f"at most {max_dropped_fraction:.0%} (max_dropped_fraction)",
+                fix="raise max_length or max_prompt_length, clean the data, or allow more with max_dropped_fraction",
+            )
+
+
+@dataclass
+class DataReport:
+    """The splits of a datamodule and what they share."""
+
+    splits: list[SplitReport] = field(default_factory=list)
+    shared_prompts: int = 0
+
+    def lines(self) -> list[str]:
+        """One line for each split, and a warning where one is due."""
+        lines = [split.line() for split in self.splits]
+        if self.shared_prompts:
+            lines.append(f"warning: {self.shared_prompts:,} prompts of validation are in training too")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain containers, for JSON."""
+        return asdict(self)

@@ -1,0 +1,265 @@
+"""Which rows make which batch, and a loader that can be stopped after any batch and continued.
+
+A plan is a pure function from the number of a batch, counted from the start of training, to the rows of that batch. The
+loader holds nothing but that number, so its state is exact whatever the workers have read ahead. A batch is one
+optimiser step's worth; each rank takes every world-size-th row of it, so every rank sees the same number of batches.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from instructlit.errors import UserError
+
+_BUCKET_BATCHES = 50
+
+
+class Plan(Protocol):
+    """Rows of every batch of a training run."""
+
+    def __len__(self) -> int:
+        """Batches in one epoch."""
+        ...
+
+    def batch(self, number: int) -> np.ndarray:
+        """Rows (1-d int64) of batch `number`, counted from 0 over all epochs."""
+        ...
+
+
+class ShuffledPlan:
+    """Every row once an epoch in an order that is a function of (seed, epoch); what does not fill a batch waits for
+    another.
+
+    Args:
+        groups: rows of each source, 1-d int64.
+        batch_size: rows of a batch, over all ranks.
+        seed: makes the order, together with the epoch.
+        weights: how often each source's rows come in an epoch; fractions take a part of the rows, another each epoch.
+        shuffle: False keeps the rows as they come, in every epoch.
+        lengths: tokens of each row, indexed by row; given, rows of like length share a batch (less padding).
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[np.ndarray],
+        batch_size: int,
+        seed: int = 0,
+        weights: Sequence[float] | None = None,
+        shuffle: bool = True,
+        lengths: np.ndarray | None = None,
+    ):
+        self.groups, self.batch_size, self.seed, self.shuffle, self.lengths = groups, batch_size, seed, shuffle, lengths
+        self.weights = list(weights or [1.0] * len(groups))
+        rows = sum(round(len(group) * weight) for group, weight in zip(groups, self.weights, strict=True))
+        self._batches = rows // batch_size
+        if not self._batches:
+            raise UserError(
+                f"{rows} rows are less than one batch of {batch_size}",
+                where="batch_size",
+                expected="at least one whole batch",
+                fix="lower batch_size or add data",
+            )
+        self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def batch(self, number: int) -> np.ndarray:
+        epoch, place = divmod(number, self._batches)
+        return self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _make_order(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, epoch])
+        parts = []
+        for group, weight in zip(self.groups, self.weights, strict=True):
+            whole, rest = divmod(round(len(group) * weight), len(group)) if len(group) else (0, 0)
+            parts += [group] * whole
+            parts.append(rng.permutation(group)[:rest] if self.shuffle else group[:rest])
+        rows = np.concatenate(parts)
+        if not self.shuffle:
+            return rows
+        rows = rng.permutation(rows)[: self._batches * self.batch_size]
+        return rows if self.lengths is None else self._bucketed(rows, rng)
+
+    def _bucketed(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Sorts by length within stretches of many batches, then shuffles the batches."""
+        assert self.lengths is not None
+        stretch = self.batch_size * _BUCKET_BATCHES
+        pieces = [rows[i : i + stretch] for i in range(0, len(rows), stretch)]
+        rows = np.concatenate([piece[np.argsort(self.lengths[piece], kind="stable")] for piece in pieces])
+        return rng.permutation(rows.reshape(self._batches, self.batch_size), axis=0).reshape(-1)
+
+
+class MixedPlan:
+    """Batches of one plan with the same-numbered batches of another behind; the first says how long an epoch is.
+
+    Args:
+        first: the plan that defines the epoch.
+        second: keeps its own epochs: it goes on where it was when the first begins again.
+        offset: added to the second's rows, which lie behind the first's in one dataset.
+    """
+
+    def __init__(self, first: Plan, second: Plan, offset: int):
+        self.first, self.second, self.offset = first, second, offset
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def batch(self, number: int) -> np.ndarray:
+        return np.concatenate([self.first.batch(number), self.second.batch(number) + self.offset])
+
+
+class EvenPlan:
+    """For evaluation: every row once, in order, in batches of nearly equal size, so that no rank waits for another.
+
+    With fewer rows than (batches x ranks) the first rows are seen again, for every rank needs one in every batch.
+
+    Args:
+        rows: the rows, 1-d int64.
+        batch_size: the most rows of a batch, over all ranks.
+        world_size: ranks that share each batch.
+    """
+
+    def __init__(self, rows: np.ndarray, batch_size: int, world_size: int = 1):
+        self._batches = -(-len(rows) // batch_size)
+        shares = self._batches * world_size
+        self._rows = rows if len(rows) >= shares else np.resize(rows, shares)
+        # Cut so that shares of consecutive rows differ by one row at most, and each batch is `world_size` shares.
+        self._edges = np.linspace(0, len(self._rows), self._batches + 1).astype(np.int64)
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def batch(self, number: int) -> np.ndarray:
+        return self._rows[self._edges[number] : self._edges[number + 1]]
+
+
+class PlannedLoader:
+    """Batches of a plan for one rank, from the first in every pass: for evaluation.
+
+    Lightning puts no sampler of its own into it, as it is not a torch `DataLoader` but makes one each pass.
+
+    Args:
+        rows: `rows[i]` is one encoded row.
+        plan: which rows make each batch.
+        collate: list of encoded rows to a batch.
+        rank: this process.
+        world_size: processes that share each batch.
+        num_workers: processes that read ahead; 0 reads here.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        plan: Plan,
+        collate: Callable[[list[Any]], Any],
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ):
+        self.rows, self.plan, self.collate = rows, plan, collate
+        self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._read(range(len(self.plan)))
+
+    def _read(self, numbers: range) -> Iterator[Any]:
+        # Its own generator: a torch loader without one draws from the global random state whenever it starts.
+        loader = DataLoader(
+            self.rows,
+            batch_sampler=_Shares(self.plan, numbers, self.rank, self.world_size),
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            generator=torch.Generator().manual_seed(0),
+        )
+        return iter(loader)
+
+
+class ResumableDataLoader(PlannedLoader):
+    """Batches of a training run for one rank, with a position that Lightning saves and restores.
+
+    A pass gives the batches of one epoch and the next pass goes on with the following ones, so that the k-th training
+    batch is the plan's k-th whatever is called an epoch. A pass that was cut short is finished by the next iterator.
+
+    Args:
+        rows: `rows[i]` is one encoded row.
+        plan: which rows make each batch.
+        collate: list of encoded rows to a batch.
+        rank: this process.
+        world_size: processes that share each batch.
+        num_workers: processes that read ahead; 0 reads here.
+        length: batches Lightning is told an epoch has; the plan's own when not given.
+        limit: Lightning's `limit_train_batches`, so that a pass ends where its epoch does.
+        fingerprint: what the order depends on; a checkpoint made with another is refused.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        plan: Plan,
+        collate: Callable[[list[Any]], Any],
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        length: int | None = None,
+        limit: int | float = 1.0,
+        fingerprint: dict[str, int] | None = None,
+    ):
+        super().__init__(rows, plan, collate, rank, world_size, num_workers)
+        self._length = length or len(plan)
+        self._pass_length = min(self._length, limit) if isinstance(limit, int) else max(1, int(self._length * limit))
+        self._fingerprint = fingerprint or {}
+        self._number = 0  # batches handed out since the start of training
+        self._pass_start = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._number >= self._pass_start + self._pass_length:
+            self._pass_start = self._number
+        for batch in self._read(range(self._number, self._pass_start + self._pass_length)):
+            self._number += 1  # before the hand-over: a checkpoint made while the batch is in use counts it as seen
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: batches handed out, and where this pass began."""
+        return {"batch": self._number, "pass_start": self._pass_start, "fingerprint": dict(self._fingerprint)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues after the batches that `state` has seen.
+
+        Raises:
+            UserError: the data or the options that make its order have changed since.
+        """
+        for name, now in self._fingerprint.items():
+            then = state["fingerprint"].get(name)
+            if then != now:
+                raise UserError(
+                    f"{name} is {now}, but it was {then} when the checkpoint was made",
+                    where="resuming",
+                    expected="the same data in the same order, so that the run goes on as if it had not stopped",
+                    fix="restore it, or start a new run from the exported weights",
+                )
+        self._number, self._pass_start = state["batch"], state["pass_start"]
+
+
+class _Shares(Sampler[list[int]]):
+    """One rank's rows of some batches, worked out as the loader comes to them."""
+
+    def __init__(self, plan: Plan, numbers: range, rank: int, world_size: int):
+        self._plan, self._numbers, self._rank, self._world_size = plan, numbers, rank, world_size
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in self._numbers:
+            yield self._plan.batch(number)[self._rank :: self._world_size].tolist()

@@ -1,0 +1,101 @@
+"""Where rows come from: a file, several, a glob, a `datasets` folder or a Hub name, each with a weight."""
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from instructlit.errors import UserError, nearest
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that rows come from.
+
+    Args:
+        path: a file (.jsonl, .json, .parquet, .csv), a glob, a folder written by `datasets`, or a name on the Hub.
+        weight: how often its rows are seen in an epoch: 2 is twice each, 0.5 every other one (another half each epoch).
+        format: "auto", or the one record form its rows must have: native, messages, preference, transcript, sharegpt,
+            alpaca, oasst.
+        split: the split of a `datasets` folder or Hub name; "train" when not given.
+        subset: the configuration of a Hub name that has several.
+    """
+
+    path: str
+    weight: float = 1.0
+    format: str = "auto"
+    split: str | None = None
+    subset: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise UserError(f"weight {self.weight}", where=f"source {self.path}: weight", expected="a number above 0")
+
+
+Sources = str | Source | list[str | Source]
+
+
+def as_sources(value: Sources | None) -> list[Source]:
+    """Any way of naming sources as a list of them; none is an empty list."""
+    if value is None:
+        return []
+    entries = value if isinstance(value, list) else [value]
+    return [entry if isinstance(entry, Source) else Source(str(entry)) for entry in entries]
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """Whether `datasets` wrote this folder with `save_to_disk`."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether `path`, which is no file here, can be the name of a dataset on the Hub."""
+    return bool(_HUB_NAME.fullmatch(path)) and not path.lower().endswith(SUFFIXES)
+
+
+def expand(source: Source, option: str) -> list[str]:
+    """The files (or the one folder or Hub name) that a source names, sorted.
+
+    Raises:
+        UserError: naming `option`, where nothing is found or a file has a form that cannot be read.
+    """
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        if is_dataset_folder(path):
+            return [str(path)]
+        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        raise UserError(
+            f"{path} is a folder that `datasets` did not write",
+            where=option,
+            expected="a file, a glob, a folder made by `save_to_disk`, or a Hub name",
+            fix=f"name the files in it: {path / ('*' + Path(inside[0]).suffix)}" if inside else None,
+        )
+    if path.is_file():
+        files = [str(path)]
+    elif glob.has_magic(source.path):
+        files = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        if not files:
+            raise UserError(f"no file matches {source.path}", where=option, expected="a glob with at least one match")
+    elif is_hub_name(source.path):
+        return [source.path]
+    else:
+        beside = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES] if path.parent.is_dir() else []
+        close = nearest(path.name, beside)
+        raise UserError(
+            f"no such file: {source.path}",
+            where=option,
+            expected="a file, a glob, a `datasets` folder or a name on the Hub",
+            fix=f"did you mean {path.parent / close}?" if close else None,
+        )
+    for file in files:
+        if Path(file).suffix.lower() not in SUFFIXES:
+            raise UserError(
+                f"{file} has the ending {Path(file).suffix or '(none)'}",
+                where=option,
+                expected=f"one of {', '.join(SUFFIXES)}",
+                fix="unpack it, or write it as JSON Lines",
+            )
+    return files

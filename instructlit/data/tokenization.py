@@ -1,0 +1,97 @@
+"""Text to ids. Prompt and completion are tokenised together; the loss mask comes from character offsets.
+
+A token that holds any character of the completion belongs to the response. Where the tokenizer merges the end of the
+prompt with the start of the completion (a prompt that ends in a space, say) the ids of the prompt alone are no prefix
+of the example's; `Encoder.prompt_is_prefix` tells, and `instructlit data check` counts. A blank line or a template's
+marker between the two keeps them apart.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from instructlit.data.chat import Renderer
+from instructlit.types import PromptText
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sequence: prompt, response and, where nothing was cut off, exactly one EOS.
+
+    Example with `ord` as the tokenizer, prompt "ab", completion "c", EOS 0: `ids = [97, 98, 99, 0]`, `start = 2`.
+    """
+
+    ids: list[int]
+    start: int  # index of the first response token; all of the rest are response
+    truncated: bool = False
+
+    @property
+    def loss_mask(self) -> list[bool]:
+        """True on the response tokens, EOS included."""
+        return [i >= self.start for i in range(len(self.ids))]
+
+    @property
+    def all_masked(self) -> bool:
+        """Nothing of the response is left to learn from."""
+        return self.start >= len(self.ids)
+
+
+class Encoder:
+    """Encodes prompts, examples and documents with one tokenizer and one template.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer that has an EOS.
+        template: see `Renderer`.
+        max_length: tokens of prompt and response together; what is longer is cut at the end and gains no EOS.
+    """
+
+    def __init__(self, tokenizer: Any, template: str = "auto", max_length: int | None = None):
+        self.renderer = Renderer(tokenizer, template)
+        self.max_length = max_length
+        self.bos: int | None = tokenizer.bos_token_id
+        self.eos: int = tokenizer.eos_token_id
+        # A copy of our own: truncation or padding switched on by someone else's call must not reach these ids.
+        self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._adds_eos = self._tokenizer.encode("a").ids[-1:] == [self.eos]
+
+    def prompt(self, prompt: PromptText) -> list[int]:
+        """Ids of the prompt as the model meets it when it is to answer."""
+        return self._ids(self.renderer.prompt(prompt))[0]
+
+    def example(self, prompt: PromptText, completion: str) -> Encoded:
+        """Ids of prompt, completion and EOS, tokenised as one text and cut to `max_length`."""
+        text, (start, _) = self.renderer.example(prompt, completion)
+        ids, ends = self._ids(text)
+        first = next((i for i, end in enumerate(ends) if end > start), len(ids))
+        while len(ids) > first and ids[-1] == self.eos:  # an EOS of the text or the template: one is enough
+            ids.pop()
+        ids.append(self.eos)
+        if self.max_length is not None and len(ids) > self.max_length:
+            return Encoded(ids[: self.max_length], first, truncated=True)
+        return Encoded(ids, first)
+
+    def document(self, text: str) -> list[int]:
+        """Ids of a document of the pretraining mix and the EOS that parts it from the next."""
+        ids = self._tokenizer.encode(text).ids
+        return [*ids, self.eos] if ids[-1:] != [self.eos] else ids
+
+    def prompt_is_prefix(self, prompt: PromptText, example: Encoded) -> bool:
+        """Whether the prompt alone has the ids with which `example`, of the same prompt, begins."""
+        ids = self.prompt(prompt)
+        return example.ids[: len(ids)] == ids[: len(example.ids)] and example.start == min(len(ids), len(example.ids))
+
+    def _ids(self, text: str) -> tuple[list[int], list[int]]:
+        return self._encode(text, special=self.renderer.adds_special_tokens)
+
+    def _encode(self, text: str, special: bool) -> tuple[list[int], list[int]]:
+        """Ids without an EOS added by the tokenizer and without a doubled BOS, and the end offset of each."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=special)
+        ids, ends = list(encoding.ids), [end for _, end in encoding.offsets]
+        if special and self._adds_eos:
+            ids, ends = ids[:-1], ends[:-1]
+        if self.bos is not None and ids[:2] == [self.bos, self.bos]:
+            ids, ends = ids[1:], ends[1:]
+        return ids, ends

@@ -1,0 +1,81 @@
+"""Loading a tokenizer and refusing one that could only be used by guessing."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from instructlit.errors import UserError
+
+_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_tokenizer(
+    path: str, revision: str | None = None, trust_remote_code: bool = False, padding_token: str | None = None
+) -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder or of a Hub name, with an EOS and a pad token that are really its own.
+
+    Raises:
+        UserError: no such folder or name, a tokenizer without character offsets, without EOS, or without a pad token.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in _FILES):
+            raise UserError(
+                f"no tokenizer in {folder}",
+                where="tokenizer",
+                expected=f"one of {', '.join(_FILES)} in that folder",
+                fix="point `tokenizer` at the folder of a model that was saved with its tokenizer",
+            )
+    elif not _HUB_NAME.fullmatch(path) or folder.exists():
+        kind = "a file" if folder.is_file() else "missing"
+        raise UserError(f"{path} is {kind}", where="tokenizer", expected="a folder, or a name on the Hugging Face Hub")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # transformers raises many kinds here; every one of them means "not loadable"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path} could not be loaded: {reason}",
+            where="tokenizer",
+            expected="a folder with a tokenizer, or a name on the Hugging Face Hub",
+            fix=None if folder.is_dir() else "check the name, or whether the Hub can be reached from here",
+        ) from error
+    return checked_tokenizer(tokenizer, path, padding_token)
+
+
+def checked_tokenizer(tokenizer: Any, name: str, padding_token: str | None = None) -> PreTrainedTokenizerFast:
+    """`tokenizer` itself, with `padding_token` set; an error where offsets, EOS or pad token are missing."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            f"{name} has no fast (tokenizers library) version, so it cannot tell the characters of a token",
+            where="tokenizer",
+            expected="a tokenizer saved with tokenizer.json; the loss mask comes from character offsets",
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{name} has no EOS token",
+            where="tokenizer",
+            expected="an `eos_token` in tokenizer_config.json; without one no response could end",
+        )
+    if padding_token is not None:
+        if padding_token not in tokenizer.get_vocab():
+            raise UserError(
+                f"{padding_token!r} is not a token of {name}",
+                where="padding_token",
+                expected="a token that the vocabulary already holds, so that no embedding has to be added",
+                fix=f'use its EOS: --data.padding_token "{tokenizer.eos_token}"',
+            )
+        tokenizer.pad_token = padding_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"{name} has no pad token",
+            where="padding_token",
+            expected="a token to fill the short rows of a batch with",
+            fix=f'name one: --data.padding_token "{tokenizer.eos_token}" is its EOS, and safe here since masks go by'
+            " length; a reserved token of the vocabulary is better where others will use the model",
+        )
+    return tokenizer
