@@ -1,0 +1,59 @@
+"""The main job: the whole recipe in the embedded world, from nothing to a page that shows what happened."""
+
+import json
+from pathlib import Path
+
+from instructlit.errors import UserError
+
+
+def quickstart(
+    seed: int = 1,
+    output: str = "runs/quickstart",
+    seeds: list[int] | None = None,
+    configs: str | None = None,
+    trial: bool = False,
+) -> None:
+    """Run the whole recipe in the embedded world: pretraining, SFT, reward model, PPO, PPO-ptx, evaluation, report.
+
+    Interrupted, the same command continues where it was. With several seeds it prints a verdict over them and ends with
+    status 1 unless at least four of five hold.
+
+    Args:
+        seed: seed of the world and of every stage.
+        output: folder of the run; with `seeds`, one folder `seed-N` in it for each.
+        seeds: run these seeds one after the other and judge them together, as in `--seeds 11 12 13 14 15`.
+        configs: folder with the stages' YAML files, those of the package unless given.
+        trial: a few steps of everything, to see that it runs; its numbers mean nothing.
+    """
+    from instructlit.tools.quickstart.runner import Runner
+    from instructlit.tools.quickstart.stages import CONFIGS, stages
+
+    folder = Path(configs) if configs else CONFIGS
+    if not folder.is_dir():
+        raise UserError(
+            "no such folder", where=f"--configs {folder}", expected="pretrain.yaml, sft.yaml and so on in it"
+        )
+    if seeds is not None and (len(set(seeds)) != len(seeds) or not seeds):
+        raise UserError("the seeds must be given and differ", where="--seeds", expected="for example 11 12 13 14 15")
+    if seeds is None:
+        Runner(Path(output), stages(seed, trial), folder).run()
+        return
+    runs = [Path(output) / f"seed-{number}" for number in seeds]
+    for count, (number, run) in enumerate(zip(seeds, runs, strict=True), start=1):
+        print(f"\n=== seed {number} ({count} of {len(seeds)}) in {run}", flush=True)
+        Runner(run, stages(number, trial), folder).run()
+    _judge(runs, Path(output))
+
+
+def _judge(runs: list[Path], output: Path) -> None:
+    """Prints the verdict over the runs, writes verdict.json, and ends with status 1 where it does not hold."""
+    from instructlit.tools.quickstart.verdict import needed, verdict
+    from instructlit.tools.quickstart.verdict_table import print_verdict
+
+    whole = verdict([json.loads((run / "results.json").read_text()) for run in runs])
+    (output / "verdict.json").write_text(json.dumps(whole, indent=1) + "\n")
+    print_verdict(whole)
+    print(f"holds for {whole['seeds_that_hold']} of {whole['seeds']} seeds; {needed(len(runs))} are needed")
+    print(f"{output / 'verdict.json'}; the page of each seed: {runs[0] / 'report.html'} and so on")
+    if not whole["holds"]:
+        raise SystemExit(1)

@@ -1,0 +1,88 @@
+"""The main job as data: which commands run, in which order, what each needs and what it leaves behind.
+
+Every command runs inside the run folder, so that none needs a path from elsewhere: after `cd runs/quickstart` each can be
+taken away as it stands.
+"""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs" / "quickstart"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the main job."""
+
+    name: str
+    title: str  # what happens, in a few plain words
+    command: tuple[str, ...]  # the arguments after `instructlit`
+    needs: tuple[str, ...]  # names of the stages whose results it reads
+    outputs: tuple[str, ...]  # what must exist when it is finished, relative to the run folder
+    configs: tuple[str, ...] = ()  # files it is told with --config, relative to the run folder
+    expected_seconds: float = 30.0  # on two CPU cores; weighs the estimate of the time left, nothing else
+    always: bool = False  # runs even where nothing has changed
+
+    @property
+    def trains(self) -> bool:
+        """True for the stages that write checkpoints and can continue from one."""
+        return self.command[0] == "fit"
+
+    @property
+    def checkpoints(self) -> str:
+        """Where a training stage keeps its checkpoints, relative to the run folder."""
+        return f"checkpoints/{self.name}"
+
+    def shown(self) -> str:
+        """The command as a user would type it inside the run folder."""
+        return shlex.join(("instructlit", *self.command))
+
+
+def stages(seed: int, trial: bool = False) -> list[Stage]:
+    """The main job in order. `trial` lays `trial.yaml` over every training config: a few steps each, to see it all run."""
+
+    def fit(name: str, title: str, needs: tuple[str, ...], seconds: float) -> Stage:
+        configs = (f"configs/{name}.yaml", *(("configs/trial.yaml",) if trial else ()))
+        options = [word for config in configs for word in ("--config", config)]
+        command = ("fit", *options, "--seed_everything", str(seed))
+        model = "base" if name == "pretrain" else name
+        return Stage(name, title, command, needs, (f"models/{model}",), configs, seconds)
+
+    def tool(words: str, title: str, needs: tuple[str, ...], outputs: tuple[str, ...], seconds: float) -> Stage:
+        small = ("--trial", "true") if trial else ()
+        return Stage(
+            words.split()[-1], title, (*words.split(), "--seed", str(seed), *small), needs, outputs, (), seconds
+        )
+
+    return [
+        tool("world", "write the embedded world: corpus, prompts, demonstrations", (), ("data/world.json",), 15),
+        fit("pretrain", "pretrain a base model on the raw corpus", ("world",), 120),
+        fit("sft", "fine-tune it on the labelers' demonstrations", ("pretrain",), 25),
+        tool(
+            "world label",
+            "sample completions and have the labelers rank them",
+            ("sft",),
+            ("data/comparisons.jsonl", "data/comparisons_validation.jsonl", "data/agreement.json"),
+            30,
+        ),
+        fit("reward", "train a reward model on the rankings", ("label",), 60),
+        fit("ppo", "PPO against the reward model", ("reward",), 90),
+        fit("ppo_ptx", "PPO with pretraining gradients mixed in", ("reward",), 110),
+        tool(
+            "world evaluate",
+            "let every model answer the test prompts and judge the answers",
+            ("ppo", "ppo_ptx"),
+            ("results.json", "evaluation/samples.jsonl"),
+            45,
+        ),
+        Stage(
+            "report",
+            "draw the page",
+            ("world", "report"),
+            ("evaluate",),
+            ("report.html",),
+            expected_seconds=6,
+            always=True,
+        ),
+    ]

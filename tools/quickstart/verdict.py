@@ -1,0 +1,82 @@
+"""What the main job must show, as criteria on its results, for one seed and over several."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Results = Mapping[str, Any]
+"""The content of a results.json."""
+
+SHARE = 0.8
+"""Of the seeds, at least this share must hold: four of five."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One claim, whether it holds, and the numbers behind it."""
+
+    name: str
+    claim: str
+    holds: bool
+    numbers: str
+
+
+def criteria(results: Results) -> list[Criterion]:
+    """The four claims for one seed."""
+    models = {row["name"]: row for row in results["models"]}
+    preference = {name: row["preference"] for name, row in models.items()}
+    order = [preference[name] for name in ("base", "prompted", "sft", "ppo_ptx")]
+    low = models["ppo_ptx"]["preference_low"]
+    sft, ppo, mixed = (models[name]["perplexity"] for name in ("sft", "ppo", "ppo_ptx"))
+    accuracy, agreement = results["reward_accuracy"], results["labeler_agreement"]
+    return [
+        Criterion(
+            "order",
+            "preference rises: base, base with a prefix, SFT, PPO-ptx",
+            all(a < b for a, b in zip(order, order[1:], strict=False)),
+            " < ".join(f"{value:.3f}" for value in order),
+        ),
+        Criterion(
+            "interval",
+            "PPO-ptx is preferred to SFT beyond chance",
+            low > 0.5,
+            f"95 % interval {low:.3f} to {models['ppo_ptx']['preference_high']:.3f} against 0.5",
+        ),
+        Criterion(
+            "tax",
+            "PPO raises corpus perplexity and PPO-ptx at least halves the rise",
+            ppo > sft and mixed - sft <= 0.5 * (ppo - sft),
+            f"SFT {sft:.2f}, PPO {ppo - sft:+.2f}, PPO-ptx {mixed - sft:+.2f}",
+        ),
+        Criterion(
+            "reward",
+            "the reward model's accuracy lies between 60 % and the labelers' own agreement",
+            0.60 <= accuracy <= agreement,
+            f"0.60 <= {accuracy:.3f} <= {agreement:.3f}",
+        ),
+    ]
+
+
+def holds(results: Results) -> bool:
+    """True where all criteria hold together."""
+    return all(criterion.holds for criterion in criteria(results))
+
+
+def needed(seeds: int) -> int:
+    """How many of `seeds` must hold for the claim as a whole."""
+    return math.ceil(SHARE * seeds)
+
+
+def verdict(runs: Sequence[Results]) -> dict[str, Any]:
+    """The criteria of every seed and the count that decides, ready for verdict.json."""
+    rows = [
+        {
+            "seed": results["seed"],
+            "holds": holds(results),
+            "criteria": {c.name: {"holds": c.holds, "numbers": c.numbers} for c in criteria(results)},
+        }
+        for results in runs
+    ]
+    count = sum(row["holds"] for row in rows)
+    return {"holds": count >= needed(len(rows)), "seeds_that_hold": count, "seeds": len(rows), "runs": rows}

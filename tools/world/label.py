@@ -1,0 +1,146 @@
+"""`instructlit world label`: completions from trained policies, ranked by the world's simulated labelers."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from instructlit.errors import UserError
+from instructlit.rollout.engine import Sampling
+from instructlit.tools.world.answers import Policy, best_device, sample, seed_of
+from instructlit.tools.world.folder import read_prompts, read_world
+from instructlit.types import Prompt
+from instructlit.world import World, pairwise_agreement, rank_completions
+
+K_LEAST, K_MOST = 4, 9
+"""Completions shown to a labeler at once (paper, section 3.5)."""
+
+
+def world_label(
+    policies: list[str] | None = None,
+    data: str = "data",
+    seed: int = 1,
+    max_new_tokens: int = 32,
+    validation: int = 300,
+    limit: int | None = None,
+    batch_size: int = 512,
+    trial: bool = False,
+) -> None:
+    """Sample 4 to 9 completions for every labeling prompt and have simulated labelers rank them.
+
+    Writes comparisons.jsonl and comparisons_validation.jsonl, split by prompt, and agreement.json: how often two labelers
+    who rank the same held-out completions agree.
+
+    Args:
+        policies: model folders the completions come from in equal shares, each with `@` and a temperature where that is
+            not 1, as in `models/sft@1.3`; name one twice for a double share. SFT alone unless given.
+        data: the world's data folder with its prompts; the files are written there.
+        seed: of the sampling and the labelers.
+        max_new_tokens: longest completion.
+        validation: held-out comparisons, on the first prompts of prompts_validation.jsonl.
+        limit: rank completions of only that many training prompts.
+        batch_size: completions sampled together.
+        trial: a few prompts of each split.
+    """
+    folder = Path(data)
+    world = read_world(folder)
+    if trial:
+        validation, limit = 16, 64
+    sources = [parse_source(text) for text in policies or ["models/sft"]]
+    splits = {
+        "train": ("prompts_reward.jsonl", "comparisons.jsonl", limit),
+        "validation": ("prompts_validation.jsonl", "comparisons_validation.jsonl", validation),
+    }
+    report: dict[str, Any] = {}
+    for split, (source, target, most) in splits.items():
+        prompts = read_prompts(folder / source)[:most]
+        rng = random.Random(f"label {seed} {split}")
+        drawn = draw(sources, prompts, rng, Sampling(max_new_tokens), f"label {seed} {split}", batch_size)
+        records = list(rankings(world, prompts, drawn, rng))
+        with (folder / target).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+        report[split] = summary(records)
+        print(_line(split, report[split]), flush=True)
+    compared = [(record["prompt"], record["completions"]) for record in records]
+    agreement = pairwise_agreement(world, compared, random.Random(f"agreement {seed}"))
+    report["labeler_agreement"] = agreement
+    (folder / "agreement.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(f"two labelers agree on {agreement:.1%} of the held-out pairs that neither of them ties")
+
+
+def parse_source(text: str) -> tuple[str, float]:
+    """`models/sft@1.3` as folder and temperature.
+
+    Raises:
+        UserError: what follows the last `@` is not a number above 0.
+    """
+    folder, at, temperature = text.rpartition("@")
+    if not at:
+        return text, 1.0
+    try:
+        value = float(temperature)
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise UserError(
+            f"{temperature!r} is not a temperature", where=f"--policies {text}", expected="FOLDER or FOLDER@TEMPERATURE"
+        )
+    return folder, value
+
+
+Completion = tuple[str, str]
+"""A completion's text and the policy it came from."""
+
+
+def draw(
+    sources: Sequence[tuple[str, float]],
+    prompts: Sequence[Prompt],
+    rng: random.Random,
+    sampling: Sampling,
+    purpose: str,
+    batch_size: int,
+) -> list[list[Completion]]:
+    """4 to 9 completions for each prompt, each from a policy drawn from `sources`."""
+    wanted = [[rng.randrange(len(sources)) for _ in range(rng.randint(K_LEAST, K_MOST))] for _ in prompts]
+    drawn: list[list[Completion]] = [[] for _ in prompts]
+    device = best_device()
+    for number, (folder, temperature) in enumerate(sources):
+        rows = [row for row, chosen in enumerate(wanted) for source in chosen if source == number]
+        policy = Policy.load(folder, device)
+        at = Sampling(sampling.max_new_tokens, temperature)
+        name = folder if temperature == 1.0 else f"{folder}@{temperature:g}"
+        batches = sample(policy, [prompts[row] for row in rows], at, seed_of(purpose, number), batch_size)
+        for positions, generation in batches:
+            for position, text in zip(positions, generation.texts, strict=True):
+                drawn[rows[position]].append((text, name))
+    for completions in drawn:
+        rng.shuffle(completions)
+    return drawn
+
+
+def rankings(
+    world: World, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Completion]], rng: random.Random
+) -> Iterator[dict[str, Any]]:
+    """One labeler's comparison of each prompt's completions, as a row of the file."""
+    for prompt, completions in zip(prompts, drawn, strict=True):
+        assert isinstance(prompt.prompt, str)
+        ranking = rank_completions(world, prompt.prompt, [text for text, _ in completions], rng)
+        yield {**ranking.record(), "policy": [name for _, name in completions], "user": prompt.user}
+
+
+def summary(records: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Prompts, completions, pairs and ties among the pairs."""
+    found: Counter[str] = Counter(prompts=len(records), completions=0, pairs=0, ties=0)
+    for record in records:
+        ranks = record["ranks"]
+        found["completions"] += len(ranks)
+        found["pairs"] += len(ranks) * (len(ranks) - 1) // 2
+        found["ties"] += sum(n * (n - 1) // 2 for n in Counter(ranks).values())
+    return dict(found)
+
+
+def _line(split: str, found: dict[str, int]) -> str:
+    tied = found["ties"] / max(1, found["pairs"])
+    return f"{split}: {found['prompts']} prompts, {found['completions']} completions, {found['pairs']} pairs, {tied:.0%} tied"
