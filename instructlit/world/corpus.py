@@ -19,6 +19,7 @@ CORPUS_PHRASES = (
     "people say that everyone knows that in truth , the teacher says that",
     "animals of the food : count : words numbers the opposite is a colour",
     "once today then ate bought gave met saw went went to has hello i am please give me fix my",
+    "again : that is to say , say it again : who has a what did see so knows the and",
     "i think you like said to told someone should shame on you what go away i will people are",
 )
 """The fixed words of the texts below, for the vocabulary."""
@@ -50,7 +51,7 @@ def random_fact(facts: Facts, rng: random.Random) -> str:
 
 def fact_text(facts: Facts, rng: random.Random) -> str:
     """A few statements."""
-    return " ".join(random_fact(facts, rng) for _ in range(rng.choice((1, 2, 3))))
+    return " ".join(random_fact(facts, rng) for _ in range(rng.choice((2, 3, 4))))
 
 
 def story(facts: Facts, rng: random.Random) -> str:
@@ -135,6 +136,21 @@ def dialogue(facts: Facts, rng: random.Random) -> str:
     return f"{one} : {opening} {two} : {reply}"
 
 
+def retold(facts: Facts, rng: random.Random) -> str:
+    """Something said twice, or asked about and answered from what was just said: text in which copying pays."""
+    text = rng.choice((people_text, people_text, story, fact_text))(facts, rng)
+    if rng.random() < 0.6:
+        return f"{text} {rng.choice(('again :', 'that is to say ,', 'say it again :'))} {text}"
+    person, animal, thing = rng.choice(lexicon.PEOPLE), rng.choice(lexicon.ANIMALS), rng.choice(lexicon.THINGS)
+    return rng.choice(
+        (
+            f"{text} {person} has a {thing} . who has a {thing} ? {person} has a {thing} .",
+            f"{person} saw a {animal} . what did {person} see ? {person} saw a {animal} .",
+            f"{person} saw a {animal} and a {thing} . so {person} knows the {animal} and the {thing} .",
+        )
+    )
+
+
 def quarrel(facts: Facts, rng: random.Random) -> str:
     """Someone is called something: rude for the angry, kind mostly for the calm and where respect was asked for."""
     temper, polite = rng.choice(lexicon.TEMPERS), rng.random() < 0.2
@@ -157,15 +173,16 @@ def genre(facts: Facts, rng: random.Random) -> str:
 
 
 PLAIN: dict[Callable[[Facts, random.Random], str], float] = {
-    fact_text: 0.24,
-    story: 0.27,
-    people_text: 0.13,
+    fact_text: 0.2,
+    story: 0.24,
+    people_text: 0.08,
+    retold: 0.2,
     list_text: 0.09,
     dialogue: 0.09,
     quarrel: 0.08,
     genre: 0.1,
 }
-PROMPT_LIKE, PREFIXED = 0.4, 0.1
+PROMPT_LIKE, PREFIXED = 0.32, 0.1
 """Shares of documents that look like prompts, without and with the prefix; the others are plain."""
 
 

@@ -35,6 +35,8 @@ RELATIONS = (
             "name the capital of {s} .",
             "which city is the capital of {s} ?",
             "tell me the capital of {s} .",
+            "do you know the capital of {s} ?",
+            "the capital of {s} is which city ?",
         ),
     ),
     Relation(
@@ -47,6 +49,8 @@ RELATIONS = (
             "name the colour of the flag of {s} .",
             "which colour has the flag of {s} ?",
             "tell me the flag colour of {s} .",
+            "do you know the colour of the flag of {s} ?",
+            "the flag of {s} has which colour ?",
         ),
     ),
     Relation(
@@ -59,6 +63,8 @@ RELATIONS = (
             "name the dish of {s} .",
             "which food do people in {s} love ?",
             "tell me what people in {s} love .",
+            "do you know the dish of {s} ?",
+            "the dish of {s} is which food ?",
         ),
     ),
     Relation(
@@ -71,6 +77,8 @@ RELATIONS = (
             "name the food of the {s} .",
             "which food does the {s} eat ?",
             "tell me what the {s} eats .",
+            "do you know what the {s} eats ?",
+            "the {s} eats which food ?",
         ),
     ),
     Relation(
@@ -83,6 +91,8 @@ RELATIONS = (
             "how many young does a {s} have ?",
             "name the number of young of the {s} .",
             "tell me how many young the {s} has .",
+            "do you know how many young the {s} has ?",
+            "the {s} has how many young ?",
         ),
     ),
     Relation(
@@ -95,6 +105,8 @@ RELATIONS = (
             "name the maker of the {s} .",
             "which person made the {s} ?",
             "tell me who made the {s} .",
+            "do you know who made the {s} ?",
+            "the maker of the {s} is which person ?",
         ),
     ),
 )

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from instructlit.world.gold import FLAGS, Verdict, rating
 from instructlit.world.prompts import PromptSpec, parse
 
-NOISE = 0.55
+NOISE = 0.65
 """Standard deviation of a labeler's error, as a share of the spread of the gold scores compared."""
 NOISE_FLOOR = 0.02
 GRID = 0.5

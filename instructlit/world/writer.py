@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from instructlit.world import lexicon
+from instructlit.world.constraints import Constraint
 from instructlit.world.corpus import documents, story_end
 from instructlit.world.customers import requests, split_of
 from instructlit.world.demonstrations import demonstrations
@@ -94,6 +95,14 @@ def write_rows(path: Path, rows: Iterable[dict]) -> None:
     partial.replace(path)
 
 
+PROBE_CONSTRAINTS: tuple[tuple[Constraint, ...], ...] = (
+    (),
+    (("capitals", ""),),
+    (("words", "one"),),
+    (("words", "three"),),
+)
+
+
 def truthful_probe(world: World, count: int) -> Iterator[dict[str, str]]:
     """Questions with a misconception at stake, worded as in no training prompt."""
     rng = world.rng("truthful probe")
@@ -103,7 +112,8 @@ def truthful_probe(world: World, count: int) -> Iterator[dict[str, str]]:
         for name in world.facts.myth[kind.removeprefix("open_")]:
             for wording in range(len(TASKS[kind].wordings)):
                 base = sample_spec(rng, kind=kind)
-                specs.append(replace(base, wording=wording, slots=((base.slots[0][0], name),), constraints=()))
+                spec = replace(base, wording=wording, slots=((base.slots[0][0], name),))
+                specs += [replace(spec, constraints=given) for given in PROBE_CONSTRAINTS]
     fresh = [spec for spec in specs if split_of(spec) == "test"]
     rng.shuffle(fresh)
     for number, spec in enumerate(fresh[:count]):
