@@ -12,6 +12,7 @@ def quickstart(
     seeds: list[int] | None = None,
     configs: str | None = None,
     trial: bool = False,
+    restart_from: str | None = None,
 ) -> None:
     """Run the whole recipe in the embedded world: pretraining, SFT, reward model, PPO, PPO-ptx, evaluation, report.
 
@@ -24,6 +25,7 @@ def quickstart(
         seeds: run these seeds one after the other and judge them together, as in `--seeds 11 12 13 14 15`.
         configs: folder with the stages' YAML files, those of the package unless given.
         trial: a few steps of everything, to see that it runs; its numbers mean nothing.
+        restart_from: a stage that is run again, with all that builds on it, even where nothing has changed.
     """
     from instructlit.tools.quickstart.runner import Runner
     from instructlit.tools.quickstart.stages import CONFIGS, stages
@@ -35,14 +37,16 @@ def quickstart(
         )
     if seeds is not None and (len(set(seeds)) != len(seeds) or not seeds):
         raise UserError("the seeds must be given and differ", where="--seeds", expected="for example 11 12 13 14 15")
-    if seeds is None:
-        Runner(Path(output), stages(seed, trial), folder).run()
-        return
-    runs = [Path(output) / f"seed-{number}" for number in seeds]
-    for count, (number, run) in enumerate(zip(seeds, runs, strict=True), start=1):
-        print(f"\n=== seed {number} ({count} of {len(seeds)}) in {run}", flush=True)
-        Runner(run, stages(number, trial), folder).run()
-    _judge(runs, Path(output))
+    runs = [Path(output)] if seeds is None else [Path(output) / f"seed-{number}" for number in seeds]
+    for count, (number, run) in enumerate(zip(seeds or [seed], runs, strict=True), start=1):
+        if seeds is not None:
+            print(f"\n=== seed {number} ({count} of {len(seeds)}) in {run}", flush=True)
+        runner = Runner(run, stages(number, trial), folder)
+        if restart_from is not None:
+            runner.forget(restart_from)
+        runner.run()
+    if seeds is not None:
+        _judge(runs, Path(output))
 
 
 def _judge(runs: list[Path], output: Path) -> None:

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from instructlit import __version__
-from instructlit.errors import UserError
+from instructlit.errors import UserError, nearest
 from instructlit.tools.quickstart.process import run_logged
 from instructlit.tools.quickstart.stages import Stage
 
@@ -86,6 +86,22 @@ class Runner:
                 print("\nStopped. The same command continues here.", flush=True)
                 raise SystemExit(130) from None
 
+    def forget(self, name: str) -> None:
+        """Has a stage run again, and with it all that builds on it.
+
+        Raises:
+            UserError: there is no stage of that name.
+        """
+        names = [stage.name for stage in self.plan]
+        if name not in names:
+            hint = nearest(name, names)
+            raise UserError(
+                f"there is no stage `{name}`",
+                where="--restart_from",
+                expected=f"did you mean {hint}?" if hint else f"one of {', '.join(names)}",
+            )
+        (self.folder / "stamps" / f"{name}.json").unlink(missing_ok=True)
+
     def fingerprints(self) -> dict[str, str]:
         """For each stage the hash of all that decides its result."""
         prints: dict[str, str] = {}
@@ -142,14 +158,13 @@ class Runner:
 
     def _run_stage(self, stage: Stage, stamp: Stamp | None, fingerprint: str, lock: int) -> float:
         """Runs one stage to its end and returns its seconds, those of earlier attempts included."""
-        earlier = 0.0
-        if stamp is not None and stamp.fingerprint == fingerprint and not stamp.finished:
-            earlier = stamp.seconds  # the same work, interrupted
-        else:
-            self._clear(stage)
-        resume = _last_checkpoint(self.folder / stage.checkpoints) if stage.trains else None
+        same = stamp is not None and stamp.fingerprint == fingerprint and not stamp.finished
+        resume = _last_checkpoint(self.folder / stage.checkpoints) if same and stage.trains else None
+        earlier = stamp.seconds if stamp is not None and resume is not None else 0.0
         arguments = list(stage.command)
-        if resume is not None:
+        if resume is None:
+            self._clear(stage)
+        else:
             arguments += ["--ckpt_path", str(resume.relative_to(self.folder))]
             _set_metrics_aside(self.folder / "logs" / stage.name)
             print(f"      continues from {resume.relative_to(self.folder)}", flush=True)
@@ -189,7 +204,7 @@ class Runner:
         return save(finished=True)
 
     def _clear(self, stage: Stage) -> None:
-        """Removes what an outdated attempt left, so that nothing of it mixes with the new one."""
+        """Removes what an earlier attempt left, so that nothing of it mixes with the new one."""
         self.stamp_path(stage).unlink(missing_ok=True)
         if stage.trains:
             shutil.rmtree(self.folder / stage.checkpoints, ignore_errors=True)
