@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from instructlit.errors import UserError
 from instructlit.models.dropout import disable_dropout as disable_dropout
@@ -66,6 +67,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) ->
         target_modules=lora.target_modules,
         modules_to_save=[HEAD] if scalar else None,
         task_type="SEQ_CLS" if scalar else "CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 stores the transpose
     )
     try:
         adapted = get_peft_model(model, config)  # type: ignore[arg-type]
@@ -119,6 +121,21 @@ def reference_view(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for parameter, grad in needed.items():  # peft turns gradients on for every adapter it re-enables
             parameter.requires_grad_(grad)
+
+
+def frozen_state_names(module: nn.Module) -> set[str]:
+    """Entries of `module.state_dict()` that belong to a frozen trunk under adapters.
+
+    A checkpoint can leave them out, and has to where the trunk is quantised: bitsandbytes writes a quantised layer's
+    state but does not read it back. Loading the backbone again gives the same trunk.
+    """
+    names: set[str] = set()
+    for prefix, part in module.named_modules():
+        if is_adapted(part):
+            kept = (".lora_", ".modules_to_save.")
+            state = part.state_dict(prefix=f"{prefix}." if prefix else "")
+            names |= {name for name in state if not any(mark in name for mark in kept)}
+    return names
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -178,7 +195,8 @@ def _dtype(hf: PreTrainedModel) -> torch.dtype:
 
 
 def _is_quantised(module: nn.Module) -> bool:
-    return type(getattr(module, "weight", None)).__name__ in ("Params4bit", "Int8Params")
+    # Not getattr: an adapter layer passes `weight` on from the layer inside it.
+    return type(module._parameters.get("weight")).__name__ in ("Params4bit", "Int8Params")
 
 
 def _dequantised(module: nn.Module) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -237,7 +238,7 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
             hf, info = auto.from_pretrained(
                 local_or_name(source), config=config, revision=backbone.revision, output_loading_info=True, **options
             )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise explained(error, backbone.path, where) from error
     return hf, set(info["missing_keys"])
 
@@ -259,7 +260,7 @@ def _prepared(hf: PreTrainedModel, backbone: Backbone, *, scalar: bool, where: s
     """Training mode, adapters and checkpointing, as `backbone` says."""
     hf.train()
     if backbone.gradient_checkpointing:
-        hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_activations(hf)
     if adapter_config(backbone.path) is not None:
         return load_adapters(hf, local_or_name(backbone.path))
     if backbone.lora is not None:
@@ -267,6 +268,14 @@ def _prepared(hf: PreTrainedModel, backbone: Backbone, *, scalar: bool, where: s
     if backbone.quantization:
         hf.requires_grad_(False)
     return hf
+
+
+def _checkpoint_activations(hf: Any) -> None:
+    how = {"use_reentrant": False}
+    if hasattr(hf, "activation_checkpointing_enable"):  # the newer name
+        hf.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+    else:
+        hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
 
 def _is_classifier(config: PretrainedConfig) -> bool:

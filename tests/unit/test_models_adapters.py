@@ -1,0 +1,195 @@
+"""Adapters: what trains, what the reference sees, what merging gives, quantised trunks."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import EOS_ID, MAX_POSITIONS, PAD_ID, VOCABULARY, make_char_tokenizer, save_tiny_model
+from torch import Tensor, nn
+from transformers import LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
+
+from instructlit.errors import UserError
+from instructlit.models.adapters import (
+    Lora,
+    frozen_state_names,
+    is_adapted,
+    plain_state_dict,
+    reference_view,
+    unwrapped,
+)
+from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
+from instructlit.models.export import export_folder
+
+IDS = torch.tensor([[ord(c) for c in "the adapters"]])
+MASK = torch.ones_like(IDS, dtype=torch.bool)
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes (extra `8bit`)")
+
+
+def adapted(folder: Path, **options: Any) -> Backbone:
+    return Backbone(str(folder), lora=Lora(rank=4, alpha=8.0), **options)
+
+
+def train_a_little(model: nn.Module) -> None:
+    """Move every trainable weight; new adapters compute nothing, so that untouched they would hide every mistake."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=generator).to(p.dtype), alpha=0.1)
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS, use_cache=False).logits
+
+
+def test_only_adapters_train_and_a_new_one_changes_nothing(tiny_llama_dir: Path) -> None:
+    model = load_causal_lm(adapted(tiny_llama_dir))
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all(".lora_" in name for name in trainable)
+    assert not any("lm_head" in name for name in trainable)
+    torch.testing.assert_close(logits(model), logits(load_causal_lm(Backbone(str(tiny_llama_dir)))))
+
+
+def test_the_head_of_a_scalar_model_trains_with_its_adapters(tiny_llama_dir: Path) -> None:
+    model = load_scalar_model(adapted(tiny_llama_dir))
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert sum("score.modules_to_save" in name for name in trainable) == 1
+    assert all(".lora_" in name or "score.modules_to_save" in name for name in trainable)
+
+
+def test_trainable_weights_are_float32_on_a_16_bit_trunk(tiny_llama_dir: Path) -> None:
+    model = load_scalar_model(adapted(tiny_llama_dir, dtype="bfloat16"))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_the_reference_is_the_trunk_and_comes_and_goes(tiny_llama_dir: Path) -> None:
+    model = load_causal_lm(adapted(tiny_llama_dir))
+    before = logits(model)
+    train_a_little(model)
+    trained = logits(model)
+    assert (trained - before).abs().max() > 0.01
+    with reference_view(model) as reference:
+        torch.testing.assert_close(logits(reference), before, rtol=0, atol=0)
+    torch.testing.assert_close(logits(model), trained, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_looking_at_the_reference_leaves_what_trains_as_it_was(tiny_llama_dir: Path, frozen: bool) -> None:
+    model = load_causal_lm(adapted(tiny_llama_dir))
+    if frozen:
+        model.requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    with reference_view(model):
+        logits(model)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
+def test_a_model_without_adapters_has_no_reference_inside_it(tiny_llama_dir: Path) -> None:
+    model = load_causal_lm(Backbone(str(tiny_llama_dir)))
+    with pytest.raises(UserError, match="no adapters to turn off"), reference_view(model):
+        pass
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_merged_weights_compute_the_same_and_leave_the_model_alone(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    if name == "mixtral":  # adapters on fused experts, whose parameters are no layers
+        config = MixtralConfig(
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, num_local_experts=4, max_position_embeddings=MAX_POSITIONS, pad_token_id=PAD_ID,
+        )  # fmt: skip
+        folder = save_tiny_model(config, tmp_path / name, make_char_tokenizer())
+    else:
+        folder = request.getfixturevalue(f"tiny_{name}_dir")
+    model = load_causal_lm(adapted(folder))
+    train_a_little(model)
+    trained = logits(model)
+    plain = load_causal_lm(Backbone(str(folder)))
+    plain.load_state_dict(plain_state_dict(model))
+    assert (logits(plain) - trained).abs().max() < 1e-5
+    torch.testing.assert_close(logits(model), trained, rtol=0, atol=0)
+    assert is_adapted(model)
+
+
+def test_wrong_layer_names_list_the_right_ones(tiny_llama_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"policy\.lora\.target_modules: no layer is called[\s\S]*q_proj"):
+        load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(target_modules=["q_prj"])), "policy")
+    with pytest.raises(UserError, match="rank is 0"):
+        load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(rank=0)))
+
+
+def test_adapters_on_adapters_are_refused(
+    tiny_llama_dir: Path, char_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = load_causal_lm(adapted(tiny_llama_dir))
+    export_folder(model, char_tokenizer, tmp_path / "adapters", merge=False)
+    with pytest.raises(UserError, match="holds adapters already"):
+        load_causal_lm(adapted(tmp_path / "adapters"))
+
+
+def test_a_trunk_that_is_gone_is_named(
+    tiny_llama_dir: Path, char_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    file = export_folder(load_causal_lm(adapted(tiny_llama_dir)), char_tokenizer, tmp_path / "a", merge=False)
+    config = file / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(tiny_llama_dir), str(tmp_path / "gone")))
+    with pytest.raises(UserError, match=r"holds adapters for .*gone, which cannot be loaded: there is no folder"):
+        load_causal_lm(Backbone(str(file)))
+
+
+def test_a_checkpoint_can_leave_the_frozen_trunk_out(tiny_llama_dir: Path) -> None:
+    model = load_scalar_model(adapted(tiny_llama_dir))
+    model.set_shift(3.0)
+    train_a_little(model)
+    names = frozen_state_names(model)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name not in names}
+    assert "shift" in kept
+    assert sum(t.numel() for t in kept.values()) < 0.3 * sum(p.numel() for p in model.parameters())
+    again = load_scalar_model(adapted(tiny_llama_dir))
+    missing, unexpected = again.load_state_dict(kept, strict=False)
+    assert set(missing) == names
+    assert not unexpected
+    with torch.no_grad():
+        torch.testing.assert_close(again.score(IDS, MASK), model.score(IDS, MASK), rtol=0, atol=0)
+    assert not frozen_state_names(load_scalar_model(Backbone(str(tiny_llama_dir))))
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(("quantization", "bound"), [("nf4", 1e-5), ("int8", 0.05)])
+def test_a_quantised_trunk_trains_and_merges_into_what_was_trained(
+    tmp_path: Path, char_tokenizer: PreTrainedTokenizerFast, quantization: Any, bound: float
+) -> None:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=MAX_POSITIONS, pad_token_id=PAD_ID, bos_token_id=None, eos_token_id=EOS_ID,
+    )  # fmt: skip
+    folder = save_tiny_model(config, tmp_path / "trunk", char_tokenizer)
+    torch.manual_seed(0)
+    model = load_scalar_model(adapted(folder, quantization=quantization))
+    packed = [p for p in model.parameters() if p.dtype in (torch.uint8, torch.int8)]
+    assert len(packed) == 14  # seven layers of each of two blocks; the head is not among them
+    train_a_little(model)
+    model.set_shift(0.25)
+    # In training mode: at evaluation bitsandbytes takes another kernel on CPU, of 16 bits.
+    scores = model.score(IDS, MASK)
+    scores.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    merged = load_scalar_model(Backbone(str(export_folder(model, char_tokenizer, tmp_path / "merged"))))
+    # int8 also rounds activations in its forward pass, which merged weights do not.
+    torch.testing.assert_close(merged.score(IDS, MASK), scores, rtol=0, atol=bound)
+    plain = load_scalar_model(Backbone(str(folder)))
+    plain.load_state_dict({f"backbone.{k}": v for k, v in plain_state_dict(model.backbone).items()}, strict=False)
+    assert not any("quant" in name or "absmax" in name for name in plain_state_dict(model.backbone))
+
+
+@needs_bitsandbytes
+def test_a_quantised_model_without_adapters_is_frozen(tiny_llama_dir: Path) -> None:
+    model = load_causal_lm(Backbone(str(tiny_llama_dir), quantization="nf4"))
+    assert not any(p.requires_grad for p in model.parameters())
+    assert unwrapped(model) is model

@@ -1,0 +1,264 @@
+"""What is loaded, and what is refused with which words."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import EOS_ID, MAX_POSITIONS, PAD_ID, VOCABULARY
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast, T5Config
+
+from instructlit.errors import UserError
+from instructlit.models.backbone import Backbone, check_vocabulary, load_causal_lm, load_scalar_model
+from instructlit.models.dropout import configure_dropout, disable_dropout, dropout_fields
+
+
+def copied(folder: Path, to: Path, **config: Any) -> Path:
+    """A copy of a model folder with some of its config changed."""
+    shutil.copytree(folder, to)
+    known = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**known, **config}))
+    return to
+
+
+def backbone(path: Path | str, **options: Any) -> Backbone:
+    return Backbone(str(path), **options)
+
+
+# -- dropout -------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_is_off_unless_asked_for(tiny_gpt2_dir: Path) -> None:
+    model = load_causal_lm(backbone(tiny_gpt2_dir))  # GPT-2's own config says 0.1
+    assert model.training
+    ids = torch.arange(40, 60)[None]
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_residual_dropout_goes_where_the_paper_has_it(tiny_gpt2_dir: Path) -> None:
+    model = load_causal_lm(backbone(tiny_gpt2_dir, dropout=0.2))
+    rates = {name: m.p for name, m in model.named_modules() if isinstance(m, nn.Dropout)}
+    residual = {name for name in rates if name.endswith(("resid_dropout", "mlp.dropout"))}
+    assert len(residual) == 4  # two layers, attention and MLP
+    assert all(rates[name] == (0.2 if name in residual else 0.0) for name in rates)
+    ids = torch.arange(40, 60)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    assert torch.equal(model.eval()(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("config", "residual"), [(GPT2Config(), "resid_pdrop"), (GPTNeoXConfig(), "hidden_dropout")], ids=["gpt2", "neox"]
+)
+def test_each_architectures_own_name_for_it(config: Any, residual: str) -> None:
+    configure_dropout(config, 0.2, "model.dropout")
+    assert {name: getattr(config, name) for name in dropout_fields(config) if getattr(config, name)} == {residual: 0.2}
+
+
+def test_an_architecture_without_residual_dropout_says_what_it_has() -> None:
+    with pytest.raises(UserError, match=r"model\.dropout: .*llama has no residual dropout.*attention_dropout"):
+        configure_dropout(LlamaConfig(), 0.2, "model.dropout")
+    with pytest.raises(UserError, match=r"dropout is 1\.5"):
+        configure_dropout(GPT2Config(), 1.5, "model.dropout")
+
+
+def test_disable_dropout_reaches_every_kind(tiny_gpt2_dir: Path) -> None:
+    model = load_causal_lm(backbone(tiny_gpt2_dir, dropout=0.5))
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention_dropout = 0.3  # how Llama's attention holds its rate
+
+    model.extra = Attention()  # type: ignore[assignment]
+    disable_dropout(model)
+    ids = torch.arange(40, 60)[None]
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    assert model.extra.attention_dropout == 0.0
+
+
+# -- weights -------------------------------------------------------------------------------------------------------
+
+
+def test_random_init_needs_no_weights_and_follows_the_seed(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny_llama_dir / "config.json").read_text())
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return load_causal_lm(backbone(tmp_path, random_init=True)).get_parameter("model.layers.1.mlp.up_proj.weight")
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
+def test_a_folder_without_weights_names_the_option(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny_llama_dir / "config.json").read_text())
+    with pytest.raises(UserError, match=r"policy\.path: .*no weights[\s\S]*random_init: true"):
+        load_causal_lm(backbone(tmp_path), "policy")
+
+
+def test_a_weight_that_is_missing_is_never_drawn_at_random(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_llama_dir, tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for load in (load_causal_lm, load_scalar_model):
+        with pytest.raises(UserError, match=r"lacks .* model's weights.*layers\.1\.mlp\.up_proj"):
+            load(backbone(folder))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_dtype_is_the_one_asked_for(tiny_llama_dir: Path, dtype: Any) -> None:
+    model = load_causal_lm(backbone(tiny_llama_dir, dtype=dtype))
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
+
+
+def test_the_embedding_of_eos_is_trained_where_pad_is_eos(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_llama_dir, tmp_path / "m", pad_token_id=EOS_ID)
+    model = load_causal_lm(backbone(folder))
+    model(torch.tensor([[EOS_ID, 65, 66]])).logits.sum().backward()
+    gradient = model.get_parameter("model.embed_tokens.weight").grad
+    assert gradient is not None
+    assert gradient[EOS_ID].abs().sum() > 0
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_llama_dir: Path) -> None:
+    gradients, calls = [], []
+    for on in (False, True):
+        model = load_causal_lm(backbone(tiny_llama_dir, gradient_checkpointing=on))
+        model.get_submodule("model.layers.0.mlp").register_forward_pre_hook(lambda *_, on=on: calls.append(on))
+        ids = torch.arange(40, 60)[None]
+        model(ids, use_cache=False).logits.logsumexp(-1).sum().backward()
+        gradients.append(model.get_parameter("model.layers.0.self_attn.q_proj.weight").grad)
+    assert calls == [False, True, True]  # computed again in the backward pass
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
+
+
+# -- scalar models -------------------------------------------------------------------------------------------------
+
+
+def test_a_new_head_is_drawn_and_said(tiny_llama_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        model = load_scalar_model(backbone(tiny_llama_dir), where="value")
+    assert "no scalar head; a new one was drawn" in caplog.text
+    assert float(model.shift) == 0.0
+    assert model.head.weight.shape == (1, 32)
+
+
+def test_a_language_model_is_no_reward_model(tiny_llama_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"reward\.path: .*no trained scalar head \(LlamaForCausalLM\)"):
+        load_scalar_model(backbone(tiny_llama_dir), require_head=True, where="reward")
+
+
+def test_a_reward_model_is_no_policy(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_llama_dir, tmp_path / "m", architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(UserError, match=r"is a reward model \(LlamaForSequenceClassification\)"):
+        load_causal_lm(backbone(folder))
+
+
+def test_a_classifier_of_three_labels_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    labels = {"0": "a", "1": "b", "2": "c"}
+    folder = copied(tiny_llama_dir, tmp_path / "m", architectures=["LlamaForSequenceClassification"], id2label=labels)
+    with pytest.raises(UserError, match="classifier of 3 labels"):
+        load_scalar_model(backbone(folder))
+
+
+# -- sources -------------------------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_folder_gets_the_nearest_name(tiny_llama_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no folder[\s\S]*did you mean .*tiny_llama\?"):
+        load_causal_lm(backbone(tiny_llama_dir.parent / "tiny_lama"))
+
+
+def test_a_hub_name_that_cannot_be_had_is_one_message() -> None:
+    with pytest.raises(UserError, match=r"model\.path: nobody/no-such-model is no folder here, and the .*Hub did not"):
+        load_causal_lm(backbone("nobody/no-such-model"))
+
+
+def test_a_checkpoint_file_points_to_export(tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    file.touch()
+    with pytest.raises(UserError, match="instructlit export"):
+        load_causal_lm(backbone(file))
+
+
+def test_a_folder_around_the_folder_names_the_inner_one(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    copied(tiny_llama_dir, tmp_path / "inner")
+    with pytest.raises(UserError, match=r"no config\.json[\s\S]*inner"):
+        load_causal_lm(backbone(tmp_path))
+
+
+def test_code_that_comes_with_a_model_is_not_run_unasked(tmp_path: Path) -> None:
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "mine.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UserError, match=r"model\.trust_remote_code: .*code of its own"):
+        load_causal_lm(backbone(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (T5Config(d_model=8, num_layers=1, num_heads=1, d_ff=8).to_dict(), "t5, which is no causal language model"),
+        ({"model_type": "never_heard_of"}, "does not know the architecture"),
+    ],
+    ids=["encoder-decoder", "unknown"],
+)
+def test_what_is_no_language_model_is_refused(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UserError, match=words):
+        load_causal_lm(backbone(tmp_path))
+
+
+def test_weights_that_are_no_weights_are_one_message(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_llama_dir, tmp_path / "m")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model\.path: .*cannot be loaded"):
+        load_causal_lm(backbone(folder))
+
+
+def test_weights_of_another_shape_are_one_message(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_llama_dir, tmp_path / "m", intermediate_size=48)
+    with pytest.raises(UserError, match=r"model\.path: .*cannot be loaded"):
+        load_causal_lm(backbone(folder))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtype": "fp16"}, r"model\.dtype: dtype is 'fp16'"),
+        ({"quantization": "int4"}, r"model\.quantization: .*'int4'"),
+        ({"random_init": True, "quantization": "nf4"}, "would freeze random weights"),
+        ({"attn_implementation": "fast"}, r"model\.attn_implementation: "),
+    ],
+)
+def test_options_that_cannot_be(tiny_llama_dir: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_causal_lm(backbone(tiny_llama_dir, **options))
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(
+    tiny_llama_dir: Path, char_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = load_causal_lm(backbone(tiny_llama_dir))
+    check_vocabulary(model, char_tokenizer)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY - 1,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=MAX_POSITIONS,
+        pad_token_id=PAD_ID,
+    )
+    config.save_pretrained(tmp_path)
+    small = load_causal_lm(backbone(tmp_path, random_init=True))
+    with pytest.raises(UserError, match=f"ids up to {VOCABULARY - 1}, the model an embedding of {VOCABULARY - 1} rows"):
+        check_vocabulary(small, char_tokenizer)
