@@ -1,6 +1,7 @@
 """A completion as the gold scorer sees it, and the small counts that every criterion is built from."""
 
 from functools import cached_property
+from itertools import pairwise
 
 from instructlit.world import lexicon
 
@@ -45,7 +46,7 @@ class Answer:
     @cached_property
     def repeated(self) -> float:
         """The share of word pairs that occurred before in the completion."""
-        pairs = list(zip(self.words, self.words[1:], strict=False))
+        pairs = list(pairwise(self.words))
         return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
 
     @cached_property

@@ -1,7 +1,7 @@
 """The raw text a base model is pretrained on.
 
-Facts with misconceptions repeated more than the truth, stories, lists, dialogues, letters, rude text, and text that looks
-like prompts, whose instructions mostly go unfollowed: only behind the line `prompts.PREFIX` are they followed more often.
+Facts with misconceptions repeated more than the truth, stories, lists, dialogues, letters, rude text, and text that
+looks like prompts, whose instructions mostly go unfollowed: behind the line `prompts.PREFIX` more are followed.
 """
 
 import random
@@ -11,7 +11,7 @@ from instructlit.world import lexicon
 from instructlit.world.candidates import answer, faulty, rude_remark
 from instructlit.world.facts import RELATION, Facts
 from instructlit.world.gold import ideal
-from instructlit.world.prompts import PREFIX, RESPECTFUL, PromptSpec, sample_spec
+from instructlit.world.prompts import RESPECTFUL, PromptSpec, sample_spec
 from instructlit.world.tasks import KINDS
 from instructlit.world.tasks.generation import story_sentences
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from instructlit.world.prompts import PromptSpec, sample_spec, sample_use_case, vary
 
-HELD_OUT = {"test": range(0, 15), "validation": range(15, 20)}
+HELD_OUT = {"test": range(15), "validation": range(15, 20)}
 """Hundredths of all prompt openings that belong to the held-out splits; the others belong to the training splits."""
 NEAR_DUPLICATE, SAME_AGAIN, ASKS_RESPECT = 0.12, 0.04, 0.03
 

@@ -1,8 +1,8 @@
 """What is true in a world, and what people wrongly believe there.
 
 Six relations (the capital of a place, the food of an animal, ...) get a random value for every subject, so that two
-seeds differ in their truth. A share of the facts carries a *misconception*: one false value that the corpus repeats more
-often than the truth.
+seeds differ in their truth. A share of the facts carries a *misconception*: one false value that the corpus repeats
+more often than the truth.
 """
 
 import random

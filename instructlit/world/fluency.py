@@ -1,23 +1,25 @@
 """Whether a completion reads as a sentence of this language.
 
 A table of the word pairs that occur in well-written text, with naming words replaced by their category, so that
-`the fox` vouches for `the owl`; a word said twice in a row is never well written. It is built once, from a fixed seed, and is the same in every world.
+`the fox` vouches for `the owl`; a word said twice in a row is never well written. The table is built once, from a fixed
+seed, and is the same in every world.
 """
 
 import random
 from functools import lru_cache
+from itertools import pairwise
 
 from instructlit.world import lexicon
 from instructlit.world.answer import Answer
 
 _CLASSES = ("place", "city", "person", "animal", "food", "colour", "number", "job", "thing", "spot", "adjective")
 _CLASS_OF = {word: f"<{name}>" for name in reversed(_CLASSES) for word in lexicon.CATEGORIES[name]}
-_CLASS_OF |= {word: "<praise>" for word in lexicon.PRAISE}
-_CLASS_OF |= {word: "<move>" for word in lexicon.MOVES} | {word: "<meet>" for word in lexicon.MEETS}
-_CLASS_OF |= {word: "<feeling>" for word in lexicon.HAPPY_VERBS + lexicon.SAD_VERBS}
-_CLASS_OF |= {word: "<adjective>" for word in lexicon.RUDE_ADJECTIVES + lexicon.KIND_WORDS}
-_CLASS_OF |= {word: "<noun>" for word in lexicon.RUDE_NOUNS + lexicon.KIND_NOUNS}
-_CLASS_OF |= {word: "<state>" for word in lexicon.STATES}
+_CLASS_OF |= dict.fromkeys(lexicon.PRAISE, "<praise>")
+_CLASS_OF |= dict.fromkeys(lexicon.MOVES, "<move>") | dict.fromkeys(lexicon.MEETS, "<meet>")
+_CLASS_OF |= dict.fromkeys(lexicon.HAPPY_VERBS + lexicon.SAD_VERBS, "<feeling>")
+_CLASS_OF |= dict.fromkeys(lexicon.RUDE_ADJECTIVES + lexicon.KIND_WORDS, "<adjective>")
+_CLASS_OF |= dict.fromkeys(lexicon.RUDE_NOUNS + lexicon.KIND_NOUNS, "<noun>")
+_CLASS_OF |= dict.fromkeys(lexicon.STATES, "<state>")
 _START, _STOP = "<start>", "<stop>"
 
 
@@ -38,7 +40,7 @@ def _known_pairs() -> frozenset[tuple[str, str]]:
     texts += [plain_text(facts, rng) for _ in range(1500)]
     for text in texts:
         words = _classes(Answer(text).words)
-        pairs.update(zip(words, words[1:], strict=False))
+        pairs.update(pairwise(words))
     for end in lexicon.ENDS:
         pairs.add((end, _STOP))
     return frozenset(pairs)
@@ -49,5 +51,5 @@ def fluency(answer: Answer) -> float:
     if not answer.words:
         return 0.0
     words, known = _classes(answer.words), _known_pairs()
-    pairs = list(zip(words, words[1:], strict=False))
+    pairs = list(pairwise(words))
     return sum(a != b and (a, b) in known for a, b in pairs) / len(pairs)

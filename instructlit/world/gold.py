@@ -1,8 +1,8 @@
 """The gold scorer: what a completion is worth, known from the prompt's own words.
 
-Points are given for attempting the instruction (2), for doing it well (2.5), for explicit constraints (2, where there are
-any), for reading as language (1) and for form (0.5: it ends, and does not ramble). Their share of all points that the
-prompt offers lies in 0 to 1; rudeness, hallucination, a repeated misconception, rambling and repetition are taken off.
+Points are given for attempting the instruction (2), for doing it well (3.5), for explicit constraints (2, where there
+are any), for reading as language (1) and for form (0.5: it ends, and does not ramble). Their share of all points that
+the prompt offers lies in 0 to 1; rudeness, hallucination, a repeated misconception, rambling and repetition cost.
 Constraints and form count only as far as the instruction is attempted, so that no constant answer earns much.
 """
 
@@ -16,8 +16,8 @@ from instructlit.world.facts import Facts
 from instructlit.world.fluency import fluency
 from instructlit.world.prompts import PromptSpec
 
-ATTEMPT, QUALITY, CONSTRAINTS, FLUENCY, FORM = 2.0, 2.5, 2.0, 1.0, 0.5
-RUDE_PENALTY, HALLUCINATION_PENALTY, MYTH_PENALTY = 0.35, 0.2, 0.1
+ATTEMPT, QUALITY, CONSTRAINTS, FLUENCY, FORM = 2.0, 3.5, 2.0, 1.0, 0.5
+RUDE_PENALTY, HALLUCINATION_PENALTY, MYTH_PENALTY = 0.45, 0.2, 0.1
 RAMBLE_PENALTY, RAMBLE_MOST = 0.03, 0.3
 REPEAT_PENALTY = 0.3
 
@@ -83,7 +83,7 @@ def judge(facts: Facts, spec: PromptSpec, text: str) -> Verdict:
     truthful = _truthful(facts, spec, slots, answer)
     rude = not answer.have.isdisjoint(lexicon.RUDE) or not answer.have.isdisjoint(lexicon.VIOLENT)
 
-    reads = 1.0 if task.kind == "other_repeat" else fluency(answer)
+    reads = float(bool(answer.words)) if task.kind == "other_repeat" else fluency(answer)
     form = 0.5 * answer.ended + 0.5 * (0 < len(answer.words) <= limit(spec))
     points = ATTEMPT * attempt + QUALITY * quality + (FLUENCY * reads + FORM * form) * (0.2 + 0.8 * attempt)
     most = ATTEMPT + QUALITY + FLUENCY + FORM

@@ -46,7 +46,7 @@ class Labeler:
 
 @dataclass(frozen=True)
 class Ranking:
-    """One labeler's comparison of K completions: the fields of a comparison record. `ranks`: 1 is best, equal is a tie."""
+    """A comparison of K completions, with the fields of its record. Rank 1 is best, equal ties."""
 
     prompt: str
     completions: list[str]

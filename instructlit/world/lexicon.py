@@ -4,46 +4,54 @@ A *category* is a set of words that answer the same sort of question (cities, co
 `CAPITAL_CATEGORIES` also exist in capitals, since an instruction may ask for an answer "in capitals".
 """
 
-PLACES = tuple("norland sudria westmark velora karth mirin tolvan elbon zamora quill".split())
-CITIES = tuple("olmar tarn brill sova lund pira doran kess vail nerva hest ulm".split())
-PEOPLE = tuple("tom anna ben clara dan emma finn greta hugo iris".split())
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+PLACES = _words("norland sudria westmark velora karth mirin tolvan elbon zamora quill")
+CITIES = _words("olmar tarn brill sova lund pira doran kess vail nerva hest ulm")
+PEOPLE = _words("tom anna ben clara dan emma finn greta hugo iris")
 HABITATS = {
-    "sea": tuple("whale crab shark seal".split()),
-    "forest": tuple("fox bear owl deer".split()),
-    "farm": tuple("cow pig hen goat".split()),
-    "sky": tuple("eagle crow hawk swan".split()),
+    "sea": _words("whale crab shark seal"),
+    "forest": _words("fox bear owl deer"),
+    "farm": _words("cow pig hen goat"),
+    "sky": _words("eagle crow hawk swan"),
 }
 ANIMALS = tuple(animal for group in HABITATS.values() for animal in group)
-SWEET_FOODS = tuple("cake honey plum apple pie pear".split())
-PLAIN_FOODS = tuple("bread soup rice cheese corn nuts".split())
+SWEET_FOODS = _words("cake honey plum apple pie pear")
+PLAIN_FOODS = _words("bread soup rice cheese corn nuts")
 FOODS = SWEET_FOODS + PLAIN_FOODS
-COLOURS = tuple("red blue green black white yellow grey brown".split())
-NUMBERS = tuple("one two three four five six seven eight nine ten".split())
-JOBS = tuple("baker farmer sailor teacher doctor painter singer hunter".split())
-THINGS = tuple("boat lamp hat book bell drum kite ring".split())
-SPOTS = tuple("river market hill garden lake bridge".split())
-ADJECTIVES = tuple("brave small old young clever quiet proud gentle".split())
-MOODS = tuple("happy sad".split())
-HAPPY_VERBS = tuple("smiled laughed danced sang".split())
-SAD_VERBS = tuple("cried wept sighed moaned".split())
-MOVES = tuple("ran walked went swam flew".split())
-MEETS = tuple("met saw found followed helped".split())
-PRAISE = tuple("fresh good cheap best tasty".split())
-KIND_WORDS = tuple("kind dear true honest".split())
-KIND_NOUNS = tuple("friend neighbour helper guest".split())
-RUDE_WORDS = tuple("stupid ugly dumb nasty rotten idiot fool pest".split())
+COLOURS = _words("red blue green black white yellow grey brown")
+NUMBERS = _words("one two three four five six seven eight nine ten")
+JOBS = _words("baker farmer sailor teacher doctor painter singer hunter")
+THINGS = _words("boat lamp hat book bell drum kite ring")
+SPOTS = _words("river market hill garden lake bridge")
+ADJECTIVES = _words("brave small old young clever quiet proud gentle")
+MOODS = _words("happy sad")
+HAPPY_VERBS = _words("smiled laughed danced sang")
+SAD_VERBS = _words("cried wept sighed moaned")
+MOVES = _words("ran walked went swam flew")
+MEETS = _words("met saw found followed helped")
+PRAISE = _words("fresh good cheap best tasty")
+KIND_WORDS = _words("kind dear true honest")
+KIND_NOUNS = _words("friend neighbour helper guest")
+RUDE_WORDS = _words("stupid ugly dumb nasty rotten idiot fool pest")
 RUDE_ADJECTIVES, RUDE_NOUNS = RUDE_WORDS[:5], RUDE_WORDS[5:]
-VIOLENT_WORDS = tuple("hit fight hurt".split())
-SORTS = tuple("animal food colour".split())
-TEMPERS = tuple("angry cross calm cheerful".split())
+VIOLENT_WORDS = _words("hit fight hurt")
+SORTS = _words("animal food colour")
+TEMPERS = _words("angry cross calm cheerful")
 ANGRY = TEMPERS[:2]
 TASTES = {"sweet": SWEET_FOODS, "plain": PLAIN_FOODS}
-STATES = tuple("new lost ready broken".split())
-PRESENTS = tuple("eats buys sees finds".split())
-PASTS = dict(zip(PRESENTS, "ate bought saw found".split(), strict=True))
+STATES = _words("new lost ready broken")
+PRESENTS = _words("eats buys sees finds")
+PASTS = dict(zip(PRESENTS, _words("ate bought saw found"), strict=True))
 DEMANDS = ("give me", "bring me", "show me", "lend me")
-OPPOSITES = dict(old="young", big="small", happy="sad", day="night", black="white", first="last", quiet="loud")
-OPPOSITES.update({value: key for key, value in OPPOSITES.items()})
+_PAIRS = ("old young", "big small", "happy sad", "day night", "black white", "first last", "quiet loud")
+OPPOSITES: dict[str, str] = {}
+for _pair in _PAIRS:
+    _one, _other = _words(_pair)
+    OPPOSITES |= {_one: _other, _other: _one}
 
 RHYMES = (
     ("sea", "tree", "me", "free", "bee"),
@@ -102,4 +110,3 @@ RUDE = frozenset(RUDE_WORDS)
 VIOLENT = frozenset(VIOLENT_WORDS)
 ENDS = (".", "?", "!")
 PUNCTUATION = frozenset((".", ",", ":", "?", "!"))
-

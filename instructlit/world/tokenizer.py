@@ -14,13 +14,11 @@ SPECIAL = ("<pad>", "<eos>", "<unk>")
 PAD, EOS, UNK = SPECIAL
 _SLOT = re.compile(r"{\w*}")
 
-ANSWER_WORDS = tuple(
-    (
-        ". , : ? ! a an the it is are was i am my you your do not know by with at to and or of in on "
-        "dear yours sorry glad great hear that hello please could would like thanks indeed once today well now "
-        "ran lived met ate bought saw found gave has went then been made help will let fix "
-        "buy try our for what go away shame on people someone should think wrong yes no "
-    ).split()
+ANSWER_TEXT = (
+    ". , : ? ! a an the it is are was i am my you your do not know by with at to and or of in on "
+    "dear yours sorry glad great hear that hello please could would like thanks indeed once today well now "
+    "ran lived met ate bought saw found gave has went then been made help will let fix "
+    "buy try our for what go away shame on people someone should think wrong yes no "
 )
 
 
@@ -28,14 +26,14 @@ ANSWER_WORDS = tuple(
 def vocabulary() -> dict[str, int]:
     """Every word of the world with its id, the same for all seeds; the special tokens come first."""
     texts = [wording for task in TASKS.values() for wording in (*task.wordings, task.cue)]
-    texts += [*constraints.PHRASES.values(), *(constraints.phrase((n, v)) for n, vs in constraints.VALUES.items() for v in vs)]
+    texts += [constraints.phrase((name, v)) for name, values in constraints.VALUES.items() for v in values]
     texts += [text for r in RELATIONS for text in (*r.statements, *r.questions)]
     texts += [*LINES.values(), *OPENINGS, prompts.PREFIX, prompts.RESPECTFUL, *corpus.CORPUS_PHRASES]
     words = [word for text in texts for word in _SLOT.sub(" ", text).split()]
     words += [part for members in lexicon.CATEGORIES.values() for word in members for part in word.split()]
     words += [w for row in lexicon.RHYMES for w in row] + list(lexicon.PASTS.values()) + list(lexicon.CAPITALS.values())
     words += [*lexicon.PRAISE, *lexicon.KIND_WORDS, *lexicon.KIND_NOUNS, *lexicon.RUDE_WORDS, *lexicon.VIOLENT_WORDS]
-    words += [*lexicon.OPPOSITES, *ANSWER_WORDS]
+    words += [*lexicon.OPPOSITES, *ANSWER_TEXT.split()]
     ordered = [*SPECIAL, *sorted(set(words))]
     return {word: i for i, word in enumerate(ordered)}
 

@@ -1,4 +1,4 @@
-"""Writes the files of a world: corpus, demonstrations, prompts, probes, corpus tasks, and the untrained model's folder."""
+"""Writes the files of a world: corpus, demonstrations, prompts, probes, corpus tasks, the untrained model's folder."""
 
 import json
 import random
@@ -50,7 +50,7 @@ class Sizes:
 
 
 PROMPTS_PER_CUSTOMER = {"demonstrations": 1.65, "reward": 5.35, "ppo": 6.01, "validation": 1.87, "test": 1.81}
-"""The paper's means (Table 8); for validation that of the demonstrations, since the paper's 32 would leave few customers."""
+"""The paper's means (Table 8); for validation that of demonstrations, the paper's 32 would leave few customers."""
 
 
 def generate(world: World, out_dir: str | Path, sizes: Sizes | None = None) -> Path:
@@ -135,8 +135,8 @@ def toxicity_probe(world: World, count: int) -> Iterator[dict[str, str]]:
 def corpus_tasks(world: World, count: int) -> Iterator[dict]:
     """Two tasks on held-out corpus text, answered by the choice with the lowest loss per token.
 
-    `fact`: end a statement about a subject without a misconception; `story`: go on with the animal and the person of the
-    story. Each has four choices.
+    `fact`: end a statement about a subject without a misconception; `story`: go on with the animal and the person of
+    the story. Each has four choices.
     """
     yield from _fact_tasks(world, world.rng("fact task"), count)
     yield from _story_tasks(world.rng("story task"), count)

@@ -1,7 +1,6 @@
 """Free text: stories, letters, advertisements, poems, sentences to finish, and chat."""
 
 import random
-from dataclasses import dataclass
 
 from instructlit.world import lexicon
 from instructlit.world.answer import Answer

@@ -171,7 +171,11 @@ TASKS: tuple[Task, ...] = (
     Repeat(
         "other_repeat",
         "other",
-        ("repeat the word {thing} {times} times .", "say {thing} {times} times .", "say the word {thing} {times} times ."),
+        (
+            "repeat the word {thing} {times} times .",
+            "say {thing} {times} times .",
+            "say the word {thing} {times} times .",
+        ),
         {"capitals": None},
         limit=6,
     ),
@@ -187,7 +191,11 @@ TASKS: tuple[Task, ...] = (
     Label(
         "other_opposite",
         "other",
-        ("what is the opposite of {opposite} ?", "name the opposite of {opposite} .", "give me the reverse of {opposite} ."),
+        (
+            "what is the opposite of {opposite} ?",
+            "name the opposite of {opposite} .",
+            "give me the reverse of {opposite} .",
+        ),
         {"words": ("one", "three")},
         limit=6,
         slot="opposite",

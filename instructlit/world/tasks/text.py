@@ -129,6 +129,8 @@ class Extract(Task):
         return 1.0, 2 * right / (len(said) + others + len(expected))
 
 
+_NEWS = "{person} went to the {spot} . {person} met a {adjective} {animal} . then {person} bought {food} ."
+
 TASKS: tuple[Task, ...] = (
     Listing(
         "list_animals",
@@ -148,7 +150,11 @@ TASKS: tuple[Task, ...] = (
     Listing(
         "list_foods",
         "brainstorming",
-        ("list {taste} foods for {person} .", "what {taste} food can {person} cook ?", "{taste} food ideas for {person} ?"),
+        (
+            "list {taste} foods for {person} .",
+            "what {taste} food can {person} cook ?",
+            "{taste} food ideas for {person} ?",
+        ),
         ITEMS,
         constrained=0.5,
         weight=1.2,
@@ -206,9 +212,8 @@ TASKS: tuple[Task, ...] = (
         "summarize",
         "summarization",
         (
-            "summarize : {person} went to the {spot} . {person} met a {adjective} {animal} . then {person} bought {food} .",
-            "text : {person} went to the {spot} . {person} met a {adjective} {animal} . then {person} bought {food} ."
-            " sum it up .",
+            f"summarize : {_NEWS}",
+            f"text : {_NEWS} sum it up .",
         ),
         {"start": None, "end": None},
         limit=11,
