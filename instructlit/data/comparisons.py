@@ -97,7 +97,7 @@ class ComparisonData(DataModule):
         if not self.demonstrations:
             return
         files = [file for group in self.open("demonstrations", self.demonstrations) for file in group]
-        scanned = scan(files, "demonstration", self._measure_demonstration)
+        scanned = scan(files, "demonstration", self.measure_demonstration)
         report = scanned.report("demonstrations")
         report.require(self.options.max_dropped_fraction, frozenset())
         self.report.splits.append(report)
@@ -125,7 +125,7 @@ class ComparisonData(DataModule):
         assert isinstance(loader, PlannedLoader)
         return loader
 
-    def _measure_demonstration(self, record: Any) -> Measure:
+    def measure_demonstration(self, record: Any) -> Measure:
         return measure_demonstration(self.encoder, record, self.max_prompt_length)
 
     def _encode_demonstration(self, record: Demonstration) -> Any:

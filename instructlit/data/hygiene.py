@@ -9,14 +9,24 @@ import re
 import numpy as np
 
 from instructlit.data.splits import hash64
+from instructlit.types import PromptText
 
 _BLANKS = re.compile(r"\s+")
 
 
-def prefix_hash(text: str, characters: int) -> int:
-    """Hash of the first `characters`, letter case and runs of blanks aside; a shorter text is hashed whole."""
+def prefix_hash(prompt: PromptText, characters: int) -> int:
+    """Hash of how a prompt begins: near duplicates share it.
+
+    The beginning is the longest of `characters`, twice, four times ... as many that fits, so that what is shared is
+    more than half of the prompt; a shorter prompt is hashed whole. Letter case, runs of blanks and system messages
+    (which whole data sets share) do not count.
+    """
+    text = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt if m["role"] != "system")
     folded = _BLANKS.sub(" ", text).strip().casefold()
-    return hash64(folded[:characters] if len(folded) >= characters else f"{folded}\0")
+    length = characters
+    while 2 * length <= len(folded):
+        length *= 2
+    return hash64(folded[:length] if len(folded) >= length else f"{folded}\0")
 
 
 def repeats(hashes: np.ndarray) -> np.ndarray:

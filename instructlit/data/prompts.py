@@ -62,8 +62,8 @@ class PromptData(DataModule):
             pretraining: texts for PPO-ptx.
             pretraining_per_episode: blocks of such text for each episode of a rollout.
             pretraining_block_size: tokens of such a block.
-            duplicate_prefix: prompts that share this many first characters are duplicates and all but the first are
-                dropped; 0 keeps them.
+            duplicate_prefix: prompts that share this many first characters, and half of their text from the start,
+                are near duplicates, of which the first stays; 0 keeps all.
             max_prompts_per_user: prompts of one user beyond these are dropped; 0 keeps them.
             split_by_user: whether all prompts of a user stay on one side of the validation split.
             filter_personal_data: whether training prompts that seem to hold personal data are dropped: a filter, no

@@ -101,10 +101,9 @@ def scan(files: Sequence[Rows], kind: Kind, measure: Callable[[Record], Measure]
             raise UserError(error.what, where=where, expected=error.expected, fix=error.fix) from error
         for name, value in (("file", f), ("row", row), ("part", part), ("tokens", measured.tokens)):
             columns[name].append(value)
-        text = record.text if isinstance(record, Text) else prompt_key(record.prompt)
-        user = None if isinstance(record, Text) else record.user
-        hashes["prompt"].append(hash64(text))
-        hashes["prefix"].append(prefix_hash(text, prefix_characters) if prefix_characters else 0)
+        prompt, user = ("", None) if isinstance(record, Text) else (record.prompt, record.user)
+        hashes["prompt"].append(hash64(record.text if isinstance(record, Text) else prompt_key(prompt)))
+        hashes["prefix"].append(prefix_hash(prompt, prefix_characters) if prefix_characters else 0)
         hashes["user"].append(hash64(user) | 1 if user else 0)
         truncated.append(measured.truncated)
         reasons.append(measured.dropped)

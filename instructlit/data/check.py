@@ -1,0 +1,242 @@
+"""What training would see, counted before any GPU is used: the facts behind `instructlit data check`.
+
+Rows are read one at a time; only counts, lengths and hashes stay. A wrong row is counted and told, and the next is
+read.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from instructlit.data.check_report import CheckReport, Lengths, Pairs, Problem, SourceReport
+from instructlit.data.datamodule import DataModule
+from instructlit.data.formats import Kind, Record, detect_kind, read_records
+from instructlit.data.hygiene import personal_data, prefix_hash
+from instructlit.data.readers import Rows, open_source
+from instructlit.data.records import Measure
+from instructlit.data.sources import Source, Sources, as_sources
+from instructlit.data.splits import hash64, prompt_key
+from instructlit.data.tokenization import Encoder
+from instructlit.errors import UserError
+from instructlit.types import Comparison, Demonstration, Text
+
+_TOLD = 5  # wrong rows that are shown in full
+_PREFIX = 100  # characters of a common prefix that make prompts near duplicates
+
+
+@dataclass(frozen=True)
+class Target:
+    """One option's files and the way training would measure their records."""
+
+    name: str
+    kind: Kind
+    sources: Sources
+    measure: Callable[[Any], Measure] | None = None
+
+
+def targets_of(data: DataModule) -> Iterator[Target]:
+    """The options of a datamodule that name files."""
+    o = data.options
+    for name, sources in (("train", o.train), ("validation", o.validation), ("test", o.test)):
+        if sources:
+            yield Target(name, data.kind, sources, data.measure if data.kind != "text" else None)
+    if demonstrations := getattr(data, "demonstrations", None):
+        yield Target("demonstrations", "demonstration", demonstrations, getattr(data, "measure_demonstration", None))
+    if pretraining := getattr(data, "pretraining", None):
+        yield Target("pretraining", "text", pretraining)
+
+
+def check_data(targets: Sequence[Target], data: DataModule | None = None) -> CheckReport:
+    """Reads every row of `targets` and says what training would make of it.
+
+    Args:
+        targets: options and their files.
+        data: the datamodule they belong to, its tokenizer loaded; None to look at the files alone.
+    """
+    report = CheckReport()
+    encoder, prefix = None, _PREFIX
+    if data is not None:
+        report.tokenizer = _tokenizer_facts(data, report.problems)
+        encoder = Encoder(data.tokenizer, data.options.template)
+        prefix = getattr(data, "duplicate_prefix", 0) or prefix
+    for target in targets:
+        try:
+            files = [rows for source in as_sources(target.sources) for rows in open_source(source, target.name)]
+        except UserError as error:
+            report.problems.append(Problem("fatal", target.name, str(error)))
+            continue
+        source = _Counter(target, files, encoder, data.max_length if data else None, prefix).count()
+        report.sources.append(source)
+        report.problems += _problems(source, data)
+    _shared(report)
+    return report
+
+
+class _Counter:
+    """Goes through the records of one option."""
+
+    def __init__(self, target: Target, files: list[Rows], encoder: Encoder | None, max_length: int | None, prefix: int):
+        self.target, self.files, self.encoder, self.max_length, self.prefix = target, files, encoder, max_length, prefix
+        unit = "tokens" if encoder else "characters"
+        self.report = SourceReport(target.name, target.kind, [rows.path for rows in files], unit)
+        self.report.pairs = Pairs() if target.kind == "comparison" else None
+        self.lengths: dict[str, list[int]] = {"prompt": [], "response": [], "whole": []}
+        self.seen: set[int] = set()
+        self.prefixes: set[int] = set()
+
+    def count(self) -> SourceReport:
+        report = self.report
+        for rows in self.files:
+            for i in range(len(rows)):
+                report.rows += 1
+                try:
+                    form, records = read_records(rows[i], rows.where(i), self.target.kind, rows.source.format)
+                    for record in records:
+                        self._record(record)
+                    report.formats[form] += len(records)
+                except UserError as error:
+                    report.wrong += 1
+                    if len(report.wrong_rows) < _TOLD:
+                        report.wrong_rows.append(str(error))
+        report.prompt_lengths = Lengths.of(self.lengths["prompt"])
+        report.response_lengths = Lengths.of(self.lengths["response"])
+        report.lengths = Lengths.of(self.lengths["whole"])
+        return report
+
+    def _record(self, record: Record) -> None:
+        report = self.report
+        measured = self.target.measure(record) if self.target.measure else Measure(0)
+        report.records += 1
+        report.truncated += measured.truncated and not measured.dropped
+        if measured.dropped:
+            report.dropped[measured.dropped] += 1
+        if isinstance(record, Text):
+            self._once(record.text)
+            self.lengths["whole"].append(len(self.encoder.document(record.text)) if self.encoder else len(record.text))
+            return
+        prompt = prompt_key(record.prompt)
+        self._prompt(prompt)
+        report.conversations += isinstance(record.prompt, list)
+        if isinstance(record, Demonstration):
+            self._once(f"{prompt}\0{record.completion}")
+            self._example(record, record.completion, measured)
+        elif isinstance(record, Comparison):
+            self._once("\0".join([prompt, record.labeler or "", *record.completions]))
+            assert report.pairs is not None
+            report.pairs.add(record, [self._example(record, one, measured) for one in record.completions])
+        else:
+            self._once(prompt)
+            length = len(self.encoder.prompt(record.prompt)) if self.encoder else len(prompt)
+            self.lengths["prompt"].append(length)
+
+    def _once(self, text: str) -> None:
+        key = hash64(text)
+        self.report.duplicates += key in self.seen
+        self.seen.add(key)
+
+    def _prompt(self, prompt: str) -> None:
+        report, key, prefix = self.report, hash64(prompt), prefix_hash(prompt, self.prefix)
+        report.repeated_prompts += key in report.prompts
+        report.near_duplicates += prefix in self.prefixes and key not in report.prompts
+        report.prompts.add(key)
+        self.prefixes.add(prefix)
+        report.personal_data += personal_data(prompt) is not None
+
+    def _example(self, record: Demonstration | Comparison, completion: str, measured: Measure) -> int:
+        """Counts one sequence; the length of its response."""
+        report = self.report
+        if self.encoder is None:
+            prompt, response = len(prompt_key(record.prompt)), len(completion)
+        else:
+            encoded = self.encoder.example(record.prompt, completion)
+            prompt, response = encoded.start, len(encoded.ids) - encoded.start
+            too_long = self.max_length is not None and len(encoded.ids) > self.max_length
+            report.missing_eos += too_long and not measured.dropped
+            report.eos_inside += self.encoder.eos in encoded.ids[encoded.start : -1]
+            report.template_mismatch += self.encoder.renderer.differs(record.prompt, completion)
+            report.merged_boundaries += not self.encoder.prompt_is_prefix(record.prompt, encoded)
+        for name, length in (("prompt", prompt), ("response", response), ("whole", prompt + response)):
+            self.lengths[name].append(length)
+        return response
+
+
+def _tokenizer_facts(data: DataModule, problems: list[Problem]) -> dict[str, Any]:
+    tokenizer, renderer = data.tokenizer, data.encoder.renderer
+    facts = {
+        "name": data.options.tokenizer,
+        "vocabulary": len(tokenizer),
+        "bos": tokenizer.bos_token,
+        "eos": tokenizer.eos_token,
+        "pad": tokenizer.pad_token,
+        "pad_is_eos": tokenizer.pad_token_id == tokenizer.eos_token_id,
+        "chat_template": renderer.uses_template,
+        "turn_ends_with_eos": renderer.ends_with_eos,
+        "template_opens_turn": renderer.takes_generation_prompt,
+    }
+
+    def say(level: str, what: str) -> None:
+        problems.append(Problem(level, "tokenizer", what))
+
+    if facts["pad_is_eos"]:
+        say("note", "pad is EOS; masks go by length here, but other programs may leave such an EOS untrained")
+    if not facts["turn_ends_with_eos"]:
+        say("warning", f"the chat template does not end a turn with EOS ({tokenizer.eos_token}): it is added after it")
+    if not facts["template_opens_turn"]:
+        say("warning", "the chat template takes no generation prompt: the assistant's header is put behind the prompt")
+    if tokenizer.chat_template is not None and not renderer.uses_template:
+        say("warning", "the tokenizer has a chat template and `template: plain` passes it by")
+    return facts
+
+
+def _problems(source: SourceReport, data: DataModule | None) -> Iterator[Problem]:
+    """What the counts of one option mean."""
+
+    def say(level: str, what: str) -> Problem:
+        return Problem(level, source.name, what)
+
+    if source.wrong:
+        yield say("fatal", f"{source.wrong:,} wrong rows; the first: {source.wrong_rows[0]}")
+    if source.records and not source.kept:
+        yield say("fatal", "nothing is left to train on")
+    elif data is not None and source.records:
+        hygiene = sum(source.dropped[reason] for reason in data.hygiene_reasons)
+        lost = source.dropped.total() - hygiene
+        if lost > data.options.max_dropped_fraction * source.records:
+            limit = f"max_dropped_fraction ({data.options.max_dropped_fraction:.0%})"
+            yield say("fatal", f"{lost:,} of {source.records:,} would be dropped, more than {limit}")
+    for count, what in (
+        (source.missing_eos, "sequences are cut at max_length and have no EOS"),
+        (source.eos_inside, "completions hold EOS before their end"),
+        (source.template_mismatch, "examples differ from what the chat template makes of the finished conversation"),
+        (source.merged_boundaries, "prompts share a token with their completion: sampling starts with other ids"),
+        (source.duplicates, "records are there more than once"),
+        (source.personal_data if source.kind == "prompt" else 0, "prompts seem to hold personal data"),
+    ):
+        if count:
+            yield say("warning", f"{count:,} {what}")
+    if source.conversations and data is not None and not data.encoder.renderer.uses_template:
+        yield say(
+            "note", f"{source.conversations:,} prompts are conversations and there is no chat template: plain layout"
+        )
+    if source.pairs and source.pairs.equal_but_ranked:
+        yield say("note", f"{source.pairs.equal_but_ranked:,} pairs are the same text with different ranks")
+    if source.pairs and source.pairs.length_accuracy and source.pairs.length_accuracy[1] > 0.6:
+        share, low, high = source.pairs.length_accuracy
+        yield say("warning", f'"the longer wins" is right for {share:.1%} of the pairs ({low:.1%} to {high:.1%})')
+
+
+def _shared(report: CheckReport) -> None:
+    """Prompts that two of training, validation and test have in common."""
+    named = [source for source in report.sources if source.name in ("train", "validation", "test")]
+    for first, second in combinations(named, 2):
+        if shared := len(first.prompts & second.prompts):
+            report.shared_prompts[f"{first.name}, {second.name}"] = shared
+            what = f"{shared:,} prompts are in {second.name} too"
+            report.problems.append(Problem("warning", first.name, what))
+
+
+def guess_kind(path: str) -> Kind:
+    """What the first row of a file is most likely meant for."""
+    rows = open_source(Source(path), "files")[0]
+    return detect_kind(rows[0])
