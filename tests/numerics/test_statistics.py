@@ -32,6 +32,12 @@ def test_running_moments_of_a_stream_are_those_of_the_whole() -> None:
     assert math.isclose(moments.variance, x.var(correction=0).item(), rel_tol=1e-6)
 
 
+def test_running_moments_add_up_in_float64() -> None:
+    moments = RunningMoments()
+    moments.update(tensor([16_777_216.0, 1.0]))  # 2^24 + 1 is not a float32
+    assert moments.mean == 8_388_608.5
+
+
 def test_running_moments_on_ranks_and_after_a_resume(on_ranks) -> None:
     first, second = torch.randn(6), torch.randn(6) + 3
     whole = RunningMoments()
