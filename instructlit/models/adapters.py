@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from instructlit.errors import UserError
-from instructlit.models.dropout import disable_dropout as disable_dropout
 
 HEAD = "score"
 """What the sequence-classification models of transformers' decoder families call their head."""

@@ -1,0 +1,131 @@
+"""A model made ready to answer: what `generate` and `chat` share."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from instructlit.data.chat import Renderer
+from instructlit.data.collate import EncodedPrompt, collate_prompts
+from instructlit.data.tokenization import Encoder
+from instructlit.data.tokenizers import load_tokenizer
+from instructlit.errors import UserError
+from instructlit.models.backbone import Backbone, load_causal_lm
+from instructlit.models.dropout import disable_dropout
+from instructlit.models.folders import check_source
+from instructlit.rollout.engine import CachedEngine, Sampling, draw
+from instructlit.types import Generation, Prompt, PromptText
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass
+class Answerer:
+    """A policy with its tokenizer and template, on its device.
+
+    Args:
+        model: the policy, in evaluation mode.
+        tokenizer: its tokenizer.
+        encoder: renders and tokenises prompts as in training.
+        device: where the model is.
+    """
+
+    model: Any
+    tokenizer: Any
+    encoder: Encoder
+    device: torch.device
+
+    @property
+    def renderer(self) -> Renderer:
+        """The template in use."""
+        return self.encoder.renderer
+
+    @property
+    def room(self) -> int | None:
+        """Positions the model has for prompt and response, where its architecture sets a limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def encode(self, prompt: PromptText, new_tokens: int, where: str) -> list[int]:
+        """Ids of a prompt.
+
+        Raises:
+            UserError: prompt and response together have more tokens than the model has positions.
+        """
+        ids = self.encoder.prompt(prompt)
+        if self.room is not None and len(ids) + new_tokens > self.room:
+            raise UserError(
+                f"the prompt has {len(ids)} tokens and the answer may have {new_tokens}",
+                where=where,
+                expected=f"together at most the model's {self.room} positions",
+                fix="lower --max_new_tokens, or shorten the prompt",
+            )
+        return ids
+
+    def answer(self, rows: list[EncodedPrompt], sampling: Sampling, generator: torch.Generator) -> Generation:
+        """One response to each prompt, decoded together."""
+        batch = collate_prompts(rows, self.tokenizer.pad_token_id)
+        batch.input_ids, batch.attention_mask = batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
+        return CachedEngine().generate(self.model, batch, sampling, self.tokenizer, generator)
+
+    @torch.no_grad()
+    def stream(self, ids: list[int], sampling: Sampling, generator: torch.Generator) -> Iterator[str]:
+        """The response to one prompt in pieces of text, as it is sampled."""
+        ends, said, shown = self.ends(), [], ""
+        given, cache = torch.tensor([ids], device=self.device), None
+        for _ in range(sampling.max_new_tokens):
+            out = self.model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            logits, cache = out.logits[:, -1], out.past_key_values
+            given = (logits.argmax(-1) if sampling.greedy else draw(logits, sampling.temperature, generator))[:, None]
+            token = int(given)
+            if token in ends:
+                break
+            said.append(token)
+            text = self.tokenizer.decode(said, skip_special_tokens=True)
+            if not text.endswith("\ufffd"):  # half of a character: wait for the rest
+                yield text[len(shown) :]
+                shown = text
+        yield self.tokenizer.decode(said, skip_special_tokens=True)[len(shown) :]
+
+    def ends(self) -> set[int]:
+        """The ids that end a response: the tokenizer's EOS and what the model's folder names besides."""
+        named = getattr(self.model.generation_config, "eos_token_id", None)
+        return {self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [] if named is None else [named])}
+
+    def generator(self, seed: int) -> torch.Generator:
+        """A source of randomness of its own, on the device."""
+        return torch.Generator(self.device).manual_seed(seed)
+
+
+def load_answerer(model: str, *, template: str, dtype: Dtype, device: str) -> Answerer:
+    """The policy in a folder or of a Hub name, ready to answer.
+
+    Raises:
+        UserError: what `load_causal_lm` and `load_tokenizer` refuse; a device that is not there.
+    """
+    check_source(model, weights=True, where="model")
+    tokenizer = load_tokenizer(model)
+    place = _device(device)
+    held = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
+    policy: Any = load_causal_lm(Backbone(model, dtype=held), where="model")
+    policy.requires_grad_(False).eval().to(place)
+    disable_dropout(policy)
+    return Answerer(policy, tokenizer, Encoder(tokenizer, template), place)
+
+
+def encoded(answerer: Answerer, prompt: Prompt, new_tokens: int, where: str) -> EncodedPrompt:
+    """A prompt with its ids."""
+    return EncodedPrompt(answerer.encode(prompt.prompt, new_tokens, where), prompt)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"{name} cannot be used: {str(error).splitlines()[0]}", where="device", expected="auto, cpu, cuda or cuda:N"
+        ) from error
+    return place
