@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -21,9 +22,8 @@ class LossSum(NamedTuple):
 
     def mean(self, count: Tensor | float | None = None) -> Tensor:
         """The total over `count` (this one's own by default), a scalar; 0 where nothing counts."""
-        if count is None:
-            return self.total / self.count.clamp(min=1)
-        return self.total / max(float(count), 1.0) if not isinstance(count, Tensor) else self.total / count.clamp(min=1)
+        by = self.count if count is None else torch.as_tensor(count)
+        return self.total / by.clamp(min=1)
 
     def plus(self, other: "LossSum") -> "LossSum":
         """Both together."""
