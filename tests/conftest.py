@@ -152,7 +152,7 @@ COMPARISONS: list[dict[str, Any]] = [
     {
         "prompt": f"Count to {n}: ",
         "completions": [" ".join(str(i) for i in range(1, n + 1)), "no", "1", "no idea"][: 2 + n % 3],
-        "ranks": [1, 3, 2, 3][: 2 + n % 3],
+        "ranks": [[1, 2], [1, 3, 2], [1, 3, 2, 3]][n % 3],
         "labeler": f"labeler{n % 2}",
     }
     for n in range(2, 14)

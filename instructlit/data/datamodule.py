@@ -101,6 +101,11 @@ class DataModule(pl.LightningDataModule):
     def clean(self, scanned: Scan, training: bool) -> None:
         """Drops what hygiene asks for; nothing here."""
 
+    @property
+    def batch_size(self) -> int:
+        """Rows of one training batch, over all processes; the episodes of a rollout where the rows are prompts."""
+        return self.options.batch_size
+
     # Setting up.
 
     def setup(self, stage: str | None = None) -> None:

@@ -1,0 +1,130 @@
+"""A run stopped after its third batch and continued from the checkpoint is, bit for bit, one that was never stopped."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from stage_helpers import CountVowels, Recorder, trainer
+
+from instructlit.data import ComparisonData, DemonstrationData, PromptData
+from instructlit.errors import UserError
+from instructlit.models.backbone import Backbone
+from instructlit.models.schedules import CosineToFraction
+from instructlit.modules import PPOModule, RewardModule, SFTModule
+from instructlit.ops.kl_control import AdaptiveKL
+from instructlit.rollout import Sampling, Shaping, TextReward
+
+Stage = Callable[[], tuple[pl.LightningModule, pl.LightningDataModule]]
+
+
+class NoisyReward(TextReward):
+    """Draws from Python's, NumPy's and torch's global random states, as a user's reward may."""
+
+    def reward(self, prompt: Any, response: str) -> float:
+        noise = random.random() + np.random.rand() + torch.rand(()).item()  # noqa: NPY002
+        return CountVowels().reward(prompt, response) + noise
+
+
+@pytest.fixture
+def stages(
+    tiny_gpt2_dir: Path,
+    tiny_llama_dir: Path,
+    char_tokenizer_dir: Path,
+    demonstrations_file: Path,
+    comparisons_file: Path,
+    prompts_file: Path,
+    text_file: Path,
+) -> dict[str, Stage]:
+    tokenizer = str(char_tokenizer_dir)
+
+    def sft() -> tuple[pl.LightningModule, pl.LightningDataModule]:
+        # dropout draws from the global random state in every step; two batches an epoch, so the third is mid-epoch
+        module = SFTModule(Backbone(str(tiny_gpt2_dir), dropout=0.2), micro_batch_size=3)
+        return module, DemonstrationData(tokenizer, str(demonstrations_file), batch_size=6, validation_fraction=0.2)
+
+    def reward() -> tuple[pl.LightningModule, pl.LightningDataModule]:
+        module = RewardModule(Backbone(str(tiny_llama_dir)), lr_scheduler=lambda o: CosineToFraction(o))
+        files = {"train": str(comparisons_file), "demonstrations": str(demonstrations_file)}
+        return module, ComparisonData(tokenizer, **files, batch_size=4, validation_fraction=0.2)
+
+    def ppo() -> tuple[pl.LightningModule, pl.LightningDataModule]:
+        backbone = Backbone(str(tiny_llama_dir))
+        module = PPOModule(
+            policy=backbone,
+            value=backbone,
+            reward=NoisyReward(),
+            episodes=24,
+            minibatch_size=2,
+            ppo_epochs=2,
+            sampling=Sampling(max_new_tokens=5),
+            shaping=Shaping(normalize_scores=True),
+            kl=AdaptiveKL(initial=0.1, target=0.01, horizon=50),
+        )
+        text = {"pretraining": str(text_file), "pretraining_per_episode": 2, "pretraining_block_size": 16}
+        options: dict[str, Any] = {"batch_size": 4, "validation_fraction": 0.2, "max_dropped_fraction": 1.0}
+        return module, PromptData(tokenizer, str(prompts_file), **options, **text)
+
+    return {"sft": sft, "reward": reward, "ppo": ppo}
+
+
+def fit(stage: Stage, root: Path, batches: int, resume: Path | None = None) -> tuple[dict[str, Any], list[dict]]:
+    """Train up to `batches` batches in all; returns the last checkpoint and the metrics of each batch."""
+    pl.seed_everything(11, verbose=False)
+    recorder = Recorder()
+    saver = ModelCheckpoint(root, filename="last", every_n_train_steps=1, save_top_k=1, enable_version_counter=False)
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.seen = getattr(self, "seen", 0) + 1
+            trainer.should_stop = self.seen == batches or trainer.should_stop
+
+    run = trainer(root, max_epochs=40, enable_checkpointing=True, callbacks=[recorder, saver, Stop()], logger=False)
+    # Both runs promise the same length: the schedule must not learn that one of them will be cut short.
+    module, data = stage()
+    run.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return torch.load(root / "last.ckpt", weights_only=True), recorder.rows
+
+
+def differences(a: Any, b: Any, at: str = "") -> list[str]:
+    """Where two nests of dicts, lists, tensors and plain values are not identical."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = [f"{at}: keys {a.keys() ^ b.keys()}"] if a.keys() != b.keys() else []
+        return found + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{at}.{key}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        found = [f"{at}: lengths"] if len(a) != len(b) else []
+        return found + [d for i, (x, y) in enumerate(zip(a, b, strict=False)) for d in differences(x, y, f"{at}[{i}]")]
+    if isinstance(a, torch.Tensor):
+        return [] if torch.equal(a, b) else [at]
+    return [] if a == b else [f"{at}: {a!r} and {b!r}"]
+
+
+def state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What makes the future of a run; not the callbacks' paths and Lightning's own counters."""
+    return {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "instructlit")}
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "ppo"])
+def test_three_batches_and_three_more_equal_six(stages: dict[str, Stage], tmp_path: Path, name: str) -> None:
+    whole, rows = fit(stages[name], tmp_path / "whole", 6)
+    half, first = fit(stages[name], tmp_path / "half", 3)
+    resumed, second = fit(stages[name], tmp_path / "resumed", 3, resume=tmp_path / "half" / "last.ckpt")
+    assert len(rows) == 6
+    assert [len(first), len(second)] == [3, 3]
+    assert differences(state(whole), state(resumed)) == []
+    numbers = [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows]
+    assert first == numbers[:3]
+    trained = [{k: v for k, v in row.items() if "/val/" not in k} for row in (*numbers[3:], *second)]
+    assert trained[3:] == trained[:3]
+    assert differences(state(whole), state(half)) != []
+
+
+def test_a_checkpoint_of_another_stage_is_refused(stages: dict[str, Stage], tmp_path: Path) -> None:
+    fit(stages["sft"], tmp_path / "sft", 1)
+    with pytest.raises(UserError, match=r"ckpt_path: the checkpoint is of stage sft, this run is reward"):
+        fit(stages["reward"], tmp_path / "reward", 1, resume=tmp_path / "sft" / "last.ckpt")
