@@ -142,7 +142,8 @@ def test_interrupted_training_continues_from_its_checkpoint(runner: Runner, tmp_
     assert child.returncode == 130
     assert "The same command continues here" in output
     stamp = Stamp.load(runner.folder / "stamps" / "b.json")
-    assert stamp is not None and not stamp.finished
+    assert stamp is not None
+    assert not stamp.finished
     calls(runner)
     (runner.folder / "hang_b").unlink()
     seconds = runner.run()

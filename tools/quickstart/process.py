@@ -17,7 +17,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[()][A-Z0-9]|\x1b[=>78]|\x1b
 
 
 class LineLog:
-    """Writes terminal output as a person saw it: colours dropped, of a line that was overwritten only the last state."""
+    """Writes terminal output as a person saw it: colours dropped, of an overwritten line only the last state."""
 
     def __init__(self, file: TextIO):
         self._file = file
@@ -46,8 +46,8 @@ def run_logged(
 ) -> int:
     """Runs `command` in `folder` and returns its exit status.
 
-    Under a terminal the command gets a terminal of its own, so that its progress bars draw themselves; otherwise it gets a
-    pipe. On Ctrl-C the command is asked to stop, given time to do so, and KeyboardInterrupt is raised here.
+    Under a terminal the command gets a terminal of its own, so that its progress bars draw themselves; otherwise it
+    gets a pipe. On Ctrl-C the command is asked to stop, given time to do so, and KeyboardInterrupt is raised here.
 
     Args:
         command: program and arguments.

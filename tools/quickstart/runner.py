@@ -1,8 +1,8 @@
 """Runs stages in order inside one folder, skips what is finished and continues what was interrupted.
 
-A stage is finished when `stamps/STAGE.json` holds the fingerprint of its command, its config files, the package version and
-the fingerprints of the stages it needs, and when its outputs are there. A changed config therefore runs that stage again and
-every stage that builds on it, and no other.
+A stage is finished when `stamps/STAGE.json` holds the fingerprint of its command, its config files, the package version
+and the fingerprints of the stages it needs, and when its outputs are there. A changed config therefore runs that stage
+again and every stage that builds on it, and no other.
 """
 
 import contextlib
@@ -81,10 +81,15 @@ class Runner:
         with _lock(self.folder / ".lock") as lock, _terminate_as_interrupt():
             self._copy_configs()
             try:
-                return self._run(lock)
+                began = time.monotonic()
+                seconds = self._run(lock)
             except KeyboardInterrupt:
                 print("\nStopped. The same command continues here.", flush=True)
                 raise SystemExit(130) from None
+        page = self.folder / "report.html"
+        done = f"Done in {clock(time.monotonic() - began)}."
+        print(f"\n{done} The page: {page}" if page.exists() else f"\n{done}", flush=True)
+        return seconds
 
     def forget(self, name: str) -> None:
         """Has a stage run again, and with it all that builds on it.

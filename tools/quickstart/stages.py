@@ -1,7 +1,7 @@
 """The main job as data: which commands run, in which order, what each needs and what it leaves behind.
 
-Every command runs inside the run folder, so that none needs a path from elsewhere: after `cd runs/quickstart` each can be
-taken away as it stands.
+Every command runs inside the run folder, so that none needs a path from elsewhere: after `cd runs/quickstart` each can
+be taken away as it stands.
 """
 
 import shlex
@@ -40,7 +40,7 @@ class Stage:
 
 
 def stages(seed: int, trial: bool = False) -> list[Stage]:
-    """The main job in order. `trial` lays `trial.yaml` over every training config: a few steps each, to see it all run."""
+    """The main job in order. `trial` lays `trial.yaml` over every training config: a few steps each, to see it run."""
 
     def fit(name: str, title: str, needs: tuple[str, ...], seconds: float) -> Stage:
         configs = (f"configs/{name}.yaml", *(("configs/trial.yaml",) if trial else ()))

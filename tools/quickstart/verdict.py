@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Results = Mapping[str, Any]
@@ -34,7 +35,7 @@ def criteria(results: Results) -> list[Criterion]:
         Criterion(
             "order",
             "preference rises: base, base with a prefix, SFT, PPO-ptx",
-            all(a < b for a, b in zip(order, order[1:], strict=False)),
+            all(a < b for a, b in pairwise(order)),
             " < ".join(f"{value:.3f}" for value in order),
         ),
         Criterion(

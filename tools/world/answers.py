@@ -38,8 +38,8 @@ class Policy:
         if not Path(folder).is_dir():
             raise UserError("no such model folder", where=str(folder), fix="train that stage first")
         tokenizer = load_tokenizer(str(folder))
-        model = load_causal_lm(Backbone(str(folder))).eval().requires_grad_(False).to(device)
-        return cls(model, tokenizer, Encoder(tokenizer), device)
+        model: Any = load_causal_lm(Backbone(str(folder))).eval().requires_grad_(False)
+        return cls(model.to(device), tokenizer, Encoder(tokenizer), device)
 
     def batch(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """The prompts as left-padded ids on the model's device."""

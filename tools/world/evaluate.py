@@ -24,9 +24,8 @@ from instructlit.rollout.forward import response_log_probs
 from instructlit.tools.world import measure
 from instructlit.tools.world.answers import Policy, best_device, log_prob_sums, sample, seed_of
 from instructlit.tools.world.folder import read_prompts, read_world, rows
-from instructlit.tools.world.result_table import print_results
 from instructlit.tools.world.shares import grouped_share
-from instructlit.types import Prompt, Responses
+from instructlit.types import Generation, Prompt, PromptBatch, Responses
 from instructlit.world import Verdict, World, prompted, respectful
 
 FOLDERS = {"base": "base", "prompted": "base", "sft": "sft", "ppo": "ppo", "ppo_ptx": "ppo_ptx"}
@@ -118,12 +117,15 @@ def world_evaluate(
     write(folder / "results.json", json.dumps(rounded(results), indent=1) + "\n")
     samples = measure.sample_rows(asked, texts, verdicts)
     write(folder / "evaluation" / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in samples))
-    print_results(results)
+    print(f"written: {folder / 'results.json'}")
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts without repetitions of a text: a prompt asked twice is no second trial."""
-    return list({str(prompt.prompt): prompt for prompt in reversed(prompts)}.values())[::-1]
+    found: dict[str, Prompt] = {}
+    for prompt in prompts:
+        found.setdefault(str(prompt.prompt), prompt)
+    return list(found.values())
 
 
 def answer_all(
@@ -140,29 +142,33 @@ def answer_all(
     says to the plain prompt. Every model draws from a stream of its own, so that two models are independent.
     """
     texts: list[list[str]] = [[] for _ in prompts]
-    total, number = 0.0, 0
-    asked = [_as_asked(prompt, name == "prompted", respect) for prompt in prompts]
-    for again in range(options.answers):
-        seed = seed_of("evaluate", options.seed, name, prompts[0].prompt, respect, again)
-        for positions, generation in sample(policy, asked, options.sampling, seed, options.batch_size):
-            for position, text in zip(positions, generation.texts, strict=True):
-                texts[position].append(text)
-            if reference is not None:
-                plain = reference.batch([prompts[i] for i in positions])
-                responses = Responses(
-                    prompts=plain.prompts,
-                    texts=generation.texts,
-                    prompt_ids=plain.input_ids,
-                    prompt_mask=plain.attention_mask,
-                    response_ids=generation.response_ids,
-                    response_mask=generation.response_mask,
-                    ended=generation.ended,
-                )
-                with torch.no_grad():
-                    ref = response_log_probs(reference.model, responses, options.sampling.temperature)
-                total += float(sequence_kl(generation.log_probs, ref, generation.response_mask).double().sum())
-                number += len(positions)
-    return texts, total / number if number else 0.0
+    total = 0.0
+    rows = [row for row in range(len(prompts)) for _ in range(options.answers)]
+    asked = [_as_asked(prompts[row], name == "prompted", respect) for row in rows]
+    seed = seed_of("evaluate", options.seed, name, prompts[0].prompt, respect)
+    for positions, generation in sample(policy, asked, options.sampling, seed, options.batch_size):
+        for position, text in zip(positions, generation.texts, strict=True):
+            texts[rows[position]].append(text)
+        if reference is not None:
+            plain = reference.batch([prompts[rows[position]] for position in positions])
+            total += _kl_sum(generation, plain, reference, options.sampling.temperature)
+    return texts, total / len(rows)
+
+
+@torch.no_grad()
+def _kl_sum(generation: Generation, plain: PromptBatch, reference: Policy, temperature: float) -> float:
+    """Sum over responses of their KL from what the reference says to the plain prompts."""
+    responses = Responses(
+        prompts=plain.prompts,
+        texts=generation.texts,
+        prompt_ids=plain.input_ids,
+        prompt_mask=plain.attention_mask,
+        response_ids=generation.response_ids,
+        response_mask=generation.response_mask,
+        ended=generation.ended,
+    )
+    ref_log_probs = response_log_probs(reference.model, responses, temperature)
+    return float(sequence_kl(generation.log_probs, ref_log_probs, generation.response_mask).double().sum())
 
 
 def judge_all(world: World, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Verdict]]:
@@ -204,7 +210,7 @@ def reward_accuracy(
     model: Path, comparisons: Path, device: torch.device, batch_size: int = 512
 ) -> tuple[float, float, float]:
     """The share of held-out pairs that the reward model orders as the labeler did, with its interval by prompt."""
-    tokenizer = load_tokenizer(str(model))
+    tokenizer: Any = load_tokenizer(str(model))
     encoder = Encoder(tokenizer)
     network = load_scalar_model(Backbone(str(model)), require_head=True).eval().to(device)
     records = list(rows(comparisons))

@@ -30,8 +30,8 @@ def world_label(
 ) -> None:
     """Sample 4 to 9 completions for every labeling prompt and have simulated labelers rank them.
 
-    Writes comparisons.jsonl and comparisons_validation.jsonl, split by prompt, and agreement.json: how often two labelers
-    who rank the same held-out completions agree.
+    Writes comparisons.jsonl and comparisons_validation.jsonl, split by prompt, and agreement.json: how often two
+    labelers who rank the same held-out completions agree.
 
     Args:
         policies: model folders the completions come from in equal shares, each with `@` and a temperature where that is
@@ -143,4 +143,5 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 def _line(split: str, found: dict[str, int]) -> str:
     tied = found["ties"] / max(1, found["pairs"])
-    return f"{split}: {found['prompts']} prompts, {found['completions']} completions, {found['pairs']} pairs, {tied:.0%} tied"
+    numbers = ", ".join(f"{found[name]} {name}" for name in ("prompts", "completions", "pairs"))
+    return f"{split}: {numbers}, {tied:.0%} of them tied"

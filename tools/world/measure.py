@@ -67,7 +67,7 @@ def mean(values: Sequence[float | bool]) -> float:
 
 
 def ordered_pairs(scores: Sequence[float], ranks: Sequence[int]) -> tuple[float, int]:
-    """Pairs of one prompt that the labeler did not tie: ordered alike by the scores (equal scores half), and their number."""
+    """Of the pairs that the labeler did not tie: those the scores order alike (equal scores half), and how many."""
     right, pairs = 0.0, 0
     for i in range(len(ranks)):
         for j in range(i + 1, len(ranks)):

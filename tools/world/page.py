@@ -68,12 +68,12 @@ class Page:
         links += (("commands", "Commands"), ("times", "Times and versions"))
         nav = "".join(f'<a href="#{target}">{title}</a>' for target, title in links)
         return (
-            f"<h1>The InstructGPT recipe, start to finish</h1>\n"
+            "<h1>The InstructGPT recipe, start to finish</h1>\n"
             f'<p class="soft">instructlit quickstart, seed {escape(str(results["seed"]))}</p>\n'
-            "<p>A tiny language model was pretrained on a raw corpus, fine-tuned on demonstrations (SFT), and then trained by "
-            "PPO against a reward model that learned from simulated labelers’ rankings; PPO-ptx mixes pretraining gradients "
-            "in. All of it happens in a small made-up world whose truth is known, so that a gold scorer, which no model is "
-            "trained on, can say how well each answer does what its prompt asked.</p>\n"
+            "<p>A tiny language model was pretrained on a raw corpus, fine-tuned on demonstrations (SFT), and then "
+            "trained by PPO against a reward model that learned from simulated labelers' rankings; PPO-ptx mixes "
+            "pretraining gradients in. All of it happens in a small made-up world whose truth is known, so that a gold "
+            "scorer, which no model is trained on, can say how well each answer does what its prompt asked.</p>\n"
             f"<nav>{nav}</nav>\n<ul class='facts'>{items}</ul>"
         )
 
@@ -100,8 +100,10 @@ class Page:
         counts = ", ".join(f"{value} {escape(name)}" for name, value in self.results.get("counts", {}).items())
         return (
             "<h2 id='results'>Results</h2>\n"
-            "<p>Every model answers the same test prompts, which no stage has seen. The best number of a column is bold.</p>\n"
-            f"<div class='scroll'><table><thead><tr><th>model</th>{head_row}</tr></thead><tbody>{''.join(body)}</tbody></table></div>\n"
+            "<p>Every model answers the same test prompts, which no stage has seen. "
+            "The best number of a column is bold.</p>\n"
+            f"<div class='scroll'><table><thead><tr><th>model</th>{head_row}</tr></thead>"
+            f"<tbody>{''.join(body)}</tbody></table></div>\n"
             + (f"<p class='soft'>Measured on {counts}.</p>\n" if counts else "")
             + f"<h3>What the columns say</h3>\n<dl class='columns'>{meanings}</dl>"
         )
@@ -122,13 +124,13 @@ class Page:
 
     def _plots(self) -> str:
         parts = ["<h2 id='plots'>Plots</h2>"]
-        caption = "Share of prompts on which a model’s answer beats SFT’s. Bars are 95 % intervals, the dashed line is chance."
+        caption = "How often a model's answer beats SFT's. Bars are 95 % intervals, the dashed line is chance."
         parts.append(f"<figure class='wide'>{self.preference}<figcaption>{caption}</figcaption></figure>")
         if self.optimisation:
             parts.append(
-                "<h3>What the reward model sees, and what is so</h3>\n<p>Both PPO runs, answering held-out prompts as training "
-                "moves them away from SFT. Where the reward model’s score keeps rising and the gold score falls, the policy "
-                "has found the reward model’s mistakes.</p>"
+                "<h3>What the reward model sees, and what is so</h3>\n<p>Both PPO runs, answering held-out prompts as "
+                "training moves them away from SFT. Where the reward model's score keeps rising and the gold score "
+                "falls, the policy has found the reward model's mistakes.</p>"
             )
             parts.append(_figures(self.optimisation))
         if self.training:
@@ -140,8 +142,8 @@ class Page:
             return ""
         cards = "".join(_sample(row) for row in self.samples)
         return (
-            "<h2 id='samples'>Samples side by side</h2>\n<p>For each use case the first test prompt, with the first answer "
-            "each model drew: not chosen by eye. The mark is the gold scorer’s, 1 to 7.</p>\n" + cards
+            "<h2 id='samples'>Samples side by side</h2>\n<p>For each use case the first test prompt, with the first "
+            "answer each model drew: not chosen by eye. The mark is the gold scorer's, 1 to 7.</p>\n" + cards
         )
 
     def _commands(self) -> str:
@@ -159,8 +161,8 @@ class Page:
                 f"<details>{shown}{files}</details>" if files else f"<details>{shown}<p>No config.</p></details>"
             )
         return (
-            "<h2 id='commands'>The commands that made this page</h2>\n<p>Run in order inside the run folder; each can be taken "
-            f"away and used on its own. Open one to see its config.</p>\n<pre>cd {escape(self.folder)}</pre>\n"
+            "<h2 id='commands'>The commands that made this page</h2>\n<p>Run in order inside the run folder; each can "
+            f"be taken away and used on its own. Open one to see its config.</p>\n<pre>cd {escape(self.folder)}</pre>\n"
             + "".join(parts)
         )
 
@@ -191,7 +193,8 @@ def _sample(row: Mapping[str, Any]) -> str:
             chips.append("<span class='chip no'>rude</span>")
         text = escape(answer["text"]) or "<span class='soft'>(nothing)</span>"
         answers.append(
-            f"<div class='answer'><h4>{title}<span>{answer['rating']} / 7</span></h4><p>{text}</p>{''.join(chips)}</div>"
+            f"<div class='answer'><h4>{title}<span>{answer['rating']} / 7</span></h4>"
+            f"<p>{text}</p>{''.join(chips)}</div>"
         )
     case = escape(str(row.get("use_case") or ""))
     return (

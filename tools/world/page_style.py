@@ -18,25 +18,30 @@ p { margin: .5rem 0; max-width: 46rem; }
 nav { font-size: .9rem; margin: 1rem 0 0; } nav a { margin-right: 1rem; white-space: nowrap; }
 a { color: var(--accent); }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85rem; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; overflow-x: auto; margin: .5rem 0; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem;
+  overflow-x: auto; margin: .5rem 0; }
 .facts { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.4rem 0 0; padding: 0; list-style: none; }
-.facts li { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .6rem .9rem; flex: 1 1 11rem; }
+.facts li { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .6rem .9rem;
+  flex: 1 1 11rem; }
 .facts b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 .facts span { color: var(--soft); font-size: .85rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
-th, td { padding: .5rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .45rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 tr:last-child > * { border-bottom: 0; }
-thead th { font-weight: 600; color: var(--soft); font-size: .82rem; white-space: normal; min-width: 5.2rem; vertical-align: bottom; }
+thead th { font-weight: 600; color: var(--soft); font-size: .82rem; white-space: normal; min-width: 4.3rem;
+  vertical-align: bottom; }
 thead th:first-child { min-width: 7rem; }
 tbody th, thead th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 td small { display: block; color: var(--soft); font-size: .75rem; }
 td.best { font-weight: 650; }
 tr.focus td, tr.focus th { background: var(--mark); }
-dl.columns { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; font-size: .92rem; margin: .8rem 0; }
+dl.columns { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; font-size: .92rem;
+  margin: .8rem 0; }
 dl.columns dt { font-weight: 600; } dl.columns dd { margin: 0; color: var(--soft); max-width: 42rem; }
 .verdict { list-style: none; padding: 0; margin: .6rem 0; display: grid; gap: .5rem; }
-.verdict li { border: 1px solid var(--line); border-left: 4px solid var(--good); border-radius: 8px; padding: .55rem .9rem; }
+.verdict li { border: 1px solid var(--line); border-left: 4px solid var(--good); border-radius: 8px;
+  padding: .55rem .9rem; }
 .verdict li.no { border-left-color: var(--bad); }
 .verdict b { color: var(--good); margin-right: .4rem; } .verdict li.no b { color: var(--bad); }
 .verdict span { display: block; color: var(--soft); font-size: .9rem; font-variant-numeric: tabular-nums; }
@@ -49,10 +54,13 @@ figcaption { font-size: .85rem; margin-top: .4rem; }
 .sample > header { background: var(--card); padding: .7rem .9rem; border-bottom: 1px solid var(--line); }
 .sample > header small { color: var(--soft); display: block; }
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(12.5rem, 1fr)); }
-.answer { padding: .7rem .9rem; border-right: 1px solid var(--line); border-bottom: 1px solid var(--line); margin: 0 -1px -1px 0; overflow-wrap: anywhere; }
-.answer h4 { margin: 0 0 .25rem; font-size: .82rem; color: var(--soft); display: flex; justify-content: space-between; gap: .5rem; }
+.answer { padding: .7rem .9rem; border-right: 1px solid var(--line); border-bottom: 1px solid var(--line);
+  margin: 0 -1px -1px 0; overflow-wrap: anywhere; }
+.answer h4 { margin: 0 0 .25rem; font-size: .82rem; color: var(--soft); display: flex;
+  justify-content: space-between; gap: .5rem; }
 .answer p { margin: 0 0 .4rem; }
-.chip { display: inline-block; font-size: .75rem; border-radius: 999px; padding: 0 .5rem; border: 1px solid currentColor; margin: 0 .25rem .2rem 0; }
+.chip { display: inline-block; font-size: .75rem; border-radius: 999px; padding: 0 .5rem;
+  border: 1px solid currentColor; margin: 0 .25rem .2rem 0; }
 .chip.yes { color: var(--good); } .chip.no { color: var(--bad); }
 details { border: 1px solid var(--line); border-radius: 8px; padding: .4rem .8rem; margin: .5rem 0; }
 summary { cursor: pointer; } summary code { overflow-wrap: anywhere; }

@@ -20,7 +20,7 @@ COLOURS = {"base": "#8a8f98", "prompted": "#b08f5c", "sft": "#3f8fd2", "ppo": "#
 """One colour a model, readable on white and on near-black."""
 
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "none",

@@ -37,12 +37,12 @@ def world_report(run: str = ".", output: str = "report.html") -> None:
         commands=_commands(folder),
         configs={str(p.relative_to(folder)): p.read_text() for p in sorted((folder / "configs").glob("*.yaml"))},
         versions=_versions(),
-        folder=_shown(folder),
+        folder="/".join(folder.resolve().parts[-2:]),
     )
     target = folder / output
     target.write_text(page.html(), encoding="utf-8")
     print_results(results)
-    print(f"report: {_shown(target)}")
+    print(f"written: {target}")
 
 
 def one_per_use_case(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -76,11 +76,11 @@ def _training(folder: Path) -> list[str]:
         ),
         ("SFT loss", stage("sft", {"training": "sft/train/loss", "held out": "sft/val/loss"}), "step"),
         (
-            "reward model’s accuracy",
+            "reward model's accuracy",
             stage("reward", {"training": "reward/train/accuracy", "held out": "reward/val/accuracy"}),
             "step",
         ),
-        ("PPO: reward model’s score", both("ppo/objective/score"), "episodes"),
+        ("PPO: reward model's score", both("ppo/objective/score"), "episodes"),
         ("PPO: KL from SFT (nats)", both("ppo/objective/kl"), "episodes"),
         ("PPO: entropy a token (nats)", both("ppo/policy/entropy"), "episodes"),
     ]
@@ -114,9 +114,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed as a package"
     return found | {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-
-
-def _shown(path: Path) -> str:
-    """A path as short as it can be said from where the user stands."""
-    whole = path.resolve()
-    return os.path.relpath(whole) if whole.is_relative_to(Path.cwd()) and whole != Path.cwd() else str(whole)

@@ -59,7 +59,7 @@ COLUMNS = (
     Column("toxicity", "rude", "{:.1%}", "down", "Of the prompts that tempt to rudeness, the share answered rudely."),
     Column(
         "toxicity_respectful",
-        "rude, asked to be respectful",
+        "rude if asked for respect",
         "{:.1%}",
         "down",
         "The same prompts, after an instruction to be respectful.",
@@ -77,7 +77,8 @@ COLUMNS = (
         "corpus perplexity",
         "{:.2f}",
         "down",
-        "How surprised the model is by held-out text of the pretraining corpus. A rise over the base model is the alignment tax.",
+        "How surprised the model is by held-out text of the pretraining corpus. "
+        "A rise over the base model is the alignment tax.",
     ),
 )
 
@@ -86,7 +87,8 @@ TASKS = Column(
     "corpus task",
     "{:.1%}",
     "up",
-    "Right choices on a held-out task made of corpus text, by the lowest mean log-loss a token, without any instruction.",
+    "Right choices on a held-out task made of corpus text, by the lowest mean log-loss a token, "
+    "without any instruction.",
 )
 
 
@@ -101,7 +103,7 @@ def columns(results: Mapping[str, Any]) -> list[tuple[str, Column]]:
 def cell(model: Mapping[str, Any], head: str, column: Column) -> str:
     """The number of one cell as text, a dash where there is none."""
     value = model.get("tasks", {}).get(head.removeprefix("task: ")) if column is TASKS else model.get(column.key)
-    return "–" if value is None else column.form.format(value)
+    return "-" if value is None else column.form.format(value if abs(value) > 5e-5 else 0.0)
 
 
 def interval(model: Mapping[str, Any]) -> str:
@@ -115,17 +117,17 @@ def print_results(results: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"instructlit quickstart, seed {results['seed']}", caption=_caption(results))
+    table = Table(
+        title=f"instructlit quickstart, seed {results['seed']}", caption=_caption(results), padding=(0, 0, 0, 1)
+    )
     table.add_column("")
     models = results["models"]
     for model in models:
-        table.add_column(TITLES.get(model["name"], model["name"]), justify="right")
+        table.add_column(str(TITLES.get(model["name"], model["name"])), justify="right")
     for head, column in columns(results):
         table.add_row(head, *(cell(model, head, column) for model in models))
         if column.key == "preference":
-            table.add_row(
-                "  95 % interval", *(interval(model).replace(" to ", "–").replace("%–", "–") for model in models)
-            )
+            table.add_row("95 % interval", *(interval(model).replace("% to ", "-") for model in models))
     Console().print(table)
 
 
