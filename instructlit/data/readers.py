@@ -3,6 +3,7 @@ Parquet, CSV and `datasets` folders are Arrow tables mapped from disk; a JSON ar
 where that hurts).
 """
 
+import csv
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import numpy as np
 from instructlit.data.sources import Source, expand, is_dataset_folder, is_hub_name
 from instructlit.errors import UserError
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 22
 _LISTS_IN_CSV = ("completions", "ranks", "ratings", "flags", "policy", "models", "messages", "conversations", "prompt")
 
 
@@ -235,7 +236,9 @@ def _load_table(source: Source, path: str) -> Any:
             table = datasets.Dataset.from_parquet(path)
         elif path.lower().endswith(".csv"):
             # Everything as text: a completion "42" or "NA" is not a number or a gap.
-            table = datasets.Dataset.from_csv(path, dtype=str, keep_default_na=False)
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                columns = dict.fromkeys(next(csv.reader(file)), datasets.Value("string"))
+            table = datasets.Dataset.from_csv(path, features=datasets.Features(columns), keep_default_na=False)
         else:
             table = datasets.load_dataset(path, source.subset, split=wanted)
     except Exception as error:  # pyarrow, pandas, fsspec and the Hub client all raise their own kinds

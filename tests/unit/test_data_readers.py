@@ -1,0 +1,190 @@
+"""Files: what can be read, that reading is lazy, and what is said about files that are not what they should be."""
+
+import json
+import pickle
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instructlit.data.readers import JsonArray, JsonLines, Table, open_source
+from instructlit.data.sources import Source, as_sources
+from instructlit.errors import UserError
+
+ROWS: list[dict[str, Any]] = [{"prompt": f"p{i}", "completion": "é\n" * i} for i in range(5)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    import datasets
+
+    table = datasets.Dataset.from_list(rows)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        table.to_parquet(str(path))
+    elif path.suffix == ".csv":
+        table.to_csv(str(path), index=False)
+    else:
+        table.save_to_disk(str(path))
+    return str(path)
+
+
+def only(path: str, **options: Any) -> Any:
+    (rows,) = open_source(Source(path, **options), "train")
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "reader", "last"),
+    [
+        ("a.jsonl", JsonLines, "a.jsonl:5"),
+        ("a.json", JsonArray, "a.json:18 (record 5)"),
+        ("a.parquet", Table, "a.parquet: row 5"),
+        ("a.csv", Table, "a.csv: row 5"),
+        ("folder", Table, "folder: row 5"),
+    ],
+)
+def test_every_kind_of_file(tmp_path: Path, name: str, reader: type, last: str) -> None:
+    rows = only(write(tmp_path / name, ROWS))
+    assert isinstance(rows, reader)
+    assert [rows[i] for i in range(len(rows))] == ROWS
+    assert rows[3] == ROWS[3]
+    assert rows.where(4).endswith(last)
+    assert len(rows.sha256()) == 64
+
+
+def test_hash_is_of_the_bytes(tmp_path: Path) -> None:
+    import hashlib
+
+    path = write(tmp_path / "a.jsonl", ROWS)
+    assert only(path).sha256() == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def test_comparisons_from_csv_and_parquet(tmp_path: Path) -> None:
+    """Lists stand in a CSV cell as JSON; text that looks like a number or a gap stays text."""
+    rows = [{"prompt": "42", "completions": ["NA", "2"], "ranks": [1, 2], "labeler": "l"}]
+    assert only(write(tmp_path / "a.parquet", rows))[0] == rows[0]
+    cells = [{name: v if isinstance(v, str) else json.dumps(v) for name, v in rows[0].items()}]
+    assert only(write(tmp_path / "a.csv", cells))[0] == rows[0]
+    empty = write(tmp_path / "b.csv", [{"prompt": "p", "completion": "", "labeler": ""}])
+    assert only(empty)[0] == {"prompt": "p", "completion": ""}
+
+
+def test_fields_that_arrow_fills_in_are_gone_again(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "user": "u"}, {"prompt": "q", "user": None}]
+    assert only(write(tmp_path / "a.parquet", rows))[1] == {"prompt": "q"}
+
+
+def test_lines_of_a_json_file_and_a_mark_at_its_start(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"prompt": "p"}\r\n\r\n  \n{"prompt": "q"}')
+    rows = only(str(path))
+    assert [rows[0], rows[1]] == [{"prompt": "p"}, {"prompt": "q"}]
+    assert rows.where(1).endswith("a.json:4")
+
+
+def test_globs_lists_and_splits(tmp_path: Path) -> None:
+    import datasets
+
+    for name in ("b.jsonl", "a.jsonl"):
+        write(tmp_path / name, ROWS)
+    found = open_source(Source(str(tmp_path / "*.jsonl")), "train")
+    assert [Path(rows.path).name for rows in found] == ["a.jsonl", "b.jsonl"]
+    assert as_sources("x") == [Source("x")]
+    assert as_sources(["x", Source("y", 2.0)]) == [Source("x"), Source("y", 2.0)]
+    assert as_sources(None) == []
+    both = datasets.DatasetDict({n: datasets.Dataset.from_list(ROWS[:k]) for n, k in (("train", 2), ("test", 3))})
+    both.save_to_disk(str(tmp_path / "both"))
+    assert len(only(str(tmp_path / "both"))) == 2
+    assert len(only(str(tmp_path / "both"), split="test")) == 3
+    with pytest.raises(UserError, match="no split 'dev'"):
+        only(str(tmp_path / "both"), split="dev")
+
+
+def test_a_reader_can_be_sent_to_a_worker(tmp_path: Path) -> None:
+    rows = only(write(tmp_path / "a.jsonl", ROWS))
+    assert rows[1] == ROWS[1]
+    assert pickle.loads(pickle.dumps(rows))[2] == ROWS[2]
+
+
+BROKEN: list[tuple[str, bytes, str]] = [
+    ("empty.jsonl", b"", "the file is empty"),
+    ("blank.jsonl", b"\n  \n\n", "nothing but blank lines"),
+    ("binary.jsonl", bytes(range(256)), "the file is binary"),
+    ("wide.jsonl", '{"prompt": "p"}'.encode("utf-16"), "the file is binary"),
+    ("latin.jsonl", b'{"prompt": "caf\xe9"}\n', "not UTF-8"),
+    ("cut.jsonl", b'{"prompt": "p"}\n{"prompt": "q', "cut.jsonl:2: not JSON"),
+    ("list.jsonl", b'["prompt"]\n', "list.jsonl:1: found list"),
+    ("cut.json", b'[{"prompt": "p"}, {"prompt": ', "cut.json: not JSON"),
+    ("text.json", b'"prompt"', "found str"),
+    ("elements.json", b'[{"prompt": "p"},\n"q"]', "elements.json:2 (record 2): found str"),
+    ("deep.jsonl", b"[" * 100_000, "nested too deeply"),
+    ("cut.parquet", b"PAR1 and no more", "cut.parquet: could not be read"),
+    ("cut.csv", b'prompt,completion\n"p,c\n', "cut.csv: could not be read"),
+    ("data.txt", b"text", "has the ending .txt"),
+    ("data.jsonl.gz", b"\x1f\x8b", "has the ending .gz"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "words"), BROKEN, ids=[case[0] for case in BROKEN])
+def test_broken_files(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        for rows in open_source(Source(str(path)), "train"):
+            for i in range(len(rows)):
+                rows[i]
+    assert words in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    write(tmp_path / "demonstrations.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"did you mean .*demonstrations.jsonl\?"):
+        open_source(Source(str(tmp_path / "demonstration.jsonl")), "train")
+    with pytest.raises(UserError, match=r"train: no file matches"):
+        open_source(Source(str(tmp_path / "*.csv")), "train")
+    with pytest.raises(UserError, match=r"name the files in it: .*\*.jsonl"):
+        open_source(Source(str(tmp_path)), "train")
+    with pytest.raises(UserError, match="weight 0"):
+        Source("x", weight=0)
+
+
+def test_a_hub_name_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(UserError, match=r"someone/data: could not be read: offline\n.*dataset of the Hub"):
+        open_source(Source("someone/data"), "train")
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """64 MB of JSON Lines, every row read: what is needed is some chunks of 4 MB, what stays is three numbers a row."""
+    path, line = tmp_path / "big.jsonl", json.dumps({"text": "word " * 4000}).encode() + b"\n"
+    with path.open("wb") as file:
+        for _ in range(32):
+            file.write(line * 100)
+    tracemalloc.start()
+    try:
+        rows = only(str(path))
+        characters = sum(len(rows[i]["text"]) for i in range(len(rows)))
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 64_000_000
+    assert characters == 3200 * 20_000
+    assert peak < 16_000_000
+    assert held < 100 * len(rows)
