@@ -111,6 +111,12 @@ class StageModule(pl.LightningModule):
             restore_random_state(self._random_state)
             self._random_state = None
 
+    def on_validation_start(self) -> None:
+        self._before_validation = random_state()  # looking at held-out data must not change what is trained on
+
+    def on_validation_end(self) -> None:
+        restore_random_state(self._before_validation)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["instructlit"] = {
             "stage": self.stage,

@@ -213,13 +213,18 @@ class PPOModule(StageModule):
             self._restore(self._resumed)
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self._prepare()
         self.validation_rows = []
 
-    on_test_start = on_validation_start
-    on_predict_start = on_validation_start
+    def on_test_start(self) -> None:
+        self._prepare()
+        self.validation_rows = []
+
+    on_predict_start = on_test_start
 
     def _prepare(self) -> None:
+        """Bring what is frozen to the device."""
         for model in self.frozen_reference:
             model.to(self.device)
         self.reward.prepare(self.device, self.tokenizer)

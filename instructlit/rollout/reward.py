@@ -19,7 +19,7 @@ class RewardFunction(ABC):
     """One score a response. Subclass it (or `TextReward`) and name the subclass by `class_path` as PPO's `reward`."""
 
     def prepare(self, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - optional
-        """Called before the first score, with the policy's device and tokenizer."""
+        """Called before scores are asked for, more than once, with the policy's device and tokenizer."""
 
     @abstractmethod
     def score(self, responses: Responses) -> Tensor:
@@ -62,6 +62,9 @@ class RewardModel(RewardFunction):
         self._network: ScalarModel | None = None
 
     def prepare(self, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> None:
+        if self._network is not None:
+            self._network.to(device)
+            return
         own = load_tokenizer(self.model.path, trust_remote_code=self.model.trust_remote_code)
         if own.get_vocab() != tokenizer.get_vocab():
             raise UserError(
