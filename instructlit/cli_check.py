@@ -4,6 +4,7 @@ jsonargparse refuses the same mistakes, but answers a typo anywhere below a unio
 fit. Here the config is walked next to the types, so that the message is about the one value that is wrong.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -53,17 +54,23 @@ class Checker:
         """Raise UserError at the first key or value that is wrong."""
         self._keys(self.config.values, self.options, ())
 
-    def check_option(self, name: str, value: str | None) -> None:
-        """Check one option of the line: every part of its dotted name, and its value where the type is plain."""
+    def check_option(self, name: str, value: str | None) -> Key | None:
+        """Check one option of the line: every part of its dotted name, and its value where the type is plain.
+
+        Returns:
+            The key whose class the option sets, None for any other option.
+        """
         key, hint = self._resolve(name)
         if value is None or hint is None:
-            return
+            return None
         if key[-1] == "class_path" or (classes_of(hint) and not value.lstrip().startswith(("{", "["))):
-            if "." in value and not value.endswith(FILES):
-                import_class(value, classes_of(hint), f"--{name}")
-            return
+            if "." not in value or value.endswith(FILES):
+                return None
+            import_class(value, classes_of(hint), f"--{name}")
+            return None if name.endswith("+") else key[:-1] if key[-1] == "class_path" else key
         if not is_open(hint) and not classes_of(hint) and (problem := misfit(hint, text=value)):
             raise self._unfit(value, hint, problem, f"--{name}")
+        return None
 
     def _resolve(self, name: str) -> tuple[Key, Any]:
         """The full key and the type of a dotted option; the type is None where it cannot be told."""
@@ -226,10 +233,11 @@ def _is_callable_target(found: Any) -> bool:
 
 def misfit(hint: Any, value: Any = None, text: str | None = None) -> str | None:
     """Why `value`, or the `text` of a command line, is not of type `hint`; None where it is, or cannot be told."""
-    parser = ArgumentParser(exit_on_error=False)
     try:
-        parser.add_argument("--value", type=hint)
-    except Exception:
+        parser = _value_parser(hint)
+    except TypeError:  # a type that cannot be hashed
+        parser = None
+    if parser is None:
         return None
     try:
         if text is None:
@@ -240,6 +248,17 @@ def misfit(hint: Any, value: Any = None, text: str | None = None) -> str | None:
         found = re.search(r"(?:File|Directory|Path) (?:does not exist|is not \w+)[^\n]*", str(error))
         return found.group(0) if found else "is not valid here"
     return None
+
+
+@functools.cache
+def _value_parser(hint: Any) -> ArgumentParser | None:
+    """A parser of one value; None for a type that jsonargparse cannot read."""
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_argument("--value", type=hint)
+    except Exception:
+        return None
+    return parser
 
 
 def options_of(args: Sequence[str], flags: Callable[[str], bool]) -> list[tuple[str, str | None]]:

@@ -13,14 +13,16 @@ EXTRAS = {"bitsandbytes": "8bit", "wandb": "wandb"}
 
 def report(error: BaseException) -> int:
     """Print what `error` means to the user on stderr and return the exit status it deserves."""
-    if isinstance(error, SystemExit):
+    # Lightning answers Ctrl-C by shutting down in order and then leaving with status 1.
+    stopped = any(isinstance(cause, KeyboardInterrupt) for cause in chain(error))
+    if isinstance(error, SystemExit) and not stopped:
         return _status_of(error)
     if isinstance(error, BrokenPipeError):  # `instructlit … | head` is no mistake
         sys.stderr.close()
         return 1
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exception(error)
-    if isinstance(error, KeyboardInterrupt):
+    if stopped:
         print("instructlit: stopped at your request", file=sys.stderr)
         return 130
     message = explain(error)

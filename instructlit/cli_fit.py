@@ -92,32 +92,26 @@ def check(name: str, config: Config, args: Sequence[str] = ()) -> None:
     """Raise UserError at the first mistake in a composed config or in the options given with it."""
     pairs = pairs_of(args)
     options, groups = signature(name)
-    given: list[Key] = []
-    first = Checker(config, options, groups)
-    chosen = dict(pairs)
+    checker = Checker(config, options, groups, [key for option, _ in pairs for key in spellings(option)])
     for option, value in pairs:
-        if option in ("model", "data") or option.endswith("class_path"):
-            continue
-        if any(option.startswith(f"{other}.") for other in chosen if other in ("model", "data")):
-            continue  # its class is named on the line: the parser knows it, this check does not
-        if any(
-            option.startswith(other.removesuffix("class_path")) for other in chosen if other.endswith(".class_path")
-        ):
-            continue
-        first.check_option(option, value)
-    for option, _ in pairs:
-        given += spellings(option)
-    Checker(config, options, groups, given).check()
-    if "model" not in config.values and not any(key[0] == "model" for key in given):
+        if (key := checker.check_option(option, value)) is not None:
+            checker.config = compose([checker.config, Config(nested(key, {"class_path": value}))], accepted_by)
+    checker.check()
+    if "model" not in checker.config.values and not any(option.startswith("model") for option, _ in pairs):
         raise UserError(
             "no model is given", expected="a stage's recipe, --config configs/….yaml, or --model class_path"
         )
-    check_checkpoint(chosen.get("ckpt_path") or config.values.get("ckpt_path"))
+    check_checkpoint(dict(pairs).get("ckpt_path") or config.values.get("ckpt_path"))
 
 
 def pairs_of(args: Sequence[str]) -> list[tuple[str, str | None]]:
     """The options that set a value."""
     return options_of(args, lambda option: option == "print_config")
+
+
+def nested(key: Key, value: Any) -> dict[str, Any]:
+    """`value` at `key` in a tree of its own."""
+    return {key[0]: nested(key[1:], value) if key[1:] else value}
 
 
 def spellings(option: str) -> list[Key]:
@@ -183,10 +177,16 @@ def readable(message: str) -> str:
 
 
 class InstructCLI(LightningCLI):
-    """LightningCLI for one subcommand, with a saved config, our progress bar, and safe checkpoints."""
+    """LightningCLI for one subcommand, with a saved config, our progress bar, and safe checkpoints.
 
-    def __init__(self, name: str, args: list[str]):
-        self.name = name
+    Args:
+        name: the subcommand.
+        args: its options, after the configs are composed and checked.
+        parse_only: stop before anything is built; `parsed` and `options` then say what would be.
+    """
+
+    def __init__(self, name: str, args: list[str], parse_only: bool = False):
+        self.name, self.parse_only = name, parse_only
         strict = {"exit_on_error": False}
         command = {**strict, "usage": USAGE.format(name=name), "description": ""}
         super().__init__(
@@ -208,6 +208,25 @@ class InstructCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse our own list, without Lightning's warning that sys.argv holds another."""
         self.config = parser.parse_args(args)
+
+    @property
+    def parsed(self) -> Any:
+        """The config as jsonargparse read it."""
+        return self.config[self.name]
+
+    @property
+    def options(self) -> LightningArgumentParser:
+        """The parser of the subcommand."""
+        return self._parser(self.name)
+
+    def instantiate_classes(self) -> None:
+        """Build module, datamodule and trainer."""
+        if not self.parse_only:
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.parse_only:
+            super()._run_subcommand(subcommand)
 
     def _parse_ckpt_path(self) -> None:
         """What the configs and the line say holds; the arguments stored in a checkpoint do not override them."""

@@ -24,7 +24,7 @@ class SaveConfig(SaveConfigCallback):
         """The whole config as plain containers, secrets taken out."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=rf"\s*{UNWRITABLE}")
-            text = self.parser.dump(self.config, skip_none=False)
+            text = self.parser.dump(self.config, skip_unset=False)
         return without_secrets(writable(yaml.safe_load(text)))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

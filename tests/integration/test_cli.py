@@ -1,0 +1,194 @@
+"""The command as a user calls it: from a folder of their own, with a module of their own."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cli_stand_in
+import pytest
+import torch
+import yaml
+
+from instructlit.cli import COMMANDS, LIGHTNING, main
+
+COMMAND = [sys.executable, "-m", "instructlit"]
+HEAVY = {"torch", "lightning", "transformers", "jsonargparse", "yaml", "numpy", "rich"}
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder."""
+    (tmp_path / "recipe.yaml").write_text(cli_stand_in.RECIPE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+@pytest.fixture
+def call(folder: Path, capfd: pytest.CaptureFixture[str]) -> Call:
+    """Runs the command in this process: importing Lightning anew for each call takes seconds."""
+
+    def called(*words: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            status = main(words)
+        except SystemExit as left:  # argparse leaves so after --help
+            status = int(left.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return called
+
+
+def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    program = (
+        "import sys; from instructlit.cli import main; status = main(['--help']); "
+        f"print('heavy:', sorted({HEAVY!r} & set(sys.modules))); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "heavy: []" in done.stdout
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([*COMMAND, "--help"], cwd=tmp_path, capture_output=True, check=True)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.3, f"instructlit --help took {min(seconds):.2f} s at best"
+
+
+def test_a_module_in_the_working_directory_trains(tmp_path: Path) -> None:
+    (tmp_path / "my_parts.py").write_text(Path(cli_stand_in.__file__).read_text())
+    (tmp_path / "recipe.yaml").write_text(cli_stand_in.RECIPE.replace("cli_stand_in", "my_parts"))
+    # as the console script starts: without the current folder on the search path
+    script = "import sys; sys.path[:] = [p for p in sys.path if p]; from instructlit.cli import main; sys.exit(main())"
+    words = ["fit", "--config", "recipe.yaml", "--config", "configs/optimizer/adamw.yaml", "--model.policy.path", "x"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        cwd=tmp_path,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Tip:" not in done.stderr
+    config = yaml.safe_load((tmp_path / "runs" / "lightning_logs" / "version_0" / "config.yaml").read_text())
+    assert config["model"]["class_path"] == "my_parts.Module"
+    assert config["model"]["init_args"]["policy"]["path"] == "x"
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-5
+
+
+def test_a_run_saves_its_config_and_goes_on_from_its_checkpoint(folder: Path, call: Call) -> None:
+    (folder / "keep.yaml").write_text(
+        "trainer: {callbacks+: [{class_path: lightning.pytorch.callbacks.ModelCheckpoint, "
+        "init_args: {dirpath: ckpt, save_last: true, every_n_train_steps: 1}}]}"
+    )
+    status, _, err = call(
+        "fit",
+        "--config",
+        "recipe.yaml",
+        "--config",
+        "keep.yaml",
+        "--trainer.logger.version",
+        "0",
+        "--seed_everything=3",
+    )
+    assert status == 0, err
+    saved = folder / "runs" / "lightning_logs" / "version_0" / "config.yaml"
+    assert yaml.safe_load(saved.read_text())["seed_everything"] == 3
+    assert torch.load(folder / "ckpt" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+    # the saved config is a recipe; a second run in the same log folder keeps the first one's
+    status, _, err = call("fit", "--config", str(saved), "--ckpt_path", "ckpt/last.ckpt", "--trainer.max_steps", "4")
+    assert status == 0, err
+    assert torch.load(folder / "ckpt" / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert yaml.safe_load(saved.read_text())["trainer"]["max_steps"] == 2
+    assert yaml.safe_load(saved.with_name("config-2.yaml").read_text())["trainer"]["max_steps"] == 4
+
+
+def test_a_checkpoint_is_data_and_not_code(folder: Path, call: Call) -> None:
+    torch.save({"state_dict": {}, "code": Path("x"), "pytorch-lightning_version": "2.6.0"}, folder / "bad.ckpt")
+    status, _, err = call("fit", "--config", "recipe.yaml", "--ckpt_path", "bad.ckpt")
+    assert status != 0
+    assert "weights_only" in err or "Weights only" in err
+
+
+def test_print_config_shows_everything_and_runs_nothing(folder: Path, call: Call) -> None:
+    status, out, _ = call("fit", "--config", "recipe.yaml", "--trainer.max_steps", "7", "--print_config")
+    assert status == 0
+    shown = yaml.safe_load(out)
+    assert shown["trainer"]["max_steps"] == 7
+    assert shown["trainer"]["use_distributed_sampler"] is False
+    assert shown["seed_everything"] == 0
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["fit", "validate"])
+def test_help_of_a_lightning_command(call: Call, name: str) -> None:
+    status, out, _ = call(name, "--help")
+    assert status == 0
+    assert f"instructlit {name} --config RECIPE" in out
+    assert "--trainer.max_steps" in out
+
+
+def test_help_of_a_class(call: Call) -> None:
+    status, out, _ = call("fit", "--model.help", "cli_stand_in.Module")
+    assert status == 0
+    assert "how it is packed." in out
+
+
+def test_mistakes_are_one_message_and_status_2(call: Call) -> None:
+    status, out, err = call("fit", "--config", "recipee.yaml")
+    told = "instructlit: --config: there is no file `recipee.yaml`\n  expected: did you mean recipe.yaml?\n"
+    assert (status, out, err) == (2, "", told)
+    status, out, err = call("fit", "--config", "recipe.yaml", "--trainer.max_step", "3")
+    told = "instructlit: --trainer.max_step: unknown option `max_step`\n  expected: did you mean --trainer.max_steps?\n"
+    assert (status, out, err) == (2, "", told)
+    status, out, err = call("fit", "--config", "recipe.yaml", "stray")
+    assert (status, out, err) == (2, "", "instructlit: unrecognized arguments: stray\n")
+
+
+def test_a_mistake_found_while_training_is_told_with_its_place(
+    folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "recipe.yaml").write_text(cli_stand_in.RECIPE.replace("path: base", "path: nowhere"))
+    status, _, err = call("fit", "--config", "recipe.yaml")
+    assert status == 2
+    assert "instructlit: recipe.yaml:5: model.init_args.policy.path: there is no folder `nowhere`" in err
+    assert "Traceback" not in err
+    monkeypatch.setenv("INSTRUCTLIT_DEBUG", "1")
+    status, _, err = call("fit", "--config", "recipe.yaml")
+    assert status == 2
+    assert "Traceback" in err
+
+
+def test_our_own_fault_shows_its_trace_and_an_interrupt_does_not(call: Call) -> None:
+    status, _, err = call("fit", "--config", "recipe.yaml", "--model.policy.path", "bug")
+    assert status == 1
+    assert "ZeroDivisionError: a fault of the program" in err
+
+
+def test_an_interrupt_is_no_fault(folder: Path) -> None:
+    # in a process of its own: Lightning takes the signal handlers with it
+    words = ["fit", "--config", "recipe.yaml", "--model.policy.path", "stop"]
+    environment = os.environ | {"PYTHONPATH": str(Path(cli_stand_in.__file__).parent)}
+    done = subprocess.run([*COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 130
+    assert done.stderr.endswith("instructlit: stopped at your request\n")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name, (target, _) in COMMANDS.items() if target != LIGHTNING])
+def test_every_tool_has_help_with_a_sentence_for_each_option(call: Call, name: str) -> None:
+    status, out, _ = call(*name.split(), "--help")
+    assert status == 0
+    assert f"usage: instructlit {name}" in out
+    lines = out.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("  --") and " CONFIG" not in line:
+            told = " ".join([line, *lines[number + 1 : number + 3]]).split("(type", 1)[0].split("(required", 1)[0]
+            assert len(told.split()) > 3, f"{name}: {line.strip()} has no sentence"

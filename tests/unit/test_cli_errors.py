@@ -1,0 +1,121 @@
+"""Which errors are the user's, what is printed for them, and with which exit status."""
+
+import pytest
+
+from instructlit import cli
+from instructlit.cli_errors import chain, explain, report
+from instructlit.errors import UserError
+
+
+class MisconfigurationException(Exception):
+    """As Lightning's, which is recognised by its name."""
+
+
+def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
+    try:
+        if cause is None:
+            raise error
+        try:
+            raise cause
+        except BaseException:
+            raise error  # noqa: B904 - an implicit context is what is tested
+    except BaseException as caught:
+        return caught
+
+
+USER = UserError("no weights in it", where="policy.path", expected="a model folder", fix="name another")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        USER,
+        raised(RuntimeError("wrapped"), USER),
+        ExceptionGroup("several", [ValueError("x"), USER]),
+    ],
+)
+def test_a_user_error_is_one_message_wherever_it_sits(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(error) == 2
+    shown = capsys.readouterr()
+    assert shown.err == f"instructlit: {USER}\n"
+    assert shown.out == ""
+
+
+def test_a_cause_counts_and_a_suppressed_context_does_not() -> None:
+    explicit = RuntimeError("outer")
+    explicit.__cause__ = USER
+    assert explain(explicit) == str(USER)
+    hidden = raised(RuntimeError("outer"), USER)
+    hidden.__suppress_context__ = True
+    assert explain(hidden) is None
+
+
+def test_a_chain_that_bites_its_tail_ends() -> None:
+    one, two = RuntimeError("1"), RuntimeError("2")
+    one.__cause__, two.__cause__ = two, one
+    assert list(chain(one)) == [one, two]
+
+
+def test_other_mistakes_of_the_user() -> None:
+    assert explain(MisconfigurationException("no GPU here")) == "no GPU here"
+    missing = FileNotFoundError(2, "No such file or directory", "nowhere.jsonl")
+    assert "nowhere.jsonl" in (explain(missing) or "")
+    extra = ModuleNotFoundError("No module named 'bitsandbytes'", name="bitsandbytes.optim")
+    assert "pip install 'instructlit[8bit]'" in (explain(extra) or "")
+    assert explain(ModuleNotFoundError("No module named 'other'", name="other")) is None
+    assert explain(ZeroDivisionError("ours")) is None
+
+
+def test_our_own_fault_keeps_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(raised(ZeroDivisionError("ours"))) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_debug_shows_the_trace_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("INSTRUCTLIT_DEBUG", "1")
+    assert report(raised(USER)) == 2
+    assert report(raised(ZeroDivisionError("ours"))) == 1
+    assert capsys.readouterr().err.count("Traceback") == 2
+
+
+def test_status_of_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "instructlit: stopped at your request\n"
+    assert report(raised(SystemExit(1), KeyboardInterrupt())) == 130  # as Lightning leaves after Ctrl-C
+    assert capsys.readouterr().err == "instructlit: stopped at your request\n"
+    assert [report(SystemExit(code)) for code in (None, 0, 3, "said")] == [0, 0, 3, 1]
+    assert capsys.readouterr().err == "said\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["fitt"], "did you mean `instructlit fit`?"),
+        (["quickstrat", "--seed", "3"], "did you mean `instructlit quickstart`?"),
+        (["data"], "`instructlit data check`"),
+        (["data", "chek"], "`instructlit data check`"),
+        (["data-check"], "did you mean `instructlit data check`?"),
+        (["world", "lable"], "`instructlit world label`"),
+        (["zzzz"], "one of fit, validate"),
+    ],
+)
+def test_an_unknown_command_names_the_nearest(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in cli.COMMANDS)
+    assert sorted(name for _, names in cli.GROUPS for name in names) == sorted(cli.COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import instructlit
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"instructlit {instructlit.__version__}\n"

@@ -1,0 +1,116 @@
+"""Signatures and types as a message tells them."""
+
+import enum
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from cli_stand_in import Module, Net, Place
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
+from instructlit.cli_types import (
+    classes_of,
+    dataclasses_of,
+    describe,
+    elements_of,
+    import_class,
+    is_open,
+    parameters,
+    suggest,
+)
+from instructlit.errors import UserError
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int, "a whole number"),
+        (float | None, "a number or null"),
+        (Literal["nf4", "int8"] | None, "one of nf4, int8 or null"),
+        (list[int], "a list of a whole number"),
+        (str | list[str | Path], "text or a list of (text or a path)"),
+        (dict[str, int], "a mapping"),
+        (float | torch.Tensor, "a number"),
+        (Annotated[bool, "x"], "true or false"),
+        (Colour, "one of RED"),
+        (Net, "the keys of Net (path, dtype, quantization, revision)"),
+        (OptimizerCallable, "a class_path of Optimizer"),
+        (pl.LightningModule, "a class_path of LightningModule"),
+        (Any, "anything"),
+    ],
+)
+def test_describe(hint: Any, words: str) -> None:
+    assert describe(hint) == words
+
+
+def test_what_a_class_path_may_name() -> None:
+    assert classes_of(OptimizerCallable) == [torch.optim.Optimizer]
+    assert torch.optim.lr_scheduler.LRScheduler in classes_of(LRSchedulerCallable | None)
+    assert classes_of(float | torch.Tensor | None | list[str] | dict[str, Any] | Path | Colour | Net) == []
+    assert classes_of(pl.Callback | list[pl.Callback] | None) == [pl.Callback]
+    assert classes_of(Callable[[Iterable], int]) == []
+
+
+def test_dataclasses_and_elements() -> None:
+    assert dataclasses_of(str | Place | list[str | Place]) == [Place]
+    assert elements_of(str | Place | list[str | Place]) == str | Place
+    assert elements_of(str | None) is None
+    assert elements_of(tuple[float, float]) is float
+    assert elements_of(tuple[float, str]) is None
+    assert is_open(dict[str, int] | None)
+    assert not is_open(list[int])
+
+
+def test_parameters_follow_keyword_arguments_through() -> None:
+    assert parameters(Module) is not None
+    assert {n for n, p in (parameters(Module) or {}).items() if p.required} == {"policy"}
+    found = parameters(pl.callbacks.ModelCheckpoint) or {}  # type: ignore[attr-defined]
+    assert {"monitor", "save_last"} <= set(found)
+
+    def passes_on(a: int, **kwargs: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([torch.zeros(1)], **kwargs)
+
+    assert {"a", "lr", "momentum"} <= set(parameters(passes_on) or {})
+
+
+def test_import_class() -> None:
+    assert import_class("torch.optim.AdamW", [torch.optim.Optimizer], "x") is torch.optim.AdamW
+    assert import_class("SGD", [torch.optim.Optimizer], "x") is torch.optim.SGD
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted", "words"),
+    [
+        ("torch.optim.AdamWW", torch.optim.Optimizer, "did you mean torch.optim.AdamW?"),
+        ("torch.optimm.AdamW", torch.optim.Optimizer, "did you mean torch.optim?"),
+        ("cli_stand_inn.Module", pl.LightningModule, "did you mean cli_stand_in?"),
+        ("torch.optim.AdamW", pl.LightningModule, "is not a LightningModule"),
+        ("AdamWw", torch.optim.Optimizer, "did you mean torch.optim.adamw.AdamW?"),
+        ("no_such_thing_at_all.X", pl.LightningModule, "the folder you start from"),
+    ],
+)
+def test_import_class_names_the_nearest(path: str, wanted: type, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        import_class(path, [wanted], "model.class_path")
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("model.class_path: ")
+
+
+def test_a_module_that_lacks_something_itself_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_user_module.py").write_text("import not_installed_anywhere\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        import_class("broken_user_module.X", [], "x")
+
+
+def test_suggest() -> None:
+    assert suggest("float31", Literal["float32", "bfloat16"]) == "float32"
+    assert suggest("RAD", Colour | None) == "RED"
+    assert suggest("zzz", int) is None

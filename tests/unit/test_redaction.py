@@ -1,0 +1,62 @@
+"""Secrets stay out of what is written; what only sounds like one stays in."""
+
+from pathlib import Path
+
+from instructlit.cli_save import writable, write_numbered
+from instructlit.redaction import REMOVED, without_secrets
+
+
+def test_what_is_called_a_secret_goes() -> None:
+    config = {
+        "api_key": "abc",
+        "wandb": {"init_args": {"settings": {"api_key": "abc", "entity": "me"}, "WANDB_API_KEY": "abc"}},
+        "list": [{"password": "x"}, {"hf_token": "x"}, "plain"],
+        "auth": "x",
+    }
+    assert without_secrets(config) == {
+        "api_key": REMOVED,
+        "wandb": {"init_args": {"settings": {"api_key": REMOVED, "entity": "me"}, "WANDB_API_KEY": REMOVED}},
+        "list": [{"password": REMOVED}, {"hf_token": REMOVED}, "plain"],
+        "auth": REMOVED,
+    }
+
+
+def test_what_only_sounds_like_one_stays() -> None:
+    config = {
+        "tokenizer": "models/base",
+        "padding_token": "<pad>",
+        "eos_token": "</s>",
+        "max_new_tokens": 32,
+        "pretraining_key": None,
+        "monitor": "sft/val/loss",
+        "token": None,
+        "keys": ["a"],
+    }
+    assert without_secrets(config) == config
+
+
+def test_what_looks_like_one_goes_wherever_it_stands() -> None:
+    assert without_secrets({"note": "use hf_abcdefghijklmnopqrstuvwxyz now"}) == {"note": f"use {REMOVED} now"}
+    assert without_secrets("https://me:secret@host/x") == f"https://{REMOVED}@host/x"
+    assert without_secrets("https://host/x") == "https://host/x"
+
+
+def test_the_original_is_left_as_it_was() -> None:
+    config = {"a": {"api_key": "abc"}, "b": ["hf_abcdefghijklmnopqrstuvwxyz"]}
+    without_secrets(config)
+    assert config == {"a": {"api_key": "abc"}, "b": ["hf_abcdefghijklmnopqrstuvwxyz"]}
+
+
+def test_what_could_not_be_written_is_left_out() -> None:
+    assert writable({"a": "Unable to serialize instance <x>", "b": [{"c": "Unable to serialize instance <y>"}, 1]}) == {
+        "b": [{}, 1]
+    }
+
+
+def test_a_second_run_in_the_folder_keeps_the_first_config(tmp_path: Path) -> None:
+    assert write_numbered(tmp_path, "one").name == "config.yaml"
+    assert write_numbered(tmp_path, "one").name == "config.yaml"
+    assert write_numbered(tmp_path, "two").name == "config-2.yaml"
+    assert write_numbered(tmp_path, "two").name == "config-2.yaml"
+    assert write_numbered(tmp_path, "one").name == "config-3.yaml"
+    assert (tmp_path / "config.yaml").read_text() == "one"
