@@ -17,7 +17,6 @@ LIMITS: dict[str, list[float | None]] = {
     "ppo/policy/clip_fraction": [None, 0.5],
     "ppo/policy/ratio_mean": [0.8, 1.2],
     "ppo/policy/entropy": [0.02, None],
-    "ppo/policy/engine_gap": [None, 0.05],
     "ppo/response/eos_fraction": [0.3, None],
     "reward/val/accuracy": [0.5, None],
 }

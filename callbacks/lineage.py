@@ -54,7 +54,8 @@ class WandbLineage(pl.Callback):
                 if Path(path).is_dir():
                     _use(run, self.model_artifact(Path(path)))
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # After every on_fit_end, so that it does not matter whether the export is named before or after this callback.
         for run in wandb_runs(trainer):
             for folder in exported_folders(trainer):
                 run.log_artifact(self.model_artifact(folder))

@@ -49,9 +49,9 @@ class ScoreSamples(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._batches is None:
-            tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-            self._batches = self._read(tokenizer, getattr(trainer.datamodule, "template", "auto"))  # type: ignore[attr-defined]
-            self.reward.prepare(pl_module.device, tokenizer)
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            self._batches = self._read(data.encoder, int(data.tokenizer.pad_token_id))
+            self.reward.prepare(pl_module.device, data.tokenizer)
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,8 +86,7 @@ class ScoreSamples(pl.Callback):
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
         pl_module.log(f"{stage_name(pl_module)}/val/score", sums[0] / sums[1])
 
-    def _read(self, tokenizer: Any, template: str) -> list[PromptBatch]:
-        encoder = Encoder(tokenizer, template)
+    def _read(self, encoder: Encoder, pad_id: int) -> list[PromptBatch]:
         found = []
         for rows in open_source(Source(self.prompts), "ScoreSamples.prompts"):
             for index in range(len(rows)):
@@ -105,4 +104,4 @@ class ScoreSamples(pl.Callback):
                 expected="prompts to answer",
             )
         size = self.batch_size
-        return [collate_prompts(found[i : i + size], int(tokenizer.pad_token_id)) for i in range(0, len(found), size)]
+        return [collate_prompts(found[i : i + size], pad_id) for i in range(0, len(found), size)]

@@ -5,6 +5,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -58,7 +59,7 @@ class WandbLogger(LightningWandbLogger):
             super().__init__(
                 project=project,
                 name=name,
-                save_dir=save_dir,
+                save_dir=os.path.abspath(save_dir),  # wandb's service may have been started in another folder
                 id=id,
                 offline=offline,
                 **{key: value for key, value in options.items() if value is not None},
@@ -69,8 +70,10 @@ class WandbLogger(LightningWandbLogger):
                 where="trainer.logger",
                 fix="pip install 'instructlit[wandb]', or log to CSV files with --config configs/logger/csv.yaml",
             ) from error
+        self._wandb_init.pop("anonymous", None)  # newer wandb warns of it even where it is None
         self.online_timeout = online_timeout
         self.why_offline: str | None = None
+        self._axes: dict[str, float] = {}
 
     @property
     @rank_zero_experiment
@@ -87,6 +90,16 @@ class WandbLogger(LightningWandbLogger):
         return self._experiment  # type: ignore[return-value]
 
     @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write a row of the history; each holds the value of its x-axis, validation and tables included."""
+        for names, axis in X_AXES.items():
+            if axis in metrics:
+                self._axes[axis] = metrics[axis]
+            elif axis in self._axes and any(name.startswith(names.removesuffix("*")) for name in metrics):
+                metrics = {**metrics, axis: self._axes[axis]}
+        super().log_metrics(metrics, step)
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         super().finalize(status)
         if self._experiment is not None and self.why_offline:
@@ -100,7 +113,7 @@ class WandbLogger(LightningWandbLogger):
     def _start(self) -> "Run":
         import wandb
 
-        os.makedirs(self._save_dir or ".", exist_ok=True)  # else wandb moves to the system's temporary folder
+        os.makedirs(str(self._save_dir), exist_ok=True)  # else wandb moves to the system's temporary folder
         mode = os.environ.get("WANDB_MODE", "online")
         if mode == "disabled":
             return wandb.init(mode="disabled", **self._wandb_init)
@@ -108,7 +121,7 @@ class WandbLogger(LightningWandbLogger):
         if mode in ("offline", "dryrun"):
             self.why_offline = f"WANDB_MODE is {mode}"
         if self.why_offline is None:
-            server = str(wandb.Settings().base_url)
+            server = str(wandb.setup().settings.base_url)
             key, known = find_credentials(server)
             self.why_offline = (
                 unreachable(server)
