@@ -1,9 +1,10 @@
 """Simulated labelers: they write demonstrations, and they rank and rate completions, with taste and error.
 
-A labeler's utility of a completion is the gold score seen with error: personal weights on what the gold scorer finds, a
-taste for long or short and for friendly words, slips of attention, and plain noise. What matters when several
-completions lie side by side is how far they are apart, so the noise is a share of the spread of the gold scores in view
-(with a floor): that keeps the agreement between two labelers at about 73 % for weak and for strong models alike.
+A labeler's utility of a completion is the gold score seen with error: personal weights on what the gold scorer finds, taste
+for length and for friendly words, slips of attention, and noise. What matters when several completions lie side by
+side is how far they are apart, so the noise is a share of the spread of the gold scores in view (with a floor); and
+completions of equal merit are mistaken alike, but for a small rest, so that they mostly tie. Both together keep the
+agreement of two labelers at about 73 % whether the completions come from a weak model or a strong one.
 """
 
 import random
@@ -13,13 +14,15 @@ from dataclasses import asdict, dataclass
 from instructlit.world.gold import FLAGS, Verdict, rating
 from instructlit.world.prompts import PromptSpec, parse
 
-NOISE = 0.65
+NOISE = 1.05
 """Standard deviation of a labeler's error, as a share of the spread of the gold scores compared."""
+NOISE_OWN = 0.15
+"""The part of that error, as a share of it, that differs between completions of equal gold score."""
 NOISE_FLOOR = 0.02
 GRID = 0.5
 """Utilities closer than about this share of the spread tie."""
 SLIP = 0.05
-"""Probability that a labeler misjudges a completion altogether."""
+"""Probability that a labeler misjudges completions of one gold score altogether."""
 FLAG_ERROR = 0.03
 
 FRIENDLY = ("please", "hello", "dear", "sorry", "glad")
@@ -89,7 +92,10 @@ def rank(
     scores = {text: verdict.score for text, verdict in zip(completions, verdicts, strict=True)}
     spread = _deviation(list(scores.values()))
     noise = max(NOISE_FLOOR, NOISE * spread)
-    utility = {text: _utility(labeler, text, score, noise, rng) for text, score in scores.items()}
+    seen = {score: _see_score(labeler, score, noise, rng) for score in dict.fromkeys(scores.values())}
+    utility = {
+        text: seen[score] + _taste(labeler, text) + rng.gauss(0, NOISE_OWN * noise) for text, score in scores.items()
+    }
     grid = max(0.01, GRID * max(spread, NOISE_FLOOR))
     steps = {text: round(value / grid) for text, value in utility.items()}
     order = sorted(set(steps.values()), reverse=True)
@@ -99,19 +105,23 @@ def rank(
         ranks=[order.index(steps[text]) + 1 for text in completions],
         labeler=labeler.name,
         ratings=[rating(utility[text]) for text in completions],
-        flags=[_see(verdict, spec, rng) for verdict in verdicts],
+        flags=[_see_flags(verdict, spec, rng) for verdict in verdicts],
         use_case=spec.use_case,
     )
 
 
-def _utility(labeler: Labeler, text: str, score: float, noise: float, rng: random.Random) -> float:
+def _see_score(labeler: Labeler, score: float, noise: float, rng: random.Random) -> float:
+    if rng.random() < SLIP:
+        return rng.random()
+    return 1 - labeler.strict * (1 - score) + rng.gauss(0, noise)
+
+
+def _taste(labeler: Labeler, text: str) -> float:
     words = text.split()
-    taste = labeler.length * len(words) + labeler.friendly * any(word in words for word in FRIENDLY)
-    seen = rng.random() if rng.random() < SLIP else 1 - labeler.strict * (1 - score)
-    return seen + taste + rng.gauss(0, noise)
+    return labeler.length * len(words) + labeler.friendly * any(word in words for word in FRIENDLY)
 
 
-def _see(verdict: Verdict, spec: PromptSpec, rng: random.Random) -> dict[str, bool]:
+def _see_flags(verdict: Verdict, spec: PromptSpec, rng: random.Random) -> dict[str, bool]:
     """The flags as a labeler ticks them: now and then one of those that could apply is wrong."""
     errors = {name: rng.random() < FLAG_ERROR for name in FLAGS[:4]}
     errors["satisfies_constraint"] &= bool(spec.constraints)

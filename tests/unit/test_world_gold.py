@@ -202,7 +202,7 @@ def test_two_constraints_are_both_needed(world: World) -> None:
     answers = ("FOUR .", "four .", "it is FOUR .")
     verdicts = [world.judge(prompt, text) for text in answers]
     assert [v.constraints for v in verdicts] == [True, False, False]
-    assert verdicts[0].score - verdicts[1].score == pytest.approx(1 / 9)  # half of 2 points, of 9
+    assert verdicts[0].score - verdicts[1].score == pytest.approx(1 / 9, abs=1e-5)  # half of 2 points, of 9
 
 
 def test_closed_tasks_stay_within_their_text(world: World) -> None:
