@@ -1,10 +1,10 @@
 """Simulated labelers: they write demonstrations, and they rank and rate completions, with taste and error.
 
-A labeler's utility of a completion is the gold score seen with error: personal weights on what the gold scorer finds, taste
-for length and for friendly words, slips of attention, and noise. What matters when several completions lie side by
-side is how far they are apart, so the noise is a share of the spread of the gold scores in view (with a floor); and
-completions of equal merit are mistaken alike, but for a small rest, so that they mostly tie. Both together keep the
-agreement of two labelers at about 73 % whether the completions come from a weak model or a strong one.
+A labeler's utility of a completion is the gold score seen with error: personal weights on what the gold scorer finds,
+taste for length and for friendly words, slips of attention, and noise. What matters when several completions lie side
+by side is how far they are apart, so the noise is a share of the spread of the gold scores in view (with a floor);
+and completions of equal merit are mistaken alike, but for a small rest, so that they mostly tie. Both together keep
+the agreement of two labelers at about 73 % whether the completions come from a weak model or a strong one.
 """
 
 import random
