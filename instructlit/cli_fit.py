@@ -13,7 +13,6 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,11 +22,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from instructlit.cli_check import Checker, options_of
 from instructlit.cli_config import Config, Key, compose
 from instructlit.cli_defaults import DEFAULTS, from_signature
+from instructlit.cli_files import check_checkpoint, check_files
 from instructlit.cli_save import SaveConfig
 from instructlit.cli_types import Parameter, import_class, parameters
-from instructlit.errors import UserError, nearest
-
-CHECKPOINT_WORDS = ("last", "hpc", "registry")
+from instructlit.errors import UserError
 
 USAGE = "instructlit {name} --config RECIPE [--config OVERLAY ...] [--key.of.the.config value ...]"
 HELP = """\
@@ -64,6 +62,8 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
     for note in config.notes:
         print(f"instructlit: {note}", file=sys.stderr)
     check(name, config, args)
+    if not any(word.startswith("--print_config") for word in args):
+        check_files(config, pairs_of(args))
     try:
         # jsonargparse takes the text of a config as well as its path.
         InstructCLI(name, ["--config", json.dumps(config.values), *args])
@@ -84,8 +84,18 @@ def located(error: UserError, config: Config, args: Sequence[str]) -> UserError:
     if error.where is None or not re.fullmatch(r"[A-Za-z_][\w.]*", error.where):
         return error
     on_line = [option for option, _ in pairs_of(args) if f".{option}".endswith(f".{error.where}")]
-    where = f"--{on_line[0]}" if on_line else config.locate(error.where)
+    where = f"--{on_line[0]}" if on_line else config.locate(error.where) or owner_of(error.where, config)
     return UserError(error.what, where=where, expected=error.expected, fix=error.fix) if where else error
+
+
+def owner_of(name: str, config: Config) -> str | None:
+    """The option for an argument that stands in no config: `padding_token` is `--data.init_args.padding_token`."""
+    head = name.partition(".")[0]
+    for part in ("data", "model"):
+        path = config.get((part, "class_path"))
+        if isinstance(path, str) and head in (accepted_by(path) or ()):
+            return f"--{part}.init_args.{name}"
+    return None
 
 
 def check(name: str, config: Config, args: Sequence[str] = ()) -> None:
@@ -122,22 +132,6 @@ def spellings(option: str) -> list[Key]:
         for count in range(1, len(parts)):
             keys.append((*parts[:count], "init_args", *parts[count:]))
     return keys
-
-
-def check_checkpoint(path: Any) -> None:
-    """Refuse a checkpoint that is not there before anything is built."""
-    if not isinstance(path, str) or path in CHECKPOINT_WORDS or "://" in path or path.startswith("registry:"):
-        return
-    file = Path(path)
-    if not file.exists():
-        known = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
-        near = nearest(file.name, [*known, *CHECKPOINT_WORDS])
-        raise UserError(
-            f"there is no file `{path}`",
-            where="--ckpt_path",
-            expected=f"did you mean {near if near in CHECKPOINT_WORDS else file.with_name(near)}?" if near else None,
-            fix="`best` is known only to the process that trained" if path == "best" else None,
-        )
 
 
 def signature(name: str) -> tuple[dict[str, Parameter], dict[str, type]]:

@@ -1,0 +1,84 @@
+"""Inputs that a config names and that are not there: said before anything is built or downloaded."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from instructlit.cli_config import Config, Key
+from instructlit.errors import UserError, nearest
+
+CHECKPOINT_WORDS = ("last", "hpc", "registry")
+INPUTS = ("path", "tokenizer", "train", "validation", "test", "pretraining", "demonstrations", "prompts")
+"""Arguments that name something to read."""
+
+FILES = (".jsonl", ".json", ".csv", ".parquet", ".yaml", ".jinja", ".ckpt", ".safetensors")
+
+
+def check_files(config: Config, options: Sequence[tuple[str, str | None]]) -> None:
+    """Raise UserError for the first input of model or data that is plainly a local path and is not there.
+
+    Args:
+        config: the composed config.
+        options: the names and values on the line, which go over those of the config.
+    """
+    on_line = {tuple(p for p in option.rstrip("+").split(".") if p != "init_args") for option, _ in options}
+    for key, value in inputs(config.values, ()):
+        if tuple(p for p in key if p != "init_args") not in on_line:
+            check_input(value, config.where(key))
+    for option, value in options:
+        if value is not None and option.rpartition(".")[2] in INPUTS and not value.startswith(("[", "{")):
+            check_input(value, f"--{option}")
+
+
+def inputs(values: Any, key: Key) -> Iterator[tuple[Key, str]]:
+    """Every text that an argument in `INPUTS` holds, alone or in a list."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from inputs(value, (*key, str(name)))
+    elif isinstance(values, list):
+        for index, value in enumerate(values):
+            yield from inputs(value, (*key, str(index)))
+    elif isinstance(values, str) and key and key[0] in ("model", "data"):
+        named = key[-2] if key[-1].isdigit() else key[-1]
+        if named in INPUTS:
+            yield key, values
+
+
+def check_input(value: str, where: str) -> None:
+    """Raise UserError where `value` is plainly a local path and is not there; a name on the Hub passes."""
+    path = Path(value).expanduser()
+    if not value or any(mark in value for mark in "*?[") or "://" in value or path.exists():
+        return
+    parent = path.parent
+    local = (
+        value.startswith(("/", "./", "../", "~")) or path.suffix in FILES or (str(parent) != "." and parent.is_dir())
+    )
+    if not local:
+        return
+    near = nearest(path.name, _names(parent))
+    if near is None and not parent.is_dir():
+        what = f"there is no folder `{parent}`, and so no `{value}`"
+    else:
+        what = f"there is no file or folder `{value}`"
+    raise UserError(what, where=where, expected=f"did you mean {parent / near}?" if near else None)
+
+
+def check_checkpoint(path: Any) -> None:
+    """Refuse a checkpoint that is not there before anything is built."""
+    if not isinstance(path, str) or path in CHECKPOINT_WORDS or "://" in path or path.startswith("registry:"):
+        return
+    file = Path(path)
+    if file.exists():
+        return
+    near = nearest(file.name, [*_names(file.parent), *CHECKPOINT_WORDS])
+    meant = near if near in CHECKPOINT_WORDS else str(file.with_name(near)) if near else None
+    raise UserError(
+        f"there is no file `{path}`",
+        where="--ckpt_path",
+        expected=f"did you mean {meant}?" if meant else None,
+        fix="`best` is known only to the process that trained" if path == "best" else None,
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir()] if folder.is_dir() else []
