@@ -19,11 +19,12 @@ _ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 # The plain layout as a chat template: what `template="turns"` gives to a tokenizer, which then carries it into every
 # export.
+# Line breaks stand in strings, as transformers drops the one after a block.
 TURNS = (
     "{% for message in messages %}"
-    "{{ {'system': 'System', 'user': 'User', 'assistant': 'Assistant'}[message['role']] }}:\n{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' and loop.last %}{{ eos_token }}{% else %}\n\n{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
+    "{{ {'system': 'System', 'user': 'User', 'assistant': 'Assistant'}[message['role']] + ':\n' + message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' and loop.last else '\n\n' }}"
+    "{% endfor %}{{ 'Assistant:\n' if add_generation_prompt else '' }}"
 )
 
 

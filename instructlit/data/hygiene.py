@@ -84,7 +84,7 @@ def _is_address(text: str) -> bool:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return not (address.is_unspecified or address.is_loopback or address.is_private)
+    return address.is_global and not address.is_reserved
 
 
 def _is_phone(text: str) -> bool:

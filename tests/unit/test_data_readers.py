@@ -17,9 +17,7 @@ ROWS: list[dict[str, Any]] = [{"prompt": f"p{i}", "completion": "é\n" * i} for 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -117,6 +115,10 @@ def test_a_reader_can_be_sent_to_a_worker(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(rows))[2] == ROWS[2]
 
 
+def read_all(path: str) -> list[Any]:
+    return [rows[i] for rows in open_source(Source(path), "train") for i in range(len(rows))]
+
+
 BROKEN: list[tuple[str, bytes, str]] = [
     ("empty.jsonl", b"", "the file is empty"),
     ("blank.jsonl", b"\n  \n\n", "nothing but blank lines"),
@@ -141,9 +143,7 @@ def test_broken_files(tmp_path: Path, name: str, content: bytes, words: str) -> 
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        for rows in open_source(Source(str(path)), "train"):
-            for i in range(len(rows)):
-                rows[i]
+        read_all(str(path))
     assert words in str(caught.value)
     assert name in str(caught.value)
 

@@ -1,0 +1,55 @@
+"""Names on the Hugging Face Hub: asked for once, with a short patience, before a library tries for minutes."""
+
+from pathlib import Path
+
+from instructlit.errors import UserError
+
+PATIENCE = 10.0
+"""Seconds to wait for the Hub's answer."""
+
+
+def reachable(name: str, revision: str | None, where: str) -> str:
+    """What to load for a model name on the Hub: the name, or where the Hub cannot be reached, its folder in the cache.
+
+    Raises:
+        UserError: the Hub has no such model or revision, or refuses it; no answer and nothing in the cache.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    what = f"{name} is no folder here, and the Hugging Face Hub"
+    try:
+        HfApi().model_info(name, revision=revision, timeout=PATIENCE)
+    except GatedRepoError as error:
+        raise UserError(
+            f"{what} gives it only to accounts that accepted its terms",
+            where=where,
+            fix="accept them on its page, then log in with `hf auth login`",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{name} has no revision {revision}", where=where, expected="a branch, tag or commit") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{what} has no such model (or it is private)",
+            where=where,
+            expected="an existing folder, or a name on the Hub",
+            fix="correct the name; for a private model log in with `hf auth login`",
+        ) from error
+    except Exception as error:  # no network, no answer in time, or offline by choice: many kinds, one meaning
+        if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code < 500:
+            raise UserError(f"{what} refused it: {_first_line(error)}", where=where) from error
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return str(Path(cached).parent)
+        raise UserError(
+            f"{what} did not answer ({_first_line(error)})",
+            where=where,
+            expected="an existing folder, or a Hub name that can be reached or is in the cache",
+            fix="correct the path; without a network, download the model first and name its folder",
+        ) from error
+    return name
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,389 @@
+"""The datamodules: what their batches hold, how rows are split, dropped and counted, that a run can be continued."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from conftest import COMPARISONS, DEMONSTRATIONS, EOS_ID, PROMPTS, TEXTS
+from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import Callback
+
+from instructlit.data import ComparisonData, DemonstrationData, PromptData, Source, TextData
+from instructlit.data.datamodule import DataModule
+from instructlit.errors import UserError
+from instructlit.types import ComparisonBatch, PromptBatch, TokenBatch
+
+
+@pytest.fixture
+def tokenizer(char_tokenizer_dir: Path) -> str:
+    return str(char_tokenizer_dir)
+
+
+def ready(data: DataModule, world_size: int = 1, rank: int = 0) -> Any:
+    if world_size > 1:
+        data.trainer = SimpleNamespace(  # type: ignore[assignment]
+            world_size=world_size, global_rank=rank, limit_train_batches=1.0, overfit_batches=0
+        )
+    data.setup()
+    return data
+
+
+def text_of(batch: TokenBatch, row: int, learned: bool = False) -> str:
+    """The characters of a row; with `learned` only those that are targets. EOS shows as $."""
+    mask = batch.loss_mask[row] if learned else batch.attention_mask[row]
+    return "".join("$" if i == EOS_ID else chr(i) for i in batch.input_ids[row][mask].tolist())
+
+
+def test_demonstrations(tokenizer: str, demonstrations_file: Path) -> None:
+    data = ready(DemonstrationData(tokenizer, str(demonstrations_file), batch_size=4, max_length=64))
+    train, validation = list(data.train_dataloader()), list(data.val_dataloader())
+    assert all(isinstance(batch, TokenBatch) and len(batch) == 4 for batch in train)
+    seen = {
+        text_of(batch, row): text_of(batch, row, True) for batch in [*train, *validation] for row in range(len(batch))
+    }
+    expected = {f"{d['prompt']}{d['completion']}$": f"{d['completion']}$" for d in DEMONSTRATIONS}
+    assert seen.items() <= expected.items()
+    assert sum(map(len, validation)) >= 1
+    assert len(data.test_dataloader()) == len(data.val_dataloader())
+
+
+def test_training_and_validation_share_no_prompt(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    """Several labelers rank the same prompts: all rows of a prompt are on one side."""
+    rows = [{**row, "labeler": f"l{k}"} for k in range(5) for row in COMPARISONS]
+    data = ready(
+        ComparisonData(tokenizer, str(jsonl("c", rows)), validation_fraction=0.3, batch_size=2, max_length=128)
+    )
+    prompts = {name: {split.dataset.record(int(i)).prompt for i in split.rows} for name, split in data.splits.items()}
+    assert all(prompts.values())
+    assert prompts["train"].isdisjoint(prompts["validation"])
+    assert len(data.splits["train"].rows) % 5 == len(data.splits["validation"].rows) % 5 == 0
+    assert data.report.shared_prompts == 0
+
+
+def test_shared_prompts_are_said(tokenizer: str, demonstrations_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = str(demonstrations_file)
+    with caplog.at_level(logging.INFO):
+        data = ready(DemonstrationData(tokenizer, file, validation=file, batch_size=4, max_length=64))
+    assert data.report.shared_prompts == 16
+    assert "16 prompts of validation are in training too" in caplog.text
+    assert "train: 16 demonstrations of 16 rows" in caplog.text
+
+
+def test_comparisons_keep_a_prompts_completions_together(tokenizer: str, comparisons_file: Path) -> None:
+    data = ready(ComparisonData(tokenizer, str(comparisons_file), batch_size=3, max_length=128))
+    expected = {(c["prompt"], tuple(c["completions"]), tuple(c["ranks"]), c["labeler"]) for c in COMPARISONS}
+    for batch in [*data.train_dataloader(), *data.val_dataloader()]:
+        assert isinstance(batch, ComparisonBatch)
+        assert len(batch) == int(batch.prompt_index.max()) + 1
+        assert batch.prompt_index.tolist() == sorted(batch.prompt_index.tolist())
+        as_tokens = TokenBatch(batch.input_ids, batch.attention_mask, batch.response_mask)
+        for p in range(len(batch)):
+            rows = [i for i, q in enumerate(batch.prompt_index.tolist()) if q == p]
+            completions = tuple(text_of(as_tokens, i, True).removesuffix("$") for i in rows)
+            prompt = text_of(as_tokens, rows[0])[: -len(completions[0]) - 1]
+            assert (prompt, completions, tuple(batch.ranks[rows].tolist()), batch.labelers[p]) in expected
+
+
+def test_ties_stay_and_a_prompt_of_nothing_but_ties_goes(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    rows = [
+        {"prompt": "a", "completions": ["x", "y", "y"], "ranks": [1, 1, 2]},
+        {"prompt": "b", "completions": ["x", "y"], "ranks": [1, 1]},
+    ]
+    data = ready(
+        ComparisonData(
+            tokenizer,
+            str(jsonl("c", rows)),
+            validation_fraction=0,
+            batch_size=1,
+            max_length=16,
+            max_dropped_fraction=0.5,
+        )
+    )
+    (batch,) = data.train_dataloader()
+    assert batch.ranks.tolist() == [1, 1, 2]
+    assert data.report.splits[0].dropped == {"with all completions tied": 1}
+
+
+def test_the_demonstrations_of_the_shift(tokenizer: str, comparisons_file: Path, demonstrations_file: Path) -> None:
+    file = str(comparisons_file)
+    with_them = ready(
+        ComparisonData(tokenizer, file, batch_size=2, max_length=64, demonstrations=str(demonstrations_file))
+    )
+    rows = [text_of(batch, i) for batch in with_them.demonstration_dataloader() for i in range(len(batch))]
+    assert rows == [f"{d['prompt']}{d['completion']}$" for d in DEMONSTRATIONS]
+    with pytest.raises(UserError, match="no demonstrations are named"):
+        ready(ComparisonData(tokenizer, file, batch_size=2, max_length=64)).demonstration_dataloader()
+
+
+def long_rows(n: int, long: int) -> list[dict[str, str]]:
+    return [{"prompt": f"{i:03}" + "p" * (40 if i < long else 0), "completion": "c" * (i % 3)} for i in range(n)]
+
+
+def test_long_prompts_and_empty_completions_are_dropped_and_counted(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    file = str(jsonl("d", long_rows(30, 3)))
+    data = ready(
+        DemonstrationData(tokenizer, file, validation_fraction=0, batch_size=4, max_length=64, max_dropped_fraction=0.5)
+    )
+    report = data.report.splits[0]
+    # rows 0 to 2 have 43 characters of prompt, row 0 and every third after it no completion
+    assert report.dropped == {"with an empty completion": 10, "with a prompt over 32 tokens": 2}
+    assert (report.rows, report.kept) == (30, 18)
+    with pytest.raises(UserError, match=r"12 of 30 demonstrations would be dropped: .* empty .*\n.*at most 20%"):
+        ready(DemonstrationData(tokenizer, file, batch_size=4, max_length=64))
+
+
+def test_rows_with_nothing_to_learn_are_dropped_loudly(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    """Checklist 3: with a prompt as long as the row no target is left."""
+    file = str(jsonl("d", [{"prompt": "p" * 8, "completion": "c"}, {"prompt": "p", "completion": "c" * 20}]))
+    options: dict[str, Any] = {"validation_fraction": 0, "batch_size": 1, "max_length": 8, "max_prompt_length": 8}
+    data = ready(DemonstrationData(tokenizer, file, max_dropped_fraction=0.5, **options))
+    assert data.report.splits[0].dropped == {"with no token left to learn": 1}
+    assert data.report.splits[0].truncated == 1
+    (batch,) = data.train_dataloader()
+    assert (text_of(batch, 0), text_of(batch, 0, True)) == ("pccccccc", "ccccccc")
+    with pytest.raises(UserError, match="1 of 2 demonstrations would be dropped: 1 with no token left to learn"):
+        ready(DemonstrationData(tokenizer, file, **options))
+
+
+def test_nothing_left_says_why(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    file = str(jsonl("d", long_rows(5, 5)))
+    with pytest.raises(UserError, match=r"train: nothing of the 5 demonstrations is left: .*over 8 tokens"):
+        ready(DemonstrationData(tokenizer, file, max_length=16, batch_size=1, max_dropped_fraction=1.0))
+
+
+def test_a_wrong_row_names_its_file_and_line(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    file = jsonl("d", [*DEMONSTRATIONS, {"prompt": "p", "completion": ["c"]}])
+    with pytest.raises(UserError, match=r"d\.jsonl:17: completion: found a list of 1\n  expected: text"):
+        ready(DemonstrationData(tokenizer, str(file), batch_size=4))
+
+
+def test_weights_and_several_sources(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    files = [jsonl("d", [{"prompt": p, "completion": c} for c in "xyz"]) for p in "ab"]
+    sources = [str(files[0]), Source(str(files[1]), weight=2.0)]
+    data = ready(DemonstrationData(tokenizer, sources, validation_fraction=0, batch_size=9, max_length=8))
+    (batch,) = data.train_dataloader()
+    assert sorted(text_of(batch, i) for i in range(9)) == sorted(["ax$", "ay$", "az$", *["bx$", "by$", "bz$"] * 2])
+
+
+def test_text_is_mixed_into_demonstrations(tokenizer: str, demonstrations_file: Path, text_file: Path) -> None:
+    data = ready(
+        DemonstrationData(
+            tokenizer,
+            str(demonstrations_file),
+            batch_size=4,
+            max_length=32,
+            pretraining=str(text_file),
+            pretraining_fraction=0.25,
+            validation_fraction=0,
+        )
+    )
+    batches = list(data.train_dataloader())
+    assert len(batches) == 16 // 3
+    for batch in batches:
+        learned = (batch.loss_mask.sum(1) == batch.attention_mask.sum(1) - 1).tolist()
+        assert learned == [False, False, False, True]
+        assert text_of(batch, 0).startswith("Say ")
+        assert "abc" in text_of(batch, 3)
+    with pytest.raises(UserError, match="both of them, or neither"):
+        DemonstrationData(tokenizer, "x", pretraining="y")
+
+
+def test_text_is_cut_into_blocks(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    file = str(jsonl("t", [{"text": "abcd"}, {"text": "ef"}, {"text": "ghi"}]))
+    data = ready(TextData(tokenizer, file, validation_fraction=0, batch_size=1, block_size=5))
+    rows = sorted(text_of(batch, 0) for batch in data.train_dataloader())
+    assert rows == ["abcd$", "ef$gh"]
+    assert data.report.splits[0].dropped == {"tokens behind the last whole block": 2}
+    whole = ready(TextData(tokenizer, file, validation=file, batch_size=1, block_size=5))
+    assert [text_of(batch, 0) for batch in whole.val_dataloader()] == ["abcd$", "ef$gh", "i$"]
+    assert [text_of(batch, 0, True) for batch in whole.val_dataloader()] == ["bcd$", "f$gh", "$"]
+
+
+def test_documents_are_held_out_whole(tokenizer: str, text_file: Path) -> None:
+    data = ready(TextData(tokenizer, str(text_file), validation_fraction=0.2, batch_size=2, block_size=8))
+    tokens = [split.dataset.files[0].tokens for split in data.splits.values()]
+    assert sum(tokens) == sum(len(row["text"]) + 1 for row in TEXTS)
+    held = "".join(chr(i) for i in data.splits["validation"].dataset.files[0].read(0, 10**6)).split("\2")[:-1]
+    assert set(held) < {row["text"] for row in TEXTS}
+    assert held
+
+
+def test_prompts_are_cleaned(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    poem = "write a poem about the sea and the "
+    rows = [
+        *({"prompt": poem + end, "user": "a"} for end in ("ship", "wind", "sand")),
+        *({"prompt": f"prompt {i}", "user": "b"} for i in range(6)),
+        {"prompt": "mail me: jane@example.org", "user": "c"},
+        {"prompt": "x" * 90, "user": "c"},
+    ]
+    options: dict[str, Any] = {"validation_fraction": 0, "batch_size": 2, "max_prompt_length": 80}
+    options |= {"duplicate_prefix": 20, "max_prompts_per_user": 4}
+    data = ready(PromptData(tokenizer, str(jsonl("p", rows)), filter_personal_data=True, **options))
+    assert data.report.splits[0].dropped == {
+        "over 80 tokens": 1,
+        "near duplicates": 2,
+        "beyond the cap of their user": 2,
+        "with personal data": 1,
+    }
+    off = {**options, "duplicate_prefix": 0, "max_prompts_per_user": 0}
+    assert ready(PromptData(tokenizer, str(jsonl("p", rows)), **off)).report.splits[0].kept == 10
+
+
+def test_prompts_of_one_user_stay_together(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    rows = [{"prompt": f"question {i}", "user": f"u{i % 9}"} for i in range(90)]
+    file = str(jsonl("p", rows))
+    data = ready(PromptData(tokenizer, file, validation_fraction=0.3, batch_size=2, max_prompt_length=64))
+    users = {n: {s.dataset.record(int(i)).user for i in s.rows} for n, s in data.splits.items()}
+    assert users["train"].isdisjoint(users["validation"])
+    by_prompt = ready(PromptData(tokenizer, file, validation_fraction=0.3, batch_size=2, split_by_user=False))
+    users = {n: {s.dataset.record(int(i)).user for i in s.rows} for n, s in by_prompt.splits.items()}
+    assert users["train"] & users["validation"]
+
+
+def test_prompts_beside_text(tokenizer: str, prompts_file: Path, text_file: Path) -> None:
+    data = ready(
+        PromptData(
+            tokenizer,
+            str(prompts_file),
+            validation_fraction=0,
+            batch_size=4,
+            pretraining=str(text_file),
+            pretraining_per_episode=2,
+            pretraining_block_size=8,
+        )
+    )
+    loaders = data.train_dataloader()
+    assert list(loaders) == ["prompts", "pretraining"]
+    assert len(loaders["prompts"]) == len(loaders["pretraining"]) == 4
+    prompts, text = next(iter(loaders["prompts"])), next(iter(loaders["pretraining"]))
+    assert isinstance(prompts, PromptBatch)
+    assert text.input_ids.shape == (8, 8)
+    for ids, mask, prompt in zip(prompts.input_ids, prompts.attention_mask, prompts.prompts, strict=True):
+        assert "".join(map(chr, ids[mask].tolist())) == prompt.prompt
+        assert mask.tolist() == sorted(mask.tolist())  # padding first
+    assert {p.prompt for batch in loaders["prompts"] for p in batch.prompts} <= {row["prompt"] for row in PROMPTS}
+    assert list(ready(PromptData(tokenizer, str(prompts_file), batch_size=4)).train_dataloader()) == ["prompts"]
+
+
+def test_ranks_share_a_batch(tokenizer: str, demonstrations_file: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 4, "max_length": 64, "validation_fraction": 0}
+    file = str(demonstrations_file)
+    whole = list(ready(DemonstrationData(tokenizer, file, **options)).train_dataloader())
+    parts = [list(ready(DemonstrationData(tokenizer, file, **options), 2, r).train_dataloader()) for r in range(2)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        rows = [text_of(share, i) for share in shares for i in range(len(share))]
+        assert sorted(rows) == sorted(text_of(batch, i) for i in range(4))
+    with pytest.raises(UserError, match="4 rows cannot be shared evenly by 3"):
+        ready(DemonstrationData(tokenizer, file, **options), 3).train_dataloader()
+
+
+def test_lineage(tokenizer: str, demonstrations_file: Path) -> None:
+    data = ready(DemonstrationData(tokenizer, str(demonstrations_file), batch_size=4))
+    digest = hashlib.sha256(demonstrations_file.read_bytes()).hexdigest()
+    assert data.data_files() == [{"path": str(demonstrations_file), "sha256": digest, "rows": 16}]
+
+
+def test_workers_change_nothing(tokenizer: str, demonstrations_file: Path, text_file: Path) -> None:
+    def batches(workers: int) -> list[Any]:
+        options: dict[str, Any] = {"batch_size": 4, "max_length": 32, "num_workers": workers}
+        mix = {"pretraining": str(text_file), "pretraining_fraction": 0.25}
+        data = ready(DemonstrationData(tokenizer, str(demonstrations_file), **options, **mix))
+        return [batch.input_ids.tolist() for batch in data.train_dataloader()]
+
+    assert batches(0) == batches(2)
+
+
+def test_options_that_cannot_be(tokenizer: str) -> None:
+    with pytest.raises(UserError, match="batch_size: found 0"):
+        DemonstrationData(tokenizer, "x", batch_size=0)
+    with pytest.raises(UserError, match="validation_fraction: found 5"):
+        DemonstrationData(tokenizer, "x", validation_fraction=5)
+    with pytest.raises(UserError, match="train: no such file"):
+        ready(DemonstrationData(tokenizer, "missing/x.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ("a", "a"),
+        ({"path": "a", "weight": 2}, Source("a", 2.0)),
+        (["a", {"path": "b", "split": "test"}], ["a", Source("b", split="test")]),
+    ],
+)
+def test_sources_in_a_config(tmp_path: Path, train: Any, expected: Any) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(pl.LightningDataModule, "data")
+    init = {"tokenizer": "t", "train": train}
+    config = {"data": {"class_path": "instructlit.data.DemonstrationData", "init_args": init}}
+    data = parser.instantiate(parser.parse_string(json.dumps(config))).data
+    assert data.options.train == expected
+
+
+class Seen(pl.LightningModule):
+    """Notes the prompts and the text ids of every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.automatic_optimization = False
+        self.seen: list[Any] = []
+        self.validated: list[str] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.step()
+        self.seen.append(([p.prompt for p in batch["prompts"].prompts], batch["pretraining"].input_ids.tolist()))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.validated += [p.prompt for p in batch.prompts]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class SaveAt(Callback):
+    """A checkpoint after so many batches."""
+
+    def __init__(self, batches: int, path: Path) -> None:
+        self.batches, self.path = batches, path
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        if len(module.seen) == self.batches:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [3, 5])
+def test_a_run_continues_with_the_batches_it_would_have_had(
+    tmp_path: Path, tokenizer: str, prompts_file: Path, text_file: Path, workers: int, stop: int
+) -> None:
+    """Prompts and text, an epoch of 3 rollouts: 8 batches, stopped after 3 (the end of the epoch) and 5."""
+
+    def fit(resume: Path | None, callbacks: list[Callback], num_workers: int) -> Seen:
+        data = PromptData(
+            tokenizer, str(prompts_file), batch_size=4, pretraining=str(text_file), pretraining_per_episode=1,
+            pretraining_block_size=8, num_workers=num_workers,
+        )  # fmt: skip
+        module = Seen()
+        trainer = pl.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, max_steps=8, callbacks=callbacks,
+        )  # fmt: skip
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        return module
+
+    straight = fit(None, [], 0)
+    fit(None, [SaveAt(stop, tmp_path / "c.ckpt")], workers)
+    resumed = fit(tmp_path / "c.ckpt", [], workers)
+    assert len(straight.seen) == 8
+    assert resumed.seen == straight.seen[stop:]
+    assert straight.seen[0] != straight.seen[3]
+    assert straight.validated
