@@ -140,11 +140,11 @@ def _from_files(
 
 def _print_json(report: "CheckReport") -> None:
     import json
-    from dataclasses import asdict
 
-    out = asdict(report)
+    from instructlit.data.report import plain
+
+    out = plain(report)
     for source, facts in zip(report.sources, out["sources"], strict=True):
-        facts["prompts"] = len(source.prompts)
         facts["kept"] = source.kept
         if source.pairs is not None:
             facts["pairs"]["length_accuracy"] = source.pairs.length_accuracy

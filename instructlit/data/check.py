@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from instructlit.data.chat import plain_text
 from instructlit.data.check_report import CheckReport, Lengths, Pairs, Problem, SourceReport
 from instructlit.data.datamodule import DataModule
 from instructlit.data.formats import Kind, Record, detect_kind, read_records
@@ -127,7 +128,7 @@ class _Counter:
             report.pairs.add(record, [self._example(record, one, measured) for one in record.completions])
         else:
             self._once(prompt)
-            length = len(self.encoder.prompt(record.prompt)) if self.encoder else len(prompt)
+            length = len(self.encoder.prompt(record.prompt)) if self.encoder else len(plain_text(record.prompt))
             self.lengths["prompt"].append(length)
 
     def _once(self, text: str) -> None:
@@ -147,7 +148,7 @@ class _Counter:
         """Counts one sequence; the length of its response."""
         report = self.report
         if self.encoder is None:
-            prompt, response = len(prompt_key(record.prompt)), len(completion)
+            prompt, response = len(plain_text(record.prompt)), len(completion)
         else:
             encoded = self.encoder.example(record.prompt, completion)
             prompt, response = encoded.start, len(encoded.ids) - encoded.start

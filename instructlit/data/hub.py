@@ -27,7 +27,9 @@ def reachable(name: str, revision: str | None, where: str) -> str:
             fix="accept them on its page, then log in with `hf auth login`",
         ) from error
     except RevisionNotFoundError as error:
-        raise UserError(f"{name} has no revision {revision}", where=where, expected="a branch, tag or commit") from error
+        raise UserError(
+            f"{name} has no revision {revision}", where=where, expected="a branch, tag or commit"
+        ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"{what} has no such model (or it is private)",

@@ -1,7 +1,7 @@
 """What reading the data came to: counted while it is read, said once, and kept for the record."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from instructlit.errors import UserError
@@ -69,4 +69,15 @@ class DataReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain containers, for JSON."""
-        return asdict(self)
+        return plain(self)
+
+
+def plain(value: Any) -> Any:
+    """A report as containers that JSON knows (`asdict` fails on a Counter); of a set of hashes, how many there are."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return len(value) if isinstance(value, set) else value

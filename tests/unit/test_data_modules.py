@@ -135,6 +135,7 @@ def test_long_prompts_and_empty_completions_are_dropped_and_counted(tokenizer: s
     # rows 0 to 2 have 43 characters of prompt, row 0 and every third after it no completion
     assert report.dropped == {"with an empty completion": 10, "with a prompt over 32 tokens": 2}
     assert (report.rows, report.kept) == (30, 18)
+    assert json.loads(json.dumps(data.report.as_dict()))["splits"][0]["dropped"] == report.dropped
     with pytest.raises(UserError, match=r"12 of 30 demonstrations would be dropped: .* empty .*\n.*at most 20%"):
         ready(DemonstrationData(tokenizer, file, batch_size=4, max_length=64))
 
