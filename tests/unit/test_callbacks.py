@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,21 @@ def test_progress_says_nothing_when_disabled(tmp_path: Path, capsys: pytest.Capt
     bar.disable()
     fit(tmp_path, Toy(), [bar])
     assert "toy" not in capsys.readouterr().out
+
+
+def test_on_a_terminal_the_line_is_drawn_in_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    bar = StageProgress(metrics=["toy/val/loss"])
+    module = Toy()
+    fit(tmp_path, module, [bar])
+    drawn = capsys.readouterr().out
+    assert "step 6 of 6  val/loss 4" in drawn
+    assert "\n" not in drawn.strip().rpartition("step 6 of 6")[0]
+    assert bar._bar is None
 
 
 def test_time_left_goes_by_the_pace_of_this_process() -> None:
