@@ -1,5 +1,6 @@
 """Names on the Hugging Face Hub: asked for once, with a short patience, before a library tries for minutes."""
 
+import functools
 from pathlib import Path
 
 from instructlit.errors import UserError
@@ -8,6 +9,7 @@ PATIENCE = 10.0
 """Seconds to wait for the Hub's answer."""
 
 
+@functools.cache
 def reachable(name: str, revision: str | None, where: str) -> str:
     """What to load for a model name on the Hub: the name, or where the Hub cannot be reached, its folder in the cache.
 

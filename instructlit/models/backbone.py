@@ -6,6 +6,7 @@ of the config, where it would keep the embedding of eos from being trained (`nn.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -32,8 +33,8 @@ from instructlit.models.folders import (
     check_source,
     explained,
     load_config,
-    local_or_name,
     quiet_transformers,
+    resolved,
 )
 from instructlit.models.lineage import read_record
 from instructlit.models.scalar import ScalarModel
@@ -236,7 +237,11 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
             if backbone.quantization:
                 options["quantization_config"] = _quantisation(backbone)
             hf, info = auto.from_pretrained(
-                local_or_name(source), config=config, revision=backbone.revision, output_loading_info=True, **options
+                resolved(source, backbone.revision, f"{where}.path"),
+                config=config,
+                revision=backbone.revision,
+                output_loading_info=True,
+                **options,
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise explained(error, backbone.path, where) from error
@@ -262,7 +267,7 @@ def _prepared(hf: PreTrainedModel, backbone: Backbone, *, scalar: bool, where: s
     if backbone.gradient_checkpointing:
         _checkpoint_activations(hf)
     if adapter_config(backbone.path) is not None:
-        return load_adapters(hf, local_or_name(backbone.path))
+        return load_adapters(hf, str(Path(backbone.path).expanduser()))
     if backbone.lora is not None:
         return add_lora(hf, backbone.lora, scalar=scalar, where=where)
     if backbone.quantization:

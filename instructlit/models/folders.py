@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as hf_logging
 
+from instructlit.data.hub import reachable
 from instructlit.errors import UserError, nearest
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -80,17 +81,21 @@ def load_config(path: str, *, revision: str | None, trust_remote_code: bool, whe
     Raises:
         UserError: neither a folder nor to be had from the Hub, an unknown architecture, code that is not trusted.
     """
-    source = local_or_name(path)
+    source = resolved(path, revision, f"{where}.path")
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise explained(error, path, where) from error
 
 
-def local_or_name(path: str) -> str:
-    """`path` with `~` opened where it is a folder, else as it is."""
+def resolved(path: str, revision: str | None, where: str) -> str:
+    """What transformers is to load: the folder with `~` opened, a Hub name, or its copy in the cache without a network.
+
+    Raises:
+        UserError: neither a folder nor to be had from the Hub.
+    """
     folder = Path(path).expanduser()
-    return str(folder) if folder.is_dir() else path
+    return str(folder) if folder.is_dir() else reachable(path, revision, where)
 
 
 def explained(error: Exception, path: str, where: str) -> UserError:
@@ -112,14 +117,6 @@ def explained(error: Exception, path: str, where: str) -> UserError:
             fix='set it to "sdpa" or "eager"',
         )
     where = f"{where}.path"
-    local = Path(path).expanduser().is_dir()
-    if not local and isinstance(error, OSError):
-        return UserError(
-            f"{path} is no folder here, and the Hugging Face Hub did not give it",
-            where=where,
-            expected="an existing folder, or a Hub name that can be reached or is in the cache",
-            fix=f"correct the path; without a network, download the model first and name its folder ({reason})",
-        )
     if "model type" in text or "model_type" in text or isinstance(error, KeyError):
         return UserError(
             f"transformers does not know the architecture of {path}",
