@@ -29,7 +29,7 @@ def _classes(words: list[str]) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _known_pairs() -> frozenset[tuple[str, str]]:
-    from instructlit.world.corpus import plain_text
+    from instructlit.world.corpus import PLAIN, retold
     from instructlit.world.facts import Facts
     from instructlit.world.gold import ideal
     from instructlit.world.prompts import TASKS, sample_spec
@@ -37,7 +37,8 @@ def _known_pairs() -> frozenset[tuple[str, str]]:
     rng, facts = random.Random("fluency"), Facts(0)
     pairs: set[tuple[str, str]] = set()
     texts = [ideal(facts, sample_spec(rng, kind=kind), rng) for kind in TASKS for _ in range(150)]
-    texts += [plain_text(facts, rng) for _ in range(1500)]
+    written = [source for source in PLAIN if source is not retold]  # retold text has words in no order
+    texts += [source(facts, rng) for source in written for _ in range(250)]
     for text in texts:
         words = _classes(Answer(text).words)
         pairs.update(pairwise(words))

@@ -284,6 +284,7 @@ def test_fluency_is_the_share_of_known_neighbours() -> None:
     assert fluency(Answer("")) == 0
     assert fluency(Answer("tom tom .")) == pytest.approx(3 / 4)  # all of the 4 pairs but tom tom
     assert fluency(Answer("fox the of lake dear")) < 0.5
+    assert fluency(Answer("lamp tom lund soup owl red norland .")) < 0.5  # the corpus has such lists, to teach copying
 
 
 def test_ratings_are_scores_on_seven_steps() -> None:
