@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 
 from instructlit.redaction import without_secrets
 
@@ -36,10 +37,17 @@ class SaveConfig(SaveConfigCallback):
         if not trainer.is_global_zero:
             return
         config = self.resolved
-        if folder is not None:
-            write_numbered(Path(folder), yaml.safe_dump(config, sort_keys=False))
         for logger in trainer.loggers:
             logger.log_hyperparams({"config": config})
+        if folder is not None:
+            write_numbered(run_folder(Path(folder), trainer.logger), yaml.safe_dump(config, sort_keys=False))
+
+
+def run_folder(folder: Path, logger: Logger | None) -> Path:
+    """The folder of this run: `folder`, and a part of it where the logger shares one between its runs, as W&B's does."""
+    if logger is None or logger.log_dir is not None:
+        return folder
+    return folder / str(logger.name) / str(logger.version)
 
 
 def write_numbered(folder: Path, text: str) -> Path:

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from instructlit.cli_save import writable, write_numbered
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from instructlit.cli_save import run_folder, writable, write_numbered
 from instructlit.redaction import REMOVED, without_secrets
 
 
@@ -60,3 +63,11 @@ def test_a_second_run_in_the_folder_keeps_the_first_config(tmp_path: Path) -> No
     assert write_numbered(tmp_path, "two").name == "config-2.yaml"
     assert write_numbered(tmp_path, "one").name == "config-3.yaml"
     assert (tmp_path / "config.yaml").read_text() == "one"
+
+
+def test_runs_that_share_a_log_folder_get_one_each(tmp_path: Path) -> None:
+    assert run_folder(tmp_path, None) == tmp_path
+    assert run_folder(tmp_path, CSVLogger(str(tmp_path))) == tmp_path  # its own log_dir is what the trainer reports
+    shared = DummyLogger()
+    assert shared.log_dir is None
+    assert run_folder(tmp_path, shared) == tmp_path / str(shared.name) / str(shared.version)
