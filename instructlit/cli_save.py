@@ -44,7 +44,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 def run_folder(folder: Path, logger: Logger | None) -> Path:
-    """The folder of this run: `folder`, and a part of it where the logger shares one between its runs, as W&B's does."""
+    """The folder of this run: `folder`, and a part of it where the logger shares one, as W&B does."""
     if logger is None or logger.log_dir is not None:
         return folder
     return folder / str(logger.name) / str(logger.version)
