@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from instructlit.data.hub import reachable
 from instructlit.errors import UserError
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
@@ -29,20 +30,20 @@ def load_tokenizer(
                 expected=f"one of {', '.join(_FILES)} in that folder",
                 fix="point `tokenizer` at the folder of a model that was saved with its tokenizer",
             )
+        place = str(folder)
     elif not _HUB_NAME.fullmatch(path) or folder.exists():
         kind = "a file" if folder.is_file() else "missing"
         raise UserError(f"{path} is {kind}", where="tokenizer", expected="a folder, or a name on the Hugging Face Hub")
+    else:
+        place = reachable(path, revision, "tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder) if folder.is_dir() else path, revision=revision, trust_remote_code=trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many kinds here; every one of them means "not loadable"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{path} could not be loaded: {reason}",
             where="tokenizer",
             expected="a folder with a tokenizer, or a name on the Hugging Face Hub",
-            fix=None if folder.is_dir() else "check the name, or whether the Hub can be reached from here",
         ) from error
     return checked_tokenizer(tokenizer, path, padding_token)
 

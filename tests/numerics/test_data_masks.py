@@ -139,6 +139,13 @@ def test_template_writes_bos_once() -> None:
     assert encoder.prompt("a") == encoded.ids[:5]
 
 
+def test_template_without_bos_gets_none() -> None:
+    """What the template writes is all there is, though the tokenizer would add <s> to plain text."""
+    tokenizer = bpe(bos=True, eos_token="<end>")
+    tokenizer.chat_template = CHATML
+    assert Encoder(tokenizer).example("a", "cd").ids == [3, 10, 5, 4, 12, 13, 5]
+
+
 def test_turn_that_does_not_end_in_eos_gets_one() -> None:
     """The template closes a turn with <end>, the tokenizer's EOS is </s>: both are learned, </s> last."""
     tokenizer = bpe()

@@ -147,7 +147,7 @@ def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="could not be loaded"):
         load_tokenizer(str(tmp_path))
-    with pytest.raises(UserError, match="whether the Hub can be reached"):
+    with pytest.raises(UserError, match="did not answer"):
         load_tokenizer("someone/that-is-not-there")
 
 

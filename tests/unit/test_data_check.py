@@ -207,8 +207,8 @@ def test_what_stops_it(check: Any, tmp_path: Path, demonstrations_file: Path, to
         data_check()
     with pytest.raises(UserError, match="both files and a config"):
         data_check(["x"], config=["y"])
+    (tmp_path / "b.yaml").write_text("seed_everything: 1\n")
     with pytest.raises(UserError, match="has no `data`"):
-        (tmp_path / "b.yaml").write_text("seed_everything: 1\n")
         data_check(config=[str(tmp_path / "b.yaml")])
 
 

@@ -350,41 +350,60 @@ class Seen(pl.LightningModule):
 
 
 class SaveAt(Callback):
-    """A checkpoint after so many batches."""
+    """A checkpoint after so many batches, or at the end of the epoch they make."""
 
-    def __init__(self, batches: int, path: Path) -> None:
-        self.batches, self.path = batches, path
+    def __init__(self, batches: int, path: Path, epoch_end: bool) -> None:
+        self.batches, self.path, self.epoch_end = batches, path, epoch_end
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
-        if len(module.seen) == self.batches:
+        if len(module.seen) == self.batches and not self.epoch_end:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if len(module.seen) == self.batches and self.epoch_end:
             trainer.save_checkpoint(self.path)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", [3, 5])
+@pytest.mark.parametrize("length", [{"max_steps": 8}, {"max_epochs": 3}], ids=["steps", "epochs"])
+@pytest.mark.parametrize(("stop", "epoch_end", "workers"), [(3, False, 0), (3, True, 0), (5, False, 0), (5, False, 2)])
 def test_a_run_continues_with_the_batches_it_would_have_had(
-    tmp_path: Path, tokenizer: str, prompts_file: Path, text_file: Path, workers: int, stop: int
+    tmp_path: Path,
+    tokenizer: str,
+    prompts_file: Path,
+    text_file: Path,
+    length: dict[str, int],
+    stop: int,
+    epoch_end: bool,
+    workers: int,
 ) -> None:
-    """Prompts and text, an epoch of 3 rollouts: 8 batches, stopped after 3 (the end of the epoch) and 5."""
+    """Prompts and text, an epoch of 3 rollouts: stopped at the last batch of the first, at its end, in the second."""
 
     def fit(resume: Path | None, callbacks: list[Callback], num_workers: int) -> Seen:
         data = PromptData(
-            tokenizer, str(prompts_file), batch_size=4, pretraining=str(text_file), pretraining_per_episode=1,
-            pretraining_block_size=8, num_workers=num_workers,
-        )  # fmt: skip
+            tokenizer,
+            str(prompts_file),
+            batch_size=4,
+            pretraining=str(text_file),
+            pretraining_per_episode=1,
+            pretraining_block_size=8,
+            num_workers=num_workers,
+        )
         module = Seen()
-        trainer = pl.Trainer(
-            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, max_steps=8, callbacks=callbacks,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            **length,
+        }
+        trainer = pl.Trainer(accelerator="cpu", enable_model_summary=False, callbacks=callbacks, **options)
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         return module
 
     straight = fit(None, [], 0)
-    fit(None, [SaveAt(stop, tmp_path / "c.ckpt")], workers)
+    fit(None, [SaveAt(stop, tmp_path / "c.ckpt", epoch_end)], workers)
     resumed = fit(tmp_path / "c.ckpt", [], workers)
-    assert len(straight.seen) == 8
+    assert len(straight.seen) == (8 if "max_steps" in length else 9)
     assert resumed.seen == straight.seen[stop:]
     assert straight.seen[0] != straight.seen[3]
     assert straight.validated
