@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from instructlit.world.gold import FLAGS, Verdict, rating
 from instructlit.world.prompts import PromptSpec, parse
 
-NOISE = 1.05
+NOISE = 0.98
 """Standard deviation of a labeler's error, as a share of the spread of the gold scores compared."""
 NOISE_OWN = 0.15
 """The part of that error, as a share of it, that differs between completions of equal gold score."""

@@ -36,6 +36,15 @@ def test_two_labelers_agree_on_73_percent_of_pairs(seed: int) -> None:
     assert pairwise_agreement(world, compared(world, rng, 600), rng) == pytest.approx(0.73, abs=0.03)
 
 
+@pytest.mark.parametrize("skill", [0.2, 0.5, 0.8])
+def test_agreement_hardly_depends_on_who_wrote_the_completions(world: World, skill: float) -> None:
+    rng, pairs = random.Random(f"skill {skill}"), []
+    for _ in range(600):
+        spec = sample_spec(rng)
+        pairs.append((spec.render(), [answer(world.facts, spec, rng, skill) for _ in range(draw_k(rng))]))
+    assert pairwise_agreement(world, pairs, rng) == pytest.approx(0.73, abs=0.05)
+
+
 def test_agreement_counts_pairs_that_neither_ties() -> None:
     assert pair_agreement([1, 2, 3], [1, 2, 3]) == (3, 3)
     assert pair_agreement([1, 2, 3], [3, 2, 1]) == (0, 3)
