@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from instructlit.callbacks.common import numbers, wandb_runs
 from instructlit.errors import UserError

@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -23,8 +23,8 @@ def stage_name(module: pl.LightningModule) -> str:
 
 def progress_of(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[int, int | None, str]:
     """How much of the run is done, how much there is (None where nobody knows) and the unit."""
-    if callable(told := getattr(module, "progress", None)):
-        done, total, unit = told()
+    if hasattr(module, "progress"):
+        done, total, unit = cast(Any, module).progress()
         return int(done), int(total), str(unit)
     total = trainer.estimated_stepping_batches
     return trainer.global_step, int(total) if math.isfinite(total) else None, "step"

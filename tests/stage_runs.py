@@ -96,11 +96,17 @@ def stage(
 
 
 def run_stage(
-    name: str, files: Files, out: Path, logger: Any, callbacks: list[pl.Callback], batches: int = 3, **paths: Path
+    name: str,
+    files: Files,
+    out: Path,
+    logger: Any,
+    callbacks: list[pl.Callback],
+    batches: int = 3,
+    paths: dict[str, Path] | None = None,
 ) -> tuple[pl.Trainer, pl.LightningModule]:
     """Trains `batches` batches with a validation after every second, writing under `out`."""
     pl.seed_everything(1, verbose=False)
-    module, data, own = stage(name, files, **paths)
+    module, data, own = stage(name, files, **(paths or {}))
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=logger,

@@ -54,7 +54,7 @@ class OfflineRun:
         self.run: dict[str, str] = {}
         self.finished = False
         for chunk in chunks(files[0].read_bytes() if files else b""):
-            record = pb.Record()
+            record = pb.Record()  # type: ignore[attr-defined]
             record.ParseFromString(chunk)
             kind = record.WhichOneof("record_type")
             if kind == "history":

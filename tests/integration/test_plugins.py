@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -200,7 +201,7 @@ def test_the_engine_samples_what_ours_does(folder: Path) -> None:
     tokenizer = load_tokenizer("models/sft")
     rows = [EncodedPrompt([ord(c) for c in text], Prompt(text)) for text in ("abc", "a longer one", "?")]
     prompts = collate_prompts(rows, 0)
-    model = load_causal_lm(Backbone("models/sft"))
+    model: Any = load_causal_lm(Backbone("models/sft"))
     settings = Sampling(max_new_tokens=6, temperature=0.7, greedy=True)
     theirs, ours = (e.generate(model, prompts, settings, tokenizer) for e in (Transformers(), CachedEngine()))
     assert torch.equal(theirs.response_ids, ours.response_ids)
@@ -211,6 +212,26 @@ def test_the_engine_samples_what_ours_does(folder: Path) -> None:
     )
     assert torch.equal(first.response_ids, again.response_ids)
     assert not torch.equal(first.response_ids, other.response_ids)
+
+
+def test_the_engine_draws_from_the_whole_softmax(folder: Path) -> None:
+    """Which no check of log-probs can see: the frequencies of 4,000 draws against the probabilities."""
+    from my_rlhf.engine import Transformers  # type: ignore[import-not-found]
+
+    tokenizer = load_tokenizer("models/sft")
+    model: Any = load_causal_lm(Backbone("models/sft"))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(10.0)  # far from uniform
+    prompts = collate_prompts([EncodedPrompt([97, 98, 99], Prompt("abc"))] * 4000, 0)
+    settings = Sampling(max_new_tokens=1, temperature=2.0)
+    drawn = Transformers().generate(model, prompts, settings, tokenizer, torch.Generator().manual_seed(0))
+    found = torch.bincount(drawn.response_ids[:, 0], minlength=128) / 4000
+    with torch.no_grad():
+        expected = torch.softmax(model(torch.tensor([[97, 98, 99]])).logits[0, -1] / 2.0, dim=-1)
+    assert expected.max() > 2 / 128
+    assert expected.topk(3).values.sum() < 0.5
+    # Half the sum of absolute differences; for 4,000 draws its mean is at most sqrt(128 / (2 pi 4000)) = 0.07.
+    assert float((found - expected).abs().sum() / 2) < 0.1
 
 
 @pytest.mark.parametrize(("responses", "share"), [(["a b", "a"], 0.0), (["a a a", "b"], 0.5), ([], 0.0)])

@@ -94,7 +94,7 @@ def chain(files: Files, no_key: None, tmp_path_factory: pytest.TempPathFactory) 
             InvariantAlerts({"ppo/response/length": [1000.0, None]}),
             ExportHuggingFace(str(out / "models" / name)),
         ]
-        _, module = run_stage(name, files, out, logger, callbacks, **paths)
+        _, module = run_stage(name, files, out, logger, callbacks, paths=paths)
         wandb.finish()
         has_rollout = getattr(module, "last_rollout", None) is not None
         folders[name] = logger.folder

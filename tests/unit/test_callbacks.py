@@ -164,14 +164,31 @@ def test_samples_of_every_validation_with_the_look_before_training(tmp_path: Pat
     assert rows[3] == {"iteration": 2, "prompt": "p", "response": "p2", "score": 2.0, "kl": 0.0}
 
 
-def test_a_resumed_run_writes_each_iteration_once(tmp_path: Path) -> None:
-    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_a_resumed_run_writes_each_iteration_once(step: int, tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
     table = SampleTable(str(tmp_path / "samples"), name="mine")
     fit(tmp_path, Toy(), [table, checkpoint])
     whole = (tmp_path / "samples" / "mine.jsonl").read_text()
     assert len(whole.splitlines()) == 9
-    fit(tmp_path, Toy(), [SampleTable(str(tmp_path / "samples"), name="mine")], ckpt_path=tmp_path / "step=3.ckpt")
+    again = SampleTable(str(tmp_path / "samples"), name="mine")
+    fit(tmp_path, Toy(), [again], ckpt_path=tmp_path / f"step={step}.ckpt")
     assert (tmp_path / "samples" / "mine.jsonl").read_text() == whole
+
+
+def test_what_lies_after_the_checkpoint_is_dropped_when_a_run_resumes(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path)), checkpoint])
+    options = {"max_steps": 4, "val_check_interval": 6}  # not a validation more
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], ckpt_path=tmp_path / "step=3.ckpt", **options)
+    assert {row["iteration"] for row in rows_of(tmp_path / "toy_validation.jsonl")} == {2}
+
+
+def test_an_iteration_that_is_validated_again_replaces_itself(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    for response in ("old", "new"):
+        SampleTable()._write(file, [{"iteration": 4, "prompt": "p", "response": response}], 4)
+    assert [row["response"] for row in rows_of(file)] == ["new"]
 
 
 def test_a_fresh_run_begins_its_file_anew(tmp_path: Path) -> None:

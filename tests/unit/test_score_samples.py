@@ -46,6 +46,20 @@ def test_training_is_the_same_with_and_without(files: Files, tmp_path: Path) -> 
         assert torch.equal(weight, after[1][0][name])
 
 
+def test_every_look_draws_the_same_random_numbers(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scoring = ScoreSamples(Shortness(), str(files.prompts), Sampling(max_new_tokens=4), limit=5)
+    trainer, module = pretrain(files, tmp_path, [scoring])
+    monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
+    looks = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        scoring.on_validation_epoch_end(trainer, module)
+        looks.append(module.validation_rows)
+    assert looks[0] == looks[1]
+
+
 def test_a_file_whose_prompts_are_all_too_long(files: Files, tmp_path: Path) -> None:
     scoring = ScoreSamples(Shortness(), str(files.prompts), max_prompt_length=2)
     with pytest.raises(UserError, match="no prompt of at most 2 tokens"):

@@ -28,7 +28,7 @@ class Sums(pl.LightningDataModule):
         self.batch_size, self.seed = batch_size, seed
 
     def setup(self, stage: str) -> None:
-        self.tokenizer = load_tokenizer(self.tokenizer_path)
+        self.tokenizer: Any = load_tokenizer(self.tokenizer_path)
         self.encoder = Encoder(self.tokenizer)
         made = random.Random(self.seed)
         pairs = [
@@ -46,4 +46,4 @@ class Sums(pl.LightningDataModule):
         return DataLoader(rows, self.batch_size, shuffle, collate_fn=self._collate, drop_last=shuffle)  # type: ignore[arg-type]
 
     def _collate(self, rows: list[Encoded]) -> Any:
-        return collate_tokens(rows, int(self.tokenizer.pad_token_id))
+        return collate_tokens(rows, self.tokenizer.pad_token_id)

@@ -12,6 +12,7 @@ from instructlit.losses import comparison_pairs, pair_accuracy, pair_margins, ra
 from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.export import export_folder
+from instructlit.models.schedules import Schedule
 from instructlit.ops.log_probs import next_token_log_probs
 from instructlit.types import ComparisonBatch
 
@@ -60,7 +61,7 @@ class DPO(pl.LightningModule):
         if self.make_lr_scheduler is None:
             return optimizer
         scheduler = self.make_lr_scheduler(optimizer)
-        if hasattr(scheduler, "set_total_steps"):
+        if isinstance(scheduler, Schedule):
             scheduler.set_total_steps(int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
