@@ -117,6 +117,16 @@ def test_merged_weights_compute_the_same_and_leave_the_model_alone(
     assert is_adapted(model)
 
 
+@pytest.mark.parametrize("quantization", [None, pytest.param("nf4", marks=needs_bitsandbytes)])
+def test_merged_weights_have_the_plain_models_names_and_nothing_more(tiny_llama_dir: Path, quantization: Any) -> None:
+    plain = load_scalar_model(Backbone(str(tiny_llama_dir)))
+    model = load_scalar_model(adapted(tiny_llama_dir, quantization=quantization))
+    merged = plain_state_dict(model.backbone)
+    assert {k: (v.shape, v.dtype) for k, v in merged.items()} == {
+        k: (v.shape, v.dtype) for k, v in plain.hf.state_dict().items()
+    }
+
+
 def test_wrong_layer_names_list_the_right_ones(tiny_llama_dir: Path) -> None:
     with pytest.raises(UserError, match=r"policy\.lora\.target_modules: no layer is called[\s\S]*q_proj"):
         load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(target_modules=["q_prj"])), "policy")
