@@ -6,6 +6,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 pytho
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where pyright finds the folders that install inside the package: an editable install tells only Python itself.
+TYPES := $(VENV)/types/instructlit
 
 .PHONY: install test lint types quickstart wheel clean
 
@@ -20,6 +22,8 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	if $(BIN)/python -m pip --version >/dev/null 2>&1; then pip="$(BIN)/python -m pip"; \
 	else pip="$(PYTHON) -m pip --python $(BIN)/python"; fi; \
 	$$pip install --constraint constraints.txt --editable '.[dev,wandb,8bit]'
+	mkdir -p $(TYPES)
+	for part in callbacks configs tools instructlit/__init__.py; do ln -sfn ../../../$$part $(TYPES)/; done
 	touch $@
 
 lint: install
