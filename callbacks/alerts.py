@@ -15,6 +15,7 @@ LIMITS: dict[str, list[float | None]] = {
     "ppo/objective/kl": [-1.0, 50.0],
     "ppo/policy/approx_kl": [None, 0.2],
     "ppo/policy/clip_fraction": [None, 0.5],
+    "ppo/engine/gap": [None, 0.1],
     "ppo/policy/ratio_mean": [0.8, 1.2],
     "ppo/policy/entropy": [0.02, None],
     "ppo/response/eos_fraction": [0.3, None],

@@ -127,6 +127,7 @@ class PPOModule(StageModule):
         self.episodes_seen = 0
         self.generator: torch.Generator | None = None
         self.validation_rows: list[dict[str, Any]] = []
+        self.last_rollout: Rollout | None = None  # for callbacks to look at
         self._resumed: dict[str, Any] | None = None
 
     # -- models ----------------------------------------------------------------------------------------------------
@@ -271,6 +272,8 @@ class PPOModule(StageModule):
             log_probs, entropy = log_probs_and_entropy(self.trained_model, part, self.sampling.temperature)
             loss, stats = policy_loss(log_probs, part.old_log_probs, part.advantages, part.response_mask, self.clip)
             metrics.add_policy(stats, entropy, part.response_mask)
+            if not metrics.updates:  # the weights are still those that were sampled from
+                metrics.add_engine_gap(log_probs.detach() - part.old_log_probs, part.response_mask)
             return loss
 
         def value(part: Rollout) -> LossSum:
@@ -314,6 +317,7 @@ class PPOModule(StageModule):
     def _finish(self, rollout: Rollout, metrics: UpdateMetrics) -> None:
         """Steer the KL coefficient, log, and end the run when it is done or has run away."""
         self.episodes_seen += self.rollout_size
+        self.last_rollout = rollout
         figures = rollout_metrics(rollout, self.kl.coefficient, self.sum_over_ranks)
         figures |= metrics.compute(self.sum_over_ranks)
         kl = float(figures["objective/kl"])

@@ -19,7 +19,7 @@ class UpdateMetrics:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-        self.tokens: dict[str, Tensor] = {"policy": torch.zeros(()), "value": torch.zeros(())}
+        self.tokens: dict[str, Tensor] = {name: torch.zeros(()) for name in ("policy", "value", "engine")}
         self.means: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.updates = 0
 
@@ -28,6 +28,11 @@ class UpdateMetrics:
         self.tokens["policy"] = self.tokens["policy"] + mask.sum()
         for name, value in (stats | {"entropy": masked_sum(entropy, mask)}).items():
             self.sums[f"policy/{name}"] = self.sums[f"policy/{name}"] + value
+
+    def add_engine_gap(self, difference: Tensor, mask: Tensor) -> None:
+        """The trainer's log-probs less the engine's (B, R), of the same weights."""
+        self.tokens["engine"] = self.tokens["engine"] + mask.sum()
+        self.sums["engine/gap"] = self.sums["engine/gap"] + masked_sum(difference.abs(), mask)
 
     def add_value(self, stats: dict[str, Tensor], mask: Tensor) -> None:
         """A micro-batch's sums over response tokens of the value loss."""
@@ -44,10 +49,12 @@ class UpdateMetrics:
     def compute(self, reduce: Reduce) -> dict[str, Tensor]:
         """Means over tokens of all ranks, and over updates."""
         names = sorted(self.sums)
-        stacked = torch.stack([*(self.sums[name] for name in names), self.tokens["policy"], self.tokens["value"]])
-        *sums, policy_tokens, value_tokens = reduce(stacked).unbind()
-        tokens = {"policy": policy_tokens.clamp_min(1), "value": value_tokens.clamp_min(1)}
-        figures = {name: total / tokens[name.split("/")[0]] for name, total in zip(names, sums, strict=True)}
+        summed = reduce(torch.stack([*(self.sums[name] for name in names), *self.tokens.values()])).unbind()
+        tokens = dict(zip(self.tokens, summed[len(names) :], strict=True))
+        figures = {
+            name: total / tokens[name.split("/")[0]].clamp_min(1)
+            for name, total in zip(names, summed[: len(names)], strict=True)
+        }
         return figures | {name: total / max(self.updates, 1) for name, total in self.means.items()}
 
 
