@@ -113,6 +113,9 @@ class _Counter:
         if measured.dropped:
             report.dropped[measured.dropped] += 1
         if isinstance(record, Text):
+            if not record.text.strip():
+                report.dropped["blank documents"] += 1
+                return
             self._once(record.text)
             self.lengths["whole"].append(len(self.encoder.document(record.text)) if self.encoder else len(record.text))
             return

@@ -109,7 +109,7 @@ class ComparisonData(DataModule):
         split, o = self.splits["train"], self.options
         lengths = split.lengths if self.length_bucketing else None
         plan = ShuffledPlan(split.groups, o.batch_size, o.seed, split.weights, self.shuffles(), lengths)
-        return self.training_loader("train", split.dataset, plan, self.collate)
+        return self.training_loader("train", split, plan, self.collate)
 
     def demonstration_dataloader(self) -> PlannedLoader:
         """Every demonstration once, as a `TokenBatch`, for the shift.

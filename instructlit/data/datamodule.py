@@ -1,5 +1,6 @@
 """What the datamodules share: tokenizer, sources, splits, loaders and their place in a checkpoint."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -61,6 +62,13 @@ class Split:
     def rows(self) -> np.ndarray:
         """All rows of the split, in order."""
         return np.concatenate(self.groups) if self.groups else np.zeros(0, dtype=np.int64)
+
+    @property
+    def fingerprint(self) -> dict[str, int | str]:
+        """What tells the same rows of the same data from others."""
+        digest = hashlib.sha256(self.rows.tobytes())
+        digest.update(self.dataset.identity)
+        return {"rows": len(self.rows), "data": digest.hexdigest()[:16]}
 
 
 class DataModule(pl.LightningDataModule):
@@ -205,9 +213,18 @@ class DataModule(pl.LightningDataModule):
         return self.trainer.global_rank if self.trainer else 0
 
     def training_loader(
-        self, name: str, rows: Any, plan: Plan, collate: Callable[[list[Any]], Any], length: int | None = None
+        self,
+        name: str,
+        split: Split,
+        plan: Plan,
+        collate: Callable[[list[Any]], Any],
+        length: int | None = None,
+        rows: Any = None,
     ) -> ResumableDataLoader:
-        """The loader of that name, made once a run; it starts where a restored checkpoint left it."""
+        """The loader of that name, made once a run; it starts where a restored checkpoint left it.
+
+        `rows` is the dataset that the plan's numbers mean where it is not the split's own.
+        """
         if name in self._loaders:
             return self._loaders[name]
         size = len(plan.batch(0))
@@ -218,7 +235,7 @@ class DataModule(pl.LightningDataModule):
                 expected=f"a multiple of {self.world_size}: it is the batch of an optimiser step over all of them",
             )
         loader = ResumableDataLoader(
-            rows,
+            split.dataset if rows is None else rows,
             plan,
             collate,
             rank=self.rank,
@@ -226,7 +243,7 @@ class DataModule(pl.LightningDataModule):
             num_workers=self.options.num_workers,
             length=length,
             limit=self.trainer.limit_train_batches if self.trainer else 1.0,
-            fingerprint={"rows": len(rows), "batch_size": size, "seed": self.options.seed},
+            fingerprint={"batch_size": size, "seed": self.options.seed, **split.fingerprint},
         )
         if name in self._positions:
             loader.load_state_dict(self._positions.pop(name))

@@ -124,11 +124,12 @@ class DemonstrationData(DataModule):
         own = self.options.batch_size - self._mixed
         plan = ShuffledPlan(split.groups, own, seed, split.weights, self.shuffles(), lengths)
         if not self._mixed:
-            return self.training_loader("train", split.dataset, plan, self.collate)
+            return self.training_loader("train", split, plan, self.collate)
         text = self.splits["pretraining"]
         texts = ShuffledPlan(_repeated(text.groups, self._mixed), self._mixed, seed + 1, text.weights, self.shuffles())
+        mixed = MixedPlan(plan, texts, len(split.dataset))
         rows = ConcatDataset([split.dataset, text.dataset])
-        return self.training_loader("train", rows, MixedPlan(plan, texts, len(split.dataset)), self.collate)
+        return self.training_loader("train", split, mixed, self.collate, rows=rows)
 
 
 def _repeated(groups: list[np.ndarray], at_least: int) -> list[np.ndarray]:

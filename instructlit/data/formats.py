@@ -64,7 +64,7 @@ def read_records(row: dict[str, Any], where: str, kind: Kind, form: str = "auto"
     found = detect_format(row) if form == "auto" else form
     fields = Fields(row, where)
     if kind == "text":
-        return "native", [Text(fields.text("text", blank=False))]
+        return "native", [Text(fields.text("text"))]
     if found == "oasst":
         return found, list(conversations.tree_records(fields, kind))
     return found, [_READERS[kind](fields, found)]
@@ -162,12 +162,15 @@ def _prompt(fields: Fields, form: str) -> Prompt:
     return Prompt(prompt, fields.name("user"), fields.name("use_case"))
 
 
-def _alpaca_prompt(fields: Fields) -> str:
+def _alpaca_prompt(fields: Fields) -> PromptText:
     if fields.row.get("history"):
         fields.wrong("history", "the row has earlier turns", "none: give such rows as 'messages'")
     instruction = fields.text("instruction", blank=False)
     given = fields.text("input") if "input" in fields else ""
-    return f"{instruction}\n\n{given}" if given.strip() else instruction
+    prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
+    if not fields.row.get("system"):
+        return prompt
+    return [{"role": "system", "content": fields.text("system")}, {"role": "user", "content": prompt}]
 
 
 _READERS: dict[str, Callable[[Fields, str], Record]] = {

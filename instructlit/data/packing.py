@@ -26,7 +26,7 @@ class TokenFile:
         self._folder = tempfile.TemporaryDirectory(prefix="instructlit-tokens-")
         self.path = str(Path(self._folder.name) / "tokens.bin")
         self._writer: Any = open(self.path, "wb")  # noqa: SIM115
-        self.documents = self.tokens = 0
+        self.documents = self.tokens = self.blank = 0
         self._map: np.ndarray | None = None
 
     def append(self, ids: Sequence[int]) -> None:
@@ -69,6 +69,11 @@ class Blocks(Dataset):
         return int(self._edges[-1])
 
     @property
+    def identity(self) -> bytes:
+        """Tokens of every file and the size of a block: what tells whether the text has changed."""
+        return repr([self.block_size, *(file.tokens for file in self.files)]).encode()
+
+    @property
     def groups(self) -> list[np.ndarray]:
         """Blocks of each file, 1-d int64."""
         return [np.arange(a, b) for a, b in zip(self._edges[:-1], self._edges[1:], strict=True)]
@@ -100,7 +105,11 @@ def tokenise(sources: Sequence[Sequence[Rows]], encoder: Encoder, validation_fra
         store = TokenFile()
         for i, (*_, record) in enumerate(records_of(files, "text")):
             assert isinstance(record, Text)
-            (validation if held[i] else store).append(encoder.document(record.text))
+            target = validation if held[i] else store
+            if record.text.strip():
+                target.append(encoder.document(record.text))
+            else:
+                target.blank += 1
         train.append(store)
     return train, [validation] if validation.tokens else []
 
@@ -111,4 +120,6 @@ def block_report(name: str, blocks: Blocks, rows: int) -> SplitReport:
     left = sum(file.tokens for file in blocks.files) - blocks.tokens
     if left:
         report.dropped["tokens behind the last whole block"] = left
+    if blank := sum(file.blank for file in blocks.files):
+        report.dropped["blank documents"] = blank
     return report

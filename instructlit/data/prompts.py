@@ -130,12 +130,12 @@ class PromptData(DataModule):
         goes on where it was when the next begins."""
         split, o = self.splits["train"], self.options
         plan = ShuffledPlan(split.groups, o.batch_size, o.seed, split.weights, self.shuffles())
-        loaders = {"prompts": self.training_loader("prompts", split.dataset, plan, self.collate)}
+        loaders = {"prompts": self.training_loader("prompts", split, plan, self.collate)}
         if self.pretraining is not None:
             text, size = self.splits["pretraining"], o.batch_size * self.pretraining_per_episode
             texts = ShuffledPlan(_repeated(text.groups, size), size, o.seed + 1, text.weights, self.shuffles())
             collate = padded(collate_tokens, self.tokenizer.pad_token_id)
-            loaders["pretraining"] = self.training_loader("pretraining", text.dataset, texts, collate, len(plan))
+            loaders["pretraining"] = self.training_loader("pretraining", text, texts, collate, len(plan))
         return loaders
 
     def predict_dataloader(self) -> Any:

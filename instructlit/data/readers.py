@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from instructlit.data.hub import PATIENCE
 from instructlit.data.sources import Source, expand, is_dataset_folder, is_hub_name
 from instructlit.errors import UserError
 
@@ -224,6 +225,14 @@ def _line_index(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return starts[keep], ends[keep], np.flatnonzero(keep) + 1
 
 
+def _ask_hub(name: str) -> None:
+    """Fails soon where the Hub has no such dataset or does not answer, where `datasets` would go on trying."""
+    from huggingface_hub import HfApi, constants
+
+    if not constants.HF_HUB_OFFLINE:
+        HfApi().dataset_info(name, timeout=PATIENCE)
+
+
 def _load_table(source: Source, path: str) -> Any:
     import datasets
 
@@ -240,6 +249,7 @@ def _load_table(source: Source, path: str) -> Any:
                 columns = dict.fromkeys(next(csv.reader(file)), datasets.Value("string"))
             table = datasets.Dataset.from_csv(path, features=datasets.Features(columns), keep_default_na=False)
         else:
+            _ask_hub(path)
             table = datasets.load_dataset(path, source.subset, split=wanted)
     except Exception as error:  # pyarrow, pandas, fsspec and the Hub client all raise their own kinds
         cause = error.__cause__ or error
@@ -249,6 +259,7 @@ def _load_table(source: Source, path: str) -> Any:
             f"could not be read: {reason}",
             where=path,
             expected="an existing file, or a dataset of the Hub and a way to reach it" if hub else "a whole file",
+            fix="with HF_HUB_OFFLINE=1 a dataset that was loaded before comes from the cache" if hub else None,
         ) from error
     if isinstance(table, datasets.DatasetDict):
         if wanted not in table:

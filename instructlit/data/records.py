@@ -129,6 +129,11 @@ class RecordDataset(Dataset):
     def __len__(self) -> int:
         return len(self.scanned)
 
+    @property
+    def identity(self) -> bytes:
+        """The prompts of all records, as bytes that are compared to tell whether the data has changed."""
+        return self.scanned.prompt.tobytes()
+
     def record(self, index: int) -> Record:
         """The record as it stands in its file."""
         scanned = self.scanned

@@ -210,7 +210,7 @@ class ResumableDataLoader(PlannedLoader):
         num_workers: int = 0,
         length: int | None = None,
         limit: int | float = 1.0,
-        fingerprint: dict[str, int] | None = None,
+        fingerprint: dict[str, int | str] | None = None,
     ):
         super().__init__(rows, plan, collate, rank, world_size, num_workers)
         self._length = length or len(plan)

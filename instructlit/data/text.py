@@ -73,4 +73,4 @@ class TextData(DataModule):
         """Batches of one optimiser step."""
         split = self.splits["train"]
         plan = ShuffledPlan(split.groups, self.options.batch_size, self.options.seed, split.weights, self.shuffles())
-        return self.training_loader("train", split.dataset, plan, self.collate)
+        return self.training_loader("train", split, plan, self.collate)

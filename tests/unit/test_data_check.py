@@ -9,6 +9,7 @@ import pytest
 import yaml
 from conftest import COMPARISONS, DEMONSTRATIONS, make_char_tokenizer
 
+from instructlit.cli import main
 from instructlit.data.check_report import Lengths, Pairs
 from instructlit.errors import UserError
 from instructlit.tools.data_check import data_check
@@ -218,3 +219,11 @@ def test_the_table(capsys: pytest.CaptureFixture[str], jsonl: Callable[..., Path
     out = capsys.readouterr().out
     for words in ("comparisons", "form: native", "tied pairs", '"longer wins" is right', "fatal: train: 1 wrong rows"):
         assert words in out
+
+
+def test_from_the_command_line(capsys: pytest.CaptureFixture[str], comparisons_file: Path, tokenizer: str) -> None:
+    words = ["data", "check", str(comparisons_file), "--tokenizer", tokenizer, "--max_length", "64", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["sources"][0]["kind"] == "comparison"
+    assert main(["data", "check", "missing.jsonl"]) == 2
+    assert "no such file: missing.jsonl" in capsys.readouterr().err

@@ -1,10 +1,13 @@
 """Every form a row may have, as records; and every wrong row as one message with file, line, field and expectation."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from instructlit.data.formats import detect_format, detect_kind, read_records
+from instructlit.data.formats import FORMATS, detect_format, detect_kind, read_records
 from instructlit.errors import UserError
 from instructlit.types import Comparison, Demonstration, Prompt, Text
 
@@ -62,6 +65,11 @@ def test_models_is_another_name_for_policy() -> None:
         ),
         ({"instruction": "I", "input": "", "output": "O"}, "alpaca", Demonstration("I", "O")),
         ({"instruction": "I", "input": "X", "output": "O"}, "alpaca", Demonstration("I\n\nX", "O")),
+        (
+            {"instruction": "Hi", "output": "O", "system": "S"},
+            "alpaca",
+            Demonstration([{"role": "system", "content": "S"}, USER], "O"),
+        ),
     ],
 )
 def test_demonstrations(row: dict[str, Any], form: str, expected: Demonstration) -> None:
@@ -240,3 +248,27 @@ def test_a_form_that_was_asked_for_is_not_guessed() -> None:
         read({"prompt": "p", "completion": "c"}, "demonstration", "messages")
     with pytest.raises(UserError, match="found 'sharegtp'"):
         read({"prompt": "p", "completion": "c"}, "demonstration", "sharegtp")
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+
+
+def test_the_rows_of_the_page_are_rows() -> None:
+    (block,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    rows = [json.loads(line) for line in block.splitlines()]
+    kinds = [detect_kind(row) for row in rows]
+    assert kinds == ["demonstration", "comparison", "prompt"]
+    for row, kind in zip(rows, kinds, strict=True):
+        read(row, kind)
+
+
+def test_the_message_of_the_page_is_the_message() -> None:
+    row = native(completions=["a", "b", "c", "d"], ranks=[0, 1, 2, 3])
+    with pytest.raises(UserError) as caught:
+        read_records(row, "data/comparisons.jsonl:17", "comparison")
+    assert f"instructlit: {caught.value}\n" in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_form() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert all(f"| `{form}` |" in page for form in FORMATS)

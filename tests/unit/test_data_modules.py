@@ -197,11 +197,11 @@ def test_text_is_mixed_into_demonstrations(tokenizer: str, demonstrations_file: 
 
 
 def test_text_is_cut_into_blocks(tokenizer: str, jsonl: Callable[..., Path]) -> None:
-    file = str(jsonl("t", [{"text": "abcd"}, {"text": "ef"}, {"text": "ghi"}]))
+    file = str(jsonl("t", [{"text": "abcd"}, {"text": " "}, {"text": "ef"}, {"text": "ghi"}]))
     data = ready(TextData(tokenizer, file, validation_fraction=0, batch_size=1, block_size=5))
     rows = sorted(text_of(batch, 0) for batch in data.train_dataloader())
     assert rows == ["abcd$", "ef$gh"]
-    assert data.report.splits[0].dropped == {"tokens behind the last whole block": 2}
+    assert data.report.splits[0].dropped == {"tokens behind the last whole block": 2, "blank documents": 1}
     whole = ready(TextData(tokenizer, file, validation=file, batch_size=1, block_size=5))
     assert [text_of(batch, 0) for batch in whole.val_dataloader()] == ["abcd$", "ef$gh", "i$"]
     assert [text_of(batch, 0, True) for batch in whole.val_dataloader()] == ["bcd$", "f$gh", "$"]
@@ -283,6 +283,24 @@ def test_ranks_share_a_batch(tokenizer: str, demonstrations_file: Path) -> None:
         assert sorted(rows) == sorted(text_of(batch, i) for i in range(4))
     with pytest.raises(UserError, match="4 rows cannot be shared evenly by 3"):
         ready(DemonstrationData(tokenizer, file, **options), 3).train_dataloader()
+
+
+def test_a_checkpoint_of_other_rows_is_refused(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    """As many rows, another file: the order of the old one would mean other demonstrations."""
+
+    def made(rows: list[dict[str, Any]]) -> DemonstrationData:
+        data = ready(DemonstrationData(tokenizer, str(jsonl("d", rows)), batch_size=4, validation_fraction=0))
+        data.train_dataloader()
+        return data
+
+    state = made(DEMONSTRATIONS).state_dict()
+    same, other = (made([{**row, "prompt": row["prompt"] + end} for row in DEMONSTRATIONS]) for end in ("", "!"))
+    for data in (same, other):
+        data.setup()
+        data.load_state_dict(state)
+    same.train_dataloader()
+    with pytest.raises(UserError, match=r"resuming: data is \w+, but it was \w+"):
+        other.train_dataloader()
 
 
 def test_lineage(tokenizer: str, demonstrations_file: Path) -> None:
@@ -407,3 +425,14 @@ def test_a_run_continues_with_the_batches_it_would_have_had(
     assert resumed.seen == straight.seen[stop:]
     assert straight.seen[0] != straight.seen[3]
     assert straight.validated
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_without_validation(tokenizer: str, prompts_file: Path, text_file: Path) -> None:
+    files = {"train": str(prompts_file), "pretraining": str(text_file)}
+    data = PromptData(tokenizer, batch_size=4, validation_fraction=0, pretraining_block_size=8, **files)
+    module = Seen()
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    pl.Trainer(accelerator="cpu", enable_model_summary=False, max_steps=2, **quiet).fit(module, data)
+    assert len(module.seen) == 2
+    assert module.validated == []
