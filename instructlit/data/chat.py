@@ -97,7 +97,9 @@ class Renderer:
 
     def _template_text(self, template: str) -> str:
         if template == "turns":
-            adds_bos = self.tokenizer.bos_token and self.tokenizer("a").input_ids[:1] == [self.tokenizer.bos_token_id]
+            adds_bos = self.tokenizer.bos_token and self.tokenizer.backend_tokenizer.encode("a").ids[:1] == [
+                self.tokenizer.bos_token_id
+            ]
             return ("{{ bos_token }}" if adds_bos else "") + TURNS
         if "{{" in template or "{%" in template:
             return template

@@ -429,8 +429,8 @@ def test_a_run_continues_with_the_batches_it_would_have_had(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_without_validation(tokenizer: str, prompts_file: Path, text_file: Path) -> None:
-    files = {"train": str(prompts_file), "pretraining": str(text_file)}
-    data = PromptData(tokenizer, batch_size=4, validation_fraction=0, pretraining_block_size=8, **files)
+    options: dict[str, Any] = {"pretraining": str(text_file), "pretraining_block_size": 8}
+    data = PromptData(tokenizer, str(prompts_file), batch_size=4, validation_fraction=0, **options)
     module = Seen()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     pl.Trainer(accelerator="cpu", enable_model_summary=False, max_steps=2, **quiet).fit(module, data)
