@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 from torch.utils.data import ConcatDataset
 
 from instructlit.data.collate import collate_tokens
 from instructlit.data.datamodule import DataModule, Options
 from instructlit.data.records import Measure
-from instructlit.data.sampling import MixedPlan, ShuffledPlan
+from instructlit.data.sampling import MixedPlan, ShuffledPlan, repeated
 from instructlit.data.sources import Sources
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.errors import UserError
@@ -126,13 +125,7 @@ class DemonstrationData(DataModule):
         if not self._mixed:
             return self.training_loader("train", split, plan, self.collate)
         text = self.splits["pretraining"]
-        texts = ShuffledPlan(_repeated(text.groups, self._mixed), self._mixed, seed + 1, text.weights, self.shuffles())
+        texts = ShuffledPlan(repeated(text.groups, self._mixed), self._mixed, seed + 1, text.weights, self.shuffles())
         mixed = MixedPlan(plan, texts, len(split.dataset))
         rows = ConcatDataset([split.dataset, text.dataset])
         return self.training_loader("train", split, mixed, self.collate, rows=rows)
-
-
-def _repeated(groups: list[np.ndarray], at_least: int) -> list[np.ndarray]:
-    """The groups often enough for one batch: a text shorter than that is seen several times in it."""
-    rows = sum(map(len, groups))
-    return [np.tile(group, -(-at_least // rows)) for group in groups] if rows < at_least else groups

@@ -6,10 +6,9 @@ import numpy as np
 
 from instructlit.data.collate import EncodedPrompt, collate_prompts, collate_tokens, padded
 from instructlit.data.datamodule import DataModule, Options
-from instructlit.data.demonstrations import _repeated
 from instructlit.data.hygiene import over_cap, personal_data, repeats
 from instructlit.data.records import Measure, Scan, scan
-from instructlit.data.sampling import ShuffledPlan
+from instructlit.data.sampling import ShuffledPlan, repeated
 from instructlit.data.sources import Sources
 from instructlit.data.splits import prompt_key
 from instructlit.types import Prompt, PromptBatch
@@ -133,7 +132,7 @@ class PromptData(DataModule):
         loaders = {"prompts": self.training_loader("prompts", split, plan, self.collate)}
         if self.pretraining is not None:
             text, size = self.splits["pretraining"], o.batch_size * self.pretraining_per_episode
-            texts = ShuffledPlan(_repeated(text.groups, size), size, o.seed + 1, text.weights, self.shuffles())
+            texts = ShuffledPlan(repeated(text.groups, size), size, o.seed + 1, text.weights, self.shuffles())
             collate = padded(collate_tokens, self.tokenizer.pad_token_id)
             loaders["pretraining"] = self.training_loader("pretraining", text, texts, collate, len(plan))
         return loaders

@@ -138,6 +138,12 @@ class EvenPlan:
         return self._rows[self._edges[number] : self._edges[number + 1]]
 
 
+def repeated(groups: Sequence[np.ndarray], at_least: int) -> list[np.ndarray]:
+    """The groups often enough for one batch: a text shorter than that is seen several times in it."""
+    rows = sum(map(len, groups))
+    return [np.tile(group, -(-at_least // rows)) for group in groups] if rows < at_least else list(groups)
+
+
 class PlannedLoader:
     """Batches of a plan for one rank, from the first in every pass: for evaluation.
 
