@@ -5,7 +5,7 @@ its micro-batches and ranks divided by one global count, which automatic accumul
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from instructlit.errors import UserError
 from instructlit.losses import LossSum
+from instructlit.models.adapters import frozen_state_names
 from instructlit.models.backbone import Backbone
 from instructlit.modules.random_state import random_state, restore_random_state
 
@@ -118,12 +119,28 @@ class StageModule(pl.LightningModule):
         restore_random_state(self._before_validation)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name in frozen_state_names(self):
+            checkpoint["state_dict"].pop(name, None)  # the backbone's folder holds it
         checkpoint["instructlit"] = {
             "stage": self.stage,
             "backbone": asdict(self.backbone),
+            "parents": self.parents(),
             "tokenizer": getattr(self.tokenizer, "name_or_path", None),
+            "chat_template": getattr(self.tokenizer, "chat_template", None),
             "random_state": random_state(),
         }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As for any module, but the frozen trunk under adapters, which a checkpoint leaves out, may be missing.
+
+        Raises:
+            RuntimeError: any other name is missing or unknown, and `strict` is set.
+        """
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        odd = sorted({*result.missing_keys, *result.unexpected_keys} - frozen_state_names(self))
+        if strict and odd:
+            raise RuntimeError(f"{type(self).__name__} and the state differ in {len(odd)} entries, such as {odd[0]}")
+        return result
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = checkpoint.get("instructlit")

@@ -157,10 +157,10 @@ class PPOModule(StageModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return
-        self.policy = load_causal_lm(self.policy_backbone, "policy")
-        self.value = load_scalar_model(self.value_backbone, where="value")
+        self.policy = load_causal_lm(self.policy_backbone, "model.init_args.policy")
+        self.value = load_scalar_model(self.value_backbone, where="model.init_args.value")
         if self.reference_backbone is not None or self.policy_backbone.lora is None:
-            reference = load_causal_lm(self.reference_backbone or self.policy_backbone)
+            reference = load_causal_lm(self.reference_backbone or self.policy_backbone, "model.init_args.reference")
             self.frozen_reference = [reference.requires_grad_(False).eval()]
         for model in (self.policy, self.value, *self.frozen_reference):
             disable_dropout(model)  # a ratio compares two passes over the same tokens: noise would pass for learning
@@ -371,8 +371,8 @@ class PPOModule(StageModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._resumed = checkpoint["instructlit"]["ppo"]
-        self.episodes_seen = int(self._resumed["episodes_seen"])
+        kept = checkpoint["instructlit"]["ppo"]
+        self.episodes_seen, self._resumed = int(kept["episodes_seen"]), kept
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.kl.load_state_dict(state["kl"])

@@ -44,8 +44,8 @@ class PairMetrics(Metric):
         self.labeler.append(keys[pairs.prompt])  # type: ignore[union-attr,operator]
 
     def compute(self) -> dict[str, Tensor]:
-        difference, length = dim_zero_cat(self.difference), dim_zero_cat(self.length_difference)
-        margin, labeler = dim_zero_cat(self.margin), dim_zero_cat(self.labeler)
+        states: list[Any] = [self.difference, self.length_difference, self.margin, self.labeler]
+        difference, length, margin, labeler = (dim_zero_cat(state) for state in states)
         if not len(difference):
             return {"pairs": torch.zeros(())}
         right, longer = _half_for_ties(difference), _half_for_ties(length)

@@ -57,7 +57,7 @@ class RewardModule(StageModule):
 
     def configure_model(self) -> None:
         if self.model is None:
-            self.model = load_scalar_model(self._backbone)
+            self.model = load_scalar_model(self._backbone, where="model.init_args.model")
 
     def total_updates(self) -> int:
         return int(self.trainer.estimated_stepping_batches)

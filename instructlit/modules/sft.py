@@ -58,7 +58,7 @@ class SFTModule(StageModule):
 
     def configure_model(self) -> None:
         if self.policy is None:
-            self.policy = load_causal_lm(self._backbone)
+            self.policy = load_causal_lm(self._backbone, "model.init_args.policy")
 
     def total_updates(self) -> int:
         return int(self.trainer.estimated_stepping_batches)

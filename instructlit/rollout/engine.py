@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from instructlit.errors import UserError
 from instructlit.ops.log_probs import token_log_probs
@@ -80,7 +80,7 @@ class GenerationEngine(ABC):
     @abstractmethod
     def generate(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         prompts: PromptBatch,
         sampling: Sampling,
         tokenizer: PreTrainedTokenizerBase,
@@ -113,7 +113,7 @@ class CachedEngine(GenerationEngine):
     @torch.no_grad()
     def generate(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         prompts: PromptBatch,
         sampling: Sampling,
         tokenizer: PreTrainedTokenizerBase,
@@ -130,13 +130,13 @@ class CachedEngine(GenerationEngine):
         finally:
             model.train(training)
         width = max(ids.shape[1] for ids, _ in parts)
-        response_ids = torch.cat([_widen(ids, width, int(tokenizer.pad_token_id)) for ids, _ in parts])
+        response_ids = torch.cat([_widen(ids, width, eos_and_pad(tokenizer)[1]) for ids, _ in parts])
         log_probs = torch.cat([_widen(log_probs, width, 0) for _, log_probs in parts])
         return as_generation(prompts, response_ids, log_probs, tokenizer)
 
     @staticmethod
     def _decode(
-        model: PreTrainedModel,
+        model: nn.Module,
         ids: Tensor,
         mask: Tensor,
         sampling: Sampling,
@@ -144,7 +144,7 @@ class CachedEngine(GenerationEngine):
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor]:
         """Responses (b, r) and their log-probs (b, r); r stops where every row has ended."""
-        eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
+        eos, pad = eos_and_pad(tokenizer)
         positions = position_ids(mask)
         out = model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1)
         positions = positions[:, -1:]
@@ -171,6 +171,14 @@ class CachedEngine(GenerationEngine):
         return torch.stack(tokens, dim=1), torch.stack(log_probs, dim=1)
 
 
+def eos_and_pad(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """The two ids an engine needs; `load_tokenizer` has seen to it that both are there."""
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    assert isinstance(eos, int)
+    assert isinstance(pad, int)
+    return eos, pad
+
+
 def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """One id a row from softmax(logits / temperature), by inverting the cumulative distribution.
 
@@ -194,7 +202,8 @@ def as_generation(
         response_ids: (B, R) int64; anything may follow the first EOS.
         log_probs: (B, R).
     """
-    is_eos = response_ids == int(tokenizer.eos_token_id)
+    eos, pad = eos_and_pad(tokenizer)
+    is_eos = response_ids == eos
     response_mask = (is_eos.cumsum(dim=1) - is_eos.long()) == 0
     ended = is_eos.any(dim=1)
     texts = tokenizer.batch_decode(
@@ -205,7 +214,7 @@ def as_generation(
         texts=[text.strip() for text in texts],
         prompt_ids=prompts.input_ids,
         prompt_mask=prompts.attention_mask,
-        response_ids=response_ids.masked_fill(~response_mask, int(tokenizer.pad_token_id)),
+        response_ids=response_ids.masked_fill(~response_mask, pad),
         response_mask=response_mask,
         ended=ended,
         log_probs=log_probs.float() * response_mask,

@@ -73,7 +73,7 @@ class RewardModel(RewardFunction):
                 expected="one tokenizer for policy, value and reward model, since scores are read from the sampled ids",
                 fix="train the reward model from a backbone with the policy's tokenizer",
             )
-        network = load_scalar_model(self.model, require_head=True)
+        network = load_scalar_model(self.model, require_head=True, where="reward.init_args.model")
         disable_dropout(network)
         self._network = network.requires_grad_(False).eval().to(device)
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,9 +11,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from stage_helpers import CountVowels, Recorder, trainer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from instructlit.data import ComparisonData, DemonstrationData, PromptData
 from instructlit.errors import UserError
+from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone
 from instructlit.models.schedules import CosineToFraction
 from instructlit.modules import PPOModule, RewardModule, SFTModule
@@ -40,6 +42,7 @@ def stages(
     comparisons_file: Path,
     prompts_file: Path,
     text_file: Path,
+    tmp_path: Path,
 ) -> dict[str, Stage]:
     tokenizer = str(char_tokenizer_dir)
 
@@ -48,10 +51,19 @@ def stages(
         module = SFTModule(Backbone(str(tiny_gpt2_dir), dropout=0.2), micro_batch_size=3)
         return module, DemonstrationData(tokenizer, str(demonstrations_file), batch_size=6, validation_fraction=0.2)
 
+    def adapters(quantization: Literal["nf4"] | None = None) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+        # bitsandbytes wants rows of whole 64-value blocks
+        config = AutoConfig.from_pretrained(tiny_llama_dir, hidden_size=64, intermediate_size=128, head_dim=16)
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wider")
+        backbone = Backbone(str(tmp_path / "wider"), lora=Lora(rank=2, dropout=0.1), quantization=quantization)
+        data = DemonstrationData(tokenizer, str(demonstrations_file), batch_size=6, validation_fraction=0.2)
+        return SFTModule(backbone), data
+
     def reward() -> tuple[pl.LightningModule, pl.LightningDataModule]:
         module = RewardModule(Backbone(str(tiny_llama_dir)), lr_scheduler=lambda o: CosineToFraction(o))
-        files = {"train": str(comparisons_file), "demonstrations": str(demonstrations_file)}
-        return module, ComparisonData(tokenizer, **files, batch_size=4, validation_fraction=0.2)
+        rows, written = str(comparisons_file), str(demonstrations_file)
+        return module, ComparisonData(tokenizer, rows, demonstrations=written, batch_size=4, validation_fraction=0.2)
 
     def ppo() -> tuple[pl.LightningModule, pl.LightningDataModule]:
         backbone = Backbone(str(tiny_llama_dir))
@@ -70,7 +82,13 @@ def stages(
         options: dict[str, Any] = {"batch_size": 4, "validation_fraction": 0.2, "max_dropped_fraction": 1.0}
         return module, PromptData(tokenizer, str(prompts_file), **options, **text)
 
-    return {"sft": sft, "reward": reward, "ppo": ppo}
+    def quantised() -> tuple[pl.LightningModule, pl.LightningDataModule]:
+        module, data = adapters("nf4")
+        # On the CPU a forward in evaluation mode makes bitsandbytes pack a layer anew, for good and with other rounding.
+        data.val_dataloader = lambda: []  # type: ignore[method-assign]
+        return module, data
+
+    return {"sft": sft, "adapters": adapters, "quantised": quantised, "reward": reward, "ppo": ppo}
 
 
 def fit(stage: Stage, root: Path, batches: int, resume: Path | None = None) -> tuple[dict[str, Any], list[dict]]:
@@ -109,7 +127,7 @@ def state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "instructlit")}
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("name", ["sft", "adapters", "quantised", "reward", "ppo"])
 def test_three_batches_and_three_more_equal_six(stages: dict[str, Stage], tmp_path: Path, name: str) -> None:
     whole, rows = fit(stages[name], tmp_path / "whole", 6)
     half, first = fit(stages[name], tmp_path / "half", 3)

@@ -91,7 +91,7 @@ class Page:
                 mark = " class='best'" if text == best[head] else ""
                 cells.append(f"<td{mark}>{text}{extra}</td>")
             focus = " class='focus'" if model["name"] == "ppo_ptx" else ""
-            title = escape(TITLES.get(model["name"], model["name"]))
+            title = escape(TITLES.get(str(model["name"])) or str(model["name"]))
             body.append(f"<tr{focus}><th scope='row'>{title}</th>{''.join(cells)}</tr>")
         seen: dict[str, str] = {}
         for head, column in heads:
@@ -183,7 +183,7 @@ class Page:
 def _sample(row: Mapping[str, Any]) -> str:
     answers = []
     for answer in row["answers"]:
-        title = escape(TITLES.get(answer["model"], answer["model"]))
+        title = escape(TITLES.get(str(answer["model"])) or str(answer["model"]))
         chips = [
             f"<span class='chip {'yes' if answer[key] else 'no'}'>{yes if answer[key] else no}</span>"
             for key, yes, no in _CHIPS

@@ -60,7 +60,7 @@ def preference_plot(models: Sequence[Mapping[str, Any]]) -> str:
                 axes.errorbar(value, row, xerr=[[value - low], [high - value]], color=_INK, capsize=3, linewidth=1.2)
             axes.text(max(value, high) + 0.015, row, f"{value:.0%}", va="center")
         axes.axvline(0.5, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.set_yticks(range(len(models)), [TITLES.get(model["name"], model["name"]) for model in models])
+        axes.set_yticks(range(len(models)), [TITLES.get(str(model["name"])) or str(model["name"]) for model in models])
         axes.invert_yaxis()
         axes.set_xlim(0, max(0.75, max(model["preference_high"] for model in models) + 0.12))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
