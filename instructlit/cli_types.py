@@ -121,7 +121,11 @@ def import_class(path: str, wanted: list[type], where: str) -> Any:
         found = [c for base in wanted for c in _subclasses(base) if c.__name__ == path]
         if found:
             return found[0]
-        known = {c.__name__: f"{c.__module__}.{c.__name__}" for base in wanted for c in _subclasses(base)}
+        known: dict[str, str] = {}
+        for candidate in (c for base in wanted for c in _subclasses(base)):
+            known.setdefault(
+                candidate.__name__, f"{candidate.__module__}.{candidate.__name__}"
+            )  # torch's own come first
         near = nearest(path, known)
         raise UserError(
             f"`{path}` is not a class that is known by its bare name",

@@ -23,6 +23,8 @@ Call = Callable[..., tuple[int, str, str]]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder."""
     (tmp_path / "recipe.yaml").write_text(cli_stand_in.RECIPE)
+    for name in cli_stand_in.ROWS:
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
@@ -63,6 +65,8 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
 def test_a_module_in_the_working_directory_trains(tmp_path: Path) -> None:
     (tmp_path / "my_parts.py").write_text(Path(cli_stand_in.__file__).read_text())
     (tmp_path / "recipe.yaml").write_text(cli_stand_in.RECIPE.replace("cli_stand_in", "my_parts"))
+    for name in cli_stand_in.ROWS:
+        (tmp_path / name).touch()
     # as the console script starts: without the current folder on the search path
     script = "import sys; sys.path[:] = [p for p in sys.path if p]; from instructlit.cli import main; sys.exit(main())"
     words = ["fit", "--config", "recipe.yaml", "--config", "configs/optimizer/adamw.yaml", "--model.policy.path", "x"]
@@ -148,6 +152,9 @@ def test_mistakes_are_one_message_and_status_2(call: Call) -> None:
     status, out, err = call("fit", "--config", "recipe.yaml", "--trainer.max_step", "3")
     told = "instructlit: --trainer.max_step: unknown option `max_step`\n  expected: did you mean --trainer.max_steps?\n"
     assert (status, out, err) == (2, "", told)
+    status, out, err = call("fit", "--config", "recipe.yaml", "--data.train", "c.jsonl")
+    told = "instructlit: --data.train: there is no file or folder `c.jsonl`\n  expected: did you mean b.jsonl?\n"
+    assert (status, out, err) in [(2, "", told), (2, "", told.replace("b.jsonl?", "a.jsonl?"))]
     status, out, err = call("fit", "--config", "recipe.yaml", "stray")
     assert (status, out, err) == (2, "", "instructlit: unrecognized arguments: stray\n")
 
