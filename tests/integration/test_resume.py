@@ -84,8 +84,8 @@ def stages(
 
     def quantised() -> tuple[pl.LightningModule, pl.LightningDataModule]:
         module, data = adapters("nf4")
-        # On the CPU a forward in evaluation mode makes bitsandbytes pack a layer anew, for good and with other rounding.
-        data.val_dataloader = lambda: []  # type: ignore[method-assign]
+        # On the CPU a forward in evaluation mode makes bitsandbytes pack a layer anew, for good, with other rounding.
+        data.val_dataloader = list  # type: ignore[method-assign]
         return module, data
 
     return {"sft": sft, "adapters": adapters, "quantised": quantised, "reward": reward, "ppo": ppo}
