@@ -41,8 +41,8 @@ class Sizes:
     corpus_heldout: int = 800
     demonstrations: int = 1_000
     demonstrations_validation: int = 150
-    reward: int = 5_000
-    ppo: int = 4_000
+    reward: int = 3_000
+    ppo: int = 3_000
     validation: int = 200
     test: int = 600
     probes: int = 200
