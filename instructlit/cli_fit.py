@@ -19,7 +19,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from instructlit.cli_check import Checker, options_of
+from instructlit.cli_check import FILES, Checker, options_of
 from instructlit.cli_config import Config, Key, compose
 from instructlit.cli_defaults import DEFAULTS, from_signature
 from instructlit.cli_files import check_checkpoint, check_files
@@ -58,7 +58,7 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
     if any(word in ("-h", "--help") or word.partition("=")[0].endswith(".help") for word in args):
         InstructCLI(name, args)
         return 0
-    config = composed(layers)
+    config = composed([*layers, classes_on_line(args)])
     for note in config.notes:
         print(f"instructlit: {note}", file=sys.stderr)
     check(name, config, args)
@@ -77,6 +77,13 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
 def composed(layers: list[Config]) -> Config:
     """The layers over what holds without them."""
     return compose([Config(DEFAULTS), from_signature(layers), *layers], accepted_by)
+
+
+def classes_on_line(args: Sequence[str]) -> Config:
+    """`--model package.Module` and `--data package.Data` as a config of their own."""
+    named = {option: value for option, value in pairs_of(args) if option in ("model", "data") and value}
+    found = {k: v for k, v in named.items() if re.fullmatch(r"[A-Za-z_][\w.]*", v) and not v.endswith(FILES)}
+    return Config({k: {"class_path": v} for k, v in found.items()})
 
 
 def located(error: UserError, config: Config, args: Sequence[str]) -> UserError:

@@ -6,7 +6,7 @@ import pytest
 from cli_stand_in import RECIPE
 
 from instructlit.cli_config import read
-from instructlit.cli_fit import check, composed, located, readable
+from instructlit.cli_fit import check, classes_on_line, composed, located, readable
 from instructlit.errors import UserError
 
 
@@ -189,6 +189,25 @@ def test_an_overlay_reaches_the_optimizer_of_the_signature(folder: Path) -> None
     assert "does not take betas" in config.notes[0]
     without = composed([read("recipe.yaml")]).values["model"]["init_args"]["optimizer"]
     assert without == {"class_path": "torch.optim.AdamW", "init_args": {"lr": 2e-3, "betas": [0.9, 0.95]}}
+
+
+def test_a_class_named_on_the_line_is_a_layer_too() -> None:
+    args = [
+        "--model",
+        "cli_stand_in.Module",
+        "--data=cli_stand_in.Data",
+        "--model.policy.path",
+        "x",
+        "--data.train",
+        "a",
+    ]
+    config = composed([classes_on_line(args)])
+    assert config.values["data"] == {"class_path": "cli_stand_in.Data"}
+    assert config.values["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 2e-3
+    with pytest.raises(UserError, match="`tokenizer` is needed"):
+        check("fit", config, args)
+    check("fit", config, [*args, "--data.tokenizer", "x"])
+    assert classes_on_line(["--model", "my.yaml", "--data", "{class_path: x}"]).values == {}
 
 
 def test_an_error_about_an_argument_is_told_with_its_place(folder: Path) -> None:
