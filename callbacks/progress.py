@@ -51,6 +51,11 @@ class StageProgress(ProgressBar):
     def enable(self) -> None:
         self._enabled = True
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether the bar shows; `LightningModule.print` asks before it prints around it."""
+        return self._enabled
+
     def disable(self) -> None:
         self._enabled = False
 

@@ -352,3 +352,13 @@ def test_an_interrupted_run_exports_nothing(tmp_path: Path) -> None:
 def test_seed(config: dict[str, Any], seed: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     assert run_seed(config) == seed
+
+
+def test_a_module_can_print_beside_the_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bar = StageProgress()
+    run = pl.Trainer(accelerator="cpu", logger=False, callbacks=[bar], default_root_dir=tmp_path)
+    module = pl.LightningModule()
+    module.trainer = run
+    module.print("said")
+    assert bar.is_enabled
+    assert "said" in capsys.readouterr().out
