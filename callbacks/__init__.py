@@ -1,10 +1,11 @@
-"""Lightning callbacks and a logger that a config names by `class_path`. Each is imported when it is asked for."""
+"""Lightning callbacks and loggers that a config names by `class_path`. Each is imported when it is asked for."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from instructlit.callbacks.alerts import InvariantAlerts
+    from instructlit.callbacks.csv_logger import CSVLogger
     from instructlit.callbacks.export import ExportHuggingFace
     from instructlit.callbacks.histograms import WandbHistograms
     from instructlit.callbacks.lineage import WandbLineage
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from instructlit.callbacks.wandb_logger import WandbLogger
 
 __all__ = [
+    "CSVLogger",
     "ExportHuggingFace",
     "InvariantAlerts",
     "SampleTable",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CSVLogger": "csv_logger",
     "ExportHuggingFace": "export",
     "InvariantAlerts": "alerts",
     "SampleTable": "sample_table",

@@ -153,9 +153,8 @@ def test_the_table_in_the_terminal_fits_eighty_columns(
     assert "-0.00" not in whole
 
 
-def test_logged_metrics_survive_an_interruption(tmp_path: Path) -> None:
-    (tmp_path / "metrics.1.csv").write_text("a,step\n1.0,0\n2.0,1\n9.0,2\n")
-    (tmp_path / "metrics.csv").write_text("a,b,step\n3.0,,2\n,5.0,2\n4.0,,3\n")
+def test_logged_metrics_are_read_by_their_column(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("a,b,step\n1.0,,0\n2.0,,1\n3.0,,2\n,5.0,2\n4.0,,3\n")
     assert logged(tmp_path, "a") == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert logged(tmp_path, "b") == [(2, 5)]
     assert logged(tmp_path / "absent", "a") == []

@@ -171,7 +171,6 @@ class Runner:
             self._clear(stage)
         else:
             arguments += ["--ckpt_path", str(resume.relative_to(self.folder))]
-            _set_metrics_aside(self.folder / "logs" / stage.name)
             print(f"      continues from {resume.relative_to(self.folder)}", flush=True)
         start = time.monotonic()
 
@@ -271,14 +270,6 @@ def _last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint, None where there is none."""
     found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     return found[-1] if found else None
-
-
-def _set_metrics_aside(folder: Path) -> None:
-    """Keeps the rows logged before an interruption: Lightning's CSV logger starts its file anew."""
-    current = folder / "metrics.csv"
-    if current.exists():
-        part = len(list(folder.glob("metrics.*.csv"))) + 1
-        current.rename(folder / f"metrics.{part}.csv")
 
 
 def _failure(stage: Stage, status: int, log: Path) -> UserError:

@@ -28,7 +28,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 def logged(folder: Path, metric: str, x: str = "step") -> Points:
     """One metric of a stage's CSV logs against `x`, in order.
 
-    A stage that was interrupted has several files; where two give the same x, the later one counts.
+    Where two rows give the same x, the later one counts.
 
     Args:
         folder: of the CSV logger, as `logs/ppo`.
@@ -36,7 +36,8 @@ def logged(folder: Path, metric: str, x: str = "step") -> Points:
         x: column of the x-axis. A row that lacks it takes the last one before.
     """
     found: dict[float, float] = {}
-    for path in sorted(folder.glob("metrics*.csv"), key=lambda p: (p.name == "metrics.csv", p.name)):
+    path = folder / "metrics.csv"
+    if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             at: float | None = None
             for row in csv.DictReader(file):

@@ -1,0 +1,58 @@
+"""The CSV logger: what a continued run keeps, and what it logs anew."""
+
+import csv
+import warnings
+from pathlib import Path
+
+import pytest
+
+from instructlit.callbacks import CSVLogger
+
+
+def logger(folder: Path) -> CSVLogger:
+    return CSVLogger(str(folder), name="ppo", version="")
+
+
+def log(folder: Path, steps: range, value: float) -> None:
+    """What a run logs between its start and its kill: no `finalize`."""
+    own = logger(folder)
+    for step in steps:
+        own.log_metrics({"loss": value + step}, step)
+        own.save()
+
+
+def rows(folder: Path) -> list[tuple[int, float]]:
+    with (folder / "ppo" / "metrics.csv").open(newline="") as file:
+        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+
+
+def test_a_continued_run_keeps_the_rows_before_its_checkpoint_and_logs_the_others_again(tmp_path: Path) -> None:
+    log(tmp_path, range(5), 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Lightning would say that it deletes the earlier file
+        log(tmp_path, range(3, 6), 100.0)
+    assert rows(tmp_path) == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 103.0), (4, 104.0), (5, 105.0)]
+    assert sorted(path.name for path in (tmp_path / "ppo").iterdir()) == ["metrics.csv"]
+
+
+def test_a_metric_that_comes_later_gets_a_column(tmp_path: Path) -> None:
+    log(tmp_path, range(2), 0.0)
+    own = logger(tmp_path)
+    own.log_metrics({"accuracy": 0.5}, 2)
+    own.save()
+    text = (tmp_path / "ppo" / "metrics.csv").read_text().splitlines()
+    assert text == ["accuracy,loss,step", ",0.0,0", ",1.0,1", "0.5,,2"]
+
+
+def test_rows_survive_a_kill_before_the_first_step(tmp_path: Path) -> None:
+    log(tmp_path, range(4), 0.0)
+    assert logger(tmp_path).experiment is not None  # begun, and killed before anything was logged
+    (tmp_path / "ppo" / "metrics.csv").write_text("lo")  # or while the rows were put together
+    log(tmp_path, range(4, 5), 100.0)
+    assert rows(tmp_path) == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, 104.0)]
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_fresh_folder_gets_a_file(tmp_path: Path, first: int) -> None:
+    log(tmp_path, range(first, first + 2), 0.0)
+    assert rows(tmp_path) == [(first, float(first)), (first + 1, first + 1.0)]
