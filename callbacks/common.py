@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
-from instructlit.cli_save import SaveConfig
+from instructlit.cli.save import SaveConfig
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger

@@ -83,8 +83,8 @@ def _from_config(paths: list[str]) -> "DataModule":
     import lightning.pytorch as pl
     from jsonargparse import ArgumentParser
 
-    from instructlit.cli_config import read
-    from instructlit.cli_fit import composed, readable
+    from instructlit.cli.config import read
+    from instructlit.cli.fit import composed, readable
     from instructlit.data.datamodule import DataModule
     from instructlit.errors import UserError
 

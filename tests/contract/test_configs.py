@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from instructlit.cli_config import Config, read
-from instructlit.cli_fit import InstructCLI, check, composed
+from instructlit.cli.config import Config, read
+from instructlit.cli.fit import InstructCLI, check, composed
 from instructlit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"

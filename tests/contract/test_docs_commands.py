@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from instructlit.cli import COMMANDS, LIGHTNING, split_command
-from instructlit.cli_config import find, read, split
-from instructlit.cli_fit import check, composed
-from instructlit.cli_tools import assign
-from instructlit.cli_tools import check as check_tool
+from instructlit.cli.config import find, read, split
+from instructlit.cli.fit import check, composed
+from instructlit.cli.tools import assign
+from instructlit.cli.tools import check as check_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

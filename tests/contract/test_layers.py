@@ -69,7 +69,7 @@ def layer(name: str) -> str | None:
     if parts[0] != "instructlit" or len(parts) == 1:
         return None
     head = parts[1]
-    if head.startswith("cli") or head == "__main__":
+    if head == "__main__":
         return "cli"
     return head if head in LAYERS else None
 
@@ -112,7 +112,7 @@ def test_every_module_has_a_layer() -> None:
         ("instructlit.world.x", "from instructlit import ops", "later layer ops"),
         ("instructlit.data.x", "import instructlit.models.backbone", "later layer models"),
         ("instructlit.rollout.x", "from instructlit.modules.ppo import PPOModule", "later layer modules"),
-        ("instructlit.cli_fit", "from instructlit.tools import export", "later layer tools"),
+        ("instructlit.cli.fit", "from instructlit.tools import export", "later layer tools"),
         ("instructlit.modules.x", "from instructlit.callbacks.export import E", "later layer callbacks"),
         ("instructlit.modules.x", "import tools.world", "imported as instructlit.tools"),
         (

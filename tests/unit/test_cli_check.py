@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from cli_stand_in import RECIPE
 
-from instructlit.cli_config import read
-from instructlit.cli_fit import check, classes_on_line, composed, located, readable
+from instructlit.cli.config import read
+from instructlit.cli.fit import check, classes_on_line, composed, located, readable
 from instructlit.errors import UserError
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from instructlit.cli_config import Config, compose, find, read, split
+from instructlit.cli.config import Config, compose, find, read, split
 from instructlit.errors import UserError
 
 ACCEPTED = {"Adam": {"lr", "betas"}, "Sgd": {"lr", "momentum"}}

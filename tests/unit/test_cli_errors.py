@@ -3,7 +3,7 @@
 import pytest
 
 from instructlit import cli
-from instructlit.cli_errors import chain, explain, report
+from instructlit.cli.errors import chain, explain, report
 from instructlit.errors import UserError
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from instructlit.cli_config import Config
-from instructlit.cli_files import check_checkpoint, check_files, check_input
+from instructlit.cli.config import Config
+from instructlit.cli.files import check_checkpoint, check_files, check_input
 from instructlit.errors import UserError
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from instructlit.cli_tools import run
+from instructlit.cli.tools import run
 from instructlit.errors import UserError
 
 CALLS: list[dict[str, Any]] = []

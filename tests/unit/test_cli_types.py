@@ -11,7 +11,7 @@ import torch
 from cli_stand_in import Module, Net, Place
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
-from instructlit.cli_types import (
+from instructlit.cli.types import (
     classes_of,
     dataclasses_of,
     describe,

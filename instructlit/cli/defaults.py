@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 
-from instructlit.cli_config import Config
-from instructlit.cli_types import classes_of, import_class, parameters
+from instructlit.cli.config import Config
+from instructlit.cli.types import classes_of, import_class, parameters
 
 DEFAULTS: dict[str, Any] = {
     "seed_everything": 0,
     "trainer": {
         # The datamodules shard their own data, in an order that does not depend on the number of ranks.
         "use_distributed_sampler": False,
-        "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs"}},
+        "logger": {"class_path": "instructlit.callbacks.CSVLogger", "init_args": {"save_dir": "runs"}},
     },
 }
 

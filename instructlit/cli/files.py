@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructlit.cli_config import Config, Key
+from instructlit.cli.config import Config, Key
 from instructlit.errors import UserError, nearest
 
 CHECKPOINT_WORDS = ("last", "hpc", "registry")

@@ -11,8 +11,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from instructlit.cli_config import Config, Key
-from instructlit.cli_types import (
+from instructlit.cli.config import Config, Key
+from instructlit.cli.types import (
     Parameter,
     classes_of,
     dataclasses_of,

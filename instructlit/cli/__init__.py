@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-LIGHTNING = "instructlit.cli_fit:run"
+LIGHTNING = "instructlit.cli.fit:run"
 TOOLS = "instructlit.tools"
 
 # name on the command line: (module:function, one line of help). Nothing here is imported until its command is given.
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_working_directory()
         return run(name, rest)
     except BaseException as error:
-        from instructlit.cli_errors import report
+        from instructlit.cli.errors import report
 
         return report(error)
 
@@ -64,14 +64,14 @@ def run(name: str, args: list[str]) -> int:
     """Import what `name` stands for and give it its options."""
     target = COMMANDS[name][0]
     if target == LIGHTNING:
-        from instructlit.cli_config import read, split
+        from instructlit.cli.config import read, split
 
         files, rest = split(args)
         layers = [read(file) for file in files]  # a wrong path is said before Lightning takes its seconds to import
-        from instructlit.cli_fit import run as run_lightning
+        from instructlit.cli.fit import run as run_lightning
 
         return run_lightning(name, layers, rest)
-    from instructlit.cli_tools import run as run_tool
+    from instructlit.cli.tools import run as run_tool
 
     module, function = target.split(":")
     return run_tool(getattr(importlib.import_module(module), function), name, args)

@@ -1,7 +1,7 @@
 """`instructlit fit|validate|test|predict`: LightningCLI, with any module and any datamodule by class_path.
 
-What is ours around Lightning's: configs are composed before they are parsed (`cli_config`), checked with one message
-for one mistake (`cli_check`), saved without secrets (`cli_save`), and a checkpoint is read as data, never as code.
+What is ours around Lightning's: configs are composed before they are parsed (`cli.config`), checked with one message
+for one mistake (`cli.check`), saved without secrets (`cli.save`), and a checkpoint is read as data, never as code.
 """
 
 import importlib
@@ -19,12 +19,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from instructlit.cli_check import FILES, Checker, options_of
-from instructlit.cli_config import Config, Key, compose
-from instructlit.cli_defaults import DEFAULTS, from_signature
-from instructlit.cli_files import check_checkpoint, check_files
-from instructlit.cli_save import SaveConfig
-from instructlit.cli_types import Parameter, import_class, parameters
+from instructlit.cli.check import FILES, Checker, options_of
+from instructlit.cli.config import Config, Key, compose
+from instructlit.cli.defaults import DEFAULTS, from_signature
+from instructlit.cli.files import check_checkpoint, check_files
+from instructlit.cli.save import SaveConfig
+from instructlit.cli.types import Parameter, import_class, parameters
 from instructlit.errors import UserError
 
 USAGE = "instructlit {name} --config RECIPE [--config OVERLAY ...] [--key.of.the.config value ...]"

@@ -11,8 +11,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from instructlit.cli_check import misfit
-from instructlit.cli_types import (
+from instructlit.cli.check import misfit
+from instructlit.cli.types import (
     Parameter,
     classes_of,
     dataclasses_of,
