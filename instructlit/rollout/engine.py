@@ -103,6 +103,8 @@ class GenerationEngine(ABC):
 class CachedEngine(GenerationEngine):
     """Token by token through the model's own forward with a key-value cache that lives for one call.
 
+    A row that has ended leaves the batch and its cache, so that a few long responses cost no more than themselves.
+
     Args:
         batch_size: prompts decoded together; None takes all that are handed over.
     """
@@ -148,27 +150,33 @@ class CachedEngine(GenerationEngine):
         positions = position_ids(mask)
         out = model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1)
         positions = positions[:, -1:]
-        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        tokens, log_probs = [], []
+        response_ids = ids.new_full((len(ids), sampling.max_new_tokens), pad)
+        log_probs = torch.zeros_like(response_ids, dtype=torch.float32)
+        live = torch.arange(len(ids), device=ids.device)  # the rows still decoded
         for step in range(sampling.max_new_tokens):
             logits = out.logits[:, -1]
-            token = logits.argmax(-1) if sampling.greedy else draw(logits, sampling.temperature, generator)
-            log_prob = token_log_probs(logits[:, None], token[:, None], sampling.temperature)[:, 0]
-            tokens.append(token.masked_fill(ended, pad))
-            log_probs.append(log_prob.masked_fill(ended, 0.0))
-            mask = torch.cat([mask, ~ended[:, None]], dim=1)
-            ended = ended | (token == eos)
-            if bool(ended.all()) or step + 1 == sampling.max_new_tokens:
+            # Chance is drawn for all rows, ended ones too: when a row leaves must not change what the others say.
+            chance = torch.rand(len(ids), 1, dtype=torch.float64, device=ids.device, generator=generator)[live]
+            token = logits.argmax(-1) if sampling.greedy else draw(logits, sampling.temperature, chance)
+            response_ids[live, step] = token
+            log_probs[live, step] = token_log_probs(logits[:, None], token[:, None], sampling.temperature)[:, 0]
+            going = (token != eos).nonzero()[:, 0]
+            if not len(going) or step + 1 == sampling.max_new_tokens:
                 break
+            cache = out.past_key_values
+            if len(going) < len(live):
+                cache.batch_select_indices(going)
+                live, token, mask, positions = live[going], token[going], mask[going], positions[going]
+            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
             positions = positions + 1
             out = model(
-                input_ids=tokens[-1][:, None],
+                input_ids=token[:, None],
                 attention_mask=mask.long(),
                 position_ids=positions,
-                past_key_values=out.past_key_values,
+                past_key_values=cache,
                 use_cache=True,
             )
-        return torch.stack(tokens, dim=1), torch.stack(log_probs, dim=1)
+        return response_ids[:, : step + 1], log_probs[:, : step + 1]
 
 
 def eos_and_pad(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
@@ -179,18 +187,19 @@ def eos_and_pad(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return eos, pad
 
 
-def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+def draw(logits: Tensor, temperature: float, chance: Tensor) -> Tensor:
     """One id a row from softmax(logits / temperature), by inverting the cumulative distribution.
 
     Args:
         logits: (B, V).
+        temperature: above 0.
+        chance: (B, 1) float64, uniform in [0, 1).
 
     Returns:
         (B,) int64. The sums run in float64, so that the last of 100,000 tokens keeps its exact share.
     """
     cumulative = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(dim=-1)
-    point = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
-    return torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True).clamp_max(logits.shape[1] - 1)[:, 0]
+    return torch.searchsorted(cumulative, chance * cumulative[:, -1:], right=True).clamp_max(logits.shape[1] - 1)[:, 0]
 
 
 def as_generation(
