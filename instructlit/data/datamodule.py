@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from instructlit.data.formats import Kind
-from instructlit.data.packing import Blocks, block_report, tokenise
+from instructlit.data.packing import Blocks, Documents, block_report, tokenise
 from instructlit.data.readers import Rows, open_source
 from instructlit.data.records import Measure, RecordDataset, Scan, scan
 from instructlit.data.report import DataReport
@@ -183,21 +183,24 @@ class DataModule(pl.LightningDataModule):
         groups, weights = scanned.groups(chosen)
         self.splits[name] = Split(RecordDataset(scanned, self.encode), groups, weights, scanned.tokens)
 
-    def _text_splits(self, option: str, sources: Sources, block_size: int, fraction: float = 0.0) -> list[Split]:
-        """Blocks of text for training and, where a fraction is held out, for validation."""
+    def _text_splits(
+        self, option: str, sources: Sources, block_size: int, packing: bool, fraction: float = 0.0
+    ) -> list[Split]:
+        """Blocks of text (or documents, without packing) to train on and, of a fraction held out, to validate on."""
         opened = self.open(option, sources)
         stores = tokenise(opened, self.encoder, fraction)
         splits = []
         for name, files in zip((option, "validation"), stores, strict=True):
             if not files:
                 continue
-            blocks = Blocks(files, block_size, keep_rest=name != option or option in ("validation", "test"))
+            evaluates = name != option or option in ("validation", "test")
+            blocks = Blocks(files, block_size, evaluates) if packing else Documents(files, block_size)
             if not len(blocks):
                 raise UserError(f"{blocks.tokens} tokens make no block", where=name, expected="two tokens at least")
             weights = [source.weight for source in as_sources(sources)] if name == option else [1.0]
             rows = sum(file.documents for file in files)
             self.report.splits.append(block_report(name, blocks, rows))
-            splits.append(Split(blocks, blocks.groups, weights))
+            splits.append(Split(blocks, blocks.groups, weights, blocks.lengths))
         return splits
 
     # Loaders.

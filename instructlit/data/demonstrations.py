@@ -114,7 +114,9 @@ class DemonstrationData(DataModule):
         super().read()
         if self.pretraining is not None:
             assert self.max_length is not None
-            (self.splits["pretraining"],) = self._text_splits("pretraining", self.pretraining, self.max_length)
+            (self.splits["pretraining"],) = self._text_splits(
+                "pretraining", self.pretraining, self.max_length, packing=True
+            )
 
     def train_dataloader(self) -> Any:
         """Batches of one optimiser step."""

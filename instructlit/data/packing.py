@@ -1,6 +1,7 @@
-"""Documents as one long row of ids on disk, cut into blocks of equal length."""
+"""Documents as one long row of ids on disk, read in blocks of equal length or each for itself."""
 
 import tempfile
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,20 @@ class TokenFile:
         self._folder = tempfile.TemporaryDirectory(prefix="instructlit-tokens-")
         self.path = str(Path(self._folder.name) / "tokens.bin")
         self._writer: Any = open(self.path, "wb")  # noqa: SIM115
-        self.documents = self.tokens = self.blank = 0
+        self.ends = array("q")  # where each document ends
+        self.tokens = self.blank = 0
         self._map: np.ndarray | None = None
+
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+        return len(self.ends)
 
     def append(self, ids: Sequence[int]) -> None:
         """Adds one document."""
         self._writer.write(np.asarray(ids, dtype=np.uint32).tobytes())
-        self.documents += 1
         self.tokens += len(ids)
+        self.ends.append(self.tokens)
 
     def read(self, start: int, end: int) -> list[int]:
         """Ids from `start` up to `end`."""
@@ -56,6 +63,8 @@ class Blocks(Dataset):
 
     Every token of a block but the first is a target.
     """
+
+    lengths: np.ndarray | None = None  # of each row, where they differ
 
     def __init__(self, files: Sequence[TokenFile], block_size: int, keep_rest: bool):
         self.files, self.block_size = list(files), block_size
@@ -90,6 +99,57 @@ class Blocks(Dataset):
         return Encoded(self.files[f].read(start, min(start + self.block_size, self.files[f].tokens)), start=1)
 
 
+class Documents(Dataset):
+    """Every document of some token files by itself, in pieces of `block_size` ids where it is longer than that.
+
+    No text stands before a document that does not belong to it. A last piece of one token, which has no target, is left
+    out.
+    """
+
+    def __init__(self, files: Sequence[TokenFile], block_size: int):
+        self.files, self.block_size = list(files), block_size
+        pieces = [_pieces(np.asarray(file.ends, dtype=np.int64), block_size) for file in files]
+        self._start, self._stop = (np.concatenate(column) for column in zip(*pieces, strict=True))
+        self._edges = np.cumsum([0, *(len(start) for start, _ in pieces)])
+
+    def __len__(self) -> int:
+        return len(self._start)
+
+    @property
+    def identity(self) -> bytes:
+        """Edges of every piece: what tells whether the text has changed."""
+        return self._start.tobytes() + self._stop.tobytes()
+
+    @property
+    def groups(self) -> list[np.ndarray]:
+        """Pieces of each file, 1-d int64."""
+        return [np.arange(a, b) for a, b in zip(self._edges[:-1], self._edges[1:], strict=True)]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each piece, 1-d int64."""
+        return self._stop - self._start
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all pieces."""
+        return int(self.lengths.sum())
+
+    def __getitem__(self, index: int) -> Encoded:
+        f = int(np.searchsorted(self._edges, index, side="right")) - 1
+        return Encoded(self.files[f].read(int(self._start[index]), int(self._stop[index])), start=1)
+
+
+def _pieces(ends: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pieces of documents with those ends begin and stop."""
+    begins = np.concatenate([[0], ends[:-1]])
+    counts = -(-(ends - begins) // size)
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = np.repeat(begins, counts) + number * size
+    stop = np.minimum(start + size, np.repeat(ends, counts))
+    return start[stop - start > 1], stop[stop - start > 1]
+
+
 def tokenise(sources: Sequence[Sequence[Rows]], encoder: Encoder, validation_fraction: float) -> tuple[list, list]:
     """Token files of each source for training, and of all held-out documents for validation.
 
@@ -114,12 +174,14 @@ def tokenise(sources: Sequence[Sequence[Rows]], encoder: Encoder, validation_fra
     return train, [validation] if validation.tokens else []
 
 
-def block_report(name: str, blocks: Blocks, rows: int) -> SplitReport:
-    """The counts of some blocks."""
-    report = SplitReport(name, "block", rows=rows, records=len(blocks), kept=len(blocks), tokens=blocks.tokens)
+def block_report(name: str, blocks: Blocks | Documents, rows: int) -> SplitReport:
+    """The counts of some blocks or documents."""
+    unit = "block" if isinstance(blocks, Blocks) else "document"
+    report = SplitReport(name, unit, rows=rows, records=len(blocks), kept=len(blocks), tokens=blocks.tokens)
     left = sum(file.tokens for file in blocks.files) - blocks.tokens
     if left:
-        report.dropped["tokens behind the last whole block"] = left
+        where = "tokens behind the last whole block" if unit == "block" else "last tokens with nothing to learn"
+        report.dropped[where] = left
     if blank := sum(file.blank for file in blocks.files):
         report.dropped["blank documents"] = blank
     return report

@@ -36,6 +36,7 @@ class PromptData(DataModule):
         pretraining: Sources | None = None,
         pretraining_per_episode: int = 8,
         pretraining_block_size: int = 1024,
+        pretraining_packing: bool = True,
         duplicate_prefix: int = 100,
         max_prompts_per_user: int = 200,
         split_by_user: bool = True,
@@ -61,6 +62,7 @@ class PromptData(DataModule):
             pretraining: texts for PPO-ptx.
             pretraining_per_episode: blocks of such text for each episode of a rollout.
             pretraining_block_size: tokens of such a block.
+            pretraining_packing: whether documents follow one another in a block; without, every row is one document.
             duplicate_prefix: prompts that share this many first characters, and half of their text from the start,
                 are near duplicates, of which the first stays; 0 keeps all.
             max_prompts_per_user: prompts of one user beyond these are dropped; 0 keeps them.
@@ -81,7 +83,7 @@ class PromptData(DataModule):
         super().__init__(options, None)
         self.max_prompt_length = max_prompt_length
         self.pretraining, self.pretraining_per_episode = pretraining, pretraining_per_episode
-        self.pretraining_block_size = pretraining_block_size
+        self.pretraining_block_size, self.pretraining_packing = pretraining_block_size, pretraining_packing
         self.duplicate_prefix, self.max_prompts_per_user = duplicate_prefix, max_prompts_per_user
         self.split_by_user, self.filter_personal_data = split_by_user, filter_personal_data
 
@@ -120,7 +122,7 @@ class PromptData(DataModule):
         super().read()
         if self.pretraining is not None:
             (self.splits["pretraining"],) = self._text_splits(
-                "pretraining", self.pretraining, self.pretraining_block_size
+                "pretraining", self.pretraining, self.pretraining_block_size, self.pretraining_packing
             )
 
     def train_dataloader(self) -> Any:

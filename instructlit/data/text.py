@@ -11,8 +11,8 @@ from instructlit.types import TokenBatch
 
 
 class TextData(DataModule):
-    """Blocks of equal length, cut from documents and their EOS one after the other; loss on all tokens but the
-    first.
+    """Blocks of equal length, cut from documents and their EOS one after the other, or (without packing) every document
+    by itself; loss on all tokens but the first.
     """
 
     kind = "text"
@@ -26,6 +26,8 @@ class TextData(DataModule):
         validation_fraction: float = 0.05,
         batch_size: int = 32,
         block_size: int = 1024,
+        packing: bool = True,
+        length_bucketing: bool = False,
         num_workers: int = 0,
         seed: int = 0,
         tokenizer_revision: str | None = None,
@@ -41,7 +43,10 @@ class TextData(DataModule):
             test: rows for `instructlit test`; without, those of validation.
             validation_fraction: share of the training documents to hold out where no validation files are named.
             batch_size: blocks of one optimiser step, over all processes.
-            block_size: tokens of a block.
+            block_size: tokens of a block; the most of a piece of a document, without packing.
+            packing: whether documents follow one another in a block, and attend to those before; without, every row is
+                one document, which suits texts much shorter than a block.
+            length_bucketing: whether rows of like length share a batch, which saves padding without packing.
             num_workers: processes that read ahead; 0 does it in the training process.
             seed: makes the order of the blocks, together with the epoch.
             tokenizer_revision: branch, tag or commit of the tokenizer on the Hub.
@@ -53,7 +58,7 @@ class TextData(DataModule):
             1.0, tokenizer_revision, trust_remote_code, padding_token,
         )  # fmt: skip
         super().__init__(options, block_size)
-        self.block_size = block_size
+        self.block_size, self.packing, self.length_bucketing = block_size, packing, length_bucketing
 
     def collate(self, rows: list[Encoded]) -> TokenBatch:
         """A batch of blocks."""
@@ -63,14 +68,16 @@ class TextData(DataModule):
         """Tokenises every document once."""
         o = self.options
         fraction = 0.0 if o.validation else o.validation_fraction
-        trained = self._text_splits("train", o.train, self.block_size, fraction)
+        trained = self._text_splits("train", o.train, self.block_size, self.packing, fraction)
         self.splits.update(zip(("train", "validation"), trained, strict=False))
         for name, sources in (("validation", o.validation), ("test", o.test)):
             if sources:
-                (self.splits[name],) = self._text_splits(name, sources, self.block_size)
+                (self.splits[name],) = self._text_splits(name, sources, self.block_size, self.packing)
 
     def train_dataloader(self) -> Any:
         """Batches of one optimiser step."""
         split = self.splits["train"]
-        plan = ShuffledPlan(split.groups, self.options.batch_size, self.options.seed, split.weights, self.shuffles())
+        lengths = split.lengths if self.length_bucketing else None
+        o = self.options
+        plan = ShuffledPlan(split.groups, o.batch_size, o.seed, split.weights, self.shuffles(), lengths)
         return self.training_loader("train", split, plan, self.collate)

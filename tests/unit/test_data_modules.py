@@ -207,6 +207,30 @@ def test_text_is_cut_into_blocks(tokenizer: str, jsonl: Callable[..., Path]) -> 
     assert [text_of(batch, 0, True) for batch in whole.val_dataloader()] == ["bcd$", "f$gh", "$"]
 
 
+def test_without_packing_every_document_stands_alone(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    texts = [{"text": text} for text in ("abcd", " ", "ef", "ghijkl", "", "m", "nopqr")]
+    first, second = str(jsonl("t", texts[:4])), str(jsonl("u", texts[4:]))
+    options: dict[str, Any] = {"validation_fraction": 0, "batch_size": 1, "block_size": 5, "packing": False}
+    data = ready(TextData(tokenizer, [first, second], **options))
+    rows = sorted(text_of(batch, 0) for batch in data.train_dataloader())
+    assert rows == ["abcd$", "ef$", "ghijk", "l$", "m$", "nopqr"], "the lone EOS behind nopqr has nothing to learn"
+    learnt = sorted(text_of(batch, 0, True) for batch in data.train_dataloader())
+    assert learnt == ["$", "$", "bcd$", "f$", "hijk", "opqr"]
+    assert data.report.splits[0].dropped == {"last tokens with nothing to learn": 1, "blank documents": 2}
+    assert data.splits["train"].lengths.tolist() == [5, 3, 5, 2, 2, 5]
+    assert [group.tolist() for group in data.splits["train"].groups] == [[0, 1, 2, 3], [4, 5]]
+    one_longer = ready(TextData(tokenizer, [str(jsonl("v", [{"text": "abcde"}, *texts[2:4]])), second], **options))
+    assert one_longer.splits["train"].fingerprint != data.splits["train"].fingerprint
+
+
+def test_documents_of_like_length_share_a_batch(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    file = str(jsonl("t", [{"text": "x" * n} for n in (1, 7, 2, 8, 1, 7, 2, 8)]))
+    options: dict[str, Any] = {"validation_fraction": 0, "batch_size": 2, "block_size": 9, "packing": False}
+    batches = ready(TextData(tokenizer, file, **options, length_bucketing=True)).train_dataloader()
+    lengths = [batch.attention_mask.sum(1).tolist() for batch in batches]
+    assert sorted(lengths) == [[2, 2], [3, 3], [8, 8], [9, 9]]
+
+
 def test_documents_are_held_out_whole(tokenizer: str, text_file: Path) -> None:
     data = ready(TextData(tokenizer, str(text_file), validation_fraction=0.2, batch_size=2, block_size=8))
     tokens = [split.dataset.files[0].tokens for split in data.splits.values()]
