@@ -96,6 +96,12 @@ def test_batching_changes_no_log_prob(policy: Policy) -> None:
     assert together.tolist() == pytest.approx(alone.tolist(), abs=1e-4)
 
 
+def test_a_choice_is_read_as_the_words_it_is_made_of(policy: Policy) -> None:
+    row = without_end(policy.encoder, "the cow eats", "plum .")
+    assert row.ids == policy.tokenizer("the cow eats plum .")["input_ids"]
+    assert row.ids[row.start :] == policy.tokenizer("plum .")["input_ids"]
+
+
 def test_tasks_go_by_the_mean_not_the_sum(policy: Policy) -> None:
     choices = ["boat", "boat . the cow eats plum . the cow eats plum ."]
     rows = [without_end(policy.encoder, "tom saw a", choice) for choice in choices]

@@ -200,8 +200,8 @@ def task_accuracy(policy: Policy, tasks: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def without_end(encoder: Encoder, context: str, choice: str) -> Encoded:
-    """Context and choice as ids, the choice counted, without an EOS: a choice need not end its text."""
-    example = encoder.example(context, choice)
+    """Context, a space and choice as ids, the choice counted, without an EOS: a choice need not end its text."""
+    example = encoder.example(context, f" {choice}")
     return replace(example, ids=example.ids[:-1])
 
 
