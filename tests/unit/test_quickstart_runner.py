@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from instructlit.errors import UserError
+from instructlit.tools.quickstart.attempt import Stamp
 from instructlit.tools.quickstart.process import LineLog
-from instructlit.tools.quickstart.runner import Estimate, Runner, Stamp, clock
+from instructlit.tools.quickstart.runner import Estimate, Runner, clock, waves
 from instructlit.tools.quickstart.stages import Stage, stages
 
 PROGRAM = """
@@ -21,6 +22,8 @@ name = args[1]
 with open("calls.jsonl", "a") as file:
     file.write(json.dumps(args) + "\\n")
 if pathlib.Path("fail_" + name).exists():
+    while pathlib.Path("hang_c").exists() and not pathlib.Path("checkpoints/c/last.ckpt").exists():
+        time.sleep(0.05)
     print("the last word of " + name)
     sys.exit(3)
 if pathlib.Path("hang_" + name).exists():
@@ -68,22 +71,32 @@ def runner(tmp_path: Path, configs: Path) -> Runner:
     return Runner(tmp_path / "run", plan(), configs, [sys.executable, str(program)])
 
 
-def calls(runner: Runner) -> list[str]:
+def rows(runner: Runner) -> list[list[str]]:
+    """The commands that ran since the last call, in order."""
     path = runner.folder / "calls.jsonl"
-    names = [json.loads(line)[1] for line in path.read_text().splitlines()]
+    found = [json.loads(line) for line in path.read_text().splitlines()]
     path.unlink()
-    return names
+    return found
+
+
+def calls(runner: Runner) -> list[str]:
+    """The stages that ran, in the order of their names, which is that of the plan."""
+    return sorted(row[1] for row in rows(runner))
 
 
 def test_runs_in_order_and_skips_what_is_finished(runner: Runner, capfd: pytest.CaptureFixture[str]) -> None:
     seconds = runner.run()
-    assert calls(runner) == ["a", "b", "c", "evaluate", "report"]
+    names = [row[1] for row in rows(runner)]
+    assert [names[0], set(names[1:3]), *names[3:]] == ["a", {"b", "c"}, "evaluate", "report"]
     assert set(seconds) == {"a", "b", "c", "evaluate", "report"}
     assert json.loads((runner.folder / "results.json").read_text())["seconds"] == seconds
     assert (runner.folder / "logs" / "b.log").read_text() == "$ instructlit fit b\ndid b\n"
     runner.run()
     assert calls(runner) == ["report"], "only the report runs again"
-    assert "finished before" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "finished before" in said
+    assert "      b | did b\n" in said, "two at once: each line says whose it is"
+    assert "      b | did b" not in (runner.folder / "logs" / "b.log").read_text()
 
 
 def test_a_changed_config_runs_its_stage_and_what_builds_on_it(runner: Runner) -> None:
@@ -102,15 +115,40 @@ def test_a_lost_output_runs_its_stage_again(runner: Runner) -> None:
     assert calls(runner) == ["c", "report"]
 
 
-def test_failure_shows_the_last_lines_and_is_repeated(runner: Runner) -> None:
+def test_failure_shows_the_last_lines_stops_the_one_beside_and_is_repeated(runner: Runner) -> None:
     runner.folder.mkdir()
     (runner.folder / "fail_b").touch()
+    (runner.folder / "hang_c").touch()
     with pytest.raises(UserError, match=r"(?s)b\.log: stage b failed with exit status 3.*the last word of b"):
         runner.run()
-    assert calls(runner) == ["a", "b"]
+    assert calls(runner) == ["a", "b", "c"]
+    (runner.folder / "fail_b").unlink()
+    (runner.folder / "hang_c").unlink()
+    runner.run()
+    again = rows(runner)
+    assert ["fit", "b"] in again
+    assert ["fit", "c", "--ckpt_path", "checkpoints/c/last.ckpt"] in again
+    assert [row[1] for row in again[2:]] == ["evaluate", "report"]
+
+
+def test_what_finished_beside_a_failure_stays_finished(runner: Runner) -> None:
+    runner.folder.mkdir()
+    (runner.folder / "fail_b").touch()
+    runner.configs.joinpath("c.yaml").write_text("x: 1\n")
+    with pytest.raises(UserError, match="stage b failed"):
+        runner.run()
+    finished = Stamp.load(runner.folder / "stamps" / "c.json")
+    assert finished is not None
+    calls(runner)
     (runner.folder / "fail_b").unlink()
     runner.run()
-    assert calls(runner) == ["b", "c", "evaluate", "report"]
+    assert calls(runner) == (["b", "evaluate", "report"] if finished.finished else ["b", "c", "evaluate", "report"])
+
+
+def test_neighbours_that_need_nothing_of_each_other_share_the_cores() -> None:
+    named = [[stage.name for stage in wave] for wave in waves(stages(1))]
+    assert ["ppo", "ppo_ptx"] in named
+    assert all(len(wave) == 1 or wave == ["ppo", "ppo_ptx"] for wave in named)
 
 
 def test_missing_output_is_an_error(runner: Runner) -> None:
@@ -147,8 +185,7 @@ def test_interrupted_training_continues_from_its_checkpoint(runner: Runner, tmp_
     calls(runner)
     (runner.folder / "hang_b").unlink()
     seconds = runner.run()
-    rows = [json.loads(line) for line in (runner.folder / "calls.jsonl").read_text().splitlines()]
-    assert rows[0] == ["fit", "b", "--ckpt_path", "checkpoints/b/last.ckpt"]
+    assert ["fit", "b", "--ckpt_path", "checkpoints/b/last.ckpt"] in rows(runner)
     assert (runner.folder / "logs" / "b" / "metrics.csv").exists(), "the rows logged before are kept"
     assert seconds["b"] >= stamp.seconds
 
@@ -162,8 +199,7 @@ def test_an_outdated_checkpoint_is_not_continued(runner: Runner) -> None:
     (runner.configs / "b.yaml").write_text("x: 3\n")
     runner.run()
     assert not old.exists()
-    rows = [json.loads(line) for line in (runner.folder / "calls.jsonl").read_text().splitlines()]
-    assert rows[0] == ["fit", "b"]
+    assert rows(runner)[0] == ["fit", "b"]
 
 
 def test_line_log_keeps_the_last_state_of_an_overwritten_line(tmp_path: Path) -> None:
@@ -177,10 +213,12 @@ def test_line_log_keeps_the_last_state_of_an_overwritten_line(tmp_path: Path) ->
 
 
 def test_estimate_follows_the_machine() -> None:
-    two = [Stage(name, "", ("tool", name), (), (), expected_seconds=30) for name in ("a", "b")]
-    estimate = Estimate(two)
-    assert estimate.left() == 60
-    estimate.finished(two[0], 90)
+    a, b, c = (
+        Stage(name, "", ("tool", name), (), (), expected_seconds=s) for name, s in (("a", 30), ("b", 30), ("c", 9))
+    )
+    estimate = Estimate([[a], [b, c]])
+    assert estimate.left() == 60, "b and c run side by side"
+    estimate.finished(0, 90)
     assert estimate.left() == pytest.approx(30 * (30 + 90) / (30 + 30))
     assert [clock(5), clock(65), clock(3725)] == ["0:05", "1:05", "1:02:05"]
 

@@ -1,4 +1,4 @@
-"""Running one command with its output both on the terminal, progress bars included, and in a log file."""
+"""Running commands with their output both on the terminal, progress bars included, and in log files."""
 
 import contextlib
 import ctypes
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -41,82 +42,130 @@ class LineLog:
         self._file.flush()
 
 
-def run_logged(
-    command: Sequence[str], *, folder: Path, log: TextIO, environment: Mapping[str, str], keep_open: Sequence[int] = ()
-) -> int:
-    """Runs `command` in `folder` and returns its exit status.
+STOPPED = -signal.SIGINT
+"""The status of a command that was stopped because one beside it had failed."""
 
-    Under a terminal the command gets a terminal of its own, so that its progress bars draw themselves; otherwise it
-    gets a pipe. On Ctrl-C the command is asked to stop, given time to do so, and KeyboardInterrupt is raised here.
+
+@dataclass(frozen=True)
+class Job:
+    """One command to run.
 
     Args:
         command: program and arguments.
-        folder: working directory of the command.
         log: receives the output as plain lines.
         environment: of the command.
-        keep_open: file descriptors the command inherits.
     """
-    terminal = sys.stdout.isatty() and os.name == "posix"
-    reader, writer = os.openpty() if terminal else os.pipe()
-    if terminal:
-        _copy_size(writer)
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=writer,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C reaches the command through this function alone, once
-        pass_fds=tuple(keep_open),
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-    )
-    os.close(writer)
-    lines = LineLog(log)
+
+    command: Sequence[str]
+    log: TextIO
+    environment: Mapping[str, str]
+
+
+def run_logged(jobs: Mapping[str, Job], *, folder: Path, keep_open: Sequence[int] = ()) -> dict[str, int]:
+    """Runs commands side by side in `folder` and returns the exit status of each, under the names of `jobs`.
+
+    A single command gets a terminal of its own where there is one, so that its progress bars draw themselves. Several
+    get pipes, and every line shown begins with the name of its command. When one ends with an error the others are
+    stopped. On Ctrl-C all are asked to stop, given time to do so, and KeyboardInterrupt is raised here.
+
+    Args:
+        jobs: the commands by name.
+        folder: working directory of the commands.
+        keep_open: file descriptors the commands inherit.
+    """
+    terminal = len(jobs) == 1 and sys.stdout.isatty() and os.name == "posix"
+    width = max(map(len, jobs)) if len(jobs) > 1 else 0
+    running = [_Running(name, job, folder, keep_open, terminal, width) for name, job in jobs.items()]
     try:
-        _pump(reader, process, lines)
-        return process.wait()
+        _pump(running)
+        return {one.name: STOPPED if one.stopped else one.process.wait() for one in running}
     except KeyboardInterrupt:
-        _stop(process, reader, lines)
+        _stop(running)
         raise
     finally:
-        lines.close()
-        os.close(reader)
+        for one in running:
+            one.close()
 
 
-def _pump(reader: int, process: subprocess.Popen[bytes], lines: LineLog, seconds: float | None = None) -> None:
-    """Copies output until the command closes it or has ended, at most for `seconds`."""
-    out: BinaryIO = sys.stdout.buffer
-    waited = 0.0
-    while seconds is None or waited < seconds:
-        ready, _, _ = select.select([reader], [], [], 0.5)
-        if not ready:
-            waited += 0.5
-            if process.poll() is not None:
-                return  # a grandchild may hold the other end open; nobody waits for it
-            continue
+class _Running:
+    """A started command with the end of its output that is read here."""
+
+    def __init__(self, name: str, job: Job, folder: Path, keep_open: Sequence[int], terminal: bool, width: int):
+        self.name, self.lines, self._width, self._line = name, LineLog(job.log), width, b""
+        self.reader, writer = os.openpty() if terminal else os.pipe()
+        if terminal:
+            _copy_size(writer)
+        self.process = subprocess.Popen(
+            job.command,
+            cwd=folder,
+            env=dict(job.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the command through `run_logged` alone, once
+            pass_fds=tuple(keep_open),
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+        os.close(writer)
+        self.open, self.stopped = True, False
+
+    def read(self) -> None:
+        """Takes what there is to read; at the end of the output `open` becomes False."""
         try:
-            data = os.read(reader, 65536)
+            data = os.read(self.reader, 65536)
         except OSError:  # how Linux says that the last writer has closed a pseudo-terminal
-            return
-        if not data:
-            return
+            data = b""
+        self.open = bool(data)
+        self.lines.write(data)
+        self._show(data)
+
+    def _show(self, data: bytes) -> None:
+        out: BinaryIO = sys.stdout.buffer
+        if self._width:
+            *whole, self._line = (self._line + data).split(b"\n")
+            head = f"      {self.name:<{self._width}} | ".encode()
+            data = b"".join(head + line.strip(b"\r") + b"\n" for line in whole if line.strip())
         out.write(data)
         out.flush()
-        lines.write(data)
+
+    def close(self) -> None:
+        """Writes the rest of the log."""
+        self.lines.close()
+        os.close(self.reader)
 
 
-def _stop(process: subprocess.Popen[bytes], reader: int, lines: LineLog) -> None:
-    """Interrupts the command and, after twenty seconds without effect, kills it and what it started."""
+def _pump(running: Sequence[_Running], seconds: float | None = None) -> None:
+    """Copies output until the commands close it or have ended, at most for `seconds`."""
+    waited = 0.0
+    while (still := [one for one in running if one.open]) and (seconds is None or waited < seconds):
+        ready, _, _ = select.select([one.reader for one in still], [], [], 0.5)
+        waited += 0.0 if ready else 0.5
+        for one in still:
+            if one.reader in ready:
+                one.read()
+            elif one.process.poll() is not None:
+                one.open = False  # a grandchild may hold the other end open; nobody waits for it
+        if seconds is None and any(one.process.poll() for one in running):
+            others = [one for one in running if one.process.poll() is None]
+            for one in others:
+                one.stopped = True
+            _stop(others)
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    """Interrupts the commands and, after twenty seconds without effect, kills them and what they started."""
     with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C skips the wait
-        process.send_signal(signal.SIGINT)
-        _pump(reader, process, lines, seconds=20)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=2)
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        for one in running:
+            one.process.send_signal(signal.SIGINT)
+        _pump(running, seconds=20)
+        for one in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                one.process.wait(timeout=2)
+    for one in running:
+        if one.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(one.process.pid, signal.SIGKILL)
+            one.process.wait()
 
 
 def _copy_size(descriptor: int) -> None:

@@ -1,4 +1,5 @@
-"""Runs stages in order inside one folder, skips what is finished and continues what was interrupted.
+"""Runs stages in order inside one folder, skips what is finished and continues what was interrupted. Neighbours that
+need nothing of each other run side by side.
 
 A stage is finished when `stamps/STAGE.json` holds the fingerprint of its command, its config files, the package version
 and the fingerprints of the stages it needs, and when its outputs are there. A changed config therefore runs that stage
@@ -13,41 +14,16 @@ import shutil
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from instructlit import __version__
 from instructlit.errors import UserError, nearest
-from instructlit.tools.quickstart.process import run_logged
+from instructlit.tools.quickstart.attempt import Attempt, Stamp
+from instructlit.tools.quickstart.process import STOPPED, Job, run_logged
 from instructlit.tools.quickstart.stages import Stage
-
-
-@dataclass
-class Stamp:
-    """What is remembered of a stage between two starts of the job."""
-
-    fingerprint: str
-    finished: bool
-    seconds: float  # of all attempts together
-
-    def save(self, path: Path) -> None:
-        """Writes the stamp beside its name and renames it, so that it is whole or absent."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(vars(self)) + "\n")
-        beside.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> "Stamp | None":
-        """None where there is no stamp or not a readable one."""
-        try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
 
 
 class Runner:
@@ -97,15 +73,15 @@ class Runner:
         Raises:
             UserError: there is no stage of that name.
         """
-        names = [stage.name for stage in self.plan]
-        if name not in names:
-            hint = nearest(name, names)
+        by_name = {stage.name: stage for stage in self.plan}
+        if name not in by_name:
+            hint = nearest(name, by_name)
             raise UserError(
                 f"there is no stage `{name}`",
                 where="--restart_from",
-                expected=f"did you mean {hint}?" if hint else f"one of {', '.join(names)}",
+                expected=f"did you mean {hint}?" if hint else f"one of {', '.join(by_name)}",
             )
-        (self.folder / "stamps" / f"{name}.json").unlink(missing_ok=True)
+        (self.folder / by_name[name].stamp).unlink(missing_ok=True)
 
     def fingerprints(self) -> dict[str, str]:
         """For each stage the hash of all that decides its result."""
@@ -119,36 +95,35 @@ class Runner:
             prints[stage.name] = digest.hexdigest()
         return prints
 
-    def stamp_path(self, stage: Stage) -> Path:
-        """Where the stage's stamp lies."""
-        return self.folder / "stamps" / f"{stage.name}.json"
-
-    def log_path(self, stage: Stage) -> Path:
-        """Where the stage's terminal output goes."""
-        return self.folder / "logs" / f"{stage.name}.log"
-
     def _run(self, lock: int) -> dict[str, float]:
         began = time.monotonic()
         prints = self.fingerprints()
         self._write_commands()
         stale: set[str] = set()
         seconds: dict[str, float] = {}
-        estimate = Estimate(self.plan)
-        for number, stage in enumerate(self.plan, start=1):
-            stamp = Stamp.load(self.stamp_path(stage))
-            head = f"[{number}/{len(self.plan)}] {stage.name}: {stage.title}"
-            if self._finished(stage, stamp, prints[stage.name]) and stale.isdisjoint(stage.needs):
-                assert stamp is not None
-                seconds[stage.name] = stamp.seconds
-                estimate.finished(stage, None)
-                print(f"{head} (finished before)", flush=True)
+        plan = waves(self.plan)
+        estimate = Estimate(plan)
+        numbers = {stage.name: number for number, stage in enumerate(self.plan, start=1)}
+        for at, wave in enumerate(plan):
+            open_stages = []
+            for stage in wave:
+                stamp = Stamp.load(self.folder / stage.stamp)
+                head = f"[{numbers[stage.name]}/{len(self.plan)}] {stage.name}: {stage.title}"
+                if self._finished(stage, stamp, prints[stage.name]) and stale.isdisjoint(stage.needs):
+                    assert stamp is not None
+                    seconds[stage.name] = stamp.seconds
+                    print(f"{head} (finished before)", flush=True)
+                    continue
+                stale.add(stage.name)
+                open_stages.append(stage)
+                print(f"\n{head}\n      $ {stage.shown()}", flush=True)
+            if not open_stages:
+                estimate.finished(at, None)
                 continue
-            stale.add(stage.name)
-            left = estimate.left()
-            print(f"\n{head}\n      {clock(time.monotonic() - began)} gone, about {clock(left)} left", flush=True)
-            print(f"      $ {stage.shown()}", flush=True)
-            seconds[stage.name] = self._run_stage(stage, stamp, prints[stage.name], lock)
-            estimate.finished(stage, seconds[stage.name] - (stamp.seconds if stamp else 0.0))
+            start = time.monotonic()
+            print(f"      {clock(start - began)} gone, about {clock(estimate.left())} left", flush=True)
+            seconds |= self._run_wave(open_stages, self._threads(wave), prints, lock)
+            estimate.finished(at, time.monotonic() - start)
             self._write_seconds(seconds)
         return seconds
 
@@ -161,59 +136,35 @@ class Runner:
             and all((self.folder / output).exists() for output in stage.outputs)
         )
 
-    def _run_stage(self, stage: Stage, stamp: Stamp | None, fingerprint: str, lock: int) -> float:
-        """Runs one stage to its end and returns its seconds, those of earlier attempts included."""
-        same = stamp is not None and stamp.fingerprint == fingerprint and not stamp.finished
-        resume = _last_checkpoint(self.folder / stage.checkpoints) if same and stage.trains else None
-        earlier = stamp.seconds if stamp is not None and resume is not None else 0.0
-        arguments = list(stage.command)
-        if resume is None:
-            self._clear(stage)
-        else:
-            arguments += ["--ckpt_path", str(resume.relative_to(self.folder))]
-            print(f"      continues from {resume.relative_to(self.folder)}", flush=True)
+    @staticmethod
+    def _threads(wave: Sequence[Stage]) -> dict[str, str]:
+        """Side by side every stage gets its share of the cores, whether the others have finished before or not: the
+        number of threads decides the last bits of a sum.
+        """
+        return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(wave)))} if len(wave) > 1 else {}
+
+    def _run_wave(
+        self, stages: Sequence[Stage], threads: dict[str, str], prints: dict[str, str], lock: int
+    ) -> dict[str, float]:
+        """Runs stages side by side to their end; the seconds of each, those of earlier attempts included."""
+        attempts = {stage.name: Attempt(self.folder, stage, prints[stage.name]) for stage in stages}
+        environment = {**self.environment, **threads}
         start = time.monotonic()
-
-        def save(finished: bool) -> float:
-            total = round(earlier + time.monotonic() - start, 1)
-            Stamp(fingerprint, finished, total).save(self.stamp_path(stage))
-            return total
-
-        save(finished=False)
-        log = self.log_path(stage)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with log.open("a" if earlier else "w", encoding="utf-8") as file:
-                file.write(f"$ {stage.shown()}\n")
-                status = run_logged(
-                    [*self.program, *arguments],
-                    folder=self.folder,
-                    log=file,
-                    environment=self.environment,
-                    keep_open=[lock],
-                )
-        except KeyboardInterrupt:
-            save(finished=False)
-            raise
-        if status != 0:
-            save(finished=False)
-            raise _failure(stage, status, log)
-        missing = [output for output in stage.outputs if not (self.folder / output).exists()]
-        if missing:
-            raise UserError(
-                f"stage {stage.name} ended without error but {', '.join(missing)} is not there",
-                where=str(self.folder),
-                fix=f"see {log}; the stage's config should write it",
-            )
-        return save(finished=True)
-
-    def _clear(self, stage: Stage) -> None:
-        """Removes what an earlier attempt left, so that nothing of it mixes with the new one."""
-        self.stamp_path(stage).unlink(missing_ok=True)
-        if stage.trains:
-            shutil.rmtree(self.folder / stage.checkpoints, ignore_errors=True)
-            shutil.rmtree(self.folder / "logs" / stage.name, ignore_errors=True)
-            (self.folder / "samples" / f"{stage.name}.jsonl").unlink(missing_ok=True)
+        statuses: dict[str, int] = {}
+        with contextlib.ExitStack() as files:
+            jobs = {}
+            for name, attempt in attempts.items():
+                log = files.enter_context(attempt.begin())
+                jobs[name] = Job([*self.program, *attempt.arguments], log, environment)
+            try:
+                statuses = run_logged(jobs, folder=self.folder, keep_open=[lock])
+            finally:
+                for attempt in attempts.values():
+                    attempt.save(time.monotonic() - start)
+        for name in sorted(attempts, key=lambda name: statuses[name] != 0):  # the whole ones first: they stay
+            if statuses[name] != STOPPED:
+                attempts[name].finish(statuses[name])
+        return {name: attempt.seconds for name, attempt in attempts.items()}
 
     def _copy_configs(self) -> None:
         target = self.folder / "configs"
@@ -240,22 +191,33 @@ class Runner:
             path.write_text(json.dumps(results, indent=1) + "\n")
 
 
+def waves(plan: Sequence[Stage]) -> list[list[Stage]]:
+    """The plan cut into groups of neighbours that need nothing of each other and so may run side by side."""
+    groups: list[list[Stage]] = []
+    for stage in plan:
+        if groups and {other.name for other in groups[-1]}.isdisjoint(stage.needs):
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
+
+
 class Estimate:
     """Time left, from the stages' usual seconds scaled by how this machine has done so far."""
 
-    def __init__(self, plan: Sequence[Stage]):
-        self._open = {stage.name: stage.expected_seconds for stage in plan}
+    def __init__(self, plan: Sequence[Sequence[Stage]]):
+        self._open = {at: max(stage.expected_seconds for stage in wave) for at, wave in enumerate(plan)}
         self._expected = self._measured = 30.0  # as if half a minute had gone as expected: early scales stay calm
 
-    def finished(self, stage: Stage, seconds: float | None) -> None:
-        """Takes the measured seconds of a stage, None where it was skipped."""
-        del self._open[stage.name]
+    def finished(self, wave: int, seconds: float | None) -> None:
+        """Takes the measured seconds of a wave, None where it was skipped."""
+        expected = self._open.pop(wave)
         if seconds is not None:
-            self._expected += stage.expected_seconds
+            self._expected += expected
             self._measured += seconds
 
     def left(self) -> float:
-        """Seconds the open stages will take."""
+        """Seconds the open waves will take."""
         return sum(self._open.values()) * self._measured / self._expected
 
 
@@ -264,22 +226,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, None where there is none."""
-    found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
-
-
-def _failure(stage: Stage, status: int, log: Path) -> UserError:
-    with log.open(encoding="utf-8") as file:
-        tail = "".join(f"    {line}" for line in deque(file, maxlen=15))
-    return UserError(
-        f"stage {stage.name} failed with exit status {status}; its last lines:\n{tail.rstrip()}",
-        where=str(log),
-        fix="mend the cause and give the same command again: finished stages are kept",
-    )
 
 
 @contextlib.contextmanager

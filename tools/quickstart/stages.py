@@ -34,6 +34,16 @@ class Stage:
         """Where a training stage keeps its checkpoints, relative to the run folder."""
         return f"checkpoints/{self.name}"
 
+    @property
+    def stamp(self) -> str:
+        """Where it is remembered whether the stage is finished, relative to the run folder."""
+        return f"stamps/{self.name}.json"
+
+    @property
+    def log(self) -> str:
+        """Where its terminal output goes, relative to the run folder."""
+        return f"logs/{self.name}.log"
+
     def shown(self) -> str:
         """The command as a user would type it inside the run folder."""
         return shlex.join(("instructlit", *self.command))
@@ -46,8 +56,9 @@ def stages(seed: int, trial: bool = False) -> list[Stage]:
         configs = (f"configs/{name}.yaml", *(("configs/trial.yaml",) if trial else ()))
         options = [word for config in configs for word in ("--config", config)]
         command = ("fit", *options, "--seed_everything", str(seed))
-        model = "base" if name == "pretrain" else name
-        return Stage(name, title, command, needs, (f"models/{model}",), configs, seconds)
+        models = {"pretrain": ("base",), "ppo": ("ppo", "ppo-ema"), "ppo_ptx": ("ppo_ptx", "ppo_ptx-ema")}
+        outputs = tuple(f"models/{model}" for model in models.get(name, (name,)))
+        return Stage(name, title, command, needs, outputs, configs, seconds)
 
     def tool(words: str, title: str, needs: tuple[str, ...], outputs: tuple[str, ...], seconds: float) -> Stage:
         small = ("--trial", "true") if trial else ()

@@ -1,0 +1,116 @@
+"""One start of a stage, and the stamp that is remembered of it between two starts of the job."""
+
+import json
+import shutil
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from instructlit.errors import UserError
+from instructlit.tools.quickstart.stages import Stage
+
+
+@dataclass
+class Stamp:
+    """What is remembered of a stage between two starts of the job."""
+
+    fingerprint: str
+    finished: bool
+    seconds: float  # of all attempts together
+
+    def save(self, path: Path) -> None:
+        """Writes the stamp beside its name and renames it, so that it is whole or absent."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(vars(self)) + "\n")
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Stamp | None":
+        """None where there is no stamp or not a readable one."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+class Attempt:
+    """One start of a stage: from the beginning, or from the checkpoint that an earlier start of the same has left.
+
+    Attributes:
+        arguments: of the command.
+        seconds: of all attempts together, as of the last stamp.
+    """
+
+    def __init__(self, folder: Path, stage: Stage, fingerprint: str):
+        self.folder, self.stage, self.fingerprint = folder, stage, fingerprint
+        stamp = Stamp.load(folder / stage.stamp)
+        same = stamp is not None and stamp.fingerprint == fingerprint and not stamp.finished
+        resume = _last_checkpoint(folder / stage.checkpoints) if same and stage.trains else None
+        self.seconds = self._earlier = stamp.seconds if stamp is not None and resume is not None else 0.0
+        self.arguments = list(stage.command)
+        if resume is None:
+            self._clear()
+        else:
+            self.arguments += ["--ckpt_path", str(resume.relative_to(folder))]
+            print(f"      {stage.name} continues from {resume.relative_to(folder)}", flush=True)
+
+    def begin(self) -> TextIO:
+        """Stamps the stage as begun; the stage's log, begun anew unless it is continued."""
+        self.save(0.0)
+        path = self.folder / self.stage.log
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a" if self._earlier else "w", encoding="utf-8")
+        file.write(f"$ {self.stage.shown()}\n")
+        return file
+
+    def save(self, spent: float) -> None:
+        """Stamps the stage as unfinished after so many seconds of this attempt."""
+        self.seconds = round(self._earlier + spent, 1)
+        self._stamp(finished=False)
+
+    def finish(self, status: int) -> None:
+        """Stamps the stage as finished.
+
+        Raises:
+            UserError: it failed, or did not write what it should.
+        """
+        log = self.folder / self.stage.log
+        if status != 0:
+            raise _failure(self.stage, status, log)
+        missing = [output for output in self.stage.outputs if not (self.folder / output).exists()]
+        if missing:
+            raise UserError(
+                f"stage {self.stage.name} ended without error but {', '.join(missing)} is not there",
+                where=str(self.folder),
+                fix=f"see {log}; the stage's config should write it",
+            )
+        self._stamp(finished=True)
+
+    def _stamp(self, finished: bool) -> None:
+        Stamp(self.fingerprint, finished, self.seconds).save(self.folder / self.stage.stamp)
+
+    def _clear(self) -> None:
+        """Removes what an earlier attempt left, so that nothing of it mixes with the new one."""
+        (self.folder / self.stage.stamp).unlink(missing_ok=True)
+        if self.stage.trains:
+            shutil.rmtree(self.folder / self.stage.checkpoints, ignore_errors=True)
+            shutil.rmtree(self.folder / "logs" / self.stage.name, ignore_errors=True)
+            (self.folder / "samples" / f"{self.stage.name}.jsonl").unlink(missing_ok=True)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, None where there is none."""
+    found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def _failure(stage: Stage, status: int, log: Path) -> UserError:
+    with log.open(encoding="utf-8") as file:
+        tail = "".join(f"    {line}" for line in deque(file, maxlen=15))
+    return UserError(
+        f"stage {stage.name} failed with exit status {status}; its last lines:\n{tail.rstrip()}",
+        where=str(log),
+        fix="mend the cause and give the same command again: finished stages are kept",
+    )
