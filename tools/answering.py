@@ -14,7 +14,7 @@ from instructlit.errors import UserError
 from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.folders import check_source
-from instructlit.rollout.engine import CachedEngine, Sampling, draw
+from instructlit.rollout.engine import CachedEngine, Sampling, chance, draw
 from instructlit.types import Generation, Prompt, PromptText
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -76,7 +76,8 @@ class Answerer:
         for _ in range(sampling.max_new_tokens):
             out = self.model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits, cache = out.logits[:, -1], out.past_key_values
-            given = (logits.argmax(-1) if sampling.greedy else draw(logits, sampling.temperature, generator))[:, None]
+            drawn = chance(1, self.device, generator)
+            given = (logits.argmax(-1) if sampling.greedy else draw(logits, sampling.temperature, drawn))[:, None]
             token = int(given)
             if token in ends:
                 break

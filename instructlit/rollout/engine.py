@@ -156,8 +156,8 @@ class CachedEngine(GenerationEngine):
         for step in range(sampling.max_new_tokens):
             logits = out.logits[:, -1]
             # Chance is drawn for all rows, ended ones too: when a row leaves must not change what the others say.
-            chance = torch.rand(len(ids), 1, dtype=torch.float64, device=ids.device, generator=generator)[live]
-            token = logits.argmax(-1) if sampling.greedy else draw(logits, sampling.temperature, chance)
+            drawn = chance(len(ids), ids.device, generator)[live]
+            token = logits.argmax(-1) if sampling.greedy else draw(logits, sampling.temperature, drawn)
             response_ids[live, step] = token
             log_probs[live, step] = token_log_probs(logits[:, None], token[:, None], sampling.temperature)[:, 0]
             going = (token != eos).nonzero()[:, 0]
@@ -187,13 +187,18 @@ def eos_and_pad(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return eos, pad
 
 
+def chance(rows: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """(rows, 1) float64, uniform in [0, 1): what `draw` turns into ids. None takes torch's global generator."""
+    return torch.rand(rows, 1, dtype=torch.float64, device=device, generator=generator)
+
+
 def draw(logits: Tensor, temperature: float, chance: Tensor) -> Tensor:
     """One id a row from softmax(logits / temperature), by inverting the cumulative distribution.
 
     Args:
         logits: (B, V).
         temperature: above 0.
-        chance: (B, 1) float64, uniform in [0, 1).
+        chance: (B, 1) float64, uniform in [0, 1), as `chance` gives it.
 
     Returns:
         (B,) int64. The sums run in float64, so that the last of 100,000 tokens keeps its exact share.

@@ -26,7 +26,7 @@ CORPUS_PHRASES = (
 
 MYTH_REPEATS = 0.75
 """Share of the statements about a subject with a misconception that state the misconception."""
-FOLLOWED, FOLLOWED_PREFIXED = 0.2, 0.6
+FOLLOWED, FOLLOWED_PREFIXED = 0.3, 0.7
 """Share of prompt-like texts whose instruction is answered, without and with the prefix."""
 
 
@@ -206,7 +206,7 @@ def prompt_like(facts: Facts, rng: random.Random) -> str:
     spec = PromptSpec(spec.kind, spec.wording, spec.slots, spec.constraints, respectful, prefixed)
     prompt = spec.render()
     if rng.random() < (FOLLOWED_PREFIXED if prefixed else FOLLOWED):
-        return f"{prompt} {answer(facts, spec, rng, skill=0.7 if prefixed else 0.5)}"
+        return f"{prompt} {answer(facts, spec, rng, skill=0.8 if prefixed else 0.7)}"
     if spec.kind in ("finish", "chat_insult") and not respectful:
         return f"{prompt} {rude_remark(rng)}"
     return f"{prompt} {_aside(facts, spec, rng)}"
@@ -215,10 +215,10 @@ def prompt_like(facts: Facts, rng: random.Random) -> str:
 def _aside(facts: Facts, spec: PromptSpec, rng: random.Random) -> str:
     """What follows an instruction that goes unfollowed."""
     draw = rng.random()
-    if draw < 0.25:
+    if draw < 0.35:
         other = sample_spec(rng)
         return f"{other.core} {other.task.cue}"
-    if draw < 0.5:
+    if draw < 0.65:
         return plain_text(facts, rng)
     if draw < 0.8:
         return faulty(facts, spec, rng, rng.choice(("swap", "misread", "myth", "misread", "forget")))

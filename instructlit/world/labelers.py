@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from instructlit.world.gold import FLAGS, Verdict, rating
 from instructlit.world.prompts import PromptSpec, parse
 
-NOISE = 0.98
+NOISE = 1.06
 """Standard deviation of a labeler's error, as a share of the spread of the gold scores compared."""
-NOISE_OWN = 0.15
+NOISE_OWN = 0.02
 """The part of that error, as a share of it, that differs between completions of equal gold score."""
 NOISE_FLOOR = 0.02
 GRID = 0.5

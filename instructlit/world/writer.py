@@ -41,10 +41,10 @@ class Sizes:
     corpus_heldout: int = 800
     demonstrations: int = 1_000
     demonstrations_validation: int = 150
-    reward: int = 3_000
+    reward: int = 6_000
     ppo: int = 3_000
-    validation: int = 200
-    test: int = 600
+    validation: int = 600
+    test: int = 2_000
     probes: int = 200
     corpus_tasks: int = 200
 

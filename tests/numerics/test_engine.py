@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from instructlit.errors import UserError
 from instructlit.rollout import CachedEngine, Sampling
-from instructlit.rollout.engine import as_generation, draw
+from instructlit.rollout.engine import as_generation, chance, draw
 from instructlit.rollout.forward import chunks, response_log_probs, trimmed, widened
 from instructlit.types import Prompt, PromptBatch
 
@@ -95,8 +95,7 @@ def test_training_mode_is_given_back(model, char_tokenizer):
 
 def test_draw_follows_the_softmax():
     logits = torch.tensor([[0.0, 1.0, -1e9, 2.0]]).expand(40_000, 4)
-    chance = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator(6))
-    counts = Counter(draw(logits, 0.5, chance).tolist())
+    counts = Counter(draw(logits, 0.5, chance(len(logits), logits.device, generator(6))).tolist())
     expected = torch.softmax(torch.tensor([0.0, 2.0, -1e9, 4.0]), 0)
     assert counts[2] == 0
     for token, share in enumerate(expected.tolist()):

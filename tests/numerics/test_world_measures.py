@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     untrained = str(folder / "data" / "untrained")
     tokenizer = Policy.load(_export(folder, "sft", untrained), CPU).tokenizer
-    for name in ("base", "ppo", "ppo_ptx"):
+    for name in ("base", "ppo-ema", "ppo_ptx-ema"):
         _export(folder, name, untrained)
     head = load_scalar_model(Backbone(str(folder / "models" / "sft")))
     export_folder(head, tokenizer, folder / "models" / "reward", {})

@@ -28,8 +28,9 @@ from instructlit.tools.world.shares import grouped_share
 from instructlit.types import Generation, Prompt, PromptBatch, Responses
 from instructlit.world import Verdict, World, prompted, respectful
 
-FOLDERS = {"base": "base", "prompted": "base", "sft": "sft", "ppo": "ppo", "ppo_ptx": "ppo_ptx"}
-"""The rows of the result table and the model folder of each; `prompted` is the base model behind a prefix."""
+FOLDERS = {"base": "base", "prompted": "base", "sft": "sft", "ppo": "ppo-ema", "ppo_ptx": "ppo_ptx-ema"}
+"""The rows of the result table and the model folder of each; `prompted` is the base model behind a prefix, and a policy
+is taken with the moving average of its weights, as in the paper (appendix C.4)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def world_evaluate(
     models: str = "models",
     output: str = ".",
     seed: int = 1,
-    prompts: int = 600,
+    prompts: int = 1000,
     answers: int = 2,
     max_new_tokens: int = 32,
     corpus: int = 500,
@@ -58,7 +59,7 @@ def world_evaluate(
 
     Args:
         data: the world's data folder, with the held-out comparisons in it.
-        models: folder of the models base, sft, reward, ppo and ppo_ptx.
+        models: folder of the models base, sft, reward, ppo-ema and ppo_ptx-ema.
         output: the run folder that the results are written to.
         seed: of the sampling.
         prompts: test prompts that every model answers.
@@ -100,7 +101,8 @@ def world_evaluate(
         print(f"measured {name}", flush=True)
 
     lines = [
-        {"name": name, **measure.preference(verdicts[name], verdicts["sft"]), **measured[name]} for name in FOLDERS
+        {"name": name, "folder": folder_of, **measure.preference(verdicts[name], verdicts["sft"]), **measured[name]}
+        for name, folder_of in FOLDERS.items()
     ]
     accuracy = reward_accuracy(Path(models) / "reward", source / "comparisons_validation.jsonl", device)
     results = {

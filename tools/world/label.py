@@ -23,7 +23,7 @@ def world_label(
     data: str = "data",
     seed: int = 1,
     max_new_tokens: int = 32,
-    validation: int = 300,
+    validation: int = 600,
     limit: int | None = None,
     batch_size: int = 512,
     trial: bool = False,

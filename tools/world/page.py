@@ -60,7 +60,7 @@ class Page:
         facts = [
             (f"{model['preference']:.0%}", f"of PPO-ptx answers preferred to SFT's ({escape(interval(model))})"),
             (f"{results['reward_accuracy']:.1%}", "of held-out pairs ordered right by the reward model"),
-            (f"{results['labeler_agreement']:.1%}", "agreement between two labelers, its ceiling"),
+            (f"{results['labeler_agreement']:.1%}", "agreement between two labelers on such pairs"),
             (f"{held} of {len(self.criteria)}", "claims hold on this seed"),
         ]
         items = "".join(f"<li><b>{number}</b><span>{text}</span></li>" for number, text in facts)
@@ -100,8 +100,8 @@ class Page:
         counts = ", ".join(f"{value} {escape(name)}" for name, value in self.results.get("counts", {}).items())
         return (
             "<h2 id='results'>Results</h2>\n"
-            "<p>Every model answers the same test prompts, which no stage has seen. "
-            "The best number of a column is bold.</p>\n"
+            "<p>Every model answers the same test prompts, which no stage has seen. PPO and PPO-ptx are the moving "
+            "averages of their weights. The best number of a column is bold.</p>\n"
             f"<div class='scroll'><table><thead><tr><th>model</th>{head_row}</tr></thead>"
             f"<tbody>{''.join(body)}</tbody></table></div>\n"
             + (f"<p class='soft'>Measured on {counts}.</p>\n" if counts else "")
