@@ -90,6 +90,9 @@ class StageProgress(ProgressBar):
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin(stage_name(pl_module))
+        # Here on every rank: the first time, Lightning counts the batches of the run in agreement with all of them, and
+        # later it is rank 0 alone that shows, which would wait for the others for ever.
+        progress_of(trainer, pl_module)
 
     def on_validation_batch_end(
         self,

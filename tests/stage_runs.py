@@ -66,7 +66,7 @@ def stage(
         data = ComparisonData(
             tokenizer,
             str(files.comparisons),
-            batch_size=3,
+            batch_size=2,
             validation_fraction=0.5,
             demonstrations=str(files.demonstrations),
         )
@@ -103,8 +103,9 @@ def run_stage(
     callbacks: list[pl.Callback],
     batches: int = 3,
     paths: dict[str, Path] | None = None,
+    **options: Any,
 ) -> tuple[pl.Trainer, pl.LightningModule]:
-    """Trains `batches` batches with a validation after every second, writing under `out`."""
+    """Trains `batches` batches with a validation after every second, writing under `out`; `options` are the trainer's."""
     pl.seed_everything(1, verbose=False)
     module, data, own = stage(name, files, **(paths or {}))
     trainer = pl.Trainer(
@@ -121,8 +122,8 @@ def run_stage(
         log_every_n_steps=1,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=False,
         use_distributed_sampler=False,
+        **{"enable_progress_bar": False, **options},
     )
     trainer.fit(module, datamodule=data)
     return trainer, module

@@ -14,7 +14,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from instructlit.errors import UserError
 from instructlit.losses import LossSum
@@ -175,13 +176,15 @@ class StageModule(pl.LightningModule):
         total = torch.zeros((), device=self.device)
         for part in parts:
             part_total = loss(part).total
-            # Data-parallel strategies average gradients over the ranks; the world size turns that into the sum.
-            self.manual_backward(part_total * (weight * self.trainer.world_size) / count)
+            self._backward(part_total * weight / count)
             total += part_total.detach()
         return self.sum_over_ranks(total) / count
 
     def step_optimizer(self, models: Iterable[nn.Module]) -> list[Tensor]:
         """Clip each model's gradient on its own, step optimiser and schedule; returns the norms before clipping."""
+        models = list(models)
+        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            sum_gradients(models)
         optimizer = self.optimizers()
         bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
         norms = [nn.utils.clip_grad_norm_(model.parameters(), bound) for model in models]
@@ -191,9 +194,36 @@ class StageModule(pl.LightningModule):
             scheduler.step()  # type: ignore[union-attr,call-arg]
         return norms
 
+    def _backward(self, loss: Tensor) -> None:
+        """Adds the gradient of this rank's share of a loss that is a sum over ranks."""
+        model = self.trainer.strategy.model
+        if isinstance(model, DistributedDataParallel):
+            # DDP's own reduction wants every parameter in every backward and as many of them on every rank. A step here
+            # is several (micro-batches, policy, text, value), so the ranks add up once, in `step_optimizer`.
+            with model.no_sync():
+                self.manual_backward(loss)
+        else:
+            # Strategies that shard average gradients over the ranks; the world size turns that into the sum.
+            self.manual_backward(loss * self.trainer.world_size)
+
     def learning_rate(self) -> float:
         """That of the first parameter group, now."""
         return float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+
+
+def sum_gradients(models: Iterable[nn.Module]) -> None:
+    """Replace every gradient by its sum over all ranks; one that only some ranks have counts as 0 on the others."""
+    parameters = [p for model in models for p in model.parameters() if p.requires_grad]
+    present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
+    distributed.all_reduce(present, op=distributed.ReduceOp.MAX)
+    works = []
+    for parameter, somewhere in zip(parameters, present.tolist(), strict=True):
+        if somewhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            works.append(distributed.all_reduce(parameter.grad, async_op=True))
+    for work in works:
+        work.wait()
 
 
 def _refuse_trainer_options(trainer: pl.Trainer) -> None:
