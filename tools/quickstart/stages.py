@@ -67,25 +67,25 @@ def stages(seed: int, trial: bool = False) -> list[Stage]:
         )
 
     return [
-        tool("world", "write the embedded world: corpus, prompts, demonstrations", (), ("data/world.json",), 15),
-        fit("pretrain", "pretrain a base model on the raw corpus", ("world",), 120),
+        tool("world", "write the embedded world: corpus, prompts, demonstrations", (), ("data/world.json",), 2),
+        fit("pretrain", "pretrain a base model on the raw corpus", ("world",), 150),
         fit("sft", "fine-tune it on the labelers' demonstrations", ("pretrain",), 25),
         tool(
             "world label",
             "sample completions and have the labelers rank them",
             ("sft",),
             ("data/comparisons.jsonl", "data/comparisons_validation.jsonl", "data/agreement.json"),
-            30,
+            50,
         ),
-        fit("reward", "train a reward model on the rankings", ("label",), 60),
-        fit("ppo", "PPO against the reward model", ("reward",), 90),
-        fit("ppo_ptx", "PPO with pretraining gradients mixed in", ("reward",), 110),
+        fit("reward", "train a reward model on the rankings", ("label",), 145),
+        fit("ppo", "PPO against the reward model", ("reward",), 150),
+        fit("ppo_ptx", "PPO with pretraining gradients mixed in", ("reward",), 150),
         tool(
             "world evaluate",
             "let every model answer the test prompts and judge the answers",
             ("ppo", "ppo_ptx"),
             ("results.json", "evaluation/samples.jsonl"),
-            45,
+            50,
         ),
         Stage(
             "report",
@@ -93,7 +93,7 @@ def stages(seed: int, trial: bool = False) -> list[Stage]:
             ("world", "report"),
             ("evaluate",),
             ("report.html",),
-            expected_seconds=6,
+            expected_seconds=4,
             always=True,
         ),
     ]
