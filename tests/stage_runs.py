@@ -105,7 +105,7 @@ def run_stage(
     paths: dict[str, Path] | None = None,
     **options: Any,
 ) -> tuple[pl.Trainer, pl.LightningModule]:
-    """Trains `batches` batches with a validation after every second, writing under `out`; `options` are the trainer's."""
+    """Trains `batches` batches with a validation after every second, writing under `out`; `options` are Lightning's."""
     pl.seed_everything(1, verbose=False)
     module, data, own = stage(name, files, **(paths or {}))
     trainer = pl.Trainer(

@@ -70,6 +70,6 @@ def test_a_stage_on_two_processes(folder: Path, name: str) -> None:
         return  # each rank samples from a stream of its own: other responses than one process draws
     (alone,) = train(folder, name, 1)
     for key, value in alone.items():
-        # AdamW's first steps move by the learning rate whatever the gradient's size: rounding can turn a sign only where
-        # a gradient is next to nothing.
+        # AdamW's first steps move by the learning rate whatever the gradient's size: where one is next to nothing,
+        # rounding decides its sign.
         torch.testing.assert_close(first[key], value, atol=2e-5, rtol=1e-4)
