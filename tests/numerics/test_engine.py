@@ -58,6 +58,18 @@ def test_log_probs_are_those_of_each_row_alone_without_padding(model, char_token
         torch.testing.assert_close(got.log_probs[row][got.response_mask[row]], by_hand, atol=1e-5, rtol=1e-4)
 
 
+def test_rows_that_end_early_leave_the_others_as_they_are(model, char_tokenizer):
+    texts = ["abcdefghijkl"[: 1 + n % 12] for n in range(72)]
+    batch, sampling = prompt_batch(texts, char_tokenizer), Sampling(max_new_tokens=24)
+    got = CachedEngine().generate(model, batch, sampling, char_tokenizer, generator(4))
+    lengths = got.response_mask.sum(1)
+    assert got.ended.sum() >= 8, "some end early, at different steps"
+    assert len(set(lengths[got.ended].tolist())) >= 4
+    assert (lengths == 24).sum() >= 8, "and some go on to the end"
+    own = response_log_probs(model.eval(), got, 1.0)
+    torch.testing.assert_close(own, got.log_probs, atol=1e-5, rtol=1e-4)
+
+
 def test_padding_and_batch_size_change_nothing(model, char_tokenizer):
     sampling = Sampling(max_new_tokens=8, greedy=True)
     whole = CachedEngine().generate(model, prompt_batch(TEXTS, char_tokenizer), sampling, char_tokenizer)
