@@ -129,7 +129,3 @@ def add_working_directory() -> None:
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

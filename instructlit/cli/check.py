@@ -30,9 +30,6 @@ from instructlit.errors import UserError, nearest
 SPEC = ("class_path", "init_args", "dict_kwargs")
 LATER = ("params", "optimizer")  # first arguments of optimisers and schedules, which the module gives
 FILES = (".yaml", ".yml", ".json")
-LATER = ("params", "optimizer")  # first arguments of optimisers and schedules, which the module gives
-LATER = ("params", "optimizer")  # first arguments of optimisers and schedules, which the module gives
-FILES = (".yaml", ".yml", ".json")
 
 
 class Checker:
