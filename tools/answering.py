@@ -76,8 +76,10 @@ class Answerer:
         for _ in range(sampling.max_new_tokens):
             out = self.model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits, cache = out.logits[:, -1], out.past_key_values
-            drawn = chance(1, self.device, generator)
-            given = (logits.argmax(-1) if sampling.greedy else draw(logits, sampling.temperature, drawn))[:, None]
+            if sampling.greedy:
+                given = logits.argmax(-1)[:, None]
+            else:
+                given = draw(logits, sampling.temperature, chance(1, self.device, generator))[:, None]
             token = int(given)
             if token in ends:
                 break

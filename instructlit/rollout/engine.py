@@ -155,9 +155,10 @@ class CachedEngine(GenerationEngine):
         live = torch.arange(len(ids), device=ids.device)  # the rows still decoded
         for step in range(sampling.max_new_tokens):
             logits = out.logits[:, -1]
-            # Chance is drawn for all rows, ended ones too: when a row leaves must not change what the others say.
-            drawn = chance(len(ids), ids.device, generator)[live]
-            token = logits.argmax(-1) if sampling.greedy else draw(logits, sampling.temperature, drawn)
+            if sampling.greedy:
+                token = logits.argmax(-1)
+            else:  # chance for all rows, ended ones too: when a row leaves must not change what the others say
+                token = draw(logits, sampling.temperature, chance(len(ids), ids.device, generator)[live])
             response_ids[live, step] = token
             log_probs[live, step] = token_log_probs(logits[:, None], token[:, None], sampling.temperature)[:, 0]
             going = (token != eos).nonzero()[:, 0]

@@ -100,6 +100,13 @@ def test_new_weights_are_sampled_from_at_once(model, char_tokenizer):
     torch.testing.assert_close(response_log_probs(model.eval(), got, 1.0), got.log_probs, atol=1e-5, rtol=1e-4)
 
 
+def test_greedy_decoding_draws_no_chance(model, char_tokenizer):
+    before = torch.get_rng_state()
+    sampling = Sampling(4, greedy=True)
+    CachedEngine().generate(model, prompt_batch(TEXTS, char_tokenizer), sampling, char_tokenizer)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_training_mode_is_given_back(model, char_tokenizer):
     CachedEngine().generate(model.train(), prompt_batch(["a"], char_tokenizer), Sampling(2), char_tokenizer)
     assert model.training
