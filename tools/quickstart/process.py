@@ -42,10 +42,6 @@ class LineLog:
         self._file.flush()
 
 
-STOPPED = -signal.SIGINT
-"""The status of a command that was stopped because one beside it had failed."""
-
-
 @dataclass(frozen=True)
 class Job:
     """One command to run.
@@ -61,12 +57,13 @@ class Job:
     environment: Mapping[str, str]
 
 
-def run_logged(jobs: Mapping[str, Job], *, folder: Path, keep_open: Sequence[int] = ()) -> dict[str, int]:
+def run_logged(jobs: Mapping[str, Job], *, folder: Path, keep_open: Sequence[int] = ()) -> dict[str, int | None]:
     """Runs commands side by side in `folder` and returns the exit status of each, under the names of `jobs`.
 
     A single command gets a terminal of its own where there is one, so that its progress bars draw themselves. Several
     get pipes, and every line shown begins with the name of its command. When one ends with an error the others are
-    stopped. On Ctrl-C all are asked to stop, given time to do so, and KeyboardInterrupt is raised here.
+    stopped, and their status is None. On Ctrl-C all are asked to stop, given time to do so, and KeyboardInterrupt is
+    raised here.
 
     Args:
         jobs: the commands by name.
@@ -78,7 +75,7 @@ def run_logged(jobs: Mapping[str, Job], *, folder: Path, keep_open: Sequence[int
     running = [_Running(name, job, folder, keep_open, terminal, width) for name, job in jobs.items()]
     try:
         _pump(running)
-        return {one.name: STOPPED if one.stopped else one.process.wait() for one in running}
+        return {one.name: None if one.stopped else one.process.wait() for one in running}
     except KeyboardInterrupt:
         _stop(running)
         raise

@@ -22,7 +22,7 @@ from typing import Any
 from instructlit import __version__
 from instructlit.errors import UserError, nearest
 from instructlit.tools.quickstart.attempt import Attempt, Stamp
-from instructlit.tools.quickstart.process import STOPPED, Job, run_logged
+from instructlit.tools.quickstart.process import Job, run_logged
 from instructlit.tools.quickstart.stages import Stage
 
 
@@ -150,7 +150,6 @@ class Runner:
         attempts = {stage.name: Attempt(self.folder, stage, prints[stage.name]) for stage in stages}
         environment = {**self.environment, **threads}
         start = time.monotonic()
-        statuses: dict[str, int] = {}
         with contextlib.ExitStack() as files:
             jobs = {}
             for name, attempt in attempts.items():
@@ -161,9 +160,9 @@ class Runner:
             finally:
                 for attempt in attempts.values():
                     attempt.save(time.monotonic() - start)
-        for name in sorted(attempts, key=lambda name: statuses[name] != 0):  # the whole ones first: they stay
-            if statuses[name] != STOPPED:
-                attempts[name].finish(statuses[name])
+        ended = {name: status for name, status in statuses.items() if status is not None}
+        for name in sorted(ended, key=lambda name: ended[name] != 0):  # the whole ones first: they stay
+            attempts[name].finish(ended[name])
         return {name: attempt.seconds for name, attempt in attempts.items()}
 
     def _copy_configs(self) -> None:
