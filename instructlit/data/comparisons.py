@@ -8,7 +8,7 @@ from instructlit.data.collate import EncodedComparison, collate_comparisons, col
 from instructlit.data.datamodule import DataModule, Options, Split
 from instructlit.data.demonstrations import measure_demonstration
 from instructlit.data.records import Measure, RecordDataset, scan
-from instructlit.data.sampling import PlannedLoader, ShuffledPlan
+from instructlit.data.sampling import PlannedLoader
 from instructlit.data.sources import Sources
 from instructlit.errors import UserError
 from instructlit.types import ComparisonBatch, Demonstration
@@ -106,9 +106,8 @@ class ComparisonData(DataModule):
 
     def train_dataloader(self) -> Any:
         """Batches of one optimiser step."""
-        split, o = self.splits["train"], self.options
-        lengths = split.lengths if self.length_bucketing else None
-        plan = ShuffledPlan(split.groups, o.batch_size, o.seed, split.weights, self.shuffles(), lengths)
+        split = self.splits["train"]
+        plan = self.plan(split, self.options.batch_size, self.length_bucketing)
         return self.training_loader("train", split, plan, self.collate)
 
     def demonstration_dataloader(self) -> PlannedLoader:

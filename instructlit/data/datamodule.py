@@ -15,7 +15,7 @@ from instructlit.data.packing import Blocks, Documents, block_report, tokenise
 from instructlit.data.readers import Rows, open_source
 from instructlit.data.records import Measure, RecordDataset, Scan, scan
 from instructlit.data.report import DataReport
-from instructlit.data.sampling import EvenPlan, Plan, PlannedLoader, ResumableDataLoader
+from instructlit.data.sampling import EvenPlan, Plan, PlannedLoader, ResumableDataLoader, ShuffledPlan, repeated
 from instructlit.data.sources import Sources, as_sources
 from instructlit.data.splits import held_out
 from instructlit.data.tokenization import Encoder
@@ -214,6 +214,17 @@ class DataModule(pl.LightningDataModule):
     def rank(self) -> int:
         """This process among them."""
         return self.trainer.global_rank if self.trainer else 0
+
+    def plan(self, split: Split, batch_size: int, bucketing: bool = False) -> ShuffledPlan:
+        """Every row of a split once an epoch; with `bucketing` rows of like length share a batch."""
+        lengths = split.lengths if bucketing else None
+        return ShuffledPlan(split.groups, batch_size, self.options.seed, split.weights, self.shuffles(), lengths)
+
+    def pretraining_plan(self, batch_size: int) -> ShuffledPlan:
+        """Batches of the text that is mixed in, in an order of its own."""
+        text = self.splits["pretraining"]
+        groups = repeated(text.groups, batch_size)
+        return ShuffledPlan(groups, batch_size, self.options.seed + 1, text.weights, self.shuffles())
 
     def training_loader(
         self,

@@ -7,7 +7,7 @@ from torch.utils.data import ConcatDataset
 from instructlit.data.collate import collate_tokens
 from instructlit.data.datamodule import DataModule, Options
 from instructlit.data.records import Measure
-from instructlit.data.sampling import MixedPlan, ShuffledPlan, repeated
+from instructlit.data.sampling import MixedPlan
 from instructlit.data.sources import Sources
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.errors import UserError
@@ -120,14 +120,10 @@ class DemonstrationData(DataModule):
 
     def train_dataloader(self) -> Any:
         """Batches of one optimiser step."""
-        split, seed = self.splits["train"], self.options.seed
-        lengths = split.lengths if self.length_bucketing else None
-        own = self.options.batch_size - self._mixed
-        plan = ShuffledPlan(split.groups, own, seed, split.weights, self.shuffles(), lengths)
+        split = self.splits["train"]
+        plan = self.plan(split, self.options.batch_size - self._mixed, self.length_bucketing)
         if not self._mixed:
             return self.training_loader("train", split, plan, self.collate)
-        text = self.splits["pretraining"]
-        texts = ShuffledPlan(repeated(text.groups, self._mixed), self._mixed, seed + 1, text.weights, self.shuffles())
-        mixed = MixedPlan(plan, texts, len(split.dataset))
-        rows = ConcatDataset([split.dataset, text.dataset])
+        mixed = MixedPlan(plan, self.pretraining_plan(self._mixed), len(split.dataset))
+        rows = ConcatDataset([split.dataset, self.splits["pretraining"].dataset])
         return self.training_loader("train", split, mixed, self.collate, rows=rows)

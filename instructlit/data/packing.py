@@ -57,87 +57,92 @@ class TokenFile:
         return {**self.__dict__, "_folder": None, "_writer": None, "_map": None}
 
 
-class Blocks(Dataset):
-    """Blocks of `block_size` ids of some token files; a file's rest is a shorter block where `keep_rest`, else left
-    out.
+class TextRows(Dataset):
+    """Stretches of some token files, each a row in which every token but the first is a target.
 
-    Every token of a block but the first is a target.
+    Args:
+        files: the token files.
+        counts: rows of each.
     """
 
+    unit: str  # what a row is called in a report
+    left_out: str  # and what the tokens of no row are
+    tokens: int  # in all rows
     lengths: np.ndarray | None = None  # of each row, where they differ
 
-    def __init__(self, files: Sequence[TokenFile], block_size: int, keep_rest: bool):
-        self.files, self.block_size = list(files), block_size
-        self.counts = []
-        for file in files:
-            whole, rest = divmod(file.tokens, block_size)
-            self.counts.append(whole + (rest > 1 and (keep_rest or not whole)))
-        self._edges = np.cumsum([0, *self.counts])
+    def __init__(self, files: Sequence[TokenFile], counts: Sequence[int]):
+        self.files = list(files)
+        self._edges = np.cumsum([0, *counts])
+
+    def span(self, file: int, index: int) -> tuple[int, int]:
+        """Where row `index`, which lies in that file, begins and stops."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> bytes:
+        """What tells whether the text has changed."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return int(self._edges[-1])
 
     @property
-    def identity(self) -> bytes:
-        """Tokens of every file and the size of a block: what tells whether the text has changed."""
-        return repr([self.block_size, *(file.tokens for file in self.files)]).encode()
-
-    @property
     def groups(self) -> list[np.ndarray]:
-        """Blocks of each file, 1-d int64."""
+        """Rows of each file, 1-d int64."""
         return [np.arange(a, b) for a, b in zip(self._edges[:-1], self._edges[1:], strict=True)]
 
-    @property
-    def tokens(self) -> int:
-        """Tokens in all blocks."""
-        whole = (min(count * self.block_size, file.tokens) for count, file in zip(self.counts, self.files, strict=True))
-        return sum(whole)
-
     def __getitem__(self, index: int) -> Encoded:
-        f = int(np.searchsorted(self._edges, index, side="right")) - 1
-        start = (index - int(self._edges[f])) * self.block_size
-        return Encoded(self.files[f].read(start, min(start + self.block_size, self.files[f].tokens)), start=1)
+        file = int(np.searchsorted(self._edges, index, side="right")) - 1
+        return Encoded(self.files[file].read(*self.span(file, index)), start=1)
 
 
-class Documents(Dataset):
+class Blocks(TextRows):
+    """Blocks of `block_size` ids of some token files; a file's rest is a shorter block where `keep_rest`, else left
+    out.
+    """
+
+    unit, left_out = "block", "tokens behind the last whole block"
+
+    def __init__(self, files: Sequence[TokenFile], block_size: int, keep_rest: bool):
+        counts = []
+        for file in files:
+            whole, rest = divmod(file.tokens, block_size)
+            counts.append(whole + (rest > 1 and (keep_rest or not whole)))
+        super().__init__(files, counts)
+        self.block_size = block_size
+        self.tokens = sum(min(count * block_size, file.tokens) for count, file in zip(counts, files, strict=True))
+
+    @property
+    def identity(self) -> bytes:
+        return repr([self.block_size, *(file.tokens for file in self.files)]).encode()
+
+    def span(self, file: int, index: int) -> tuple[int, int]:
+        start = (index - int(self._edges[file])) * self.block_size
+        return start, min(start + self.block_size, self.files[file].tokens)
+
+
+class Documents(TextRows):
     """Every document of some token files by itself, in pieces of `block_size` ids where it is longer than that.
 
     No text stands before a document that does not belong to it. A last piece of one token, which has no target, is left
     out.
     """
 
-    def __init__(self, files: Sequence[TokenFile], block_size: int):
-        self.files, self.block_size = list(files), block_size
-        pieces = [_pieces(np.asarray(file.ends, dtype=np.int64), block_size) for file in files]
-        self._start, self._stop = (np.concatenate(column) for column in zip(*pieces, strict=True))
-        self._edges = np.cumsum([0, *(len(start) for start, _ in pieces)])
+    unit, left_out = "document", "last tokens with nothing to learn"
 
-    def __len__(self) -> int:
-        return len(self._start)
+    def __init__(self, files: Sequence[TokenFile], block_size: int):
+        pieces = [_pieces(np.asarray(file.ends, dtype=np.int64), block_size) for file in files]
+        super().__init__(files, [len(start) for start, _ in pieces])
+        self._start, self._stop = (np.concatenate(column) for column in zip(*pieces, strict=True))
+        self.lengths = self._stop - self._start
+        self.tokens = int(self.lengths.sum())
 
     @property
     def identity(self) -> bytes:
-        """Edges of every piece: what tells whether the text has changed."""
         return self._start.tobytes() + self._stop.tobytes()
 
-    @property
-    def groups(self) -> list[np.ndarray]:
-        """Pieces of each file, 1-d int64."""
-        return [np.arange(a, b) for a, b in zip(self._edges[:-1], self._edges[1:], strict=True)]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each piece, 1-d int64."""
-        return self._stop - self._start
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in all pieces."""
-        return int(self.lengths.sum())
-
-    def __getitem__(self, index: int) -> Encoded:
-        f = int(np.searchsorted(self._edges, index, side="right")) - 1
-        return Encoded(self.files[f].read(int(self._start[index]), int(self._stop[index])), start=1)
+    def span(self, file: int, index: int) -> tuple[int, int]:
+        return int(self._start[index]), int(self._stop[index])
 
 
 def _pieces(ends: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -174,14 +179,11 @@ def tokenise(sources: Sequence[Sequence[Rows]], encoder: Encoder, validation_fra
     return train, [validation] if validation.tokens else []
 
 
-def block_report(name: str, blocks: Blocks | Documents, rows: int) -> SplitReport:
-    """The counts of some blocks or documents."""
-    unit = "block" if isinstance(blocks, Blocks) else "document"
-    report = SplitReport(name, unit, rows=rows, records=len(blocks), kept=len(blocks), tokens=blocks.tokens)
-    left = sum(file.tokens for file in blocks.files) - blocks.tokens
-    if left:
-        where = "tokens behind the last whole block" if unit == "block" else "last tokens with nothing to learn"
-        report.dropped[where] = left
-    if blank := sum(file.blank for file in blocks.files):
+def block_report(name: str, rows: TextRows, documents: int) -> SplitReport:
+    """The counts of rows that were made of so many documents."""
+    report = SplitReport(name, rows.unit, rows=documents, records=len(rows), kept=len(rows), tokens=rows.tokens)
+    if left := sum(file.tokens for file in rows.files) - rows.tokens:
+        report.dropped[rows.left_out] = left
+    if blank := sum(file.blank for file in rows.files):
         report.dropped["blank documents"] = blank
     return report

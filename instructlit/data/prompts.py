@@ -8,7 +8,6 @@ from instructlit.data.collate import EncodedPrompt, collate_prompts, collate_tok
 from instructlit.data.datamodule import DataModule, Options
 from instructlit.data.hygiene import over_cap, personal_data, repeats
 from instructlit.data.records import Measure, Scan, scan
-from instructlit.data.sampling import ShuffledPlan, repeated
 from instructlit.data.sources import Sources
 from instructlit.data.splits import prompt_key
 from instructlit.types import Prompt, PromptBatch
@@ -130,11 +129,11 @@ class PromptData(DataModule):
         text
         goes on where it was when the next begins."""
         split, o = self.splits["train"], self.options
-        plan = ShuffledPlan(split.groups, o.batch_size, o.seed, split.weights, self.shuffles())
+        plan = self.plan(split, o.batch_size)
         loaders = {"prompts": self.training_loader("prompts", split, plan, self.collate)}
         if self.pretraining is not None:
             text, size = self.splits["pretraining"], o.batch_size * self.pretraining_per_episode
-            texts = ShuffledPlan(repeated(text.groups, size), size, o.seed + 1, text.weights, self.shuffles())
+            texts = self.pretraining_plan(size)
             collate = padded(collate_tokens, self.tokenizer.pad_token_id)
             loaders["pretraining"] = self.training_loader("pretraining", text, texts, collate, len(plan))
         return loaders

@@ -4,7 +4,6 @@ from typing import Any
 
 from instructlit.data.collate import collate_tokens
 from instructlit.data.datamodule import DataModule, Options
-from instructlit.data.sampling import ShuffledPlan
 from instructlit.data.sources import Sources
 from instructlit.data.tokenization import Encoded
 from instructlit.types import TokenBatch
@@ -77,7 +76,5 @@ class TextData(DataModule):
     def train_dataloader(self) -> Any:
         """Batches of one optimiser step."""
         split = self.splits["train"]
-        lengths = split.lengths if self.length_bucketing else None
-        o = self.options
-        plan = ShuffledPlan(split.groups, o.batch_size, o.seed, split.weights, self.shuffles(), lengths)
+        plan = self.plan(split, self.options.batch_size, self.length_bucketing)
         return self.training_loader("train", split, plan, self.collate)
