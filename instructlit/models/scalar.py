@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from instructlit.errors import UserError
 from instructlit.models.adapters import unwrapped
+from instructlit.models.branches import Branches
 from instructlit.ops.masking import gather_last
 from instructlit.ops.masking import position_ids as positions_of
 
@@ -83,17 +85,50 @@ class ScalarModel(nn.Module):
         mask = attention_mask.bool()
         if position_ids is None:
             position_ids = positions_of(mask)
-        trunk = self.hf.base_model
-        known = inspect.signature(trunk.forward).parameters
-        # Architectures that do not take positions have none (ALiBi) or count them along the mask themselves.
-        positions = {"position_ids": position_ids} if "position_ids" in known else {}
-        hidden = trunk(input_ids=input_ids, attention_mask=mask.long(), use_cache=False, **positions).last_hidden_state
-        values = self.head(hidden).squeeze(-1) + self.shift
-        return values.masked_fill(~mask, 0.0)
+        return self._values(input_ids, mask.long(), position_ids).masked_fill(~mask, 0.0)
 
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores (B,) float32: the value at each row's last real token, wherever its padding is."""
         return gather_last(self(input_ids, attention_mask), attention_mask.bool())
+
+    def score_branches(self, input_ids: Tensor, attention_mask: Tensor, group: Tensor) -> Tensor:
+        """`score` of right-padded rows, each group's common beginning computed once (see `Branches`).
+
+        Args:
+            input_ids: (N, T) int64.
+            attention_mask: (N, T) bool.
+            group: (N,) int64, 0 .. P-1, ascending.
+
+        Raises:
+            UserError: the architecture or its attention cannot be told which token sees which.
+        """
+        self._check_branching()
+        branches = Branches.of(input_ids, attention_mask.bool(), group)
+        values = self._values(branches.input_ids, branches.sees, branches.position_ids)
+        return values[branches.sequence, branches.last]
+
+    def _values(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        trunk = self.hf.base_model
+        # Architectures that do not take positions have none (ALiBi) or count them along the mask themselves.
+        positions = {"position_ids": position_ids} if self._takes_positions else {}
+        output = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
+        return self.head(output.last_hidden_state).squeeze(-1) + self.shift
+
+    @property
+    def _takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(self.hf.base_model.forward).parameters
+
+    def _check_branching(self) -> None:
+        config = self.hf.config
+        layers = getattr(config, "layer_types", None)
+        windows = getattr(config, "sliding_window", None) if layers is None else any("sliding" in x for x in layers)
+        if config._attn_implementation != "sdpa" or not self._takes_positions or windows:
+            raise UserError(
+                f"a {config.model_type} model with {config._attn_implementation} attention cannot share prompts",
+                where="shared_prefix",
+                expected="position ids, and `sdpa` attention without a sliding window",
+                fix="set shared_prefix: false",
+            )
 
     @torch.no_grad()
     def set_shift(self, shift: float | Tensor) -> None:
