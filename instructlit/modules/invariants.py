@@ -11,7 +11,7 @@ from instructlit.errors import UserError
 from instructlit.modules.ppo_metrics import UpdateMetrics
 from instructlit.ops.masking import masked_mean, masked_sum
 from instructlit.ops.rewards import shape_rewards
-from instructlit.rollout.forward import chunks, response_log_probs, widened
+from instructlit.rollout.forward import Chunks, response_log_probs
 from instructlit.rollout.reward import RewardModel, checked_scores
 from instructlit.types import Responses, Rollout
 
@@ -43,9 +43,8 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
     """
     bound = tolerance(module)
     mask = rollout.response_mask
-    width = mask.shape[1]
-    parts = list(chunks(rollout, module.micro_batch_size))
-    own = widened([response_log_probs(module.trained_model, p, module.sampling.temperature) for p in parts], width)
+    parts = Chunks(rollout, module.micro_batch_size)
+    own = parts.joined([response_log_probs(module.trained_model, p, module.sampling.temperature) for p in parts])
     gap = float(masked_mean((own - rollout.old_log_probs).abs(), mask))
     _require(
         gap <= bound,

@@ -39,11 +39,10 @@ from instructlit.rollout import (
     minibatch_indices,
 )
 from instructlit.rollout.forward import (
-    chunks,
+    Chunks,
     log_probs_and_entropy,
     response_log_probs,
     response_values,
-    widened,
 )
 from instructlit.types import Generation, PromptBatch, Responses, Rollout, TokenBatch
 
@@ -248,10 +247,9 @@ class PPOModule(StageModule):
         """Sample a response to each prompt and estimate what each of its tokens was worth."""
         generation = self.engine.generate(self.trained_model, prompts, self.sampling, self.tokenizer, self.generator)
         scores = checked_scores(self.reward, generation)
-        width = generation.response_ids.shape[1]
-        parts = list(chunks(generation, self.micro_batch_size))
-        values = widened([response_values(self.value_model, part) for part in parts], width)
-        reference = widened([self.reference_log_probs(part) for part in parts], width)
+        parts = Chunks(generation, self.micro_batch_size)
+        values = parts.joined([response_values(self.value_model, part) for part in parts])
+        reference = parts.joined([self.reference_log_probs(part) for part in parts])
         return build_rollout(
             generation, scores, reference, values, self.shaping, self.kl.coefficient, self.moments, self.sum_over_ranks
         )
@@ -282,7 +280,7 @@ class PPOModule(StageModule):
             metrics.add_value(stats, part.response_mask)
             return loss
 
-        losses = {"policy/loss": self.accumulate(chunks(minibatch, self.micro_batch_size), ppo, tokens)}
+        losses = {"policy/loss": self.accumulate(Chunks(minibatch, self.micro_batch_size), ppo, tokens)}
         if text is not None:
             losses["pretraining/loss"] = self.accumulate(
                 self._text_chunks(text),
@@ -290,7 +288,7 @@ class PPOModule(StageModule):
                 self.sum_over_ranks(text.loss_mask[:, 1:].sum().float()),
                 weight=self.pretraining_coefficient,
             )
-        losses["value/loss"] = self.accumulate(chunks(minibatch, self.micro_batch_size), value, tokens)
+        losses["value/loss"] = self.accumulate(Chunks(minibatch, self.micro_batch_size), value, tokens)
         policy_norm, value_norm = self.step_optimizer([self.trained_model, self.value_model])
         if self.ema is not None:
             self.ema.update()

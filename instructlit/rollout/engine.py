@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,8 @@ class GenerationEngine(ABC):
 class CachedEngine(GenerationEngine):
     """Token by token through the model's own forward with a key-value cache that lives for one call.
 
-    A row that has ended leaves the batch and its cache, so that a few long responses cost no more than themselves.
+    A prompt asked for several samples is read once. A row that has ended leaves the batch and its cache, so that a few
+    long responses cost no more than themselves.
 
     Args:
         batch_size: prompts decoded together; None takes all that are handed over.
@@ -147,14 +149,12 @@ class CachedEngine(GenerationEngine):
     ) -> tuple[Tensor, Tensor]:
         """Responses (b, r) and their log-probs (b, r); r stops where every row has ended."""
         eos, pad = eos_and_pad(tokenizer)
-        positions = position_ids(mask)
-        out = model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1)
-        positions = positions[:, -1:]
+        logits, cache = _read_prompts(model, ids, mask)
+        positions = position_ids(mask)[:, -1:]
         response_ids = ids.new_full((len(ids), sampling.max_new_tokens), pad)
         log_probs = torch.zeros_like(response_ids, dtype=torch.float32)
         live = torch.arange(len(ids), device=ids.device)  # the rows still decoded
         for step in range(sampling.max_new_tokens):
-            logits = out.logits[:, -1]
             if sampling.greedy:
                 token = logits.argmax(-1)
             else:  # chance for all rows, ended ones too: when a row leaves must not change what the others say
@@ -164,7 +164,6 @@ class CachedEngine(GenerationEngine):
             going = (token != eos).nonzero()[:, 0]
             if not len(going) or step + 1 == sampling.max_new_tokens:
                 break
-            cache = out.past_key_values
             if len(going) < len(live):
                 cache.batch_select_indices(going)
                 live, token, mask, positions = live[going], token[going], mask[going], positions[going]
@@ -177,7 +176,28 @@ class CachedEngine(GenerationEngine):
                 past_key_values=cache,
                 use_cache=True,
             )
+            logits, cache = out.logits[:, -1], out.past_key_values
         return response_ids[:, : step + 1], log_probs[:, : step + 1]
+
+
+def _read_prompts(model: nn.Module, ids: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
+    """Logits (b, V) after each prompt, and the cache of b rows; a prompt that is there several times is read once."""
+    rows, inverse = torch.unique(torch.cat([mask.long(), ids], dim=1), dim=0, return_inverse=True)
+    once = len(rows) < len(ids)
+    if once:
+        mask, ids = rows[:, : ids.shape[1]].bool(), rows[:, ids.shape[1] :]
+    out = model(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=position_ids(mask),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits, cache = out.logits[:, -1], out.past_key_values
+    if once:
+        cache.batch_select_indices(inverse)
+        logits = logits[inverse]
+    return logits, cache
 
 
 def eos_and_pad(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The trainer's forward passes over responses: log-probs from a policy, values from a value model."""
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +48,33 @@ def response_values(value: ScalarModel, responses: Responses) -> Tensor:
     return values[:, -steps - 1 : -1] * responses.response_mask
 
 
-def chunks(responses: R, size: int | None) -> Iterator[R]:
-    """`responses` in order, `size` rows at a time, each with the columns no row needs cut off."""
-    for index in torch.arange(len(responses), device=responses.response_ids.device).split(size or len(responses)):
-        yield trimmed(responses.rows(index))
+class Chunks(Generic[R]):
+    """Responses a few at a time, those of like length together and without the columns that none of them needs.
+
+    Prompts and answers differ in length, so that in one piece most of a batch is padding. The order in which parts are
+    computed changes neither a sum over them nor, with `joined`, what belongs to which row.
+
+    Args:
+        responses: B rows.
+        size: the most rows of a part; None takes all at once, in their own order.
+    """
+
+    def __init__(self, responses: R, size: int | None):
+        self.responses = responses
+        rows = len(responses)
+        order = torch.arange(rows, device=responses.response_ids.device)
+        if size is not None and size < rows:
+            order = responses.attention_mask.sum(dim=1).argsort(stable=True)
+        self._order, self._size = order, size or max(rows, 1)
+
+    def __iter__(self) -> Iterator[R]:
+        return (trimmed(self.responses.rows(index)) for index in self._order.split(self._size))
+
+    def joined(self, parts: list[Tensor]) -> Tensor:
+        """What was computed for each part, (b,) or (b, r), as (B,) or (B, R) in the rows' order; 0 where cut."""
+        width = self.responses.response_ids.shape[1]
+        whole = [part if part.dim() == 1 else nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
+        return torch.cat(whole)[self._order.argsort()]
 
 
 def trimmed(responses: R) -> R:
@@ -71,8 +94,3 @@ def trimmed(responses: R) -> R:
             assert x.shape[1] == columns, name
             cut[name] = x[:, widths["response"]]
     return type(responses)(**cut)
-
-
-def widened(parts: list[Tensor], width: int) -> Tensor:
-    """The chunks' (b, r) tensors in one (B, width), zero where a chunk was cut."""
-    return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])

@@ -12,6 +12,7 @@ from instructlit.errors import UserError
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.scalar import ScalarModel
+from instructlit.rollout.forward import Chunks
 from instructlit.types import PromptText, Responses
 
 
@@ -81,9 +82,8 @@ class RewardModel(RewardFunction):
     def score(self, responses: Responses) -> Tensor:
         if self._network is None:
             raise RuntimeError("RewardModel.prepare has not been called")
-        ids, mask = responses.input_ids, responses.attention_mask
-        size = self.batch_size or max(len(ids), 1)
-        return torch.cat([self._network.score(i, m) for i, m in zip(ids.split(size), mask.split(size), strict=True)])
+        parts = Chunks(responses, self.batch_size)
+        return parts.joined([self._network.score(part.input_ids, part.attention_mask) for part in parts])
 
 
 def checked_scores(reward: RewardFunction, responses: Responses) -> Tensor:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from instructlit.errors import UserError
 from instructlit.rollout import CachedEngine, Sampling
 from instructlit.rollout.engine import as_generation, chance, draw
-from instructlit.rollout.forward import chunks, response_log_probs, trimmed, widened
+from instructlit.rollout.forward import Chunks, response_log_probs, trimmed
 from instructlit.types import Prompt, PromptBatch
 
 TEXTS = ["ab", "abcdef", "x", "hello there"]
@@ -148,16 +148,22 @@ def test_ids_are_the_sampled_ones_and_never_encoded_again(char_tokenizer):
     assert got.response_ids.tolist() == [[ord("a"), unknown, 2]]
 
 
-def test_chunks_cut_columns_and_widened_puts_them_back(char_tokenizer):
-    batch = prompt_batch(["abc", "a"], char_tokenizer, columns=2)
-    ids = torch.tensor([[ord("x"), 2, 0, 0], [ord("x"), ord("y"), 2, 0]])
-    got = as_generation(batch, ids, torch.ones(2, 4), char_tokenizer)
-    assert trimmed(got).prompt_ids.shape == (2, 3)
-    assert trimmed(got).response_ids.shape == (2, 3)
-    first, second = chunks(got, 1)
-    assert first.input_ids.tolist() == [[ord("a"), ord("b"), ord("c"), ord("x"), 2]]
-    assert second.input_ids.tolist() == [[ord("a"), ord("x"), ord("y"), 2]]
-    assert widened([first.log_probs, second.log_probs], 4).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]]
+def test_parts_are_of_like_length_cut_to_it_and_joined_in_the_rows_order(char_tokenizer):
+    batch = prompt_batch(["abc", "a", "ab"], char_tokenizer, columns=2)
+    ids = torch.tensor([[ord("x"), 2, 0, 0], [ord("x"), ord("y"), 2, 0], [2, 0, 0, 0]])
+    got = as_generation(batch, ids, torch.tensor([[1.0] * 4, [2.0] * 4, [3.0] * 4]), char_tokenizer)
+    assert trimmed(got).prompt_ids.shape == (3, 3)
+    assert trimmed(got).response_ids.shape == (3, 3)
+    parts = Chunks(got, 1)
+    assert [part.input_ids[0].tolist() for part in parts] == [
+        [ord("a"), ord("b"), 2],
+        [ord("a"), ord("x"), ord("y"), 2],
+        [ord("a"), ord("b"), ord("c"), ord("x"), 2],
+    ]
+    assert parts.joined([part.log_probs for part in parts]).tolist() == [[1, 1, 0, 0], [2, 2, 2, 0], [3, 0, 0, 0]]
+    assert parts.joined([part.ended.float() * i for i, part in enumerate(parts)]).tolist() == [2, 1, 0]
+    (whole,) = Chunks(got, None)
+    assert whole.texts == got.texts
 
 
 @pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.9}, {"repetition_penalty": 1.2}, {"min_new_tokens": 2}])
