@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from instructlit.callbacks.histograms import WandbHistograms
     from instructlit.callbacks.lineage import WandbLineage
     from instructlit.callbacks.progress import StageProgress
+    from instructlit.callbacks.resume_checkpoint import ResumeCheckpoint
     from instructlit.callbacks.sample_table import SampleTable
     from instructlit.callbacks.score_samples import ScoreSamples
     from instructlit.callbacks.throughput import Throughput
@@ -19,6 +20,7 @@ __all__ = [
     "CSVLogger",
     "ExportHuggingFace",
     "InvariantAlerts",
+    "ResumeCheckpoint",
     "SampleTable",
     "ScoreSamples",
     "StageProgress",
@@ -32,6 +34,7 @@ _HOMES = {
     "CSVLogger": "csv_logger",
     "ExportHuggingFace": "export",
     "InvariantAlerts": "alerts",
+    "ResumeCheckpoint": "resume_checkpoint",
     "SampleTable": "sample_table",
     "ScoreSamples": "score_samples",
     "StageProgress": "progress",

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 
 from instructlit.cli.save import SaveConfig
+from instructlit.modules.random_state import on_every_rank
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
@@ -68,11 +68,7 @@ def logger_step(trainer: pl.Trainer) -> int:
 
 def gathered(rows: list[Any]) -> list[Any]:
     """The rows of all ranks, in the order of ranks; every rank must call it."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, rows)
-    return [row for part in parts for row in part]
+    return [row for part in on_every_rank(rows) for row in part]
 
 
 def peak_memory_gib(device: torch.device) -> float:

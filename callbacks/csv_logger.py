@@ -3,20 +3,22 @@
 import csv
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 
 class CSVLogger(LightningCSVLogger):
-    """Lightning's CSV logger, but a run that is continued in its folder keeps the rows it had.
+    """Lightning's CSV logger, but no row is lost.
 
-    Lightning deletes `metrics.csv` when a run begins in a folder that has one. Here the rows before the first step that
-    is logged stay; those from that step on were logged after the checkpoint that the run continues from, and are logged
-    again.
+    Lightning deletes `metrics.csv` when a run begins in a folder that has one. Here a run that is continued keeps the
+    rows from before its checkpoint (those after it are logged again), and one that begins anew puts the file aside. A
+    process killed while a column is added, for which the file is written anew, leaves the file as it was.
 
     Args:
         save_dir: folder of all runs.
@@ -35,7 +37,16 @@ class CSVLogger(LightningCSVLogger):
         flush_logs_every_n_steps: int = 1,
     ):
         super().__init__(save_dir, name or "", version, prefix, flush_logs_every_n_steps)
-        self._earlier: Path | None = None  # the rows of the run that is continued, until the first step is known
+        self._earlier: Path | None = None  # what was in the folder, until it is known whether this run goes on with it
+
+    @property
+    def identity(self) -> int | str:
+        """The version: its folder is where a continued run goes on."""
+        return self.version
+
+    def take_up(self, identity: int | str) -> None:
+        """Go on in the folder of that version."""
+        self._version = identity
 
     @property
     @rank_zero_experiment
@@ -44,33 +55,57 @@ class CSVLogger(LightningCSVLogger):
         if self._experiment is None:
             metrics = Path(self.log_dir) / "metrics.csv"
             aside = metrics.with_suffix(".earlier")
-            if metrics.exists() and not aside.exists():  # where both are there, a process was killed while merging them
+            if metrics.exists() and not aside.exists():  # where both are there, a process was killed in between
                 os.replace(metrics, aside)
             self._earlier = aside if aside.exists() else None
+            Path(self.root_dir).mkdir(parents=True, exist_ok=True)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Experiment logs directory")  # nothing is deleted
-                return super().experiment
-        return super().experiment
+                self._experiment = _Writer(self.log_dir)
+        return self._experiment
 
     @rank_zero_only
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Logs a row; the first one decides which rows of an earlier attempt stay."""
+    def rewind(self, step: int) -> None:
+        """Go on with the rows that were logged before `step`; what was logged from it on will be logged again."""
         writer = self.experiment
-        if self._earlier is not None and step is not None:
-            self._merge(writer, step)
-        super().log_metrics(metrics, step)
-
-    def _merge(self, writer: Any, step: int) -> None:
-        assert self._earlier is not None
-        with self._earlier.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            names = list(reader.fieldnames or ())
-            kept = [row for row in reader if row.get("step") and int(row["step"]) < step]
-        path = Path(writer.metrics_file_path)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.DictWriter(file, names)
-            rows.writeheader()
-            rows.writerows(kept)
+        if self._earlier is None:
+            return
+        lines = self._earlier.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # the last may be cut off where the process was killed
+        reader = csv.DictReader(whole)
+        names = list(reader.fieldnames or ())
+        kept = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < step]
+        _write(Path(writer.metrics_file_path), names, kept)
         writer.metrics_keys = names
         self._earlier.unlink()
         self._earlier = None
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Logs a row; the first one of a run that is not continued puts aside what was in the folder."""
+        if self.experiment is not None and self._earlier is not None:
+            number = 1
+            while (kept := self._earlier.with_name(f"metrics-earlier-{number}.csv")).exists():
+                number += 1
+            self._earlier.rename(kept)
+            self._earlier = None
+        super().log_metrics(metrics, step)
+
+
+class _Writer(ExperimentWriter):
+    """Lightning's writer, whose rewriting of the file is all or nothing."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        _write(path, fieldnames, rows)
+
+
+def _write(path: Path, names: list[str], rows: Iterable[dict[str, Any]]) -> None:
+    beside = path.with_suffix(".partial")
+    with beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(beside, path)

@@ -89,6 +89,17 @@ class WandbLogger(LightningWandbLogger):
                 self._experiment.define_metric(names, step_metric="trainer/global_step")
         return self._experiment  # type: ignore[return-value]
 
+    @property
+    def identity(self) -> str | None:
+        """The run's id."""
+        return self._experiment.id if self._experiment is not None else None
+
+    def take_up(self, identity: str) -> None:
+        """Go on in the run of that id, unless the config names one."""
+        if self._id is None:
+            self._id = identity
+            self._wandb_init |= {"id": identity, "resume": "allow"}
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write a row of the history; each holds the value of its x-axis, validation and tables included."""

@@ -23,6 +23,7 @@ from instructlit.cli.check import FILES, Checker, options_of
 from instructlit.cli.config import Config, Key, compose
 from instructlit.cli.defaults import DEFAULTS, from_signature
 from instructlit.cli.files import check_checkpoint, check_files
+from instructlit.cli.resume import MODES, Mode, continue_from
 from instructlit.cli.save import SaveConfig
 from instructlit.cli.types import Parameter, import_class, parameters
 from instructlit.errors import UserError
@@ -156,6 +157,8 @@ def signature(name: str) -> tuple[dict[str, Parameter], dict[str, type]]:
         "model": pl.LightningModule,
         "data": pl.LightningDataModule,
     }
+    if name == "fit":
+        extra["resume"] = Parameter(Mode, False)
     return {**{k: Parameter(h, False) for k, h in hints.items()}, **extra}, {"trainer": pl.Trainer}
 
 
@@ -232,8 +235,17 @@ class InstructCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """What the configs and the line say holds; the arguments stored in a checkpoint do not override them."""
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The one option of ours beside Lightning's."""
+        if self.name == "fit":
+            parser.add_argument("--resume", type=Mode, default="auto", help=MODES)
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "fit" and kwargs.get("ckpt_path") is None:
+            config = next((c.resolved for c in self.trainer.callbacks if isinstance(c, SaveConfig)), {})  # type: ignore[attr-defined]
+            mode = self._get(self.config_init, "resume", default="auto")
+            kwargs["ckpt_path"] = continue_from(mode, config, self.trainer, self.model, self.datamodule)
         if kwargs.get("weights_only", False) is None:
             kwargs["weights_only"] = True  # a checkpoint is data; pickled code in it is refused
         return kwargs

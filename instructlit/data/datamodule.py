@@ -22,6 +22,9 @@ from instructlit.data.tokenization import Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
 
+EVALUATED = ("validation", "test")
+"""Options whose files change nothing that is trained."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -91,6 +94,7 @@ class DataModule(pl.LightningDataModule):
         self._files: dict[str, list[list[Rows]]] = {}
         self._loaders: dict[str, ResumableDataLoader] = {}
         self._positions: dict[str, Any] = {}
+        self.accepts_changes = False  # whether a run may go on with other data than it began with
 
     # What a subclass says.
 
@@ -257,9 +261,15 @@ class DataModule(pl.LightningDataModule):
             num_workers=self.options.num_workers,
             length=length,
             limit=self.trainer.limit_train_batches if self.trainer else 1.0,
-            fingerprint={"batch_size": size, "seed": self.options.seed, **split.fingerprint},
+            fingerprint={
+                "batch_size": size,
+                "seed": self.options.seed,
+                **split.fingerprint,
+                "files": self.files_digest(),
+            },
         )
         if name in self._positions:
+            loader.accepts_changes = self.accepts_changes
             loader.load_state_dict(self._positions.pop(name))
         self._loaders[name] = loader
         return loader
@@ -305,6 +315,12 @@ class DataModule(pl.LightningDataModule):
             for rows in (rows for group in groups for rows in group):
                 seen.setdefault(rows.path, rows)
         return [{"path": path, "sha256": rows.sha256(), "rows": len(rows)} for path, rows in seen.items()]
+
+    def files_digest(self) -> str:
+        """One hash over the content of every file that is trained on."""
+        groups = [group for option, files in self._files.items() if option not in EVALUATED for group in files]
+        trained = [rows for group in groups for rows in group]
+        return hashlib.sha256("".join(rows.sha256() for rows in trained).encode()).hexdigest()[:16]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the tensors of a batch; records stay as they are (Lightning's own way refuses frozen records)."""

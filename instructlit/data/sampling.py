@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Sampler
 
 from instructlit.errors import UserError
@@ -222,6 +223,7 @@ class ResumableDataLoader(PlannedLoader):
         self._length = length or len(plan)
         self._pass_length = min(self._length, limit) if isinstance(limit, int) else max(1, int(self._length * limit))
         self._fingerprint = fingerprint or {}
+        self.accepts_changes = False
         self._number = 0  # batches handed out since the start of training
         self._pass_start = 0
 
@@ -243,17 +245,19 @@ class ResumableDataLoader(PlannedLoader):
         """Continues after the batches that `state` has seen.
 
         Raises:
-            UserError: the data or the options that make its order have changed since.
+            UserError: the data or the options that make its order have changed since, and `accepts_changes` is not set.
         """
-        for name, now in self._fingerprint.items():
-            then = state["fingerprint"].get(name)
-            if then != now:
-                raise UserError(
-                    f"{name} is {now}, but it was {then} when the checkpoint was made",
-                    where="resuming",
-                    expected="the same data in the same order, so that the run goes on as if it had not stopped",
-                    fix="restore it, or start a new run from the exported weights",
-                )
+        then = state["fingerprint"]
+        changed = [f"{k} was {then.get(k)}, is {now}" for k, now in self._fingerprint.items() if then.get(k) != now]
+        if changed and not self.accepts_changes:
+            raise UserError(
+                "the data is not what the run began with: " + "; ".join(changed),
+                where="--resume",
+                expected="the same data in the same order, so that the run goes on as if it had not stopped",
+                fix="restore it; `--resume anyway` goes on with the data as it is now, `--resume never` starts anew",
+            )
+        for line in changed:
+            rank_zero_warn(f"not exactly as it would have been: {line}")
         self._number, self._pass_start = state["batch"], state["pass_start"]
 
 

@@ -21,7 +21,7 @@ from instructlit.errors import UserError
 from instructlit.losses import LossSum
 from instructlit.models.adapters import frozen_state_names
 from instructlit.models.backbone import Backbone
-from instructlit.modules.random_state import random_state, restore_random_state
+from instructlit.modules.random_state import on_every_rank, own_share, random_state, restore_random_state
 
 
 class StageModule(pl.LightningModule):
@@ -128,7 +128,7 @@ class StageModule(pl.LightningModule):
             "parents": self.parents(),
             "tokenizer": getattr(self.tokenizer, "name_or_path", None),
             "chat_template": getattr(self.tokenizer, "chat_template", None),
-            "random_state": random_state(),
+            "random_states": on_every_rank(random_state()),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -151,7 +151,10 @@ class StageModule(pl.LightningModule):
                 where="ckpt_path",
                 expected=f"a checkpoint written by the {self.stage} stage",
             )
-        self._random_state = kept["random_state"]
+        self._random_state = own_share(kept["random_states"], self.global_rank)
+        done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+        for logger in self.trainer.loggers:
+            getattr(logger, "rewind", lambda _: None)(done)
 
     # -- one optimiser step ----------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from instructlit.models.schedules import ConstantWithWarmup
 from instructlit.modules.base import StageModule
 from instructlit.modules.invariants import check_first_minibatch, check_rollout
 from instructlit.modules.ppo_metrics import UpdateMetrics, rollout_metrics
+from instructlit.modules.random_state import on_every_rank
 from instructlit.ops.kl import sequence_kl
 from instructlit.ops.kl_control import FixedKL, KLController
 from instructlit.ops.moments import RunningMoments
@@ -364,7 +365,7 @@ class PPOModule(StageModule):
             "kl": self.kl.state_dict(),
             "moments": self.moments.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
-            "generator": self.generator.get_state() if self.generator is not None else None,
+            "generators": on_every_rank(self.generator.get_state() if self.generator is not None else None),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -377,8 +378,9 @@ class PPOModule(StageModule):
         self.moments.load_state_dict(state["moments"])
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
-        if self.generator is not None and state["generator"] is not None:
-            self.generator.set_state(state["generator"].cpu())
+        generators = state["generators"]
+        if self.generator is not None and self.global_rank < len(generators):
+            self.generator.set_state(generators[self.global_rank].cpu())
         self._resumed = None
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 
 
 def random_state() -> dict[str, Any]:
@@ -16,7 +17,7 @@ def random_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()  # of this process's own device
     return state
 
 
@@ -28,4 +29,28 @@ def restore_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def on_every_rank(value: Any) -> list[Any]:
+    """This value of all ranks, in their order; every rank must call it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def own_share(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:
+    """The state that a rank goes on from: its own, and where there were fewer ranks, one apart from all others."""
+    if rank < len(states):
+        return states[rank]
+    before = random_state()
+    restore_random_state(states[0])
+    seed = int(torch.randint(2**31, ())) + rank
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+    mine = random_state()
+    restore_random_state(before)
+    return mine

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
     *("errors", "redaction", "types"),
-    *("world", "ops", "losses", "data", "models", "rollout", "modules"),
+    *("world", "ops", "losses", "data", "models", "rollout", "checkpoints", "modules"),
     *("cli", "callbacks", "tools"),
 )
 
@@ -29,6 +29,7 @@ PURE = {
     "losses": {"transformers", "lightning", "datasets", "numpy"},
     "data": {"peft", "bitsandbytes"},
     "models": {"datasets"},
+    "checkpoints": {"torch", "transformers", "lightning", "numpy"},
 }
 """Libraries that a layer must do without."""
 

@@ -323,7 +323,7 @@ def test_a_checkpoint_of_other_rows_is_refused(tokenizer: str, jsonl: Callable[.
         data.setup()
         data.load_state_dict(state)
     same.train_dataloader()
-    with pytest.raises(UserError, match=r"resuming: data is \w+, but it was \w+"):
+    with pytest.raises(UserError, match=r"--resume: the data is not what the run began with: .*data was \w+, is \w+"):
         other.train_dataloader()
 
 

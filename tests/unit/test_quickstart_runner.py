@@ -22,13 +22,12 @@ name = args[1]
 with open("calls.jsonl", "a") as file:
     file.write(json.dumps(args) + "\\n")
 if pathlib.Path("fail_" + name).exists():
-    while pathlib.Path("hang_c").exists() and not pathlib.Path("checkpoints/c/last.ckpt").exists():
+    while pathlib.Path("hang_c").exists() and not pathlib.Path("checkpoints/c/resume/batch-00000001").exists():
         time.sleep(0.05)
     print("the last word of " + name)
     sys.exit(3)
 if pathlib.Path("hang_" + name).exists():
-    pathlib.Path("checkpoints", name).mkdir(parents=True)
-    pathlib.Path("checkpoints", name, "last.ckpt").write_text("x")
+    pathlib.Path("checkpoints", name, "resume", "batch-00000001").mkdir(parents=True)
     pathlib.Path("logs", name).mkdir(parents=True)
     pathlib.Path("logs", name, "metrics.csv").write_text("step\\n1\\n")
     print("hanging", flush=True)
@@ -127,7 +126,8 @@ def test_failure_shows_the_last_lines_stops_the_one_beside_and_is_repeated(runne
     runner.run()
     again = rows(runner)
     assert ["fit", "b"] in again
-    assert ["fit", "c", "--ckpt_path", "checkpoints/c/last.ckpt"] in again
+    assert ["fit", "c"] in again
+    assert (runner.folder / "checkpoints" / "c" / "resume" / "batch-00000001").exists(), "it goes on from there"
     assert [row[1] for row in again[2:]] == ["evaluate", "report"]
 
 
@@ -185,7 +185,8 @@ def test_interrupted_training_continues_from_its_checkpoint(runner: Runner, tmp_
     calls(runner)
     (runner.folder / "hang_b").unlink()
     seconds = runner.run()
-    assert ["fit", "b", "--ckpt_path", "checkpoints/b/last.ckpt"] in rows(runner)
+    assert ["fit", "b"] in rows(runner)
+    assert (runner.folder / "checkpoints" / "b" / "resume" / "batch-00000001").exists(), "it goes on from there"
     assert (runner.folder / "logs" / "b" / "metrics.csv").exists(), "the rows logged before are kept"
     assert seconds["b"] >= stamp.seconds
 

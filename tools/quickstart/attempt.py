@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from instructlit.checkpoints import checkpoints
 from instructlit.errors import UserError
 from instructlit.tools.quickstart.stages import Stage
 
@@ -38,8 +39,9 @@ class Stamp:
 class Attempt:
     """One start of a stage: from the beginning, or from the checkpoint that an earlier start of the same has left.
 
+    It is the stage's own command that finds its checkpoint; here it is seen to that it finds none of another one's.
+
     Attributes:
-        arguments: of the command.
         seconds: of all attempts together, as of the last stamp.
     """
 
@@ -47,14 +49,10 @@ class Attempt:
         self.folder, self.stage, self.fingerprint = folder, stage, fingerprint
         stamp = Stamp.load(folder / stage.stamp)
         same = stamp is not None and stamp.fingerprint == fingerprint and not stamp.finished
-        resume = _last_checkpoint(folder / stage.checkpoints) if same and stage.trains else None
-        self.seconds = self._earlier = stamp.seconds if stamp is not None and resume is not None else 0.0
-        self.arguments = list(stage.command)
-        if resume is None:
+        continues = same and stage.trains and bool(checkpoints(folder / stage.resume))
+        self.seconds = self._earlier = stamp.seconds if stamp is not None and continues else 0.0
+        if not continues:
             self._clear()
-        else:
-            self.arguments += ["--ckpt_path", str(resume.relative_to(folder))]
-            print(f"      {stage.name} continues from {resume.relative_to(folder)}", flush=True)
 
     def begin(self) -> TextIO:
         """Stamps the stage as begun; the stage's log, begun anew unless it is continued."""
@@ -98,12 +96,6 @@ class Attempt:
             shutil.rmtree(self.folder / self.stage.checkpoints, ignore_errors=True)
             shutil.rmtree(self.folder / "logs" / self.stage.name, ignore_errors=True)
             (self.folder / "samples" / f"{self.stage.name}.jsonl").unlink(missing_ok=True)
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, None where there is none."""
-    found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
 
 
 def _failure(stage: Stage, status: int, log: Path) -> UserError:

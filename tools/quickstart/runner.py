@@ -154,7 +154,7 @@ class Runner:
             jobs = {}
             for name, attempt in attempts.items():
                 log = files.enter_context(attempt.begin())
-                jobs[name] = Job([*self.program, *attempt.arguments], log, environment)
+                jobs[name] = Job([*self.program, *attempt.stage.command], log, environment)
             try:
                 statuses = run_logged(jobs, folder=self.folder, keep_open=[lock])
             finally:

@@ -35,6 +35,11 @@ class Stage:
         return f"checkpoints/{self.name}"
 
     @property
+    def resume(self) -> str:
+        """Where it keeps those that an interrupted run continues from."""
+        return f"{self.checkpoints}/resume"
+
+    @property
     def stamp(self) -> str:
         """Where it is remembered whether the stage is finished, relative to the run folder."""
         return f"stamps/{self.name}.json"

@@ -1,0 +1,202 @@
+"""Checkpoints from which a run that was killed at any moment goes on as if it had not been."""
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from instructlit.callbacks.common import run_config, stage_name
+from instructlit.checkpoints import (
+    STATE,
+    Manifest,
+    checkpoints,
+    clear_partial,
+    mark_finished,
+    newest,
+    partial,
+    prune,
+    publish,
+)
+from instructlit.cli.resume import what_it_depends_on
+from instructlit.errors import UserError
+
+PREEMPTED = 75
+"""Exit status after SIGTERM (`EX_TEMPFAIL` of sysexits.h): everything is saved, the same command goes on."""
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Saves the whole state of a run, between two training batches, every so many of them, and on SIGTERM.
+
+    `instructlit fit` finds the newest whole checkpoint in the folder by itself: the same command goes on. What it then
+    does is what a run that was never stopped would have done, bit for bit. After SIGTERM, which a scheduler sends
+    before it takes the machine, the batch at hand is finished, the state saved, and the process ends with status 75.
+
+    Args:
+        dirpath: folder of the checkpoints, of this run alone.
+        every_n_batches: training batches from one checkpoint to the next; a batch of PPO is a rollout with its updates.
+        keep: how many checkpoints stay; the older ones are for the case that the newest is damaged.
+    """
+
+    def __init__(self, dirpath: str, every_n_batches: int = 100, keep: int = 2):
+        for name, value in (("every_n_batches", every_n_batches), ("keep", keep)):
+            if value < 1:
+                raise UserError(f"found {value}", where=f"ResumeCheckpoint.{name}", expected="a whole number above 0")
+        self.folder, self.every_n_batches, self.keep = Path(dirpath), every_n_batches, keep
+        self._asked_to_stop = False
+        self._saving_after_validation = False
+        self._handler: Any = None
+        self._run: dict[str, Any] | None = None
+        self._newest = -1  # batches done at the newest checkpoint of this process, or at the one it continues from
+
+    def newest(self, module: pl.LightningModule) -> tuple[Path | None, list[str]]:
+        """The newest whole checkpoint of the module's stage, and a sentence for each that was skipped."""
+        return newest(self.folder, stage_name(module))
+
+    # -- hooks -----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if trainer.is_global_zero:
+            self._first_write(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+            clear_partial(self.folder)
+        self._watch(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # In place of Lightning's handler, which starts a collective inside the handler: ranks that are in another one
+        # at that moment would hang or mix the two up.
+        self._asked_to_stop = trainer.received_sigterm
+        self._newest = batches_done(trainer) if trainer.ckpt_path else -1
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, self._on_sigterm(trainer))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._give_back_handler()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:  # callbacks that save come last: exports are written by now
+            mark_finished(self.folder, batches_done(trainer))
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._give_back_handler()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._saving_after_validation:
+            # Lightning takes a state in which a batch is complete, and validation was due after it, for one that was
+            # saved inside the validation, and counts the batch again when it goes on.
+            checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+    # -- between two batches ---------------------------------------------------------------------------------------
+
+    def _watch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Have `_between_batches` called where nothing of a batch is left to do.
+
+        No hook of Lightning's is there: at `on_train_batch_end` the batch's metrics are not logged and its validation
+        has not run, and a process killed after a checkpoint made there would lose both.
+        """
+        loop = trainer.fit_loop.epoch_loop
+        own = loop.on_advance_end
+
+        def on_advance_end(fetcher: Any) -> None:
+            own(fetcher)
+            self._between_batches(trainer, module, validated=loop._should_check_val_fx(fetcher))
+
+        loop.on_advance_end = on_advance_end  # type: ignore[method-assign]
+
+    def _between_batches(self, trainer: pl.Trainer, module: pl.LightningModule, validated: bool) -> None:
+        done = batches_done(trainer)
+        stop = _on_any_rank(self._asked_to_stop, trainer, module)
+        if _is_last(trainer):
+            return  # what follows (the end of training, exports) happens in a run that comes here again
+        if done != self._newest and (stop or done % self.every_n_batches == 0):
+            self._saving_after_validation = validated
+            self._save(trainer, module, done)
+            self._saving_after_validation, self._newest = False, done
+        if stop:
+            trainer.print(f"stopped by SIGTERM after batch {done}; all is saved, the same command goes on from there")
+            raise SystemExit(PREEMPTED)
+
+    def _save(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
+        if self._run is None:
+            self._run = what_it_depends_on(run_config(trainer), trainer, module)
+        target = partial(self.folder, done)
+        try:
+            if trainer.is_global_zero:
+                clear_partial(self.folder)
+                target.mkdir(parents=True)
+            trainer.strategy.barrier("ResumeCheckpoint")
+            trainer.save_checkpoint(target / STATE, weights_only=False)
+            if trainer.is_global_zero:
+                loggers = [getattr(logger, "identity", None) for logger in trainer.loggers]
+                publish(target, Manifest(stage_name(module), done, self._run, loggers))
+                prune(self.folder, self.keep)
+        except (OSError, RuntimeError) as error:
+            clear_partial(self.folder)
+            kept = next(iter(checkpoints(self.folder)), None)
+            raise UserError(
+                f"the checkpoint after batch {done} could not be written: {reason(error)}",
+                where=str(self.folder),
+                fix=f"make room and give the same command again: it goes on from {kept or 'the beginning'}",
+            ) from error
+
+    # -- SIGTERM ---------------------------------------------------------------------------------------------------
+
+    def _on_sigterm(self, trainer: pl.Trainer) -> Callable[..., None]:
+        def handler(signum: int, frame: Any) -> None:
+            if not self._asked_to_stop and (launcher := trainer.strategy.launcher) is not None:
+                launcher.kill(signum)  # the processes that Lightning has started on this machine
+            self._asked_to_stop = True
+
+        return handler
+
+    def _give_back_handler(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
+
+    def _first_write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            raise UserError(
+                f"cannot be written: {reason(error)}", where=f"ResumeCheckpoint.dirpath {self.folder}"
+            ) from error
+
+
+def batches_done(trainer: pl.Trainer) -> int:
+    """Training batches since the start of the run, those of earlier processes included."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.completed)
+
+
+def reason(error: BaseException) -> str:
+    """The system's word for an error where there is one behind it, such as `No space left on device`."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _is_last(trainer: pl.Trainer) -> bool:
+    """Whether no batch follows the one that was just done."""
+    loop = trainer.fit_loop
+    if trainer.should_stop or (loop.max_steps is not None and 0 <= loop.max_steps <= trainer.global_step):
+        return True
+    epochs = trainer.current_epoch + 1
+    return loop.epoch_loop.done and loop.max_epochs is not None and 0 <= loop.max_epochs <= epochs
+
+
+def _on_any_rank(asked: bool, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
+    """Whether a rank was asked to stop: all of them must save, and after the same batch."""
+    if trainer.world_size == 1:
+        return asked
+    total = trainer.strategy.reduce(torch.tensor(float(asked), device=module.device), reduce_op="sum")
+    return bool(float(total) > 0)

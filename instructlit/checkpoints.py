@@ -1,0 +1,176 @@
+"""Checkpoints that a run continues from: each is a folder that is whole or not there.
+
+    checkpoints/sft/resume/
+      batch-00000120/   state.ckpt (one file; a folder where the strategy shards it) and manifest.json
+      batch-00000140/
+      finished.json     the run came to its end
+
+A checkpoint is written under a hidden name, synced, and renamed when all of it is on the disk. `manifest.json` says
+which files belong to it, how long they are, and what the run depended on.
+"""
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instructlit.errors import UserError
+
+STATE, MANIFEST, FINISHED = "state.ckpt", "manifest.json", "finished.json"
+PREFIX, PARTIAL = "batch-", ".partial-"
+FORMAT = 1
+
+
+@dataclass
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    stage: str
+    batch: int  # training batches done
+    run: dict[str, Any]  # what the run depends on: see `cli.resume`
+    loggers: list[Any]  # by which each logger knows its run again; None for one that does not
+    files: dict[str, int] = field(default_factory=dict)  # bytes of every file, by its path inside the folder
+    format: int = FORMAT
+
+
+def partial(folder: Path, batch: int) -> Path:
+    """Where the checkpoint after `batch` batches is written before it is whole."""
+    return folder / f"{PARTIAL}{PREFIX}{batch:08d}"
+
+
+def publish(partial: Path, manifest: Manifest) -> Path:
+    """Give a complete checkpoint its manifest and its name; returns where it is now.
+
+    Every file and folder is synced before the rename and the parent after it, so that the name stands for all of the
+    content even where the power fails.
+    """
+    manifest.files = {str(file.relative_to(partial)): file.stat().st_size for file in _files(partial)}
+    (partial / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+    for file in _files(partial):
+        _sync(file)
+    for inner in [path for path in partial.rglob("*") if path.is_dir()]:
+        _sync(inner)
+    _sync(partial)
+    final = partial.parent / partial.name.removeprefix(PARTIAL)
+    if final.exists():  # a run that continued from an older checkpoint is here again
+        final.rename(partial.with_name(f"{PARTIAL}replaced"))
+    partial.rename(final)
+    _sync(final.parent)
+    clear_partial(final.parent)
+    return final
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what a killed process had not finished writing."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for path in checkpoints(folder)[keep:]:
+        gone = path.with_name(f"{PARTIAL}{path.name}")
+        path.rename(gone)  # at once, so that a kill leaves no half of it under its name
+        shutil.rmtree(gone)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder by name, the newest first."""
+    return sorted((path for path in folder.glob(f"{PREFIX}*") if path.is_dir()), reverse=True)
+
+
+def newest(folder: Path, stage: str) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a stage, None where there is none, and a sentence for each that was skipped."""
+    skipped = []
+    for path in checkpoints(folder):
+        fault = why_unusable(path, stage)
+        if fault is None:
+            return path, skipped
+        skipped.append(f"{path} is skipped: {fault}")
+    return None, skipped
+
+
+def why_unusable(path: Path, stage: str) -> str | None:
+    """What keeps a run of that stage from continuing from a checkpoint; None where nothing does."""
+    try:
+        manifest = read_manifest(path)
+    except UserError as error:
+        return error.what
+    if manifest.stage != stage:
+        return f"it is of stage {manifest.stage}, this run is {stage}"
+    for name, size in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} of {size:,} bytes"
+    for name in manifest.files:
+        if zipfile.is_zipfile(path / name):  # torch's own format: its checksums cover every tensor
+            try:
+                with zipfile.ZipFile(path / name) as archive:
+                    bad = archive.testzip()
+            except (OSError, zipfile.BadZipFile) as error:
+                return f"{name} is damaged ({error})"
+            if bad is not None:
+                return f"{name} is damaged (at {bad})"
+    return None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        UserError: there is none, or it is not one of ours.
+    """
+    file = path / MANIFEST
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        manifest = Manifest(**fields)
+    except OSError as error:
+        raise UserError(f"it has no {MANIFEST}, so it was not written by instructlit", where=str(path)) from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"its {MANIFEST} cannot be read", where=str(path)) from error
+    if manifest.format != FORMAT:
+        raise UserError(f"it is of format {manifest.format}, this version reads {FORMAT}", where=str(path))
+    return manifest
+
+
+def mark_finished(folder: Path, batch: int) -> None:
+    """Remember that the run came to its end."""
+    beside = folder / f"{PARTIAL}{FINISHED}"
+    beside.write_text(json.dumps({"batch": batch}) + "\n", encoding="utf-8")
+    _sync(beside)
+    beside.rename(folder / FINISHED)
+    _sync(folder)
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run of this folder came to its end."""
+    return (folder / FINISHED).is_file()
+
+
+def put_aside(folder: Path) -> Path | None:
+    """Move the checkpoints of an earlier run out of the way; where they are now, None where there were none."""
+    if not checkpoints(folder) and not finished(folder):
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}-earlier-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    return aside
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

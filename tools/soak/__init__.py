@@ -1,0 +1,43 @@
+"""Kills a stage again and again and compares what comes out with a run that was never killed."""
+
+import json
+from typing import Literal
+
+from instructlit.errors import UserError
+
+StageName = Literal["pretrain", "sft", "reward", "ppo", "ppo_ptx"]
+
+
+def soak(
+    stage: StageName = "ppo_ptx",
+    kills: int = 10,
+    seed: int = 0,
+    output: str = "runs/soak",
+    batches: int = 12,
+    config: list[str] | None = None,
+) -> None:
+    """Show that a stage killed at any moment ends where one that was never killed ends, bit for bit.
+
+    The stage of the embedded world is run once to its end. Then the same command is killed with SIGKILL at random
+    moments, half of them aimed at a phase (sampling, updating, saving, validating, …), and started again, until it was
+    killed as often as asked and has come to its end. Final weights, optimisers, schedules and random states, the
+    exported models, the metrics and the samples are compared. One JSON line says what was found; the exit status is 0
+    only where nothing differs.
+
+    Args:
+        stage: which one to kill.
+        kills: how often.
+        seed: of the world, the training and the moments.
+        output: folder of the runs; the models that a stage starts from are made there once and used again.
+        batches: training batches of the run, a checkpoint after every second.
+        config: further configs laid over the stage's, such as configs/optimizer/adamw_8bit.yaml.
+    """
+    from instructlit.tools.soak.run import Soak
+
+    for name, value in (("kills", kills), ("batches", batches)):
+        if value < 1:
+            raise UserError(f"found {value}", where=f"--{name}", expected="a whole number above 0")
+    report = Soak(stage, kills, seed, output, batches, config or []).run()
+    print(json.dumps(report))
+    if report["differences"]:
+        raise SystemExit(1)
