@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ PREEMPTED = 75
 """Exit status after SIGTERM (`EX_TEMPFAIL` of sysexits.h): everything is saved, the same command goes on."""
 
 
+@dataclass
+class Moment:
+    """Between which two batches a checkpoint is saved."""
+
+    after_validation: bool = False  # in the middle of an epoch, where a validation was due
+    after_epoch: bool = False
+
+
 class ResumeCheckpoint(Checkpoint):
     """Saves the whole state of a run, between two training batches, every so many of them, and on SIGTERM.
 
@@ -48,7 +57,8 @@ class ResumeCheckpoint(Checkpoint):
                 raise UserError(f"found {value}", where=f"ResumeCheckpoint.{name}", expected="a whole number above 0")
         self.folder, self.every_n_batches, self.keep = Path(dirpath), every_n_batches, keep
         self._asked_to_stop = False
-        self._saving_after_validation = False
+        self._moment: Moment | None = None  # of the checkpoint that is being saved
+        self._continues_after_epoch = False
         self._handler: Any = None
         self._run: dict[str, Any] | None = None
         self._newest = -1  # batches done at the newest checkpoint of this process, or at the one it continues from
@@ -72,6 +82,9 @@ class ResumeCheckpoint(Checkpoint):
         # at that moment would hang or mix the two up.
         self._asked_to_stop = trainer.received_sigterm
         self._newest = batches_done(trainer) if trainer.ckpt_path else -1
+        if self._continues_after_epoch:
+            # The next epoch begins as any other. Else Lightning would look for the rest of the one that is over.
+            trainer.fit_loop.epoch_loop.restarting = False
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._on_sigterm(trainer))
 
@@ -85,10 +98,16 @@ class ResumeCheckpoint(Checkpoint):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._give_back_handler()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"after_epoch": self._moment is not None and self._moment.after_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._continues_after_epoch = state_dict["after_epoch"]
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._saving_after_validation:
+        if self._moment is not None and self._moment.after_validation:
             # Lightning takes a state in which a batch is complete, and validation was due after it, for one that was
             # saved inside the validation, and counts the batch again when it goes on.
             checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
@@ -101,24 +120,31 @@ class ResumeCheckpoint(Checkpoint):
         No hook of Lightning's is there: at `on_train_batch_end` the batch's metrics are not logged and its validation
         has not run, and a process killed after a checkpoint made there would lose both.
         """
-        loop = trainer.fit_loop.epoch_loop
-        own = loop.on_advance_end
+        epoch, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        after_batch, after_epoch = batches.on_advance_end, epoch.on_advance_end
 
-        def on_advance_end(fetcher: Any) -> None:
-            own(fetcher)
-            self._between_batches(trainer, module, validated=loop._should_check_val_fx(fetcher))
+        def on_batch_done(fetcher: Any) -> None:
+            after_batch(fetcher)
+            if not batches.done:  # else the epoch's own end comes first
+                validated = batches._should_check_val_fx(fetcher)
+                self._between_batches(trainer, module, Moment(after_validation=validated))
 
-        loop.on_advance_end = on_advance_end  # type: ignore[method-assign]
+        def on_epoch_done() -> None:
+            after_epoch()
+            self._between_batches(trainer, module, Moment(after_epoch=True))
 
-    def _between_batches(self, trainer: pl.Trainer, module: pl.LightningModule, validated: bool) -> None:
+        batches.on_advance_end = on_batch_done  # type: ignore[method-assign]
+        epoch.on_advance_end = on_epoch_done  # type: ignore[method-assign]
+
+    def _between_batches(self, trainer: pl.Trainer, module: pl.LightningModule, moment: Moment) -> None:
         done = batches_done(trainer)
         stop = _on_any_rank(self._asked_to_stop, trainer, module)
         if _is_last(trainer):
             return  # what follows (the end of training, exports) happens in a run that comes here again
         if done != self._newest and (stop or done % self.every_n_batches == 0):
-            self._saving_after_validation = validated
+            self._moment = moment
             self._save(trainer, module, done)
-            self._saving_after_validation, self._newest = False, done
+            self._moment, self._newest = None, done
         if stop:
             trainer.print(f"stopped by SIGTERM after batch {done}; all is saved, the same command goes on from there")
             raise SystemExit(PREEMPTED)
@@ -190,8 +216,7 @@ def _is_last(trainer: pl.Trainer) -> bool:
     loop = trainer.fit_loop
     if trainer.should_stop or (loop.max_steps is not None and 0 <= loop.max_steps <= trainer.global_step):
         return True
-    epochs = trainer.current_epoch + 1
-    return loop.epoch_loop.done and loop.max_epochs is not None and 0 <= loop.max_epochs <= epochs
+    return loop.max_epochs is not None and 0 <= loop.max_epochs <= trainer.current_epoch
 
 
 def _on_any_rank(asked: bool, trainer: pl.Trainer, module: pl.LightningModule) -> bool:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def call(folder: Path, capfd: pytest.CaptureFixture[str]) -> Call:
     return called
 
 
-def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     program = (
         "import sys; from instructlit.cli import main; status = main(['--help']); "
         f"print('heavy:', sorted({HEAVY!r} & set(sys.modules))); sys.exit(status)"
@@ -54,12 +53,6 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
     assert "heavy: []" in done.stdout
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        subprocess.run([*COMMAND, "--help"], cwd=tmp_path, capture_output=True, check=True)
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 0.3, f"instructlit --help took {min(seconds):.2f} s at best"
 
 
 def test_a_module_in_the_working_directory_trains(tmp_path: Path) -> None:
