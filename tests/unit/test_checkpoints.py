@@ -1,0 +1,98 @@
+"""Checkpoint folders: whole or not there, and what is said of those that cannot be used."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from instructlit import checkpoints as c
+
+
+def write(folder: Path, batch: int, stage: str = "sft") -> Path:
+    target = c.partial(folder, batch)
+    target.mkdir(parents=True)
+    torch.save({"weights": torch.arange(1000.0) + batch}, target / c.STATE)
+    return c.publish(target, c.Manifest(stage, batch, {"seed": 1}, [None]))
+
+
+def test_the_newest_whole_one_is_found_and_older_ones_go(tmp_path: Path) -> None:
+    for batch in (2, 10, 4):
+        write(tmp_path, batch)
+    assert c.newest(tmp_path, "sft") == (tmp_path / "batch-00000010", [])
+    c.prune(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["batch-00000004", "batch-00000010"]
+    assert c.read_manifest(tmp_path / "batch-00000010").run == {"seed": 1}
+
+
+def test_what_a_killed_process_left_is_no_checkpoint_and_is_cleared(tmp_path: Path) -> None:
+    write(tmp_path, 2)
+    (c.partial(tmp_path, 4)).mkdir()
+    (c.partial(tmp_path, 4) / c.STATE).write_text("half")
+    assert c.newest(tmp_path, "sft") == (tmp_path / "batch-00000002", [])
+    c.clear_partial(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["batch-00000002"]
+
+
+def test_one_is_replaced_by_the_same_batch_of_a_later_process(tmp_path: Path) -> None:
+    write(tmp_path, 2)
+    again = write(tmp_path, 2)
+    assert c.newest(tmp_path, "sft") == (again, [])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def spoil(path: Path, how: str) -> None:
+    state, manifest = path / c.STATE, path / c.MANIFEST
+    data = bytearray(state.read_bytes())
+    if how == "truncated":
+        state.write_bytes(data[:-7])
+    elif how == "damaged":
+        at = data.index(torch.arange(1000.0).add(9)[500:].numpy().tobytes()[:16])
+        data[at] ^= 1
+        state.write_bytes(data)
+    elif how == "gone":
+        state.unlink()
+    elif how == "foreign":
+        manifest.unlink()
+    elif how == "nonsense":
+        manifest.write_text("{")
+    elif how == "later format":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("truncated", "state.ckpt has"),
+        ("damaged", "state.ckpt is damaged (at "),
+        ("gone", "state.ckpt is missing"),
+        ("foreign", "it has no manifest.json, so it was not written by instructlit"),
+        ("nonsense", "its manifest.json cannot be read"),
+        ("later format", "it is of format 99, this version reads 1"),
+    ],
+)
+def test_one_that_cannot_be_used_is_named_and_skipped(tmp_path: Path, how: str, said: str) -> None:
+    write(tmp_path, 8)
+    spoil(write(tmp_path, 9), how)
+    found, skipped = c.newest(tmp_path, "sft")
+    assert found == tmp_path / "batch-00000008"
+    assert len(skipped) == 1
+    assert skipped[0].startswith(f"{tmp_path / 'batch-00000009'} is skipped: {said}")
+
+
+def test_one_of_another_stage_is_skipped(tmp_path: Path) -> None:
+    write(tmp_path, 9, stage="reward")
+    found, skipped = c.newest(tmp_path, "sft")
+    assert found is None
+    assert "it is of stage reward, this run is sft" in skipped[0]
+
+
+def test_an_earlier_run_is_put_aside_under_a_free_name(tmp_path: Path) -> None:
+    folder = tmp_path / "resume"
+    assert c.put_aside(folder) is None
+    for number in (1, 2):
+        write(folder, number)
+        c.mark_finished(folder, number)
+        assert c.finished(folder)
+        assert c.put_aside(folder) == tmp_path / f"resume-earlier-{number}"
+    assert not folder.exists()
