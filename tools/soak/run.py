@@ -1,5 +1,6 @@
 """One soak: the stage's ancestors, a run to the end, a run that is killed, the comparison."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -47,7 +48,8 @@ class Soak:
         """Everything; returns the report."""
         start = time.monotonic()
         origin = self.root / "ancestors"
-        Runner(origin, self.ancestors, CONFIGS).run()
+        with contextlib.redirect_stdout(sys.stderr):  # the one line of the report stands alone
+            Runner(origin, self.ancestors, CONFIGS).run()
         whole, killed = (self._fresh(origin, name) for name in ("whole", "killed"))
         took = self._to_the_end(whole)
         falls, found = self._kill_and_go_on(whole, killed, took)
