@@ -30,8 +30,11 @@ def report(error: BaseException) -> int:
         if os.environ.get(DEBUG, "0") in ("", "0"):
             traceback.print_exception(error)
         return 1
-    print(f"instructlit: {message}", file=sys.stderr)
-    return 2
+    fault = next((cause for cause in chain(error) if isinstance(cause, UserError)), None)
+    if fault is None or not fault.told:
+        notes = [note for cause in chain(error) for note in getattr(cause, "__notes__", ())]
+        print("\n".join([f"instructlit: {message}", *notes]), file=sys.stderr)
+    return fault.status if fault else 2
 
 
 def explain(error: BaseException) -> str | None:

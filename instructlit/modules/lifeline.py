@@ -1,0 +1,222 @@
+"""Processes of one run that notice within seconds when another is gone, whatever they are doing.
+
+A collective would tell too, but only the next one, and with NCCL only after the timeout of the process group, half an
+hour: too short a timeout ends healthy runs whose ranks wait for a long rollout. So every process holds a TCP connection
+to the first, over which nothing is sent. When a process dies, by SIGKILL too, its kernel closes the connection, and
+where a machine dies the others' kernels find out by keepalive within a minute. No thread of Python has to run in time
+for that, so a process that is merely busy is never taken for a dead one. One that hangs, alive, is not noticed: for
+that there is the timeout of the process group (`trainer.strategy.init_args.timeout`).
+"""
+
+import atexit
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+import warnings
+import weakref
+
+import lightning.pytorch as pl
+
+from instructlit.errors import UserError
+
+GRACE_SECONDS = 5.0
+"""What a process has for an orderly end after another is lost; one that waits in a collective has no other way out."""
+STATUS = 3
+"""Exit status of a process that ends since another was lost."""
+_OWN_SECONDS = 2.0  # in which a process that stops with the same error as another has said so itself
+_CONNECT_SECONDS = 60.0
+_open: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
+_BYE, _FAILED = b"bye\n", b"failed\n"
+
+
+class Lifeline(pl.Callback):
+    """Ends this process when another of the run's is lost; nothing where there is only one process."""
+
+    def __init__(self) -> None:
+        self._watch: _Watch | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.world_size == 1 or self._watch is not None:
+            return
+        listener = _listener(trainer.world_size) if trainer.global_rank == 0 else None
+        place = (listener.getsockname()[1], secrets.token_hex(16)) if listener else None
+        port, word = trainer.strategy.broadcast(place)
+        lines = (
+            _accept(listener, word, trainer.world_size - 1) if listener else _connect(port, word, trainer.global_rank)
+        )
+        if len(lines) < (trainer.world_size - 1 if listener else 1):
+            warnings.warn(
+                f"process {trainer.global_rank} has no connection to all of those it should watch: should one of them "
+                "die, the others may wait until the timeout of the process group",
+                stacklevel=2,
+            )
+        _open.update(lines.values())
+        self._watch = _Watch(lines)
+        self._watch.start()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._leave(_BYE)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self._watch is None:
+            return
+        if fault := self._watch.wait_for_loss(1.0 if isinstance(exception, RuntimeError) else 0.0):
+            # A broken collective is how the loss of another process looks from here; its message is the one to read.
+            exception.__cause__ = fault
+            return
+        ours = isinstance(exception, Exception) and not getattr(exception, "on_all_ranks", False)
+        self._leave(_FAILED if ours else _BYE)
+
+    def _leave(self, word: bytes) -> None:
+        if self._watch is not None:
+            self._watch.leave(word)
+            self._watch = None
+
+
+class _Watch(threading.Thread):
+    """Waits for the end of a connection.
+
+    Args:
+        lines: the connection to each rank that this one has one to.
+    """
+
+    def __init__(self, lines: dict[int, socket.socket]):
+        super().__init__(name="lifeline", daemon=True)
+        atexit.register(self.leave, _BYE)  # a process that ends in its own order was not lost
+        self.lines = lines
+        self._left = False
+        self._lost = threading.Event()
+        self._fault: UserError | None = None
+
+    def run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for rank, line in self.lines.items():
+                selector.register(line, selectors.EVENT_READ, rank)
+            while selector.get_map() and not self._left:
+                for key, _ in selector.select(timeout=1.0):
+                    said = _read(self.lines[key.data])
+                    if self._left:
+                        return
+                    if said != _BYE:
+                        self._end(key.data, said)
+                        return
+                    selector.unregister(key.fileobj)
+
+    def wait_for_loss(self, seconds: float) -> UserError | None:
+        """The message about a lost process, if one is or gets lost within so many seconds."""
+        self._lost.wait(seconds)
+        return self._fault
+
+    def leave(self, word: bytes) -> None:
+        """Stop watching; the others are told why."""
+        if self._left or self._lost.is_set():
+            return
+        self._left = True
+        for line in self.lines.values():
+            try:
+                line.sendall(word)
+                line.close()
+            except OSError:
+                continue
+
+    def _end(self, rank: int, said: bytes) -> None:
+        """Say that a process is lost, pass it on, and see that this one ends too."""
+        if said == _FAILED:
+            time.sleep(_OWN_SECONDS)
+            if self._left:
+                return
+        if said.startswith(b"lost "):
+            rank = int(said.split()[1])
+        self._fault = _message(rank, said == _FAILED)
+        print(f"instructlit: {self._fault}", file=sys.stderr, flush=True)
+        self._lost.set()
+        for other, line in self.lines.items():
+            if other != rank:
+                try:
+                    line.sendall(said if said == _FAILED else f"lost {rank}\n".encode())
+                except OSError:
+                    continue
+        time.sleep(GRACE_SECONDS)
+        sys.stdout.flush()
+        os._exit(STATUS)
+
+
+def _message(rank: int, failed: bool) -> UserError:
+    how = "stopped with an error of its own" if failed else "was lost: it was killed, or its machine is down"
+    fault = UserError(
+        f"process {rank} of the run {how}, so this one stops too",
+        expected="all processes to run to the end",
+        fix=("see what it has printed" if failed else "look for what ended it (out of memory?)")
+        + ", then go on from the last checkpoint with --ckpt_path",
+    )
+    fault.told, fault.status = True, STATUS
+    return fault
+
+
+def _listener(backlog: int) -> socket.socket:
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=backlog)
+
+
+def _accept(listener: socket.socket, word: str, count: int) -> dict[int, socket.socket]:
+    """The connections of the other ranks, each of which begins with the word and its rank."""
+    lines: dict[int, socket.socket] = {}
+    give_up = time.monotonic() + _CONNECT_SECONDS
+    with listener:
+        while len(lines) < count and (left := give_up - time.monotonic()) > 0:
+            listener.settimeout(left)
+            try:
+                line, _ = listener.accept()
+                line.settimeout(5.0)
+                told, _, rank = _read(line).decode().partition(" ")
+            except (OSError, ValueError):
+                continue
+            if secrets.compare_digest(told, word):
+                lines[int(rank)] = _kept_alive(line)
+    return lines
+
+
+def _connect(port: int, word: str, rank: int) -> dict[int, socket.socket]:
+    """The connection to rank 0; nothing where it cannot be had."""
+    try:
+        line = socket.create_connection((os.environ.get("MASTER_ADDR", "127.0.0.1"), port), timeout=_CONNECT_SECONDS)
+        line.sendall(f"{word} {rank}\n".encode())
+    except OSError:
+        return {}
+    return {0: _kept_alive(line)}
+
+
+def _close_in_child() -> None:
+    """A forked worker of a loader would hold the connection of a process that is no more."""
+    for line in list(_open):
+        line.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _kept_alive(line: socket.socket) -> socket.socket:
+    """Probes after 15 seconds of silence, every 5 seconds; after six that nobody answers the connection is dead."""
+    line.settimeout(None)
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 6)):
+        if hasattr(socket, option):
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return line
+
+
+def _read(line: socket.socket) -> bytes:
+    """A line of text, or what there is of it before the connection ended."""
+    said = b""
+    try:
+        while not said.endswith(b"\n") and (piece := line.recv(64)):
+            said += piece
+    except OSError:
+        pass
+    return said
