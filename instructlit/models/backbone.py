@@ -40,9 +40,6 @@ from instructlit.models.folders import (
 from instructlit.models.lineage import read_record
 from instructlit.models.scalar import ScalarModel
 
-UNUSUAL_ROWS = 1024
-"""Rows of an embedding beyond the tokenizer's ids that are more than padding to a round number."""
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -160,13 +157,13 @@ def load_scalar_model(backbone: Backbone, *, require_head: bool = False, where: 
     return model
 
 
-def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -> int | None:
+def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -> int:
     """Refuse a tokenizer with ids that the model has no embedding for, before its weights are loaded.
 
     An embedding with more rows than the tokenizer has ids is usual: rows are padded to a round number.
 
     Returns:
-        The rows of the embedding, None where the config does not tell.
+        How many rows there are to spare; 0 where the config does not tell.
 
     Raises:
         UserError: the largest id of the tokenizer lies outside the model's embedding; or the model's folder comes with
@@ -174,7 +171,7 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -
     """
     rows = getattr(_checked_config(backbone, where).get_text_config(), "vocab_size", None)
     if rows is None:
-        return None
+        return 0
     vocabulary = tokenizer.get_vocab()
     largest = max(vocabulary.values())
     if largest >= rows:
@@ -194,12 +191,7 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -
             expected="the tokenizer the model was trained with",
             fix="name the model's own tokenizer in data, or a model that was trained with this one",
         )
-    if rows - largest - 1 >= UNUSUAL_ROWS:
-        rank_zero_info(
-            f"{where}: the model's embedding has {rows} rows, of which the tokenizer uses {largest + 1}. The rest "
-            "means nothing, costs memory, and can be sampled: such a token adds no text to a response."
-        )
-    return rows
+    return rows - largest - 1
 
 
 def _other_meaning(backbone: Backbone, vocabulary: dict[str, int]) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,6 +26,9 @@ from instructlit.modules.lifeline import Lifeline
 from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.modules.random_state import random_state, restore_random_state
 from instructlit.modules.rescue import Rescue
+
+UNUSUAL_ROWS = 1024
+"""Rows of an embedding beyond the tokenizer's ids that are more than padding to a round number."""
 
 
 class StageModule(pl.LightningModule):
@@ -111,8 +115,15 @@ class StageModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-        for where, backbone in self.backbones().items() if tokenizer is not None else ():
-            check_vocabulary(backbone, tokenizer, where)
+        if tokenizer is None:
+            return
+        spare = {where: check_vocabulary(backbone, tokenizer, where) for where, backbone in self.backbones().items()}
+        where, rows = next(iter(spare.items()))
+        if rows >= UNUSUAL_ROWS:
+            rank_zero_info(
+                f"{where}: {rows} rows of the model's embedding belong to no id of the tokenizer. They cost memory and "
+                "can be sampled: such a token adds no text to a response."
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.parameter_groups())  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ class Lifeline(pl.Callback):
             return
         listener = _listener(trainer.world_size) if trainer.global_rank == 0 else None
         place = (listener.getsockname()[1], secrets.token_hex(16)) if listener else None
-        port, word = trainer.strategy.broadcast(place)
+        port, word = trainer.strategy.broadcast(place)  # type: ignore[misc]
         lines = (
             _accept(listener, word, trainer.world_size - 1) if listener else _connect(port, word, trainer.global_rank)
         )

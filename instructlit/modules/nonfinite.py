@@ -63,18 +63,17 @@ class StepGuard:
             return True
         found = zip(figures, values.tolist(), strict=True)
         what = ", ".join(f"{name} is {value}" for name, value in found if not math.isfinite(value))
+        stops = self.rule.action == "stop" or self.in_a_row + 1 >= self.rule.max_in_a_row
+        again = "" if self.rule.action == "skip" else "; nonfinite.action: skip goes on without such steps"
         fault = UserError(
-            f"{what} in the step after {step}, which was not taken",
+            f"optimiser step {step + 1} was not taken, for {what}",
             where=batch(),
             expected="finite losses and gradients",
-            fix="look at these rows; lower the learning rate; "
-            + ("set nonfinite.action: skip to go on without such steps" if self.rule.action == "stop" else ""),
+            fix=f"look at these rows, lower the learning rate{again}",
         )
         fault.on_all_ranks = True
-        if self.rule.action == "stop":
-            raise fault
         self.in_a_row += 1
-        if self.in_a_row >= self.rule.max_in_a_row:
+        if stops:
             raise fault
         self.skipped += 1
         rank_zero_warn(str(fault))

@@ -93,7 +93,7 @@ class RewardModel(RewardFunction):
         self._network = network.requires_grad_(False).eval().to(device)
         if own.get_vocab() != tokenizer.get_vocab():
             longest = getattr(network.hf.config.get_text_config(), "max_position_embeddings", None)
-            self._encoder, self._pad = Encoder(own, self.template, longest), int(own.pad_token_id)
+            self._encoder, self._pad = Encoder(own, self.template, longest), int(own.pad_token_id)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def score(self, responses: Responses) -> Tensor:
@@ -135,8 +135,8 @@ def told(responses: Responses, row: int | None) -> str:
     """A response and its prompt in a message; the first of them where the row is not known."""
     prompt = responses.prompts[row or 0].prompt
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    which = f"response {row}" if row is not None else f"{len(responses)} responses, the first of which"
-    return f"{which} is {_short(responses.texts[row or 0])}, to the prompt {_short(text)}"
+    which = f"response {row}: " if row is not None else f"{len(responses)} responses, the first: "
+    return f"{which}{_short(responses.texts[row or 0])} to the prompt {_short(text)}"
 
 
 def checked_scores(reward: RewardFunction, responses: Responses, seconds: float | None = None) -> Tensor:

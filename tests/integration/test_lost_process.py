@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -90,10 +91,8 @@ def killed(folder: Path, launcher: list[str], where: str, victim: int) -> tuple[
             time.sleep(0.1)
         return time.monotonic() - began, errors.read_text(), [pid for pid in ids if _alive(pid)]
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         run.wait(timeout=30)
 
 
