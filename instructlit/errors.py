@@ -16,6 +16,8 @@ class UserError(Exception):
 
     on_all_ranks = False
     """Whether every process of the run raises it, at the same place: then they can still do things together."""
+    saved = False
+    """Whether what was learnt is on disk already, so that nothing has to be rescued."""
     told = False
     """Whether it stands on stderr already."""
     status = 2

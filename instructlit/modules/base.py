@@ -100,6 +100,10 @@ class StageModule(pl.LightningModule):
 
         return [export_folder(self.trained_model, self.tokenizer, Path(path), record | {"weights": "raw"})]
 
+    def export_folders(self, path: str | Path) -> list[Path]:
+        """The folders that `export` writes."""
+        return [Path(path)]
+
     # -- Lightning hooks -------------------------------------------------------------------------------------------
 
     @property

@@ -194,6 +194,9 @@ class PPOModule(StageModule):
                 )
         return folders
 
+    def export_folders(self, path: str | Path) -> list[Path]:
+        return [Path(path), *([Path(f"{path}-ema")] if self.ema_decay is not None else [])]
+
     # -- the run ---------------------------------------------------------------------------------------------------
 
     @property

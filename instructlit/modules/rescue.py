@@ -47,7 +47,7 @@ class Rescue(pl.Callback):
         folder = getattr(trainer.checkpoint_callback, "dirpath", None)
         together = trainer.world_size == 1 or getattr(exception, "on_all_ranks", False)
         learnt = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and trainer.global_step > 0
-        if not (isinstance(exception, UserError) and folder and together and learnt):
+        if not (isinstance(exception, UserError) and not exception.saved and folder and together and learnt):
             return
         path = Path(folder) / FILE
         try:
@@ -56,6 +56,6 @@ class Rescue(pl.Callback):
             exception.add_note(f"  not kept: {path} cannot be written ({error}); earlier checkpoints are as they were")
         else:
             exception.add_note(
-                f"  kept: all {trainer.global_step} steps up to here are in {path}; --ckpt_path {path} goes on behind "
-                "this batch"
+                f"  kept: all {trainer.global_step} optimiser steps are in {path}; --ckpt_path {path} goes on behind "
+                "this batch, `instructlit export` makes a model folder of it"
             )
