@@ -3,12 +3,13 @@
 import csv
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 
 class CSVLogger(LightningCSVLogger):
@@ -16,7 +17,7 @@ class CSVLogger(LightningCSVLogger):
 
     Lightning deletes `metrics.csv` when a run begins in a folder that has one. Here the rows before the first step that
     is logged stay; those from that step on were logged after the checkpoint that the run continues from, and are logged
-    again.
+    again. A disk without room for a row does not stop the run.
 
     Args:
         save_dir: folder of all runs.
@@ -59,6 +60,25 @@ class CSVLogger(LightningCSVLogger):
         if self._earlier is not None and step is not None:
             self._merge(writer, step)
         super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows logged since the last time. Those for which there is no room wait, and training goes on."""
+        writer = self.experiment
+        path, names = Path(writer.metrics_file_path), list(writer.metrics_keys)
+        size = path.stat().st_size if path.exists() else 0
+        new = set().union(*writer.metrics) - set(names)
+        before = path.read_bytes() if new and size else None  # a new column has the whole file written anew
+        try:
+            super().save()
+        except OSError as error:
+            writer.metrics_keys = names
+            with suppress(OSError):  # half a row must not stand before the next one
+                path.write_bytes(before) if before is not None else os.truncate(path, size)
+            rank_zero_warn(
+                f"{path}: metrics cannot be written ({error.strerror}). {len(writer.metrics)} rows wait in memory and "
+                "are written when there is room again."
+            )
 
     def _merge(self, writer: Any, step: int) -> None:
         assert self._earlier is not None

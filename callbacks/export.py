@@ -95,7 +95,7 @@ class ExportHuggingFace(pl.Callback):
     def _elsewhere(
         self, place: Path, module: pl.LightningModule, record: dict[str, Any], error: UserError | OSError
     ) -> UserError:
-        """Write the model to another place, since training is done and must not be for nothing; says what came of it."""
+        """Write the model to another place, since training must not have been for nothing; says what came of it."""
         cause, expected = getattr(error, "what", str(error)), "a folder that can be written"
         try:
             self.folders = [Path(folder) for folder in module.export(str(place), record)]  # type: ignore[operator]

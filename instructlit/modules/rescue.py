@@ -5,11 +5,14 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from instructlit.errors import UserError
 
 FILE = "failed.ckpt"
+BETWEEN_STEPS = (UserError, MisconfigurationException, OSError)
+"""What no optimiser raises: the weights are whole. The second is Lightning's, for a metric that is not there, say."""
 
 
 def raise_together(trainer: pl.Trainer, fault: UserError | None) -> None:
@@ -37,17 +40,19 @@ def raise_together(trainer: pl.Trainer, fault: UserError | None) -> None:
 
 
 class Rescue(pl.Callback):
-    """Saves a checkpoint when a `UserError` ends training, beside the run's own ones, and says so in the message.
+    """Saves a checkpoint when an error between two optimiser steps ends training, beside the run's own ones, and says
+    so in the message.
 
-    The error comes between two optimiser steps, so the weights are whole. With several processes it is saved only where
-    all of them stop at the same place. A run without checkpoints gets none.
+    With several processes it is saved only where all of them stop at the same place. A run without checkpoints gets
+    none.
     """
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         folder = getattr(trainer.checkpoint_callback, "dirpath", None)
         together = trainer.world_size == 1 or getattr(exception, "on_all_ranks", False)
         learnt = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and trainer.global_step > 0
-        if not (isinstance(exception, UserError) and not exception.saved and folder and together and learnt):
+        saved = getattr(exception, "saved", False)
+        if saved or not (isinstance(exception, BETWEEN_STEPS) and folder and together and learnt):
             return
         path = Path(folder) / FILE
         try:
