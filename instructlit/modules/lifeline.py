@@ -18,19 +18,20 @@ import threading
 import time
 import warnings
 import weakref
+from contextlib import suppress
 
 import lightning.pytorch as pl
 
 from instructlit.errors import UserError
 
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 10.0
 """What a process has for an orderly end after another is lost; one that waits in a collective has no other way out."""
 STATUS = 3
 """Exit status of a process that ends since another was lost."""
 _OWN_SECONDS = 2.0  # in which a process that stops with the same error as another has said so itself
 _CONNECT_SECONDS = 60.0
 _open: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
-_BYE, _FAILED = b"bye\n", b"failed\n"
+_BYE, _FAILED, _LOST = "bye", "failed", "lost"  # what is said over the line, the last two with a rank
 
 
 class Lifeline(pl.Callback):
@@ -55,7 +56,7 @@ class Lifeline(pl.Callback):
                 stacklevel=2,
             )
         _open.update(lines.values())
-        self._watch = _Watch(lines)
+        self._watch = _Watch(lines, trainer.global_rank)
         self._watch.start()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -71,7 +72,7 @@ class Lifeline(pl.Callback):
         ours = isinstance(exception, Exception) and not getattr(exception, "on_all_ranks", False)
         self._leave(_FAILED if ours else _BYE)
 
-    def _leave(self, word: bytes) -> None:
+    def _leave(self, word: str) -> None:
         if self._watch is not None:
             self._watch.leave(word)
             self._watch = None
@@ -82,27 +83,29 @@ class _Watch(threading.Thread):
 
     Args:
         lines: the connection to each rank that this one has one to.
+        rank: this one.
     """
 
-    def __init__(self, lines: dict[int, socket.socket]):
+    def __init__(self, lines: dict[int, socket.socket], rank: int):
         super().__init__(name="lifeline", daemon=True)
         atexit.register(self.leave, _BYE)  # a process that ends in its own order was not lost
-        self.lines = lines
+        self.lines, self.rank = lines, rank
+        self._selector = selectors.DefaultSelector()
+        for other, line in lines.items():
+            self._selector.register(line, selectors.EVENT_READ, other)
         self._left = False
         self._lost = threading.Event()
         self._fault: UserError | None = None
 
     def run(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            for rank, line in self.lines.items():
-                selector.register(line, selectors.EVENT_READ, rank)
+        with self._selector as selector:
             while selector.get_map() and not self._left:
                 for key, _ in selector.select(timeout=1.0):
-                    said = _read(self.lines[key.data])
+                    word, _, rank = _read(self.lines[key.data]).partition(" ")
                     if self._left:
                         return
-                    if said != _BYE:
-                        self._end(key.data, said)
+                    if word != _BYE:
+                        self._end(word or _LOST, int(rank or key.data))
                         return
                     selector.unregister(key.fileobj)
 
@@ -111,35 +114,31 @@ class _Watch(threading.Thread):
         self._lost.wait(seconds)
         return self._fault
 
-    def leave(self, word: bytes) -> None:
+    def leave(self, word: str) -> None:
         """Stop watching; the others are told why."""
         if self._left or self._lost.is_set():
             return
         self._left = True
+        self._tell(word, self.rank)
         for line in self.lines.values():
-            try:
-                line.sendall(word)
-                line.close()
-            except OSError:
-                continue
+            line.close()
 
-    def _end(self, rank: int, said: bytes) -> None:
+    def _tell(self, word: str, rank: int) -> None:
+        for other, line in self.lines.items():
+            if other != rank:
+                with suppress(OSError):
+                    line.sendall(f"{word} {rank}\n".encode())
+
+    def _end(self, word: str, rank: int) -> None:
         """Say that a process is lost, pass it on, and see that this one ends too."""
-        if said == _FAILED:
+        if word == _FAILED:
             time.sleep(_OWN_SECONDS)
             if self._left:
                 return
-        if said.startswith(b"lost "):
-            rank = int(said.split()[1])
-        self._fault = _message(rank, said == _FAILED)
+        self._fault = _message(rank, word == _FAILED)
         print(f"instructlit: {self._fault}", file=sys.stderr, flush=True)
         self._lost.set()
-        for other, line in self.lines.items():
-            if other != rank:
-                try:
-                    line.sendall(said if said == _FAILED else f"lost {rank}\n".encode())
-                except OSError:
-                    continue
+        self._tell(word, rank)
         time.sleep(GRACE_SECONDS)
         sys.stdout.flush()
         os._exit(STATUS)
@@ -170,14 +169,14 @@ def _accept(listener: socket.socket, word: str, count: int) -> dict[int, socket.
     with listener:
         while len(lines) < count and (left := give_up - time.monotonic()) > 0:
             listener.settimeout(left)
-            try:
+            with suppress(OSError):
                 line, _ = listener.accept()
                 line.settimeout(5.0)
-                told, _, rank = _read(line).decode().partition(" ")
-            except (OSError, ValueError):
-                continue
-            if secrets.compare_digest(told, word):
-                lines[int(rank)] = _kept_alive(line)
+                told, _, rank = _read(line).partition(" ")
+                if told == word:
+                    lines[int(rank)] = _kept_alive(line)
+                else:  # somebody else's
+                    line.close()
     return lines
 
 
@@ -211,12 +210,10 @@ def _kept_alive(line: socket.socket) -> socket.socket:
     return line
 
 
-def _read(line: socket.socket) -> bytes:
-    """A line of text, or what there is of it before the connection ended."""
+def _read(line: socket.socket) -> str:
+    """A line of text without its end, or nothing where the connection ended before it."""
     said = b""
-    try:
-        while not said.endswith(b"\n") and (piece := line.recv(64)):
+    with suppress(OSError):
+        while not said.endswith(b"\n") and len(said) < 100 and (piece := line.recv(64)):
             said += piece
-    except OSError:
-        pass
-    return said
+    return said.decode("ascii", "replace").strip() if said.endswith(b"\n") else ""

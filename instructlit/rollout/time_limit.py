@@ -61,7 +61,7 @@ class _Clock:
 
     def __init__(self, seconds: float, fault: UserError):
         self.seconds, self.fault = seconds, fault
-        self.running = False
+        self.running = self._due = False
         self._thread = threading.current_thread()
         self._signals = self._thread is threading.main_thread() and hasattr(signal, "pthread_kill")
         self._stopped = threading.Event()
@@ -81,13 +81,17 @@ class _Clock:
             signal.signal(signal.SIGUSR2, self._handler or signal.SIG_DFL)
 
     def _expire(self, number: int, frame: FrameType | None) -> None:
-        if self.running:
+        if not self._due:  # somebody else's signal
+            if callable(self._handler):
+                self._handler(number, frame)
+        elif self.running:
             self.running = False
             raise _Expired
 
     def _watch(self) -> None:
         if self._stopped.wait(self.seconds):
             return
+        self._due = True
         if self._signals:
             assert self._thread.ident is not None
             signal.pthread_kill(self._thread.ident, signal.SIGUSR2)

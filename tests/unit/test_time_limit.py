@@ -74,6 +74,19 @@ def test_a_limit_that_ends_just_then_hurts_nobody_else() -> None:
     assert outcomes <= {None, "late"}
 
 
+def test_a_signal_of_somebody_else_reaches_whom_it_is_for() -> None:
+    """A scheduler may send the same one before a job's time is over."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
+    try:
+        assert within(60.0, lambda: signal.raise_signal(signal.SIGUSR2), LATE) is None
+        with pytest.raises(UserError):
+            within(0.2, lambda: time.sleep(100), LATE)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert heard == [signal.SIGUSR2]
+
+
 MUTEX = """
 import ctypes, sys
 from instructlit.errors import UserError
