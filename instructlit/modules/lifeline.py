@@ -65,7 +65,7 @@ class Lifeline(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if self._watch is None:
             return
-        if fault := self._watch.wait_for_loss(1.0 if isinstance(exception, RuntimeError) else 0.0):
+        if isinstance(exception, RuntimeError) and (fault := self._watch.loss(within=1.0)):
             # A broken collective is how the loss of another process looks from here; its message is the one to read.
             exception.__cause__ = fault
             return
@@ -94,7 +94,8 @@ class _Watch(threading.Thread):
         for other, line in lines.items():
             self._selector.register(line, selectors.EVENT_READ, other)
         self._left = False
-        self._lost = threading.Event()
+        self._heard = threading.Event()
+        self._lock = threading.Lock()
         self._fault: UserError | None = None
 
     def run(self) -> None:
@@ -109,16 +110,18 @@ class _Watch(threading.Thread):
                         return
                     selector.unregister(key.fileobj)
 
-    def wait_for_loss(self, seconds: float) -> UserError | None:
-        """The message about a lost process, if one is or gets lost within so many seconds."""
-        self._lost.wait(seconds)
+    def loss(self, within: float) -> UserError | None:
+        """The message about a lost process, if one is or gets lost within so many seconds; it is then on stderr."""
+        if self._heard.wait(within):
+            self._say()
         return self._fault
 
     def leave(self, word: str) -> None:
         """Stop watching; the others are told why."""
-        if self._left or self._lost.is_set():
-            return
-        self._left = True
+        with self._lock:
+            if self._left or (self._fault is not None and self._fault.told):
+                return
+            self._left = True
         self._tell(word, self.rank)
         for line in self.lines.values():
             line.close()
@@ -129,15 +132,22 @@ class _Watch(threading.Thread):
                 with suppress(OSError):
                     line.sendall(f"{word} {rank}\n".encode())
 
+    def _say(self) -> None:
+        """Print the message, once, and not where this process has ended for a reason of its own."""
+        with self._lock:
+            if self._fault is not None and not self._fault.told and not self._left:
+                print(f"instructlit: {self._fault}", file=sys.stderr, flush=True)
+                self._fault.told = True
+
     def _end(self, word: str, rank: int) -> None:
         """Say that a process is lost, pass it on, and see that this one ends too."""
+        self._fault = _message(rank, word == _FAILED)
+        self._heard.set()
         if word == _FAILED:
             time.sleep(_OWN_SECONDS)
-            if self._left:
-                return
-        self._fault = _message(rank, word == _FAILED)
-        print(f"instructlit: {self._fault}", file=sys.stderr, flush=True)
-        self._lost.set()
+        self._say()
+        if self._left:
+            return
         self._tell(word, rank)
         time.sleep(GRACE_SECONDS)
         sys.stdout.flush()
@@ -152,7 +162,7 @@ def _message(rank: int, failed: bool) -> UserError:
         fix=("see what it has printed" if failed else "look for what ended it (out of memory?)")
         + ", then go on from the last checkpoint with --ckpt_path",
     )
-    fault.told, fault.status = True, STATUS
+    fault.status = STATUS
     return fault
 
 

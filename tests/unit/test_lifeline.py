@@ -51,7 +51,7 @@ def test_one_that_is_gone_ends_all_others(star: Star, capsys: pytest.CaptureFixt
     told = words(capsys)
     assert len(told) == 2
     assert all("process 1 of the run was lost" in line for line in told)
-    assert "process 1" in str(watches[2].wait_for_loss(0.0))
+    assert "process 1" in str(watches[2].loss(within=0.0))
 
 
 def test_one_that_fails_is_named_to_all_others(star: Star, capsys: pytest.CaptureFixture[str]) -> None:
