@@ -4,13 +4,14 @@ import csv
 import os
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 
 class CSVLogger(LightningCSVLogger):
@@ -18,7 +19,8 @@ class CSVLogger(LightningCSVLogger):
 
     Lightning deletes `metrics.csv` when a run begins in a folder that has one. Here a run that is continued keeps the
     rows from before its checkpoint (those after it are logged again), and one that begins anew puts the file aside. A
-    process killed while a column is added, for which the file is written anew, leaves the file as it was.
+    process killed while a column is added, for which the file is written anew, leaves the file as it was. A disk
+    without room for a row does not stop the run.
 
     Args:
         save_dir: folder of all runs.
@@ -79,6 +81,25 @@ class CSVLogger(LightningCSVLogger):
         writer.metrics_keys = names
         self._earlier.unlink()
         self._earlier = None
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows logged since the last time. Those for which there is no room wait, and training goes on."""
+        writer = self.experiment
+        path, names = Path(writer.metrics_file_path), list(writer.metrics_keys)
+        size = path.stat().st_size if path.exists() else 0
+        new = set().union(*writer.metrics) - set(names)
+        before = path.read_bytes() if new and size else None  # a new column has the whole file written anew
+        try:
+            super().save()
+        except OSError as error:
+            writer.metrics_keys = names
+            with suppress(OSError):  # half a row must not stand before the next one
+                path.write_bytes(before) if before is not None else os.truncate(path, size)
+            rank_zero_warn(
+                f"{path}: metrics cannot be written ({error.strerror}). {len(writer.metrics)} rows wait in memory and "
+                "are written when there is room again."
+            )
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:

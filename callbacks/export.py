@@ -9,7 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from instructlit.callbacks.common import numbers, progress_of, run_config, run_seed, stage_name, wandb_runs
 from instructlit.errors import UserError
+from instructlit.models.export import check_destination
 from instructlit.models.lineage import make_record, parent
+from instructlit.modules.rescue import raise_together
 
 
 class ExportHuggingFace(pl.Callback):
@@ -40,6 +42,14 @@ class ExportHuggingFace(pl.Callback):
             )
         if self.which == "best":
             _monitored(trainer)
+        fault = None
+        if trainer.is_global_zero:  # a run of a week must not end with a folder that could never have been written
+            try:
+                for folder in getattr(pl_module, "export_folders", lambda path: [path])(self.dirpath):
+                    check_destination(folder)
+            except UserError as error:
+                fault = error
+        raise_together(trainer, fault)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         record = run_record(trainer, pl_module)
@@ -60,7 +70,7 @@ class ExportHuggingFace(pl.Callback):
             "value": float(checkpoint.best_model_score or 0.0),
         }
         own = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
-        kept = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
+        kept = _loaded(checkpoint.best_model_path)
         pl_module.load_state_dict(kept["state_dict"])
         average, own_average = getattr(pl_module, "ema", None), None
         if average is not None:
@@ -73,10 +83,49 @@ class ExportHuggingFace(pl.Callback):
             average.load_state_dict(own_average)
 
     def _export(self, trainer: pl.Trainer, module: pl.LightningModule, record: dict[str, Any]) -> None:
+        fault, beside = None, Path(trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero:
-            self.folders = [Path(folder) for folder in module.export(self.dirpath, record)]  # type: ignore[operator]
-            trainer.print("Written: " + ", ".join(str(folder) for folder in self.folders))
-        trainer.strategy.barrier("ExportHuggingFace")
+            try:
+                self.folders = [Path(folder) for folder in module.export(self.dirpath, record)]  # type: ignore[operator]
+                trainer.print("Written: " + ", ".join(str(folder) for folder in self.folders))
+            except (UserError, OSError) as error:
+                fault = self._elsewhere(beside / "export" / Path(self.dirpath).name, module, record, error)
+        raise_together(trainer, fault)  # where nothing failed, this only waits for the others
+
+    def _elsewhere(
+        self, place: Path, module: pl.LightningModule, record: dict[str, Any], error: UserError | OSError
+    ) -> UserError:
+        """Write the model to another place, since training must not have been for nothing; says what came of it."""
+        cause, expected = getattr(error, "what", str(error)), "a folder that can be written"
+        try:
+            self.folders = [Path(folder) for folder in module.export(str(place), record)]  # type: ignore[operator]
+        except (UserError, OSError) as second:
+            return UserError(
+                f"{cause}; nor can the model be written to {place}: {getattr(second, 'what', second)}",
+                where=self.dirpath,
+                expected=expected,
+                fix="make room, then write the folder from the run's last checkpoint with `instructlit export`",
+            )
+        fault = UserError(
+            f"{cause}; the model was written to {', '.join(map(str, self.folders))} instead",
+            where=self.dirpath,
+            expected=expected,
+            fix="move it to where it should be: the run is complete",
+        )
+        fault.saved = True
+        return fault
+
+
+def _loaded(path: str) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a missing file, a zip or pickle error of many kinds
+        raise UserError(
+            f"the best checkpoint cannot be read: {error}",
+            where=path,
+            expected="the file as the run wrote it",
+            fix="put it back and write the folder from it with `instructlit export`",
+        ) from error
 
 
 def run_record(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:

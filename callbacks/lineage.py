@@ -6,10 +6,13 @@ runs were offline and are uploaded in any order.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 
 from instructlit.callbacks.common import stage_name, wandb_runs
 from instructlit.callbacks.export import ExportHuggingFace
@@ -46,19 +49,21 @@ class WandbLineage(pl.Callback):
                 for role, path in parents.items()
             ],
         }
+        folders = [Path(path) for path in dict.fromkeys(parents.values()) if Path(path).is_dir()]
         for run in runs:
             run.config.update({"lineage": told}, allow_val_change=True)
-            for file in files:
-                _use(run, self.dataset_artifact(file))
-            for path in dict.fromkeys(parents.values()):
-                if Path(path).is_dir():
-                    _use(run, self.model_artifact(Path(path)))
+            with _outage_endured():
+                for file in files:
+                    _use(run, self.dataset_artifact(file))
+                for folder in folders:
+                    _use(run, self.model_artifact(folder))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # After every on_fit_end, so that it does not matter whether the export is named before or after this callback.
         for run in wandb_runs(trainer):
-            for folder in exported_folders(trainer):
-                run.log_artifact(self.model_artifact(folder))
+            with _outage_endured():
+                for folder in exported_folders(trainer):
+                    run.log_artifact(self.model_artifact(folder))
 
     def dataset_artifact(self, file: dict[str, Any]) -> "Artifact":
         """A data file as `datamodule.data_files()` tells of it."""
@@ -92,6 +97,20 @@ def exported_folders(trainer: pl.Trainer) -> list[Path]:
     """What the run's ExportHuggingFace callbacks have written."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return [folder for c in callbacks if isinstance(c, ExportHuggingFace) for folder in c.folders]
+
+
+@contextmanager
+def _outage_endured() -> Iterator[None]:
+    """Artifacts are looked up at the server even where everything else waits for it; without one they are left out."""
+    import wandb
+
+    try:
+        yield
+    except (wandb.Error, OSError) as error:
+        rank_zero_warn(
+            f"W&B: artifacts are not noted, for the server does not answer ({error}). The same facts stand in the "
+            f"run's config and in {RECORD} of every exported folder."
+        )
 
 
 def _add(artifact: "Artifact", path: Path, name: str | None = None, *, upload: bool) -> None:

@@ -55,7 +55,8 @@ class ResumeCheckpoint(Checkpoint):
         for name, value in (("every_n_batches", every_n_batches), ("keep", keep)):
             if value < 1:
                 raise UserError(f"found {value}", where=f"ResumeCheckpoint.{name}", expected="a whole number above 0")
-        self.folder, self.every_n_batches, self.keep = Path(dirpath), every_n_batches, keep
+        self.dirpath, self.folder = dirpath, Path(dirpath)
+        self.every_n_batches, self.keep = every_n_batches, keep
         self._asked_to_stop = False
         self._moment: Moment | None = None  # of the checkpoint that is being saved
         self._continues_after_epoch = False

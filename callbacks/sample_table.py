@@ -1,11 +1,13 @@
 """What the model answers held-out prompts, kept at every validation: a file, a W&B table, a few rows on the console."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 
 from instructlit.callbacks.common import gathered, logger_step, stage_name, wandb_loggers
 from instructlit.types import PromptText
@@ -68,7 +70,12 @@ class SampleTable(pl.Callback):
         rows = gathered([{"iteration": trainer.global_step} | row for row in getattr(pl_module, "validation_rows", [])])
         if not rows or not trainer.is_global_zero:
             return
-        self._write(self.path(pl_module), rows, trainer.global_step)
+        try:
+            self._write(self.path(pl_module), rows, trainer.global_step)
+        except OSError as error:
+            rank_zero_warn(
+                f"{self.path(pl_module)}: these samples cannot be written ({error.strerror}) and are left out"
+            )
         for place, row in _by_prompt(rows).items():
             self._first.setdefault(place, row)
         for row in rows[: self.console_rows]:
@@ -85,8 +92,13 @@ class SampleTable(pl.Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A resumed run may validate again where the last one did.
         self._keep(path, lambda other: other < iteration)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        except OSError:
+            os.truncate(path, size)  # half a row would hide those behind it
+            raise
 
     @staticmethod
     def _keep(path: Path, wanted: Callable[[int], bool]) -> None:

@@ -12,6 +12,7 @@ from instructlit.data.readers import open_source
 from instructlit.data.sources import Source
 from instructlit.data.tokenization import Encoder
 from instructlit.errors import UserError
+from instructlit.modules.rescue import raise_together
 from instructlit.rollout import CachedEngine, GenerationEngine, RewardFunction, Sampling, checked_scores
 from instructlit.types import Prompt, PromptBatch
 
@@ -31,6 +32,7 @@ class ScoreSamples(pl.Callback):
         batch_size: prompts answered together.
         max_prompt_length: longer prompts are left out.
         engine: the generation engine.
+        reward_timeout: seconds that a reward of yours may take for a batch of responses; None waits for ever.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class ScoreSamples(pl.Callback):
         batch_size: int = 32,
         max_prompt_length: int = 1024,
         engine: GenerationEngine = CachedEngine(),  # noqa: B008
+        reward_timeout: float | None = 1800.0,
     ):
         self.reward, self.prompts, self.sampling, self.engine = reward, prompts, sampling, engine
+        self.reward_timeout = reward_timeout
         self.limit, self.batch_size, self.max_prompt_length = limit, batch_size, max_prompt_length
         self._batches: list[PromptBatch] | None = None
 
@@ -55,6 +59,20 @@ class ScoreSamples(pl.Callback):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rows, fault = [], None
+        try:
+            rows = self._answered(trainer, pl_module)
+        except UserError as error:
+            fault = error
+        raise_together(trainer, fault)
+        pl_module.validation_rows = rows  # type: ignore[assignment]
+        sums = torch.tensor([sum(row["score"] for row in rows), float(len(rows))], device=pl_module.device)
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        pl_module.log(f"{stage_name(pl_module)}/val/score", sums[0] / sums[1])
+
+    def _answered(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[dict[str, Any]]:
+        """This rank's share of the prompts with their answers and scores."""
         assert self._batches is not None
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         rows: list[dict[str, Any]] = []
@@ -67,7 +85,7 @@ class ScoreSamples(pl.Callback):
                 batch.input_ids.to(pl_module.device), batch.attention_mask.to(pl_module.device), batch.prompts
             )
             responses = self.engine.generate(pl_module.trained_model, on_device, self.sampling, tokenizer, generator)  # type: ignore[arg-type]
-            scores = checked_scores(self.reward, responses)
+            scores = checked_scores(self.reward, responses, self.reward_timeout)
             lengths = responses.response_mask.sum(dim=1)
             rows += [
                 {"episodes": done, "prompt": p.prompt, "response": t, "score": s, "kl": None, "length": n, "ended": e}
@@ -80,11 +98,7 @@ class ScoreSamples(pl.Callback):
                     strict=True,
                 )
             ]
-        pl_module.validation_rows = rows  # type: ignore[assignment]
-        sums = torch.tensor([sum(row["score"] for row in rows), float(len(rows))], device=pl_module.device)
-        if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums, reduce_op="sum")
-        pl_module.log(f"{stage_name(pl_module)}/val/score", sums[0] / sums[1])
+        return rows
 
     def _read(self, encoder: Encoder, pad_id: int) -> list[PromptBatch]:
         found = []

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -38,6 +38,8 @@ class WandbLogger(LightningWandbLogger):
         id: id of the run; give that of an interrupted one to go on in it.
         offline: write to the folder only, whether or not there is a key and a network.
         online_timeout: seconds to wait for the server before going offline.
+        finish_timeout: seconds that the end of the run waits for what is not uploaded yet; it then stays in the run's
+            folder for `wandb sync`. 0 waits for ever, as versions of wandb do that have no such setting.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class WandbLogger(LightningWandbLogger):
         id: str | None = None,
         offline: bool = False,
         online_timeout: float = 30.0,
+        finish_timeout: float = 600.0,
     ):
         options = {"group": group, "job_type": job_type, "tags": tags, "notes": notes, "entity": entity}
         try:
@@ -71,7 +74,7 @@ class WandbLogger(LightningWandbLogger):
                 fix="pip install 'instructlit[wandb]', or log to CSV files with --config configs/logger/csv.yaml",
             ) from error
         self._wandb_init.pop("anonymous", None)  # newer wandb warns of it even where it is None
-        self.online_timeout = online_timeout
+        self.online_timeout, self.finish_timeout = online_timeout, finish_timeout
         self.why_offline: str | None = None
         self._axes: dict[str, float] = {}
 
@@ -113,7 +116,12 @@ class WandbLogger(LightningWandbLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         super().finalize(status)
-        if self._experiment is not None and self.why_offline:
+        if self._experiment is None or self._experiment.disabled:
+            return
+        gone = None if self.why_offline else unreachable(str(self._experiment.settings.base_url))
+        if gone:
+            _say(f"{gone}. The run's end waits {self.finish_timeout:g} seconds for it at most")
+        if gone or self.why_offline:
             _say(f"the run is in {self.folder}; upload it with: wandb sync {self.folder}")
 
     @property
@@ -142,9 +150,10 @@ class WandbLogger(LightningWandbLogger):
             if self.why_offline is None:
                 try:
                     # An explicit key, since without one wandb asks at the terminal and a run would wait for ever.
-                    return wandb.init(
-                        settings=wandb.Settings(api_key=key, init_timeout=self.online_timeout), **self._wandb_init
-                    )
+                    options: dict[str, Any] = {"api_key": key, "init_timeout": self.online_timeout}
+                    if "finish_timeout" in wandb.Settings.model_fields:
+                        options["finish_timeout"] = self.finish_timeout
+                    return wandb.init(settings=wandb.Settings(**options), **self._wandb_init)
                 except wandb.Error as error:
                     self.why_offline = (str(error).strip().splitlines() or [type(error).__name__])[0]
         run = wandb.init(mode="offline", **self._wandb_init)

@@ -14,6 +14,15 @@ class UserError(Exception):
         fix: what to do about it.
     """
 
+    on_all_ranks = False
+    """Whether every process of the run raises it, at the same place: then they can still do things together."""
+    saved = False
+    """Whether what was learnt is on disk already, so that nothing has to be rescued."""
+    told = False
+    """Whether it stands on stderr already."""
+    status = 2
+    """Exit status of the command that it ends."""
+
     def __init__(self, what: str, *, where: str | None = None, expected: str | None = None, fix: str | None = None):
         self.what, self.where, self.expected, self.fix = what, where, expected, fix
         lines = [f"{where}: {what}" if where else what]

@@ -1,5 +1,6 @@
 """From an exception to what the user reads: one message for a mistake of theirs, a stack trace for one of ours."""
 
+import errno
 import os
 import sys
 import traceback
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from instructlit.errors import UserError
 
 DEBUG = "INSTRUCTLIT_DEBUG"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 EXTRAS = {"bitsandbytes": "8bit", "wandb": "wandb"}
 
 
@@ -30,8 +32,11 @@ def report(error: BaseException) -> int:
         if os.environ.get(DEBUG, "0") in ("", "0"):
             traceback.print_exception(error)
         return 1
-    print(f"instructlit: {message}", file=sys.stderr)
-    return 2
+    fault = next((cause for cause in chain(error) if isinstance(cause, UserError)), None)
+    if fault is None or not fault.told:
+        notes = [note for cause in chain(error) for note in getattr(cause, "__notes__", ())]
+        print("\n".join([f"instructlit: {message}", *notes]), file=sys.stderr)
+    return fault.status if fault else 2
 
 
 def explain(error: BaseException) -> str | None:
@@ -46,6 +51,9 @@ def explain(error: BaseException) -> str | None:
         # Lightning's own word for a mistake in how it was asked; by name, so that it need not be imported here.
         if type(cause).__name__ == "MisconfigurationException":
             return str(cause)
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            what = f"nothing more can be written: {cause.strerror}"
+            return str(UserError(what, where=cause.filename, fix="make room, then go on from the last checkpoint"))
         if isinstance(cause, FileNotFoundError) and cause.filename is not None:
             return str(
                 UserError(f"there is no file or folder `{cause.filename}`", fix=f"{DEBUG}=1 shows where it was needed")

@@ -78,13 +78,14 @@ class Renderer:
             return plain_text(prompt)
         return self._render(_messages(prompt), generation=True) + self._after_prompt
 
-    def example(self, prompt: PromptText, completion: str) -> tuple[str, tuple[int, int]]:
+    def example(self, prompt: PromptText, completion: str, ended: bool = True) -> tuple[str, tuple[int, int]]:
         """Prompt, completion and end of turn as one text, and the span of characters to learn (the last two of them).
 
-        EOS is not part of the text where the template has none: encoding adds it, as an id.
+        EOS is not part of the text where the template has none: encoding adds it, as an id. A completion that has not
+        `ended` is followed by nothing.
         """
         start = self.prompt(prompt)
-        text = start + self._lead + completion + self._tail
+        text = start + self._lead + completion + (self._tail if ended else "")
         return text, (len(start), len(text))
 
     def differs(self, prompt: PromptText, completion: str) -> bool:

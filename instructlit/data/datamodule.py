@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from instructlit.data.formats import Kind
 from instructlit.data.packing import Blocks, Documents, block_report, tokenise
+from instructlit.data.places import listed, place
 from instructlit.data.readers import Rows, open_source
 from instructlit.data.records import Measure, RecordDataset, Scan, scan
 from instructlit.data.report import DataReport
@@ -291,6 +292,11 @@ class DataModule(pl.LightningDataModule):
     def test_dataloader(self) -> Any:
         """Every test row once; the validation rows where no test files are named."""
         return self.evaluation_loader(self.splits.get("test", self.splits.get("validation")))
+
+    def batch_in_use(self) -> str:
+        """Files and lines of the training batch that was handed out last, those of all ranks, for a message."""
+        loaders = self._loaders.values()
+        return "; ".join(listed(place(loader.rows, int(i)) for i in loader.in_use()) for loader in loaders)
 
     def shuffles(self) -> bool:
         """Whether training rows are shuffled: not where Lightning was asked to overfit the same few batches."""

@@ -2,7 +2,9 @@
 
 import tempfile
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from instructlit.data.records import records_of
 from instructlit.data.report import SplitReport
 from instructlit.data.splits import hash64, held_out
 from instructlit.data.tokenization import Encoded, Encoder
+from instructlit.errors import UserError
 from instructlit.types import Text
 
 
@@ -28,6 +31,8 @@ class TokenFile:
         self.path = str(Path(self._folder.name) / "tokens.bin")
         self._writer: Any = open(self.path, "wb")  # noqa: SIM115
         self.ends = array("q")  # where each document ends
+        self.origins: list[Rows] = []  # the files that documents came from,
+        self._origin, self._row = array("i"), array("q")  # and for each document which of them and which row
         self.tokens = self.blank = 0
         self._map: np.ndarray | None = None
 
@@ -36,20 +41,43 @@ class TokenFile:
         """How many there are."""
         return len(self.ends)
 
-    def append(self, ids: Sequence[int]) -> None:
-        """Adds one document."""
-        self._writer.write(np.asarray(ids, dtype=np.uint32).tobytes())
+    def append(self, ids: Sequence[int], origin: Rows, row: int) -> None:
+        """Adds one document, which is that row of `origin`."""
+        with self._explained():
+            self._writer.write(np.asarray(ids, dtype=np.uint32).tobytes())
         self.tokens += len(ids)
         self.ends.append(self.tokens)
+        if not self.origins or self.origins[-1] is not origin:
+            self.origins.append(origin)
+        self._origin.append(len(self.origins) - 1)
+        self._row.append(row)
 
     def read(self, start: int, end: int) -> list[int]:
         """Ids from `start` up to `end`."""
         if self._map is None:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
-            self._map = np.memmap(self.path, dtype=np.uint32, mode="r")
+            with self._explained():
+                if self._writer is not None:
+                    self._writer.close()
+                    self._writer = None
+                self._map = np.memmap(self.path, dtype=np.uint32, mode="r")
         return self._map[start:end].tolist()
+
+    def where(self, position: int) -> str:
+        """File and line of the document that the id at `position` belongs to."""
+        document = bisect_right(self.ends, position)
+        return self.origins[self._origin[document]].where(self._row[document])
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the temporary file for the ids of the text is of no use: {error.strerror}",
+                where=self.path,
+                expected="four bytes a token of room there, and that nobody clears the folder during the run",
+                fix="set TMPDIR to a folder that has both",
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         """For worker processes: the file's name, not its content."""
@@ -90,6 +118,11 @@ class TextRows(Dataset):
     def groups(self) -> list[np.ndarray]:
         """Rows of each file, 1-d int64."""
         return [np.arange(a, b) for a, b in zip(self._edges[:-1], self._edges[1:], strict=True)]
+
+    def where(self, index: int) -> str:
+        """File and line of the document that row `index` begins in."""
+        file = int(np.searchsorted(self._edges, index, side="right")) - 1
+        return self.files[file].where(self.span(file, index)[0])
 
     def __getitem__(self, index: int) -> Encoded:
         file = int(np.searchsorted(self._edges, index, side="right")) - 1
@@ -168,11 +201,11 @@ def tokenise(sources: Sequence[Sequence[Rows]], encoder: Encoder, validation_fra
             keys = np.array([hash64(record.text) for record in texts if isinstance(record, Text)], dtype=np.uint64)
             held = held_out(keys, validation_fraction)
         store = TokenFile()
-        for i, (*_, record) in enumerate(records_of(files, "text")):
+        for i, (file, row, _, _, record) in enumerate(records_of(files, "text")):
             assert isinstance(record, Text)
             target = validation if held[i] else store
             if record.text.strip():
-                target.append(encoder.document(record.text))
+                target.append(encoder.document(record.text), files[file], row)
             else:
                 target.blank += 1
         train.append(store)

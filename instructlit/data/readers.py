@@ -15,6 +15,7 @@ import numpy as np
 
 from instructlit.data.hub import PATIENCE
 from instructlit.data.sources import Source, expand, is_dataset_folder, is_hub_name
+from instructlit.data.unchanged import WatchedFile, WatchedFolder, changed, stamp
 from instructlit.errors import UserError
 
 _CHUNK = 1 << 22
@@ -37,9 +38,9 @@ class Rows(ABC):
     def where(self, index: int) -> str:
         """File and line (or row) of row `index`."""
 
+    @abstractmethod
     def sha256(self) -> str:
-        """Hash of the file's bytes, for the record of what a model was made from."""
-        return file_hash(self.path)
+        """Hash of the bytes that were read when the run began, for the record of what a model was made from."""
 
     def _as_row(self, value: Any, index: int) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -48,19 +49,28 @@ class Rows(ABC):
 
 
 class JsonLines(Rows):
-    """One JSON object a line, read by position: memory grows with the number of lines, not with the file."""
+    """One JSON object a line, read by position: memory grows with the number of lines, not with the file.
+
+    A row of a file that has changed since is a `UserError`.
+    """
 
     def __init__(self, source: Source, path: str):
         super().__init__(source, path)
-        self._starts, self._ends, self._lines = _line_index(path)
+        seen = stamp(os.stat(path))
+        (self._starts, self._ends, self._lines), sha256 = _line_index(path)
+        self._watched = WatchedFile(path, sha256, seen)
         self._file: tuple[int, int] | None = None  # process id, file descriptor
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        start = int(self._starts[index])
-        line = os.pread(self._descriptor(), int(self._ends[index]) - start, start)
+        start, descriptor = int(self._starts[index]), self._descriptor()
+        try:
+            line = os.pread(descriptor, int(self._ends[index]) - start, start)
+            self._watched.check(descriptor)
+        except OSError as error:
+            raise changed(self.path, f"cannot be read any more: {error.strerror}") from error
         return self._as_row(_parse(line, self.where(index)), index)
 
     def where(self, index: int) -> str:
@@ -69,8 +79,11 @@ class JsonLines(Rows):
     def _descriptor(self) -> int:
         """An open file of this process: workers read through their own."""
         if self._file is None or self._file[0] != os.getpid():
-            self._file = (os.getpid(), os.open(self.path, os.O_RDONLY))
+            self._file = (os.getpid(), self._watched.open())
         return self._file[1]
+
+    def sha256(self) -> str:
+        return self._watched.sha256
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -86,7 +99,8 @@ class JsonArray(Rows):
 
     def __init__(self, source: Source, path: str):
         super().__init__(source, path)
-        self._rows = _parse(Path(path).read_bytes(), path)
+        content = Path(path).read_bytes()
+        self._rows, self._sha256 = _parse(content, path), hashlib.sha256(content).hexdigest()
         if not isinstance(self._rows, list):
             raise UserError(f"found {type(self._rows).__name__}", where=path, expected="an array of objects")
 
@@ -97,15 +111,15 @@ class JsonArray(Rows):
         return self._as_row(self._rows[index], index)
 
     def where(self, index: int) -> str:
-        """The line is found by reading the file once more, which only errors do."""
-        text, decoder = Path(self.path).read_text(encoding="utf-8-sig"), json.JSONDecoder()
-        position = text.index("[") + 1
-        for element in range(index + 1):
-            while text[position] in " \t\r\n,":
-                position += 1
-            if element < index:
-                _, position = decoder.raw_decode(text, position)
-        return f"{self.path}:{text.count(chr(10), 0, position) + 1} (record {index + 1})"
+        """The line is found by reading the file once more, which only errors do; by then it may be another."""
+        try:
+            line = f"{_line_of_element(Path(self.path).read_text(encoding='utf-8-sig'), index)} "
+        except (OSError, ValueError, IndexError):
+            line = ""
+        return f"{self.path}:{line}(record {index + 1})"
+
+    def sha256(self) -> str:
+        return self._sha256
 
 
 class Table(Rows):
@@ -115,11 +129,15 @@ class Table(Rows):
         super().__init__(source, path)
         self._is_csv = path.lower().endswith(".csv")
         self._table = _load_table(source, path)
+        # What `datasets` wrote is mapped as it lies; of any other file it has made a copy in its cache.
+        self._watched = WatchedFolder(sorted(Path(path).rglob("*.arrow")) if Path(path).is_dir() else [])
+        self._sha256 = file_hash(path) if Path(path).is_file() else None
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        self._watched.check()
         row = _without_none(self._table[index])
         return self._from_csv(row, index) if self._is_csv else row
 
@@ -128,14 +146,12 @@ class Table(Rows):
 
     def sha256(self) -> str:
         """Hash of the file, or of all Arrow files of a folder; of a Hub dataset, its fingerprint."""
-        path = Path(self.path)
-        if path.is_file():
-            return file_hash(self.path)
-        if path.is_dir():
-            return hashlib.sha256(
-                "".join(file_hash(str(p)) for p in sorted(path.rglob("*.arrow"))).encode()
-            ).hexdigest()
-        return hashlib.sha256(self._table._fingerprint.encode()).hexdigest()
+        if self._sha256 is None:
+            told = self._table._fingerprint
+            if Path(self.path).is_dir():
+                told = "".join(file_hash(str(p)) for p in sorted(Path(self.path).rglob("*.arrow")))
+            self._sha256 = hashlib.sha256(told.encode()).hexdigest()
+        return self._sha256
 
     def _from_csv(self, row: dict[str, Any], index: int) -> dict[str, Any]:
         """Cells are text; lists stand in a cell as JSON. An empty cell of an optional field is no value."""
@@ -204,13 +220,25 @@ def _parse(data: bytes, where: str) -> Any:
         raise UserError("JSON nested too deeply", where=where, expected="an object with fields") from error
 
 
-def _line_index(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start and end byte (int64) and number (int64, from 1) of each line that is not blank; one pass, a chunk at a
-    time.
+def _line_of_element(text: str, index: int) -> int:
+    """The line on which element `index` of a JSON array begins, from 1."""
+    decoder, position = json.JSONDecoder(), text.index("[") + 1
+    for element in range(index + 1):
+        while text[position] in " \t\r\n,":
+            position += 1
+        if element < index:
+            _, position = decoder.raw_decode(text, position)
+    return text.count("\n", 0, position) + 1
+
+
+def _line_index(path: str) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], str]:
+    """Start and end byte (int64) and number (int64, from 1) of each line that is not blank, and the SHA-256 of the
+    file; one pass, a chunk at a time.
     """
-    pieces, position = [], 0
+    pieces, position, digest = [], 0, hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
+            digest.update(chunk)
             pieces.append(np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == 10).astype(np.int64) + position)
             position += len(chunk)
         breaks = np.concatenate(pieces)
@@ -222,7 +250,7 @@ def _line_index(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             keep[i] = bool(file.read(ends[i] - starts[i]).strip())
     if not keep.any():
         raise UserError("the file holds nothing but blank lines", where=path, expected="at least one row")
-    return starts[keep], ends[keep], np.flatnonzero(keep) + 1
+    return (starts[keep], ends[keep], np.flatnonzero(keep) + 1), digest.hexdigest()
 
 
 def _ask_hub(name: str) -> None:

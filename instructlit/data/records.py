@@ -134,6 +134,10 @@ class RecordDataset(Dataset):
         """The prompts of all records, as bytes that are compared to tell whether the data has changed."""
         return self.scanned.prompt.tobytes()
 
+    def where(self, index: int) -> str:
+        """File and line of a record."""
+        return self.scanned.files[self.scanned.file[index]].where(int(self.scanned.row[index]))
+
     def record(self, index: int) -> Record:
         """The record as it stands in its file."""
         scanned = self.scanned

@@ -6,13 +6,13 @@ optimiser step's worth; each rank takes every world-size-th row of it, so every 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from instructlit.errors import UserError
 
@@ -180,13 +180,16 @@ class PlannedLoader:
     def _read(self, numbers: range) -> Iterator[Any]:
         # Its own generator: a torch loader without one draws from the global random state whenever it starts.
         loader = DataLoader(
-            self.rows,
+            _Fetched(self.rows),
             batch_sampler=_Shares(self.plan, numbers, self.rank, self.world_size),
-            collate_fn=self.collate,
+            collate_fn=partial(_collated, self.collate),
             num_workers=self.num_workers,
             generator=torch.Generator().manual_seed(0),
         )
-        return iter(loader)
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 class ResumableDataLoader(PlannedLoader):
@@ -237,6 +240,10 @@ class ResumableDataLoader(PlannedLoader):
             self._number += 1  # before the hand-over: a checkpoint made while the batch is in use counts it as seen
             yield batch
 
+    def in_use(self) -> np.ndarray:
+        """Rows (1-d int64) of the batch handed out last, those of all ranks."""
+        return self.plan.batch(max(self._number - 1, 0))
+
     def state_dict(self) -> dict[str, Any]:
         """The position: batches handed out, and where this pass began."""
         return {"batch": self._number, "pass_start": self._pass_start, "fingerprint": dict(self._fingerprint)}
@@ -259,6 +266,29 @@ class ResumableDataLoader(PlannedLoader):
         for line in changed:
             rank_zero_warn(f"not exactly as it would have been: {line}")
         self._number, self._pass_start = state["batch"], state["pass_start"]
+
+
+class _Fetched(Dataset):
+    """The rows of a batch, or the `UserError` that reading one of them raised.
+
+    A worker process hands an exception on as the text of its stack trace; handed on as a value it stays the message.
+    """
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitems__(self, indices: list[int]) -> list[Any] | UserError:
+        try:
+            return [self._rows[i] for i in indices]
+        except UserError as error:
+            return error
+
+
+def _collated(collate: Callable[[list[Any]], Any], rows: list[Any] | UserError) -> Any:
+    return rows if isinstance(rows, UserError) else collate(rows)
 
 
 class _Shares(Sampler[list[int]]):

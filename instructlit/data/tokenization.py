@@ -61,14 +61,17 @@ class Encoder:
         """Ids of the prompt as the model meets it when it is to answer."""
         return self._ids(self.renderer.prompt(prompt))[0]
 
-    def example(self, prompt: PromptText, completion: str) -> Encoded:
-        """Ids of prompt, completion and EOS, tokenised as one text and cut to `max_length`."""
-        text, (start, _) = self.renderer.example(prompt, completion)
+    def example(self, prompt: PromptText, completion: str, ended: bool = True) -> Encoded:
+        """Ids of prompt, completion and EOS, tokenised as one text and cut to `max_length`; without EOS where the
+        completion is cut off already (not `ended`).
+        """
+        text, (start, _) = self.renderer.example(prompt, completion, ended)
         ids, ends = self._ids(text)
         first = next((i for i, end in enumerate(ends) if end > start), len(ids))
         while len(ids) > first and ids[-1] == self.eos:  # an EOS of the text or the template: one is enough
             ids.pop()
-        ids.append(self.eos)
+        if ended:
+            ids.append(self.eos)
         if self.max_length is not None and len(ids) > self.max_length:
             return Encoded(ids[: self.max_length], first, truncated=True)
         return Encoded(ids, first)

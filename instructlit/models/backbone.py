@@ -16,6 +16,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -156,21 +157,55 @@ def load_scalar_model(backbone: Backbone, *, require_head: bool = False, where: 
     return model
 
 
-def check_vocabulary(model: nn.Module, tokenizer: Any, where: str = "model") -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for.
+def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -> int:
+    """Refuse a tokenizer with ids that the model has no embedding for, before its weights are loaded.
+
+    An embedding with more rows than the tokenizer has ids is usual: rows are padded to a round number.
+
+    Returns:
+        How many rows there are to spare; 0 where the config does not tell.
 
     Raises:
-        UserError: the largest id of the tokenizer lies outside the model's embedding.
+        UserError: the largest id of the tokenizer lies outside the model's embedding; or the model's folder comes with
+            a tokenizer for which most ids mean something else.
     """
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    largest = max(tokenizer.get_vocab().values())
+    rows = getattr(_checked_config(backbone, where).get_text_config(), "vocab_size", None)
+    if rows is None:
+        return 0
+    vocabulary = tokenizer.get_vocab()
+    largest = max(vocabulary.values())
     if largest >= rows:
+        outside = sorted((token for token, i in vocabulary.items() if i >= rows), key=vocabulary.__getitem__)
         raise UserError(
-            f"the tokenizer has ids up to {largest}, the model an embedding of {rows} rows",
+            f"the tokenizer has ids up to {largest}, the model an embedding of {rows} rows; without one are "
+            f"{', '.join(map(repr, outside[:3]))}{', …' if len(outside) > 3 else ''}",
             where=where,
             expected="the tokenizer the model was trained with",
-            fix="name the model's own tokenizer, or one whose ids the embedding holds",
+            fix=f"name the model's own tokenizer ({backbone.path}), or one whose ids the embedding holds",
         )
+    if not backbone.random_init and (differing := _other_meaning(backbone, vocabulary)) is not None:
+        raise UserError(
+            f"the tokenizer's id of {differing!r} is {vocabulary[differing]}, which is something else to the tokenizer "
+            f"in {backbone.path}",
+            where=where,
+            expected="the tokenizer the model was trained with",
+            fix="name the model's own tokenizer in data, or a model that was trained with this one",
+        )
+    return rows - largest - 1
+
+
+def _other_meaning(backbone: Backbone, vocabulary: dict[str, int]) -> str | None:
+    """A token that has another id in the folder's own tokenizer, where that is so of most that both know."""
+    folder = Path(backbone.path).expanduser()
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    try:
+        own = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=backbone.trust_remote_code).get_vocab()
+    except Exception:  # of many kinds; whether the run's own tokenizer can be loaded is found out elsewhere
+        return None
+    shared = own.keys() & vocabulary.keys()
+    differing = [token for token in shared if own[token] != vocabulary[token]]
+    return min(differing, key=vocabulary.__getitem__) if len(differing) > len(shared) / 2 else None
 
 
 def _checked_config(backbone: Backbone, where: str) -> PretrainedConfig:

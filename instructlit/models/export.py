@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,8 @@ def export_folder(
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) or "No space left" in str(error):
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-            raise UserError(
-                f"the folder cannot be written: {error}",
-                where=str(path),
-                expected="a place with room and permission to write",
-                fix=("free some space" if full else "name another folder") + "; what was there before is still there",
-            ) from error
+            fix = ("free some space" if full else "name another folder") + "; what was there before is still there"
+            raise _unwritable(path, error, fix) from error
         raise
     return path
 
@@ -165,6 +162,33 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, earlier: GenerationCon
         eos_token_id=ends if len(ends) > 1 else ends[0],
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
+    )
+
+
+def check_destination(path: str | Path) -> None:
+    """Say what would keep a folder from being written there, as far as it can be known beforehand.
+
+    The folder above is made, and a file is written in it and removed.
+
+    Raises:
+        UserError: something of that name must not be replaced, or nothing can be written beside it.
+    """
+    path = Path(path).expanduser()
+    _check_replaceable(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise _unwritable(path, error, "name another folder") from error
+
+
+def _unwritable(path: Path, error: Exception, fix: str) -> UserError:
+    return UserError(
+        f"the folder cannot be written: {error}",
+        where=str(path),
+        expected="a place with room and permission to write",
+        fix=fix,
     )
 
 

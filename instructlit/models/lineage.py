@@ -53,7 +53,11 @@ def parent(path: str, role: str) -> dict[str, Any]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return {"role": role, "path": path}
-    entry: dict[str, Any] = {"role": role, "path": path, "weights_sha256": weights_digest(folder)}
+    try:
+        digest = weights_digest(folder)
+    except OSError:  # gone or unreadable by now: no reason to lose the model that was made from it
+        digest = None
+    entry: dict[str, Any] = {"role": role, "path": path, "weights_sha256": digest}
     record = read_record(folder)
     if record:
         entry["stage"] = record.get("stage")

@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,8 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 from instructlit.errors import UserError
 from instructlit.losses import LossSum
 from instructlit.models.adapters import frozen_state_names
-from instructlit.models.backbone import Backbone
+from instructlit.models.backbone import Backbone, check_vocabulary
+from instructlit.modules.lifeline import Lifeline
+from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.modules.random_state import on_every_rank, own_share, random_state, restore_random_state
+from instructlit.modules.rescue import Rescue
+
+UNUSUAL_ROWS = 1024
+"""Rows of an embedding beyond the tokenizer's ids that are more than padding to a round number."""
 
 
 class StageModule(pl.LightningModule):
@@ -33,6 +40,7 @@ class StageModule(pl.LightningModule):
             method is told the number of optimiser steps of the run.
         micro_batch_size: rows of a batch in one forward and backward; None takes the whole batch at once.
         gradient_clip_norm: largest gradient norm of a step; None does not clip.
+        nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
     """
 
     stage: str
@@ -43,6 +51,7 @@ class StageModule(pl.LightningModule):
         lr_scheduler: LRSchedulerCallable | None,
         micro_batch_size: int | None,
         gradient_clip_norm: float | None,
+        nonfinite: NonFinite = NonFinite(),  # noqa: B008 - a set of values, and what --help shows
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -50,6 +59,7 @@ class StageModule(pl.LightningModule):
         self.make_lr_scheduler = lr_scheduler
         self.micro_batch_size = micro_batch_size
         self.gradient_clip_norm = gradient_clip_norm
+        self.guard = StepGuard(nonfinite)
         self._random_state: dict[str, Any] | None = None
 
     # -- what a stage says of itself -------------------------------------------------------------------------------
@@ -67,6 +77,10 @@ class StageModule(pl.LightningModule):
     @abstractmethod
     def total_updates(self) -> int:
         """Optimiser steps of the whole run, for the schedule."""
+
+    def backbones(self) -> dict[str, Backbone]:
+        """The models that read the tokenizer's ids, by the option that names them."""
+        return {"model.init_args.policy": self.backbone}
 
     def parents(self) -> dict[str, str]:
         """The models this stage was made from: role to folder or Hub name."""
@@ -86,6 +100,10 @@ class StageModule(pl.LightningModule):
 
         return [export_folder(self.trained_model, self.tokenizer, Path(path), record | {"weights": "raw"})]
 
+    def export_folders(self, path: str | Path) -> list[Path]:
+        """The folders that `export` writes."""
+        return [Path(path)]
+
     # -- Lightning hooks -------------------------------------------------------------------------------------------
 
     @property
@@ -96,7 +114,20 @@ class StageModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         # The first hook that is called: Lightning refuses these options later, but cannot say what to set instead.
         _refuse_trainer_options(self.trainer)
-        return []
+        held = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [kind() for kind in (Rescue, Lifeline) if kind not in held]
+
+    def setup(self, stage: str) -> None:
+        tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
+        if tokenizer is None:
+            return
+        spare = {where: check_vocabulary(backbone, tokenizer, where) for where, backbone in self.backbones().items()}
+        where, rows = next(iter(spare.items()))
+        if rows >= UNUSUAL_ROWS:
+            rank_zero_info(
+                f"{where}: {rows} rows of the model's embedding belong to no id of the tokenizer. They cost memory and "
+                "can be sampled: such a token adds no text to a response."
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.parameter_groups())  # type: ignore[arg-type]
@@ -129,6 +160,7 @@ class StageModule(pl.LightningModule):
             "tokenizer": getattr(self.tokenizer, "name_or_path", None),
             "chat_template": getattr(self.tokenizer, "chat_template", None),
             "random_states": on_every_rank(random_state()),
+            "guard": self.guard.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -155,6 +187,7 @@ class StageModule(pl.LightningModule):
         done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
         for logger in self.trainer.loggers:
             getattr(logger, "rewind", lambda _: None)(done)
+        self.guard.load_state_dict(kept["guard"])
 
     # -- one optimiser step ----------------------------------------------------------------------------------------
 
@@ -183,17 +216,26 @@ class StageModule(pl.LightningModule):
             total += part_total.detach()
         return self.sum_over_ranks(total) / count
 
-    def step_optimizer(self, models: Iterable[nn.Module]) -> list[Tensor]:
-        """Clip each model's gradient on its own, step optimiser and schedule; returns the norms before clipping."""
+    def step_optimizer(self, models: Iterable[nn.Module], losses: Mapping[str, Tensor]) -> list[Tensor]:
+        """Clip each model's gradient on its own, step optimiser and schedule; returns the norms before clipping.
+
+        Args:
+            models: those whose parameters the step is of.
+            losses: the step's losses () over all ranks, by name. Where one of them or a norm is not finite the step is
+                not taken, as `nonfinite` says, and `guard.in_a_row` is above 0.
+        """
         models = list(models)
         if isinstance(self.trainer.strategy.model, DistributedDataParallel):
             sum_gradients(models)
         optimizer = self.optimizers()
         bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
         norms = [nn.utils.clip_grad_norm_(model.parameters(), bound) for model in models]
-        optimizer.step()  # type: ignore[union-attr]
+        figures = {**losses, **{f"gradient norm {i}": norm for i, norm in enumerate(norms, start=1)}}
+        taken = self.guard.passes(figures, self.trainer.global_step, self._batch_in_use)
+        if taken:
+            optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
-        if scheduler := self.lr_schedulers():
+        if taken and (scheduler := self.lr_schedulers()):
             scheduler.step()  # type: ignore[union-attr,call-arg]
         return norms
 
@@ -208,6 +250,11 @@ class StageModule(pl.LightningModule):
         else:
             # Strategies that shard average gradients over the ranks; the world size turns that into the sum.
             self.manual_backward(loss * self.trainer.world_size)
+
+    def _batch_in_use(self) -> str:
+        """The rows of this batch as file and lines, where the datamodule knows them; else its number."""
+        told = getattr(self.trainer.datamodule, "batch_in_use", None)  # type: ignore[attr-defined]
+        return told() if told is not None else f"training batch {self.trainer.fit_loop.batch_idx}"
 
     def learning_rate(self) -> float:
         """That of the first parameter group, now."""

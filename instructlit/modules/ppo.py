@@ -5,6 +5,7 @@ that one step of it is one policy update, and each network's gradient is clipped
 value clip (0.2) are not in the paper; they are those of its ancestors. A response without EOS is scored -1 by default.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import ConstantWithWarmup
 from instructlit.modules.base import StageModule
 from instructlit.modules.invariants import check_first_minibatch, check_rollout
+from instructlit.modules.nonfinite import NonFinite
 from instructlit.modules.ppo_metrics import UpdateMetrics, rollout_metrics
 from instructlit.modules.random_state import on_every_rank
+from instructlit.modules.rescue import raise_together
 from instructlit.ops.kl import sequence_kl
 from instructlit.ops.kl_control import FixedKL, KLController
 from instructlit.ops.moments import RunningMoments
@@ -68,12 +71,15 @@ class PPOModule(StageModule):
         pretraining_coefficient: gamma of PPO-ptx; used when the data has pretraining text.
         ema_decay: decay of the moving average of the policy, updated at every step; None keeps none.
         max_kl: stop the run when a rollout's mean KL, in nats a response, passes this.
+        reward_timeout: seconds that a reward of yours may take for a batch of responses before the run stops; None
+            waits for ever.
         engine: the generation engine.
         optimizer: the optimiser of policy and value network; its learning rate is the policy's.
         value_learning_rate: that of the value network.
         lr_scheduler: the schedule, in optimiser steps.
         micro_batch_size: sequences in one forward and backward; None takes a minibatch at once.
         gradient_clip_norm: largest gradient norm of a step, of policy and value network each.
+        nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
         self_check: verify the invariants on the first rollout and refuse to go on where one fails.
     """
 
@@ -96,6 +102,7 @@ class PPOModule(StageModule):
         pretraining_coefficient: float = 27.8,
         ema_decay: float | None = 0.992,
         max_kl: float | None = None,
+        reward_timeout: float | None = 1800.0,
         engine: GenerationEngine = CachedEngine(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(
             p, lr=9e-6, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0
@@ -104,9 +111,10 @@ class PPOModule(StageModule):
         lr_scheduler: LRSchedulerCallable | None = ConstantWithWarmup,
         micro_batch_size: int | None = None,
         gradient_clip_norm: float | None = 1.0,
+        nonfinite: NonFinite = NonFinite(),  # noqa: B008
         self_check: bool = True,
     ):
-        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm)
+        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite)
         if sampling.greedy:
             raise UserError(
                 "greedy decoding gives PPO nothing to learn from: every sample of a prompt is the same",
@@ -119,6 +127,7 @@ class PPOModule(StageModule):
         self.clip, self.value_clip = clip, value_clip
         self.pretraining_coefficient, self.ema_decay, self.max_kl = pretraining_coefficient, ema_decay, max_kl
         self.value_learning_rate, self.self_check = value_learning_rate, self_check
+        self.reward_timeout = reward_timeout
         self.policy: nn.Module | None = None
         self.value: ScalarModel | None = None
         self.frozen_reference: list[nn.Module] = []  # in a list: not ours to save, move or shard as a submodule
@@ -145,6 +154,10 @@ class PPOModule(StageModule):
     def value_model(self) -> ScalarModel:
         assert self.value is not None
         return self.value
+
+    def backbones(self) -> dict[str, Backbone]:
+        named = {"policy": self.policy_backbone, "value": self.value_backbone, "reference": self.reference_backbone}
+        return {f"model.init_args.{name}": backbone for name, backbone in named.items() if backbone is not None}
 
     def parents(self) -> dict[str, str]:
         found = {"policy": self.policy_backbone.path, "value": self.value_backbone.path}
@@ -181,6 +194,9 @@ class PPOModule(StageModule):
                 )
         return folders
 
+    def export_folders(self, path: str | Path) -> list[Path]:
+        return [Path(path), *([Path(f"{path}-ema")] if self.ema_decay is not None else [])]
+
     # -- the run ---------------------------------------------------------------------------------------------------
 
     @property
@@ -196,6 +212,7 @@ class PPOModule(StageModule):
         return self.episodes_seen, self.episodes, "episode"
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if self.rollout_size % self.minibatch_size or self.minibatch_size % self.trainer.world_size:
             raise UserError(
                 f"minibatch_size is {self.minibatch_size}, a rollout {self.rollout_size}, "
@@ -247,13 +264,27 @@ class PPOModule(StageModule):
     def collect(self, prompts: PromptBatch) -> Rollout:
         """Sample a response to each prompt and estimate what each of its tokens was worth."""
         generation = self.engine.generate(self.trained_model, prompts, self.sampling, self.tokenizer, self.generator)
-        scores = checked_scores(self.reward, generation)
+        scores = self.scored(generation)
         parts = Chunks(generation, self.micro_batch_size)
         values = parts.joined([response_values(self.value_model, part) for part in parts])
         reference = parts.joined([self.reference_log_probs(part) for part in parts])
         return build_rollout(
             generation, scores, reference, values, self.shaping, self.kl.coefficient, self.moments, self.sum_over_ranks
         )
+
+    def scored(self, responses: Responses) -> Tensor:
+        """The reward's scores (B,) float32.
+
+        Raises:
+            UserError: on every rank, where the reward of one of them fails.
+        """
+        scores, fault = torch.empty(0), None
+        try:
+            scores = checked_scores(self.reward, responses, self.reward_timeout)
+        except UserError as error:
+            fault = error
+        raise_together(self.trainer, fault)
+        return scores
 
     @torch.no_grad()
     def reference_log_probs(self, responses: Responses) -> Tensor:
@@ -266,6 +297,7 @@ class PPOModule(StageModule):
     def update(self, minibatch: Rollout, text: TokenBatch | None, metrics: UpdateMetrics) -> None:
         """One optimiser step on grad(PPO) + gamma * grad(pretraining loss), and on the value loss."""
         tokens = self.sum_over_ranks(minibatch.response_mask.sum().float())
+        before = metrics.state()
 
         def ppo(part: Rollout) -> LossSum:
             log_probs, entropy = log_probs_and_entropy(self.trained_model, part, self.sampling.temperature)
@@ -290,7 +322,10 @@ class PPOModule(StageModule):
                 weight=self.pretraining_coefficient,
             )
         losses["value/loss"] = self.accumulate(Chunks(minibatch, self.micro_batch_size), value, tokens)
-        policy_norm, value_norm = self.step_optimizer([self.trained_model, self.value_model])
+        policy_norm, value_norm = self.step_optimizer([self.trained_model, self.value_model], losses)
+        if self.guard.in_a_row:
+            metrics.restore(before)  # what was not learnt from is not measured either
+            return
         if self.ema is not None:
             self.ema.update()
         metrics.add_update(losses | {"policy/gradient_norm": policy_norm, "value/gradient_norm": value_norm})
@@ -320,8 +355,10 @@ class PPOModule(StageModule):
         figures = rollout_metrics(rollout, self.kl.coefficient, self.sum_over_ranks)
         figures |= metrics.compute(self.sum_over_ranks)
         kl = float(figures["objective/kl"])
-        self.kl.update(kl, self.rollout_size)
+        if math.isfinite(kl):  # the coefficient would never come back from it
+            self.kl.update(kl, self.rollout_size)
         figures |= {"episodes": float(self.episodes_seen), "lr": self.learning_rate()}
+        figures["skipped_steps"] = float(self.guard.skipped)
         self.log_dict({f"ppo/{name}": value for name, value in figures.items()})
         if self.max_kl is not None and kl > self.max_kl:
             self.print(
@@ -338,7 +375,7 @@ class PPOModule(StageModule):
         generator = torch.Generator(self.device)  # its own, so that looking changes nothing and looks compare
         generator.manual_seed(1_000_003 + batch_idx + 7919 * self.global_rank)
         generation = self.engine.generate(self.trained_model, batch, self.sampling, self.tokenizer, generator)
-        scores = checked_scores(self.reward, generation)
+        scores = self.scored(generation)
         kl = sequence_kl(generation.log_probs, self.reference_log_probs(generation), generation.response_mask)
         lengths = generation.response_mask.sum(dim=1)
         size = len(generation)
@@ -353,7 +390,7 @@ class PPOModule(StageModule):
         """The samples of a batch with score, KL and length."""
         generation = self.engine.generate(self.trained_model, batch, self.sampling, self.tokenizer, None)
         kl = sequence_kl(generation.log_probs, self.reference_log_probs(generation), generation.response_mask)
-        scores = checked_scores(self.reward, generation)
+        scores = self.scored(generation)
         return _sample_rows(generation, scores, kl, generation.response_mask.sum(dim=1), self.episodes_seen)
 
     # -- state -----------------------------------------------------------------------------------------------------

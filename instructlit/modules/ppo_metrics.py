@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,14 @@ class UpdateMetrics:
         self.tokens: dict[str, Tensor] = {name: torch.zeros(()) for name in ("policy", "value", "engine")}
         self.means: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.updates = 0
+
+    def state(self) -> tuple[Any, ...]:
+        """What `restore` goes back to: the sums are replaced, never changed in place."""
+        return self.sums.copy(), self.tokens.copy(), self.means.copy(), self.updates
+
+    def restore(self, state: tuple[Any, ...]) -> None:
+        """Forget what was added since `state` was taken."""
+        self.sums, self.tokens, self.means, self.updates = state
 
     def add_policy(self, stats: dict[str, Tensor], entropy: Tensor, mask: Tensor) -> None:
         """A micro-batch's sums over response tokens, with the entropy (B, R) of its steps."""

@@ -11,6 +11,7 @@ from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import CosineToFraction
 from instructlit.modules.base import StageModule
+from instructlit.modules.nonfinite import NonFinite
 from instructlit.modules.reward_metrics import PairMetrics
 from instructlit.types import ComparisonBatch
 
@@ -26,6 +27,7 @@ class RewardModule(StageModule):
         lr_scheduler: the schedule; by default cosine to 10 % of the learning rate.
         micro_batch_size: prompts, with all their completions, in one forward and backward; None takes the whole batch.
         gradient_clip_norm: largest gradient norm of a step; None does not clip.
+        nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
         shift_batches: most batches of demonstrations read for the shift; None reads all.
         shared_prefix: compute what the completions of a prompt begin with once instead of once for each of them: the
             same scores for less work. Needs `sdpa` attention and an architecture with position ids.
@@ -40,10 +42,11 @@ class RewardModule(StageModule):
         lr_scheduler: LRSchedulerCallable | None = CosineToFraction,
         micro_batch_size: int | None = None,
         gradient_clip_norm: float | None = 1.0,
+        nonfinite: NonFinite = NonFinite(),  # noqa: B008 - a set of values, and what --help shows
         shift_batches: int | None = None,
         shared_prefix: bool = False,
     ):
-        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm)
+        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite)
         self._backbone = model
         self.shift_batches, self.shared_prefix = shift_batches, shared_prefix
         self.model: ScalarModel | None = None
@@ -52,6 +55,9 @@ class RewardModule(StageModule):
     @property
     def backbone(self) -> Backbone:
         return self._backbone
+
+    def backbones(self) -> dict[str, Backbone]:
+        return {"model.init_args.model": self._backbone}
 
     @property
     def trained_model(self) -> ScalarModel:
@@ -76,12 +82,13 @@ class RewardModule(StageModule):
 
         mean_loss = self.accumulate(self._micro_batches(batch), loss, count)
         lr = self.learning_rate()
-        (norm,) = self.step_optimizer([self.trained_model])
+        (norm,) = self.step_optimizer([self.trained_model], {"the loss": mean_loss})
         self.log_dict(
             {
                 "reward/train/loss": mean_loss,
                 "reward/train/accuracy": seen.compute()["accuracy"],
                 "reward/train/gradient_norm": norm,
+                "reward/train/skipped_steps": float(self.guard.skipped),
                 "reward/lr": lr,
             }
         )

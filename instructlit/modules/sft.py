@@ -11,6 +11,7 @@ from instructlit.losses import LossSum, language_loss, token_accuracy
 from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.models.schedules import CosineToFraction
 from instructlit.modules.base import StageModule
+from instructlit.modules.nonfinite import NonFinite
 from instructlit.types import TokenBatch
 
 
@@ -26,6 +27,7 @@ class SFTModule(StageModule):
         lr_scheduler: the schedule; by default cosine to 10 % of the learning rate.
         micro_batch_size: sequences in one forward and backward; None takes the whole batch at once.
         gradient_clip_norm: largest gradient norm of a step; None does not clip.
+        nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
         metric_prefix: first part of every metric's name, `sft` or `pretrain`.
     """
 
@@ -38,9 +40,10 @@ class SFTModule(StageModule):
         lr_scheduler: LRSchedulerCallable | None = CosineToFraction,
         micro_batch_size: int | None = None,
         gradient_clip_norm: float | None = 1.0,
+        nonfinite: NonFinite = NonFinite(),  # noqa: B008 - a set of values, and what --help shows
         metric_prefix: str = "sft",
     ):
-        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm)
+        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite)
         self._backbone = policy
         self.metric_prefix = metric_prefix
         self.policy: nn.Module | None = None
@@ -67,12 +70,13 @@ class SFTModule(StageModule):
         count = self.sum_over_ranks(batch.loss_mask[:, 1:].sum().float())
         loss = self.accumulate(self._micro_batches(batch), self._loss, count)
         lr = self.learning_rate()
-        (norm,) = self.step_optimizer([self.trained_model])
+        (norm,) = self.step_optimizer([self.trained_model], {"the loss": loss})
         self.log_dict(
             {
                 f"{self.metric_prefix}/train/loss": loss,
                 f"{self.metric_prefix}/train/gradient_norm": norm,
                 f"{self.metric_prefix}/train/tokens": count,
+                f"{self.metric_prefix}/train/skipped_steps": float(self.guard.skipped),
                 f"{self.metric_prefix}/lr": lr,
             }
         )

@@ -1,23 +1,33 @@
 """Where scores come from: a trained reward model, or a function of the user's."""
 
 import math
+import sys
+import time
+import traceback
 from abc import ABC, abstractmethod
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from instructlit.data.tokenization import Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
-from instructlit.models.backbone import Backbone, load_scalar_model
+from instructlit.models.backbone import Backbone, check_vocabulary, load_scalar_model
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.scalar import ScalarModel
 from instructlit.rollout.forward import Chunks
+from instructlit.rollout.time_limit import within
 from instructlit.types import PromptText, Responses
 
 
 class RewardFunction(ABC):
     """One score a response. Subclass it (or `TextReward`) and name the subclass by `class_path` as PPO's `reward`."""
+
+    row: int | None = None
+    """The response that is being scored, where they are scored one by one: for messages."""
 
     def prepare(self, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - optional
         """Called before scores are asked for, more than once, with the policy's device and tokenizer."""
@@ -35,70 +45,150 @@ class TextReward(RewardFunction):
         """The score of one response, the text before EOS with surrounding white space removed."""
 
     def score(self, responses: Responses) -> Tensor:
-        scores = [
-            self.reward(prompt.prompt, text) for prompt, text in zip(responses.prompts, responses.texts, strict=True)
-        ]
-        for row, value in enumerate(scores):
+        scores = []
+        for self.row, (prompt, text) in enumerate(zip(responses.prompts, responses.texts, strict=True)):
+            value = self.reward(prompt.prompt, text)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UserError(
-                    f"returned {value!r} for response {row}",
-                    where=f"{type(self).__name__}.reward",
+                    f"returned {value!r} for {told(responses, self.row)}",
+                    where=f"{class_path(self)}.reward",
                     expected="a number for every response",
                     fix="return a number or raise an error that says why there is none",
                 )
+            scores.append(value)
+        self.row = None
         return torch.tensor(scores, dtype=torch.float32, device=responses.response_ids.device)
 
 
 class RewardModel(RewardFunction):
     """A trained reward model, frozen, that reads the very ids the policy sampled, EOS included.
 
+    One with another tokenizer than the policy reads the text instead, as it read its own data: prompt and response are
+    put into its template and encoded by its tokenizer. EOS follows where the response had ended, and nothing where it
+    was cut off. The response's text is without white space at its ends and without special tokens.
+
     Args:
         model: the reward-model folder; its shift is part of the score.
         batch_size: sequences scored together; None takes all that are handed over.
+        template: the template it was trained with, as for the datamodules; used only where its tokenizer is another
+            than the policy's.
     """
 
-    def __init__(self, model: Backbone, batch_size: int | None = None):
+    def __init__(self, model: Backbone, batch_size: int | None = None, template: str = "auto"):
         self.model = model
         self.batch_size = batch_size
+        self.template = template
         self._network: ScalarModel | None = None
+        self._encoder: Encoder | None = None  # where the policy's ids mean nothing to this model
+        self._pad = 0
+        self._cost_told = False
 
     def prepare(self, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> None:
         if self._network is not None:
             self._network.to(device)
             return
         own = load_tokenizer(self.model.path, trust_remote_code=self.model.trust_remote_code)
-        if own.get_vocab() != tokenizer.get_vocab():
-            raise UserError(
-                f"the reward model {self.model.path} has another vocabulary than the policy",
-                where="reward.init_args.model.path",
-                expected="one tokenizer for policy, value and reward model, since scores are read from the sampled ids",
-                fix="train the reward model from a backbone with the policy's tokenizer",
-            )
+        check_vocabulary(self.model, own, "reward.init_args.model")
         network = load_scalar_model(self.model, require_head=True, where="reward.init_args.model")
         disable_dropout(network)
         self._network = network.requires_grad_(False).eval().to(device)
+        if own.get_vocab() != tokenizer.get_vocab():
+            longest = getattr(network.hf.config.get_text_config(), "max_position_embeddings", None)
+            self._encoder, self._pad = Encoder(own, self.template, longest), int(own.pad_token_id)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def score(self, responses: Responses) -> Tensor:
         if self._network is None:
             raise RuntimeError("RewardModel.prepare has not been called")
+        if self._encoder is not None:
+            return self._score_text(self._network, self._encoder, responses)
         parts = Chunks(responses, self.batch_size)
         return parts.joined([self._network.score(part.input_ids, part.attention_mask) for part in parts])
 
+    def _score_text(self, network: ScalarModel, encoder: Encoder, responses: Responses) -> Tensor:
+        """Scores of the responses as the reward model's own tokenizer writes them; says once what that costs."""
+        began = time.perf_counter()
+        ids, mask = self._encoded_again(encoder, responses)
+        encoded = time.perf_counter()
+        size = self.batch_size or max(len(ids), 1)
+        scores = torch.cat([network.score(i, m) for i, m in zip(ids.split(size), mask.split(size), strict=True)])
+        if not self._cost_told:
+            self._cost_told = True
+            rank_zero_info(
+                f"The reward model {self.model.path} has another tokenizer than the policy and reads the responses as "
+                f"text. That costs {encoded - began:.2g} s for the {len(responses)} responses of the first batch, "
+                f"beside {time.perf_counter() - encoded:.2g} s for their scores. White space around a response and "
+                "special tokens in it are not seen; whether it ended is."
+            )
+        return scores
 
-def checked_scores(reward: RewardFunction, responses: Responses) -> Tensor:
+    def _encoded_again(self, encoder: Encoder, responses: Responses) -> tuple[Tensor, Tensor]:
+        """Right-padded ids (B, T) of the reward model's own tokenizer and their mask."""
+        device = responses.response_ids.device
+        columns = zip(responses.prompts, responses.texts, responses.ended.tolist(), strict=True)
+        rows = [torch.tensor(encoder.example(p.prompt, text, ended).ids) for p, text, ended in columns]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self._pad).to(device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        return ids, torch.arange(ids.shape[1], device=device) < lengths[:, None]
+
+
+def class_path(reward: RewardFunction) -> str:
+    """How a config names the reward."""
+    return f"{type(reward).__module__}.{type(reward).__qualname__}"
+
+
+def told(responses: Responses, row: int | None) -> str:
+    """A response and its prompt in a message; the first of them where the row is not known."""
+    prompt = responses.prompts[row or 0].prompt
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    which = f"response {row}: " if row is not None else f"{len(responses)} responses, the first: "
+    return f"{which}{_short(responses.texts[row or 0])} to the prompt {_short(text)}"
+
+
+def checked_scores(reward: RewardFunction, responses: Responses, seconds: float | None = None) -> Tensor:
     """The reward's scores as (B,) float32 on the responses' device.
 
+    Args:
+        reward: where they come from.
+        responses: B of them.
+        seconds: most time that a reward of the user's may take (`rollout.time_limit` says what it ends); our own reward
+            model waits for nobody and has no limit.
+
     Raises:
-        UserError: when there is not one finite number for each response. A reward that fails stops the run: training on
-            a guess in its place would be worse.
+        UserError: when there is not one finite number for each response, or not in time. A reward that fails stops the
+            run: training on a guess in its place would be worse.
     """
-    scores = reward.score(responses)
-    name = type(reward).__name__
+    name, reward.row = class_path(reward), None
+    late = UserError(
+        f"gave no scores for {len(responses)} responses within {seconds} seconds",
+        where=f"{name}.score",
+        expected="an answer in that time",
+        fix="find out what it waits for, or raise the limit",
+    )
+    try:
+        scores = within(None if isinstance(reward, RewardModel) else seconds, lambda: reward.score(responses), late)
+    except UserError as error:
+        if error is not late:
+            raise
+        raise UserError(
+            f"{error.what}; it was at {told(responses, reward.row)}",
+            where=error.where,
+            expected=error.expected,
+            fix=error.fix,
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f"raised {type(error).__name__}: {error} ({_raised_at(reward, error)}) for {told(responses, reward.row)}",
+            where=f"{name}.score" if reward.row is None else f"{name}.reward",
+            expected="a score for every response",
+            fix="INSTRUCTLIT_DEBUG=1 shows the stack trace; a reward that may fail has to try again itself",
+        ) from error
     if not isinstance(scores, Tensor) or scores.shape != (len(responses),):
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise UserError(
-            f"returned {got}", where=f"{name}.score", expected=f"a tensor of {len(responses)} scores, one a response"
+            f"returned {got} for {told(responses, None)}",
+            where=f"{name}.score",
+            expected=f"a tensor of shape ({len(responses)},), one score a response",
         )
     scores = scores.to(responses.response_ids.device, torch.float32)
     bad = (~torch.isfinite(scores)).nonzero()
@@ -106,9 +196,21 @@ def checked_scores(reward: RewardFunction, responses: Responses) -> Tensor:
         row = int(bad[0])
         value = float(scores[row])
         raise UserError(
-            f"returned {'nan' if math.isnan(value) else value} for the response {responses.texts[row]!r}",
+            f"returned {'nan' if math.isnan(value) else value} for {told(responses, row)}",
             where=f"{name}.score",
             expected="a finite score for every response",
             fix="raise an error in the reward where no score can be given",
         )
     return scores
+
+
+def _raised_at(reward: RewardFunction, error: BaseException) -> str:
+    """File and line of the reward's own code that an error came through; else where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    home = getattr(sys.modules.get(type(reward).__module__), "__file__", None)
+    frame = ([f for f in frames if f.filename == home] or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
+def _short(text: str, most: int = 200) -> str:
+    return repr(text if len(text) <= most else f"{text[:most]}…")

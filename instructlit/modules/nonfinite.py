@@ -1,0 +1,86 @@
+"""Steps whose loss or gradient is NaN or infinite: seen before they reach the weights, and skipped or the end of a run.
+
+The gradient norm is there anyway, for clipping, and one NaN or infinity anywhere in the gradient makes it one. So the
+check is a look at two numbers. They are sums over all ranks, which therefore all see the same and decide alike.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from instructlit.errors import UserError
+
+
+@dataclass
+class NonFinite:
+    """What happens at a step whose loss or gradient is NaN or infinite; the weights never take it.
+
+    Args:
+        action: `stop` the run, or `skip` the step: weights, optimiser, schedule and moving average stay as they are.
+        max_in_a_row: with `skip`, the run stops when so many steps one after the other are not finite.
+    """
+
+    action: Literal["stop", "skip"] = "stop"
+    max_in_a_row: int = 3
+
+    def __post_init__(self) -> None:
+        if self.action not in ("stop", "skip"):
+            raise UserError(f"action is {self.action!r}", where="nonfinite.action", expected="stop or skip")
+        if self.max_in_a_row < 1:
+            raise UserError(f"found {self.max_in_a_row}", where="nonfinite.max_in_a_row", expected="at least 1")
+
+
+class StepGuard:
+    """Lets a step pass or not, and counts those it did not let pass.
+
+    Args:
+        rule: what to do with them.
+    """
+
+    def __init__(self, rule: NonFinite):
+        self.rule = rule
+        self.skipped = self.in_a_row = 0
+
+    def passes(self, figures: Mapping[str, Tensor], step: int, batch: Callable[[], str]) -> bool:
+        """Whether all figures are finite.
+
+        Args:
+            figures: losses and gradient norms () of the step over all ranks, by name.
+            step: optimiser steps taken before it.
+            batch: says which rows the step is of; called only where a figure is not finite.
+
+        Raises:
+            UserError: one is not, and the rule is to stop or the last steps were not finite either.
+        """
+        values = torch.stack([value.detach().float() for value in figures.values()])  # looked at once, not one by one
+        if bool(torch.isfinite(values).all()):
+            self.in_a_row = 0
+            return True
+        found = zip(figures, values.tolist(), strict=True)
+        what = ", ".join(f"{name} is {value}" for name, value in found if not math.isfinite(value))
+        stops = self.rule.action == "stop" or self.in_a_row + 1 >= self.rule.max_in_a_row
+        again = "" if self.rule.action == "skip" else "; nonfinite.action: skip goes on without such steps"
+        fault = UserError(
+            f"optimiser step {step + 1} was not taken, for {what}",
+            where=batch(),
+            expected="finite losses and gradients",
+            fix=f"look at these rows, lower the learning rate{again}",
+        )
+        fault.on_all_ranks = True
+        self.in_a_row += 1
+        if stops:
+            raise fault
+        self.skipped += 1
+        rank_zero_warn(str(fault))
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped, self.in_a_row = int(state["skipped"]), int(state["in_a_row"])

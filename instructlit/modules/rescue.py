@@ -1,0 +1,66 @@
+"""What a run that has to stop still does: all processes learn of it, and what was learnt is kept."""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import distributed
+
+from instructlit.errors import UserError
+
+FILE = "failed.ckpt"
+BETWEEN_STEPS = (UserError, MisconfigurationException, OSError)
+"""What no optimiser raises: the weights are whole. The second is Lightning's, for a metric that is not there, say."""
+
+
+def raise_together(trainer: pl.Trainer, fault: UserError | None) -> None:
+    """Raise one process's fault in all of them, so that none waits for another in vain. Every rank must call it.
+
+    Raises:
+        UserError: `fault`, or that of another rank, which the message names.
+    """
+    if trainer.world_size > 1:
+        failed = torch.zeros(trainer.world_size, device=trainer.strategy.root_device)
+        failed[trainer.global_rank] = fault is not None
+        distributed.all_reduce(failed)
+        if failed.any():
+            told: list[UserError | None] = [None] * trainer.world_size
+            distributed.all_gather_object(told, fault)
+            rank, first = next((rank, error) for rank, error in enumerate(told) if error is not None)
+            if fault is None:
+                fault = UserError(
+                    f"in process {rank}: {first.what}", where=first.where, expected=first.expected, fix=first.fix
+                )
+                fault.told = True  # by that process
+    if fault is not None:
+        fault.on_all_ranks = True
+        raise fault
+
+
+class Rescue(pl.Callback):
+    """Saves a checkpoint when an error between two optimiser steps ends training, beside the run's own ones, and says
+    so in the message.
+
+    With several processes it is saved only where all of them stop at the same place. A run without checkpoints gets
+    none.
+    """
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        together = trainer.world_size == 1 or getattr(exception, "on_all_ranks", False)
+        learnt = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and trainer.global_step > 0
+        saved = getattr(exception, "saved", False)
+        if saved or not (isinstance(exception, BETWEEN_STEPS) and folder and together and learnt):
+            return
+        path = Path(folder) / FILE
+        try:
+            trainer.save_checkpoint(path)
+        except Exception as error:  # the first error is the one to tell
+            exception.add_note(f"  not kept: {path} cannot be written ({error}); earlier checkpoints are as they were")
+        else:
+            exception.add_note(
+                f"  kept: all {trainer.global_step} optimiser steps are in {path}; --ckpt_path {path} goes on behind "
+                "this batch, `instructlit export` makes a model folder of it"
+            )

@@ -1,0 +1,138 @@
+"""What fails on one of two processes is decided by both, or ends both: none goes on alone, none waits for ever."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import os, sys
+from dataclasses import fields
+from pathlib import Path
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+import stage_runs
+from stage_runs import Files, Shortness
+from instructlit.cli.errors import report
+from instructlit.data.readers import JsonLines
+from instructlit.errors import UserError
+from instructlit.losses import LossSum
+from instructlit.modules.nonfinite import NonFinite, StepGuard
+
+what, folder = sys.argv[1], Path(sys.argv[2])
+rank = int(os.environ.get("LOCAL_RANK", "0"))
+
+
+class Fault(pl.Callback):
+    done = False
+
+    def on_fit_start(self, trainer, module):
+        if what == "nan":
+            module.guard = StepGuard(NonFinite("skip"))
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if rank == 1 and index == 1 and what == "nan" and not self.done:
+            self.done, loss = True, module._loss
+
+            def poisoned(part):
+                module._loss = loss
+                found = loss(part)
+                return LossSum(found.total * torch.nan, found.count)
+
+            module._loss = poisoned
+        if rank == 1 and index == 1 and what == "row":
+            def gone(self, index):
+                raise UserError("the file was changed", where="d.jsonl")
+            JsonLines.__getitem__ = gone
+
+    def on_train_end(self, trainer, module):
+        flat = torch.cat([p.detach().flatten() for p in module.parameters()])
+        told = f"{flat.double().sum().item()!r} {module.guard.skipped} {trainer.global_step}"
+        (folder / f"end-{rank}").write_text(told)
+
+
+class Fails(Shortness):
+    calls = 0
+
+    def reward(self, prompt, response):
+        self.calls += 1
+        if rank == 1 and self.calls > 3:
+            raise ConnectionError("the scoring service is away")
+        return super().reward(prompt, response)
+
+
+stage_runs.Shortness = Fails if what == "reward" else Shortness
+files = Files(folder / "model", *(folder / f"{f.name}.jsonl" for f in fields(Files)[1:]))
+name = "ppo" if what == "reward" else "sft"
+try:
+    pl.seed_everything(1, verbose=False)
+    module, data, own = stage_runs.stage(name, files)
+    pl.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", logger=False, default_root_dir=folder, max_epochs=-1, max_steps=6,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
+        callbacks=[Fault(), ModelCheckpoint(folder / "ckpt", save_top_k=0)],
+    ).fit(module, datamodule=data)
+except BaseException as error:
+    sys.exit(report(error))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_llama_dir: Path) -> Path:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "model").symlink_to(tiny_llama_dir)
+    rows = {
+        "demonstrations": [{"prompt": f"Say {n}: ", "completion": "x" * n} for n in range(1, 25)],
+        "comparisons": [{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}],
+        "prompts": [{"prompt": f"prompt {n}"} for n in range(32)],
+        "text": [{"text": f"text number {n} is about {n * n}"} for n in range(60)],
+    }
+    for name, content in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return tmp_path
+
+
+def run(folder: Path, what: str) -> tuple[int, str]:
+    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(folder / "script.py"), what, str(folder)]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_gradient_that_is_not_finite_on_one_is_skipped_by_both(folder: Path) -> None:
+    status, said = run(folder, "nan")
+    assert status == 0, said[-3000:]
+    first, second = ((folder / f"end-{rank}").read_text() for rank in range(2))
+    assert first == second
+    total, skipped, steps = first.split()
+    assert (skipped, steps) == ("1", "6")
+    assert "nan" not in total
+    (told,) = [line for line in said.splitlines() if "was not taken" in line and "UserWarning" in line]
+    lines = told.partition("demonstrations.jsonl: ")[2].partition(":")[0].split(", ")
+    assert len(lines) == 4, "the rows of both processes' shares"
+
+
+def test_a_reward_that_fails_on_one_ends_both_with_one_message_and_a_checkpoint(folder: Path) -> None:
+    status, said = run(folder, "reward")
+    assert status == 2, said[-3000:]
+    assert said.count("the scoring service is away") == 1, said[-3000:]
+    assert "Fails.reward: raised ConnectionError" in said
+    assert "Traceback" not in said
+    assert (folder / "ckpt" / "failed.ckpt").is_file()
+
+
+def test_a_row_that_cannot_be_read_on_one_ends_the_other_too(folder: Path) -> None:
+    status, said = run(folder, "row")
+    assert status != 0
+    assert "instructlit: d.jsonl: the file was changed" in said, said[-3000:]
+    assert "instructlit: process 1 of the run stopped with an error of its own" in said, said[-3000:]
+    assert not (folder / "end-0").exists()
