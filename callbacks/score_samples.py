@@ -12,6 +12,7 @@ from instructlit.data.readers import open_source
 from instructlit.data.sources import Source
 from instructlit.data.tokenization import Encoder
 from instructlit.errors import UserError
+from instructlit.models.sharding import gathered
 from instructlit.rollout import CachedEngine, GenerationEngine, RewardFunction, Sampling, checked_scores
 from instructlit.types import Prompt, PromptBatch
 
@@ -53,8 +54,18 @@ class ScoreSamples(pl.Callback):
             self._batches = self._read(data.encoder, int(data.tokenizer.pad_token_id))
             self.reward.prepare(pl_module.device, data.tokenizer)
 
-    @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with gathered(pl_module.trained_model):  # type: ignore[arg-type]
+            rows = self._answer(trainer, pl_module)
+        pl_module.validation_rows = rows  # type: ignore[assignment]
+        sums = torch.tensor([sum(row["score"] for row in rows), float(len(rows))], device=pl_module.device)
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        pl_module.log(f"{stage_name(pl_module)}/val/score", sums[0] / sums[1])
+
+    @torch.no_grad()
+    def _answer(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[dict[str, Any]]:
+        """The rows of this rank's batches, of which it may have more than another, or none."""
         assert self._batches is not None
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         rows: list[dict[str, Any]] = []
@@ -80,11 +91,7 @@ class ScoreSamples(pl.Callback):
                     strict=True,
                 )
             ]
-        pl_module.validation_rows = rows  # type: ignore[assignment]
-        sums = torch.tensor([sum(row["score"] for row in rows), float(len(rows))], device=pl_module.device)
-        if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums, reduce_op="sum")
-        pl_module.log(f"{stage_name(pl_module)}/val/score", sums[0] / sums[1])
+        return rows
 
     def _read(self, encoder: Encoder, pad_id: int) -> list[PromptBatch]:
         found = []

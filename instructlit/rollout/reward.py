@@ -2,9 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from instructlit.data.tokenizers import load_tokenizer
@@ -12,6 +13,7 @@ from instructlit.errors import UserError
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.scalar import ScalarModel
+from instructlit.models.sharding import is_sharded
 from instructlit.types import PromptText, Responses
 
 
@@ -20,6 +22,10 @@ class RewardFunction(ABC):
 
     def prepare(self, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - optional
         """Called before scores are asked for, more than once, with the policy's device and tokenizer."""
+
+    def networks(self) -> Iterable[nn.Module]:
+        """The frozen networks that `score` runs, if any: PPO cuts them over the ranks where it cuts its own."""
+        return ()
 
     @abstractmethod
     def score(self, responses: Responses) -> Tensor:
@@ -63,7 +69,8 @@ class RewardModel(RewardFunction):
 
     def prepare(self, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> None:
         if self._network is not None:
-            self._network.to(device)
+            if not is_sharded(self._network):
+                self._network.to(device)
             return
         own = load_tokenizer(self.model.path, trust_remote_code=self.model.trust_remote_code)
         if own.get_vocab() != tokenizer.get_vocab():
@@ -76,6 +83,9 @@ class RewardModel(RewardFunction):
         network = load_scalar_model(self.model, require_head=True, where="reward.init_args.model")
         disable_dropout(network)
         self._network = network.requires_grad_(False).eval().to(device)
+
+    def networks(self) -> Iterable[nn.Module]:
+        return () if self._network is None else (self._network,)
 
     @torch.no_grad()
     def score(self, responses: Responses) -> Tensor:
