@@ -1,5 +1,7 @@
 """The Hugging Face folder that a stage leaves behind, with the record of what it was made from."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from instructlit.callbacks.common import numbers, progress_of, run_config, run_seed, stage_name, wandb_runs
 from instructlit.errors import UserError
 from instructlit.models.lineage import make_record, parent
+from instructlit.models.sharding import is_sharded
+from instructlit.modules.strategy import FSDP2Strategy
 
 
 class ExportHuggingFace(pl.Callback):
@@ -59,24 +63,37 @@ class ExportHuggingFace(pl.Callback):
             "monitor": checkpoint.monitor,
             "value": float(checkpoint.best_model_score or 0.0),
         }
-        own = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
-        kept = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
-        pl_module.load_state_dict(kept["state_dict"])
-        average, own_average = getattr(pl_module, "ema", None), None
-        if average is not None:
-            own_average = {**average.state_dict()}
-            own_average["average"] = {name: value.clone() for name, value in own_average["average"].items()}
-            average.load_state_dict(kept["instructlit"]["ppo"]["ema"])
-        self._export(trainer, pl_module, record)
-        pl_module.load_state_dict(own)  # whoever uses the module after this finds it as training left it
-        if average is not None:
-            average.load_state_dict(own_average)
+        with weights_of(trainer, pl_module, checkpoint.best_model_path):
+            self._export(trainer, pl_module, record)
 
     def _export(self, trainer: pl.Trainer, module: pl.LightningModule, record: dict[str, Any]) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or is_sharded(module):  # shards are gathered from every rank
             self.folders = [Path(folder) for folder in module.export(self.dirpath, record)]  # type: ignore[operator]
             trainer.print("Written: " + ", ".join(str(folder) for folder in self.folders))
         trainer.strategy.barrier("ExportHuggingFace")
+
+
+@contextmanager
+def weights_of(trainer: pl.Trainer, module: pl.LightningModule, path: str) -> Iterator[None]:
+    """The module holds a checkpoint's weights (and average) inside the block, and its own again after it."""
+    if isinstance(trainer.strategy, FSDP2Strategy):
+        with trainer.strategy.weights_of(path):
+            yield
+        return
+    own = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    kept = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(kept["state_dict"])
+    average, own_average = getattr(module, "ema", None), None
+    if average is not None:
+        own_average = {**average.state_dict()}
+        own_average["average"] = {name: value.clone() for name, value in own_average["average"].items()}
+        average.load_state_dict(kept["instructlit"]["ppo"]["ema"])
+    try:
+        yield
+    finally:
+        module.load_state_dict(own)  # whoever uses the module after this finds it as training left it
+        if average is not None:
+            average.load_state_dict(own_average)
 
 
 def run_record(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:

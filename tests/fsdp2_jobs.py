@@ -1,7 +1,10 @@
 """Short runs of every stage on one process or on several under FSDP2, and what they leave behind.
 
 `python fsdp2_jobs.py FOLDER PROCESSES JOB ...` runs the named jobs one after the other; each process writes
-`FOLDER/JOB-PROCESSES-RANK.pt`. With one process nothing is cut, unless the job's name ends in `_cut`.
+`FOLDER/JOB-PROCESSES-RANK.pt`. On one process nothing is cut, unless the job is of the second kind:
+
+`JOB@whole` trains six batches, `JOB@half` three, each with a checkpoint after every batch, and `JOB@from2` goes on for
+three from what `JOB@half` left on two processes.
 """
 
 import sys
@@ -9,18 +12,22 @@ import zlib
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
 from stage_helpers import Recorder, sgd
 from stage_runs import Shortness
+from torch import Tensor
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 
+from instructlit.callbacks import ExportHuggingFace
 from instructlit.data import ComparisonData, DemonstrationData, PromptData, TextData
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone
+from instructlit.models.sharding import gathered
 from instructlit.models.shards import whole
 from instructlit.modules import FSDP2Strategy, PPOModule, RewardModule, SFTModule, StageModule
 from instructlit.rollout import CachedEngine, RewardModel, Sampling, Shaping
@@ -84,6 +91,13 @@ class Gathers:
 
 
 GATHERS = Gathers()
+TEXT = "say red: der"
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    """With moments to keep."""
+    # A large eps: where a gradient is next to nothing, rounding must not decide which way a weight goes.
+    return torch.optim.AdamW(parameters, lr=1e-3, eps=1e-3)
 
 
 def pretrain(folder: Path, **options: Any) -> Run:
@@ -168,6 +182,11 @@ JOBS: dict[str, Callable[[Path], Run]] = {
     ),
     "ppo_silent": lambda f: ppo(f, optimizer=sgd(0.05), engine=PromptSeeded(1), micro_batch_size=1),
     "ppo_wordless": lambda f: ppo(f, optimizer=sgd(0.05), engine=PromptSeeded(1, True), self_check=False),
+    "sft_best": lambda f: sft(f, optimizer=sgd(0.1)),
+    "sft_adam": lambda f: sft(f, optimizer=adam),
+    "sft_lora_adam": lambda f: sft(f, {"lora": Lora(rank=4)}, optimizer=adam),
+    "reward_adam": lambda f: reward(f, optimizer=adam),
+    "ppo_adam": lambda f: ppo(f, text=True, optimizer=adam, minibatch_size=2, value_learning_rate=1e-3),
     "ppo_stopped": lambda f: ppo(f, optimizer=sgd(0.5), max_kl=1e-3),
 }
 STRATEGIES: dict[str, dict[str, Any]] = {"sft_offload": {"cpu_offload": True}}
@@ -193,16 +212,52 @@ class RolloutGathers(pl.Callback):
             pl_module.collect = counted  # type: ignore[method-assign]
 
 
-def run(name: str, folder: Path, processes: int, **options: Any) -> tuple[pl.Trainer, StageModule, Recorder]:
+class Stop(pl.Callback):
+    """Ends the run after some batches, and keeps what is each rank's own: its random stream, its count of samples."""
+
+    def __init__(self, batches: int, folder: Path, resume: Path | None):
+        self.batches, self.folder, self.resume, self.seen = batches, folder, resume, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.loaded = kept(pl_module)  # type: ignore[arg-type]
+        file = self.resume and self.resume.parent / f"own-{trainer.global_rank}.pt"
+        if isinstance(pl_module, PPOModule) and file and file.is_file():
+            stream, pl_module.engine.calls = torch.load(file)  # type: ignore[attr-defined]
+            pl_module.generator.set_state(stream)  # type: ignore[union-attr]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.seen += 1
+        trainer.should_stop = trainer.should_stop or self.seen == self.batches
+        if isinstance(pl_module, PPOModule):
+            own = (pl_module.generator.get_state(), pl_module.engine.calls)  # type: ignore[union-attr,attr-defined]
+            torch.save(own, self.folder / f"own-{trainer.global_rank}.pt")
+
+
+def run(asked: str, folder: Path, processes: int) -> tuple[pl.Trainer, StageModule, Recorder]:
     """Train a job."""
     pl.seed_everything(1, verbose=False)
-    job = name.removesuffix("_cut")
+    job, _, how = asked.partition("@")
     module, data, limits = JOBS[job](folder)
     recorder = Recorder()
-    cut = processes > 1 or name != job
+    cut = processes > 1 or bool(how)
+    resume = folder / f"{job}@half-{processes if how == 'resumed' else how[4:]}" / "last.ckpt"
+    resume = None if how in ("", "whole", "half") else resume
+    own = folder / f"{asked}-{processes}"
+    own.mkdir(exist_ok=True)
+    which: Literal["last", "best"] = "best" if job.endswith("_best") else "last"
+    callbacks: list[pl.Callback] = [recorder, RolloutGathers(), ExportHuggingFace(str(own / "model"), which)]
+    if which == "best":
+        callbacks.append(ModelCheckpoint(own, monitor="sft/val/loss"))
+        limits |= {"enable_checkpointing": True}
+    if how:
+        limits |= {"max_steps": 40, "limit_val_batches": 0, "enable_checkpointing": True}
+        callbacks.append(Stop(6 if how == "whole" else 3, own, resume))
+        callbacks.append(
+            ModelCheckpoint(own, "last", every_n_train_steps=1, save_top_k=1, enable_version_counter=False)
+        )
     settings: dict[str, Any] = {
         "strategy": FSDP2Strategy(timeout=timedelta(seconds=90), **STRATEGIES.get(job, {})) if cut else "auto",
-        "callbacks": [recorder, RolloutGathers()],
+        "callbacks": callbacks,
         "val_check_interval": 2,
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": -1,
@@ -214,33 +269,59 @@ def run(name: str, folder: Path, processes: int, **options: Any) -> tuple[pl.Tra
         "use_distributed_sampler": False,
         "default_root_dir": folder,
     }
-    trainer = pl.Trainer(accelerator="cpu", devices=processes, **(settings | limits | TRAINERS.get(job, {}) | options))
-    trainer.fit(module, datamodule=data)
+    trainer = pl.Trainer(accelerator="cpu", devices=processes, **(settings | limits | TRAINERS.get(job, {})))
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
     return trainer, module, recorder
 
 
-def left(module: StageModule, recorder: Recorder) -> dict[str, Any]:
-    """The metrics of every batch and all weights, gathered."""
-    found: dict[str, Any] = {
-        "rows": recorder.rows,
-        "weights": {name: whole(value).clone() for name, value in module.state_dict().items()},
+@torch.no_grad()
+def answers(module: StageModule) -> Tensor:
+    """What the trained model says to a text: logits, or a score without its shift."""
+    model = module.trained_model.eval()
+    ids = torch.tensor([[ord(c) for c in TEXT]])
+    with gathered(model):
+        if isinstance(module, RewardModule):
+            return module.trained_model.score(ids, torch.ones_like(ids)) - module.trained_model.shift
+        return model(input_ids=ids).logits
+
+
+def kept(module: StageModule) -> dict[str, dict[str, Tensor]]:
+    """Weights, optimiser states and moving average, gathered."""
+    state = module.trainer.optimizers[0].state_dict()["state"]
+    found = {
+        "weights": dict(module.state_dict()),
+        "optimizer": {f"{number}.{name}": value for number, part in state.items() for name, value in part.items()},
     }
+    if isinstance(module, PPOModule) and module.ema is not None:
+        found["average"] = module.ema.state_dict()["average"]
+    return {
+        kind: {name: whole(value).clone() for name, value in part.items() if isinstance(value, Tensor)}
+        for kind, part in found.items()
+    }
+
+
+def callback(module: StageModule, kind: type) -> Any:
+    """The trainer's callback of a class; None where it has none."""
+    return next((c for c in module.trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+
+
+def left(module: StageModule, recorder: Recorder) -> dict[str, Any]:
+    """The metrics of every batch, what is kept, before the first batch too, and what the model says."""
+    found: dict[str, Any] = {"rows": recorder.rows, "answers": answers(module)} | kept(module)
+    if stop := callback(module, Stop):
+        found["loaded"] = stop.loaded
     if isinstance(module, PPOModule):
         assert module.ema is not None
-        average = module.ema.state_dict()["average"]
-        found["average"] = {name: whole(value).clone() for name, value in average.items()}
+        with module.ema.swapped():
+            found["answers_average"] = answers(module)
         found |= {name: getattr(module.engine, name, None) for name in ("gathers", "lengths")}
-        found["rollout_gathers"] = next(
-            c.counts
-            for c in module.trainer.callbacks  # type: ignore[attr-defined]
-            if isinstance(c, RolloutGathers)
-        )
+        found["rollout_gathers"] = callback(module, RolloutGathers).counts
         found |= {"episodes": module.episodes_seen, "samples": module.validation_rows}
     return found
 
 
 if __name__ == "__main__":
     root, count = Path(sys.argv[1]), int(sys.argv[2])
-    for asked in sys.argv[3:]:
-        finished, trained, records = run(asked, root, count)
-        torch.save(left(trained, records), root / f"{asked}-{count}-{finished.global_rank}.pt")
+    for name in sys.argv[3:]:
+        finished, trained, records = run(name, root, count)
+        torch.save(left(trained, records), root / f"{name}-{count}-{finished.global_rank}.pt")

@@ -1,13 +1,24 @@
 """Tensors cut over ranks (DTensor), as the rest of the code meets them: whole, or this rank's part."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor gathered from all ranks, so that every rank must call this; one that is not cut, as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def on_first_rank(tensor: Tensor) -> Tensor:
+    """The tensor gathered to the first rank's host memory, without values on the others; one not cut, as it is.
+
+    Every rank must call this. Only one tensor at a time is whole on every device.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    found = tensor.full_tensor()
+    return found.cpu() if distributed.get_rank() == 0 else found.to("meta")
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -135,6 +135,10 @@ class StageModule(pl.LightningModule):
             parts += [parts[-1].blank()] * (int(most) - len(parts))
         return parts
 
+    def sharded_state(self) -> dict[str, Tensor]:
+        """What else than weights and optimiser states is cut over ranks, live: a sharded checkpoint holds it too."""
+        return {}
+
     # -- Lightning hooks -------------------------------------------------------------------------------------------
 
     @property

@@ -395,7 +395,7 @@ class PPOModule(StageModule):
             "episodes_seen": self.episodes_seen,
             "kl": self.kl.state_dict(),
             "moments": self.moments.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "ema": self._ema_state(),
             "generator": self.generator.get_state() if self.generator is not None else None,
         }
 
@@ -403,6 +403,17 @@ class PPOModule(StageModule):
         super().on_load_checkpoint(checkpoint)
         kept = checkpoint["instructlit"]["ppo"]
         self.episodes_seen, self._resumed = int(kept["episodes_seen"]), kept
+        if self.sharded:  # such a strategy reads a checkpoint only after `on_fit_start`
+            self._restore(kept)
+
+    def _ema_state(self) -> dict[str, Any] | None:
+        if self.ema is None:
+            return None
+        return self.ema.counters() if self.sharded else self.ema.state_dict()
+
+    def sharded_state(self) -> dict[str, Tensor]:
+        average = self.ema.state_dict()["average"] if self.ema is not None else {}
+        return {f"ema.{name}": value for name, value in average.items()}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.kl.load_state_dict(state["kl"])

@@ -4,16 +4,30 @@ What it adds: the mesh is all ranks of all nodes (Lightning's own default is ten
 plan's options stand where a user looks for them, and parameters that are kept on the host stay there.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 
+from instructlit.errors import UserError
 from instructlit.models.backbone import DTYPES
 from instructlit.models.sharding import Plan, is_sharded
+
+METADATA = "meta.pt"
+"""Lightning's name for the file of a sharded checkpoint that holds what is not cut."""
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -54,6 +68,54 @@ class FSDP2Strategy(ModelParallelStrategy):
             cpu_offload=self.cpu_offload,
         )
 
+    # -- checkpoints: a folder with the shards of every rank, and `meta.pt` with all that is not cut -----------------
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        checkpoint["state_dict"] |= self._sharded_state()
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Fill weights, optimiser states and what else is cut, for any number of ranks; returns the rest.
+
+        Raises:
+            UserError: `checkpoint_path` is no folder of shards.
+        """
+        path = checked(Path(self.broadcast(checkpoint_path)))
+        assert self.model is not None
+        self._load_weights(path)
+        for index, optimizer in enumerate(self.optimizers):
+            state = {f"optimizer_{index}": get_optimizer_state_dict(self.model, optimizer)}
+            dcp.load(state, checkpoint_id=path)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[f"optimizer_{index}"])
+        return torch.load(path / METADATA, map_location="cpu", weights_only=weights_only)
+
+    @contextmanager
+    def weights_of(self, checkpoint_path: str | Path) -> Iterator[None]:
+        """The module holds a checkpoint's weights inside the block, and its own again after it."""
+        assert self.model is not None
+        live = get_model_state_dict(self.model) | self._sharded_state()
+        own = {name: tensor.clone() for name, tensor in live.items()}
+        self._load_weights(checked(Path(checkpoint_path)))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in live.items():
+                    tensor.copy_(own[name])
+
+    def _load_weights(self, path: Path) -> None:
+        assert self.model is not None
+        saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        # A frozen trunk under adapters was left out; the module's own `load_state_dict` says what else may be missing.
+        weights = {n: t for n, t in get_model_state_dict(self.model).items() if f"state_dict.{n}" in saved}
+        dcp.load({"state_dict": weights | self._sharded_state()}, checkpoint_id=path)
+        self.model.load_state_dict(weights, strict=bool(self.lightning_module and self.lightning_module.strict_loading))
+
+    def _sharded_state(self) -> dict[str, Tensor]:
+        return getattr(self.lightning_module, "sharded_state", dict)()
+
+    # -- processes and devices -------------------------------------------------------------------------------------
+
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """Every rank reads rows of its own."""
@@ -71,3 +133,19 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self.cpu_offload and self.root_device.type == "cuda":
             return "cpu:gloo,cuda:nccl"
         return super()._get_process_group_backend()
+
+
+def checked(path: Path) -> Path:
+    """`path`, which is a folder of shards.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not (path / METADATA).is_file():
+        raise UserError(
+            "is no sharded checkpoint" + (" but one of an unsharded run" if path.is_file() else ""),
+            where=str(path),
+            expected=f"a folder with {METADATA} and the shards of every rank",
+            fix="continue it under the strategy that wrote it, or begin from its exported model",
+        )
+    return path

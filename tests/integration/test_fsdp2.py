@@ -6,24 +6,12 @@ Both sides compute in float32 and add the same numbers in another order; the ste
 weight's change is its gradient. Measured: 1.1e-6 and 6.6e-7.
 """
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import make_char_tokenizer
-from stage_runs import COMPARISONS
-from torch import Tensor
+from fsdp2_processes import Left, distance, launch, left_in, prepared
 
-from instructlit.models.backbone import Backbone, load_scalar_model
-from instructlit.models.export import export_folder
-
-TESTS = Path(__file__).resolve().parents[1]
 METRIC_BOUND, WEIGHT_BOUND = 2e-6, 1e-6
 ALONE = ["pretrain", "sft", "sft_lora", "sft_bf16", "reward", "ppo", "ppo_ptx", "ppo_lora", "ppo_scored"]
 TOGETHER = {
@@ -38,52 +26,14 @@ TOGETHER = {
 """Jobs on two processes, and the job on one process that each must agree with."""
 ODD = ["ppo_silent", "ppo_wordless", "ppo_stopped"]
 
-Left = Callable[[str, int, int], dict[str, Any]]
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Path:
-    """What the jobs read. Five held-out rows cannot be shared evenly by two processes."""
-    folder = tmp_path_factory.mktemp("fsdp2")
-    (folder / "model").symlink_to(tiny_llama_dir)
-    rows: dict[str, list[dict[str, Any]]] = {
-        "demonstrations": [{"prompt": f"Say {n}: ", "completion": "x" * n} for n in range(1, 25)],
-        "held_out": [{"prompt": f"Tell {n}: ", "completion": "y" * n} for n in range(1, 6)],
-        "comparisons": COMPARISONS,
-        "prompts": [{"prompt": f"prompt {n}"} for n in range(32)],
-        "held_out_prompts": [{"prompt": f"ask {n}"} for n in range(5)],
-        "text": [{"text": f"text number {n} is about {n * n}"} for n in range(60)],
-    }
-    for name, content in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-    torch.manual_seed(3)
-    export_folder(load_scalar_model(Backbone(str(tiny_llama_dir))), make_char_tokenizer(), folder / "reward")
-    return folder
-
-
-def run(folder: Path, processes: int, jobs: list[str]) -> None:
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    command = [sys.executable, str(TESTS / "fsdp2_jobs.py"), str(folder), str(processes), *jobs]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.fixture(scope="module")
-def left(folder: Path) -> Left:
-    """What the job of a name, on so many processes, left behind in the process of a rank."""
-    run(folder, 1, ALONE)
-    run(folder, 2, [*TOGETHER, *ODD])
-    return lambda name, processes, rank: torch.load(folder / f"{name}-{processes}-{rank}.pt", weights_only=False)
-
-
-def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest difference between two sets of weights."""
-    assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+def left(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Left:
+    """All jobs, run once."""
+    folder = prepared(tmp_path_factory.mktemp("fsdp2"), tiny_llama_dir)
+    launch(folder, 1, ALONE)
+    launch(folder, 2, [*TOGETHER, *ODD])
+    return left_in(folder)
 
 
 def worst(a: list[dict[str, float]], b: list[dict[str, float]]) -> tuple[float, str]:
