@@ -100,6 +100,13 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3, eps=1e-3)
 
 
+def adam_8bit(parameters: Any) -> torch.optim.Optimizer:
+    """Embedding and head of the tiny model have just enough weights for a state in 8 bits."""
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(parameters, lr=1e-3, eps=1e-3)
+
+
 def pretrain(folder: Path, **options: Any) -> Run:
     """Ten steps on blocks of text."""
     module = SFTModule(Backbone(str(folder / "model")), metric_prefix="pretrain", **options)
@@ -184,6 +191,7 @@ JOBS: dict[str, Callable[[Path], Run]] = {
     "ppo_wordless": lambda f: ppo(f, optimizer=sgd(0.05), engine=PromptSeeded(1, True), self_check=False),
     "sft_best": lambda f: sft(f, optimizer=sgd(0.1)),
     "sft_adam": lambda f: sft(f, optimizer=adam),
+    "sft_8bit": lambda f: sft(f, optimizer=adam_8bit),
     "sft_lora_adam": lambda f: sft(f, {"lora": Lora(rank=4)}, optimizer=adam),
     "reward_adam": lambda f: reward(f, optimizer=adam),
     "ppo_adam": lambda f: ppo(f, text=True, optimizer=adam, minibatch_size=2, value_learning_rate=1e-3),

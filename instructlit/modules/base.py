@@ -22,6 +22,7 @@ from instructlit.errors import UserError
 from instructlit.losses import LossSum
 from instructlit.models.adapters import frozen_state_names
 from instructlit.models.backbone import Backbone
+from instructlit.models.sharded_optimizer import over_shards
 from instructlit.models.sharding import shard
 from instructlit.models.shards import whole
 from instructlit.modules.random_state import random_state, restore_random_state
@@ -152,7 +153,7 @@ class StageModule(pl.LightningModule):
         return []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(self.parameter_groups())  # type: ignore[arg-type]
+        optimizer = over_shards(self.make_optimizer(self.parameter_groups()))  # type: ignore[arg-type]
         if self.make_lr_scheduler is None:
             return optimizer
         scheduler = self.make_lr_scheduler(optimizer)

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.device_mesh import init_device_mesh
 
 from instructlit.errors import UserError
@@ -85,15 +86,14 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._load_weights(path)
         for index, optimizer in enumerate(self.optimizers):
             state = {f"optimizer_{index}": get_optimizer_state_dict(self.model, optimizer)}
-            dcp.load(state, checkpoint_id=path)
+            load(state, checkpoint_id=path)
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[f"optimizer_{index}"])
         return torch.load(path / METADATA, map_location="cpu", weights_only=weights_only)
 
     @contextmanager
     def weights_of(self, checkpoint_path: str | Path) -> Iterator[None]:
         """The module holds a checkpoint's weights inside the block, and its own again after it."""
-        assert self.model is not None
-        live = get_model_state_dict(self.model) | self._sharded_state()
+        live = self._weights() | self._sharded_state()
         own = {name: tensor.clone() for name, tensor in live.items()}
         self._load_weights(checked(Path(checkpoint_path)))
         try:
@@ -105,11 +105,15 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def _load_weights(self, path: Path) -> None:
         assert self.model is not None
-        saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        saved = FileSystemReader(path).read_metadata().state_dict_metadata
         # A frozen trunk under adapters was left out; the module's own `load_state_dict` says what else may be missing.
-        weights = {n: t for n, t in get_model_state_dict(self.model).items() if f"state_dict.{n}" in saved}
-        dcp.load({"state_dict": weights | self._sharded_state()}, checkpoint_id=path)
+        weights = {n: t for n, t in self._weights().items() if f"state_dict.{n}" in saved}
+        load({"state_dict": weights | self._sharded_state()}, checkpoint_id=path)
         self.model.load_state_dict(weights, strict=bool(self.lightning_module and self.lightning_module.strict_loading))
+
+    def _weights(self) -> dict[str, Any]:
+        assert self.model is not None
+        return get_model_state_dict(self.model)
 
     def _sharded_state(self) -> dict[str, Tensor]:
         return getattr(self.lightning_module, "sharded_state", dict)()

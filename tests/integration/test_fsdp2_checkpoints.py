@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from instructlit.errors import UserError
 from instructlit.modules.strategy import checked
 
-JOBS = ["sft_adam", "sft_lora_adam", "reward_adam", "ppo_adam"]
+JOBS = ["sft_adam", "sft_8bit", "sft_lora_adam", "reward_adam", "ppo_adam"]
 ROUNDING = 1e-6
 """Bound on weights and moments after three more steps on another number of processes; all are of size 1 or less."""
 
@@ -33,7 +33,7 @@ print(json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Path:
-    """Where all jobs have run: unbroken, broken off and continued, on two processes and on one, each from the other too."""
+    """Where all jobs have run: unbroken, broken off and continued, on two processes and from one number to another."""
     folder = prepared(tmp_path_factory.mktemp("checkpoints"), tiny_llama_dir)
     halves = [f"{job}@half" for job in JOBS]
     wholes, resumed = ([f"{job}@{how}" for job in JOBS] for how in ("whole", "resumed"))
@@ -66,7 +66,9 @@ def test_a_checkpoint_loads_on_another_number_of_processes(left: Left, job: str,
     for kind in {"weights", "optimizer", "average"} & saved.keys():
         names = saved[kind].keys() - {"model.shift"}  # set once more after the last checkpoint
         assert distance({n: saved[kind][n] for n in names}, {n: other["loaded"][kind][n] for n in names}) == 0, kind
-    if job != "ppo_adam":  # whose further rollouts are shuffled by another number of streams
+    if job == "sft_8bit":
+        assert {value.dtype for value in saved["optimizer"].values()} == {torch.uint8, torch.float32}
+    elif job != "ppo_adam":  # whose further rollouts are shuffled by another number of streams
         whole = left(f"{job}@whole", 2, 0)
         for kind in ("weights", "optimizer"):
             names = whole[kind].keys() - {"model.shift"}
