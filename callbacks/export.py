@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
 
 from instructlit.callbacks.common import numbers, progress_of, run_config, run_seed, stage_name, wandb_runs
 from instructlit.errors import UserError
@@ -46,6 +47,12 @@ class ExportHuggingFace(pl.Callback):
             _monitored(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(trainer.strategy, FSDPStrategy):
+            trainer.print(
+                "Not written: under FSDPStrategy the weights are whole only in a checkpoint. Write the folder from one "
+                f"with: instructlit export CHECKPOINT {self.dirpath}"
+            )
+            return
         record = run_record(trainer, pl_module)
         if self.which == "last":
             self._export(trainer, pl_module, record)

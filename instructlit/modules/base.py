@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from instructlit.errors import UserError
@@ -241,12 +242,18 @@ class StageModule(pl.LightningModule):
             sum_gradients(models)
         optimizer = self.optimizers()
         bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
-        norms = [whole(nn.utils.clip_grad_norm_(model.parameters(), bound)) for model in models]
+        norms = [self._clip(model, bound) for model in models]
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         if scheduler := self.lr_schedulers():
             scheduler.step()  # type: ignore[union-attr,call-arg]
         return norms
+
+    def _clip(self, model: nn.Module, bound: float) -> Tensor:
+        root = self.trainer.strategy.model
+        if isinstance(root, FullyShardedDataParallel):  # whose parameters are this rank's parts, and look like wholes
+            return root.clip_grad_norm_(bound)
+        return whole(nn.utils.clip_grad_norm_(model.parameters(), bound))
 
     def _backward(self, loss: Tensor) -> None:
         """Adds the gradient of this rank's share of a loss that is a sum over ranks."""

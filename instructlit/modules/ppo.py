@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -209,6 +210,14 @@ class PPOModule(StageModule):
         return self.episodes_seen, self.episodes, "episode"
 
     def setup(self, stage: str) -> None:
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            raise UserError(
+                "FSDPStrategy gathers weights in every forward, so that ranks whose responses differ in length would "
+                "wait for each other for ever",
+                where="trainer.strategy",
+                expected="a strategy that gathers them once a rollout, or whole copies",
+                fix="use --config configs/strategy/fsdp2.yaml, or ddp.yaml",
+            )
         if self.rollout_size % self.minibatch_size or self.minibatch_size % self.trainer.world_size:
             raise UserError(
                 f"minibatch_size is {self.minibatch_size}, a rollout {self.rollout_size}, "

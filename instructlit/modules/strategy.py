@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -139,13 +140,40 @@ class FSDP2Strategy(ModelParallelStrategy):
         return super()._get_process_group_backend()
 
 
+def is_sharded_checkpoint(path: Path) -> bool:
+    """Whether `path` is the folder of a sharded checkpoint."""
+    return (path / METADATA).is_file()
+
+
+def assembled(path: Path) -> dict[str, Any]:
+    """A sharded checkpoint as a checkpoint of an unsharded run, on the host and without optimiser states.
+
+    No other process is needed.
+    """
+    saved = FileSystemReader(path).read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in saved.items()
+        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+    }
+    load(tensors, checkpoint_id=path, no_dist=True)
+    whole = {name.removeprefix("state_dict."): value for name, value in tensors.items()}
+    checkpoint = torch.load(path / METADATA, map_location="cpu", weights_only=True)
+    average = {name: whole.pop(name) for name in list(whole) if name.startswith("ema.")}
+    if average:
+        checkpoint["instructlit"]["ppo"]["ema"]["average"] = {
+            name.removeprefix("ema."): value for name, value in average.items()
+        }
+    return checkpoint | {"state_dict": whole}
+
+
 def checked(path: Path) -> Path:
     """`path`, which is a folder of shards.
 
     Raises:
         UserError: it is something else.
     """
-    if not (path / METADATA).is_file():
+    if not is_sharded_checkpoint(path):
         raise UserError(
             "is no sharded checkpoint" + (" but one of an unsharded run" if path.is_file() else ""),
             where=str(path),

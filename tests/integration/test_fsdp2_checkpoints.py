@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from instructlit.errors import UserError
 from instructlit.modules.strategy import checked
+from instructlit.tools.export import export
 
 JOBS = ["sft_adam", "sft_8bit", "sft_lora_adam", "reward_adam", "ppo_adam"]
 ROUNDING = 1e-6
@@ -86,6 +88,24 @@ def test_an_exported_folder_says_in_plain_transformers_what_the_shards_said(fold
     for name, a, b in zip(folders, found, said, strict=True):
         torch.testing.assert_close(a.flatten(), b.flatten(), atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     assert (found[-1] - found[-2]).abs().max() > 1e-4  # the average is not the raw weights
+
+
+@pytest.mark.parametrize(
+    ("job", "weights", "made"),
+    [
+        ("sft_adam", "raw", "model"),
+        ("sft_lora_adam", "raw", "model"),
+        ("ppo_adam", "raw", "model"),
+        ("ppo_adam", "ema", "model-ema"),
+    ],
+)
+def test_the_export_command_makes_the_same_folder_from_shards(
+    folder: Path, tmp_path: Path, job: str, weights: Literal["raw", "ema"], made: str
+) -> None:
+    own = folder / f"{job}@half-2"
+    export(str(own / "last.ckpt"), str(tmp_path / "made"), weights=weights)
+    ours, theirs = (load_file(path / "model.safetensors") for path in (tmp_path / "made", own / made))
+    assert distance(ours, theirs) == 0
 
 
 def test_the_best_checkpoint_is_exported_and_training_has_its_weights_again(folder: Path, left: Left) -> None:
