@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
+import bitsandbytes
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -23,16 +23,17 @@ from instructlit.errors import UserError
 from instructlit.models.sharded_optimizer import over_shards
 from instructlit.models.shards import local, whole
 
+OPTIM: Any = bitsandbytes.optim
 WHOLE_BLOCKS = {"square": (64, 256), "odd_rows": (3, 2048), "one_row": (1, 4096), "even_rows": (64, 128)}
 """Cut over one or two ranks, every part holds whole blocks of 256."""
 SPLIT_BLOCKS = {"ragged": (96, 100), "vector": (5001,)}
 SMALL = {"small": (64, 8)}  # in 32 bits
 SHAPES: dict[str, tuple[int, ...]] = {**WHOLE_BLOCKS, **SPLIT_BLOCKS, **SMALL}
 KINDS: dict[str, Any] = {
-    "AdamW8bit": lambda p: bnb.optim.AdamW8bit(p, lr=1e-2, weight_decay=0.1),
-    "PagedAdamW8bit": lambda p: bnb.optim.PagedAdamW8bit(p, lr=1e-2),
-    "Lion8bit": lambda p: bnb.optim.Lion8bit(p, lr=1e-3),
-    "AdamW": lambda p: bnb.optim.AdamW(p, lr=1e-2),
+    "AdamW8bit": lambda p: OPTIM.AdamW8bit(p, lr=1e-2, weight_decay=0.1),
+    "PagedAdamW8bit": lambda p: OPTIM.PagedAdamW8bit(p, lr=1e-2),
+    "Lion8bit": lambda p: OPTIM.Lion8bit(p, lr=1e-3),
+    "AdamW": lambda p: OPTIM.AdamW(p, lr=1e-2),
     "torch": lambda p: torch.optim.AdamW(p, lr=1e-2),
 }
 FIRST, MORE = 5, 3
@@ -88,7 +89,8 @@ def part_bytes(optimizer: torch.optim.Optimizer) -> dict[str, int]:
 
 def cut(kind: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model over all ranks, with its optimiser."""
-    model = fully_shard(Weights(), mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    model = Weights()
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     return model, over_shards(KINDS[kind](model.parameters()))
 
 
@@ -131,7 +133,7 @@ def work(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{world}", rank=rank, world_size=world)
     found: dict[str, Any] = {"refuses": refuses_dtensors()}
-    found |= {kind.__name__: refusal(kind) for kind in (bnb.optim.LAMB8bit, bnb.optim.AdEMAMix8bit)}
+    found |= {kind.__name__: refusal(kind) for kind in (OPTIM.LAMB8bit, OPTIM.AdEMAMix8bit)}
     for kind in KINDS:
         model, optimizer = cut(kind)
         steps(model, optimizer, 0, FIRST)

@@ -102,9 +102,9 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 
 def adam_8bit(parameters: Any) -> torch.optim.Optimizer:
     """Embedding and head of the tiny model have just enough weights for a state in 8 bits."""
-    import bitsandbytes
+    from bitsandbytes.optim.adamw import AdamW8bit
 
-    return bitsandbytes.optim.AdamW8bit(parameters, lr=1e-3, eps=1e-3)
+    return AdamW8bit(parameters, lr=1e-3, eps=1e-3)
 
 
 def pretrain(folder: Path, **options: Any) -> Run:

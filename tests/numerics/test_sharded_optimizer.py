@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 pytest.importorskip("bitsandbytes")
 
-import bitsandbytes as bnb
 import bitsandbytes.functional as F
 import eight_bit_ranks as ranks
 from eight_bit_ranks import FIRST, KINDS, MORE, SHAPES, SMALL, SPLIT_BLOCKS, WHOLE_BLOCKS, Weights, part_bytes, steps
-from torch import multiprocessing
 
 from instructlit.models.sharded_optimizer import reblocked
 
@@ -30,7 +29,7 @@ def over(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """What two ranks and then one have found."""
     folder = tmp_path_factory.mktemp("ranks")
     for world in (2, 1):
-        multiprocessing.spawn(ranks.work, args=(world, folder), nprocs=world)
+        spawn(ranks.work, args=(world, folder), nprocs=world)
     return {world: torch.load(folder / f"{world}.pt", weights_only=False) for world in (1, 2)}
 
 
@@ -179,6 +178,6 @@ def test_an_empty_part_has_no_block() -> None:
 
 
 def test_what_is_not_cut_is_left_to_bitsandbytes() -> None:
-    optimizer = bnb.optim.AdamW8bit([torch.nn.Parameter(torch.zeros(8))])
+    optimizer = ranks.OPTIM.AdamW8bit([torch.nn.Parameter(torch.zeros(8))])
     kind = type(optimizer)
     assert type(ranks.over_shards(optimizer)) is kind
