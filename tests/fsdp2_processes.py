@@ -48,7 +48,7 @@ def launch(folder: Path, processes: int, jobs: list[str]) -> None:
         "OMP_WAIT_POLICY": "PASSIVE",
     }
     command = [sys.executable, str(TESTS / "fsdp2_jobs.py"), str(folder), str(processes), *jobs]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -26,6 +26,8 @@ TOGETHER = {
 """Jobs on two processes, and the job on one process that each must agree with."""
 ODD = ["ppo_silent", "ppo_wordless", "ppo_stopped"]
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all the processes
+
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Left:

@@ -32,6 +32,8 @@ assert "instructlit" not in sys.modules
 print(json.dumps(answers))
 """
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all the processes
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Path:
