@@ -1,17 +1,22 @@
 """The Hugging Face folder that a stage leaves behind, with the record of what it was made from."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
 
 from instructlit.callbacks.common import numbers, progress_of, run_config, run_seed, stage_name, wandb_runs
 from instructlit.errors import UserError
 from instructlit.models.export import check_destination
 from instructlit.models.lineage import make_record, parent
+from instructlit.models.sharding import is_sharded
 from instructlit.modules.rescue import raise_together
+from instructlit.modules.strategy import FSDP2Strategy
 
 
 class ExportHuggingFace(pl.Callback):
@@ -52,6 +57,12 @@ class ExportHuggingFace(pl.Callback):
         raise_together(trainer, fault)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(trainer.strategy, FSDPStrategy):
+            trainer.print(
+                "Not written: under FSDPStrategy the weights are whole only in a checkpoint. Write the folder from one "
+                f"with: instructlit export CHECKPOINT {self.dirpath}"
+            )
+            return
         record = run_record(trainer, pl_module)
         if self.which == "last":
             self._export(trainer, pl_module, record)
@@ -69,34 +80,31 @@ class ExportHuggingFace(pl.Callback):
             "monitor": checkpoint.monitor,
             "value": float(checkpoint.best_model_score or 0.0),
         }
-        own = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
-        kept = _loaded(checkpoint.best_model_path)
-        pl_module.load_state_dict(kept["state_dict"])
-        average, own_average = getattr(pl_module, "ema", None), None
-        if average is not None:
-            own_average = {**average.state_dict()}
-            own_average["average"] = {name: value.clone() for name, value in own_average["average"].items()}
-            average.load_state_dict(kept["instructlit"]["ppo"]["ema"])
-        self._export(trainer, pl_module, record)
-        pl_module.load_state_dict(own)  # whoever uses the module after this finds it as training left it
-        if average is not None:
-            average.load_state_dict(own_average)
+        with weights_of(trainer, pl_module, checkpoint.best_model_path):
+            self._export(trainer, pl_module, record)
 
     def _export(self, trainer: pl.Trainer, module: pl.LightningModule, record: dict[str, Any]) -> None:
         fault, beside = None, Path(trainer.log_dir or trainer.default_root_dir)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or is_sharded(module):  # shards are gathered from every rank
             try:
                 self.folders = [Path(folder) for folder in module.export(self.dirpath, record)]  # type: ignore[operator]
                 trainer.print("Written: " + ", ".join(str(folder) for folder in self.folders))
             except (UserError, OSError) as error:
-                fault = self._elsewhere(beside / "export" / Path(self.dirpath).name, module, record, error)
+                place = None if is_sharded(module) else beside / "export" / Path(self.dirpath).name
+                fault = self._elsewhere(place, module, record, error)
         raise_together(trainer, fault)  # where nothing failed, this only waits for the others
 
     def _elsewhere(
-        self, place: Path, module: pl.LightningModule, record: dict[str, Any], error: UserError | OSError
+        self, place: Path | None, module: pl.LightningModule, record: dict[str, Any], error: UserError | OSError
     ) -> UserError:
-        """Write the model to another place, since training must not have been for nothing; says what came of it."""
+        """Write the model to another place, since training must not have been for nothing; says what came of it.
+
+        Shards, which it takes all ranks to gather, are not written a second time: `place` is None.
+        """
         cause, expected = getattr(error, "what", str(error)), "a folder that can be written"
+        from_checkpoint = "make room, then write the folder from the run's last checkpoint with `instructlit export`"
+        if place is None:
+            return UserError(cause, where=self.dirpath, expected=expected, fix=from_checkpoint)
         try:
             self.folders = [Path(folder) for folder in module.export(str(place), record)]  # type: ignore[operator]
         except (UserError, OSError) as second:
@@ -104,7 +112,7 @@ class ExportHuggingFace(pl.Callback):
                 f"{cause}; nor can the model be written to {place}: {getattr(second, 'what', second)}",
                 where=self.dirpath,
                 expected=expected,
-                fix="make room, then write the folder from the run's last checkpoint with `instructlit export`",
+                fix=from_checkpoint,
             )
         fault = UserError(
             f"{cause}; the model was written to {', '.join(map(str, self.folders))} instead",
@@ -126,6 +134,29 @@ def _loaded(path: str) -> dict[str, Any]:
             expected="the file as the run wrote it",
             fix="put it back and write the folder from it with `instructlit export`",
         ) from error
+
+
+@contextmanager
+def weights_of(trainer: pl.Trainer, module: pl.LightningModule, path: str) -> Iterator[None]:
+    """The module holds a checkpoint's weights (and average) inside the block, and its own again after it."""
+    if isinstance(trainer.strategy, FSDP2Strategy):
+        with trainer.strategy.weights_of(path):
+            yield
+        return
+    own = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    kept = _loaded(path)
+    module.load_state_dict(kept["state_dict"])
+    average, own_average = getattr(module, "ema", None), None
+    if average is not None:
+        own_average = {**average.state_dict()}
+        own_average["average"] = {name: value.clone() for name, value in own_average["average"].items()}
+        average.load_state_dict(kept["instructlit"]["ppo"]["ema"])
+    try:
+        yield
+    finally:
+        module.load_state_dict(own)  # whoever uses the module after this finds it as training left it
+        if average is not None:
+            average.load_state_dict(own_average)
 
 
 def run_record(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from instructlit.data.readers import open_source
 from instructlit.data.sources import Source
 from instructlit.data.tokenization import Encoder
 from instructlit.errors import UserError
+from instructlit.models.sharding import gathered
 from instructlit.modules.rescue import raise_together
 from instructlit.rollout import CachedEngine, GenerationEngine, RewardFunction, Sampling, checked_scores
 from instructlit.types import Prompt, PromptBatch
@@ -57,11 +58,11 @@ class ScoreSamples(pl.Callback):
             self._batches = self._read(data.encoder, int(data.tokenizer.pad_token_id))
             self.reward.prepare(pl_module.device, data.tokenizer)
 
-    @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         rows, fault = [], None
         try:
-            rows = self._answered(trainer, pl_module)
+            with gathered(pl_module.trained_model):  # type: ignore[arg-type]
+                rows = self._answered(trainer, pl_module)
         except UserError as error:
             fault = error
         raise_together(trainer, fault)
@@ -71,8 +72,9 @@ class ScoreSamples(pl.Callback):
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
         pl_module.log(f"{stage_name(pl_module)}/val/score", sums[0] / sums[1])
 
+    @torch.no_grad()
     def _answered(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[dict[str, Any]]:
-        """This rank's share of the prompts with their answers and scores."""
+        """This rank's share of the prompts, of which it may have more than another or none, with answers and scores."""
         assert self._batches is not None
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         rows: list[dict[str, Any]] = []

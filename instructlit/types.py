@@ -105,6 +105,10 @@ class TokenBatch(Batch):
             self.input_ids[index, :width], self.attention_mask[index, :width], self.loss_mask[index, :width]
         )
 
+    def blank(self) -> "TokenBatch":
+        """The same sequences without a target."""
+        return replace(self, loss_mask=torch.zeros_like(self.loss_mask))
+
 
 @dataclass
 class ComparisonBatch(Batch):
@@ -135,6 +139,10 @@ class ComparisonBatch(Batch):
             self.ranks[rows],
             self.labelers[start:stop],
         )
+
+    def blank(self) -> "ComparisonBatch":
+        """The same completions, all tied, so that there is no pair."""
+        return replace(self, ranks=torch.zeros_like(self.ranks))
 
 
 @dataclass
@@ -187,6 +195,10 @@ class Responses:
             value = getattr(self, f.name)
             chosen[f.name] = value[index] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
         return replace(self, **chosen)
+
+    def blank(self) -> Self:
+        """The same rows without a response token that counts."""
+        return replace(self, response_mask=torch.zeros_like(self.response_mask))
 
 
 @dataclass

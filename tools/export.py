@@ -21,7 +21,8 @@ def export(
     """Write a checkpoint as a Hugging Face folder: weights, config, tokenizer with chat template, card and record.
 
     Args:
-        checkpoint: a .ckpt file of one of the stages, or a folder of adapters to be merged with their trunk.
+        checkpoint: a checkpoint of one of the stages, file or folder of shards, or a folder of adapters to be merged
+            with their trunk.
         output: the folder to write; an earlier export there is replaced once the new one is whole.
         weights: "raw", the weights at the checkpoint, or "ema", their moving average, where the stage keeps one.
         tokenizer: folder or Hub name of the tokenizer; by default the one the run used.
@@ -29,7 +30,9 @@ def export(
         dtype: dtype of the weights written.
     """
     source = Path(checkpoint).expanduser()
-    if source.is_dir():
+    from instructlit.modules.strategy import is_sharded_checkpoint
+
+    if source.is_dir() and not is_sharded_checkpoint(source):
         model, record, tokens = _from_folder(source, weights)
     else:
         model, record, tokens = _from_checkpoint(source, weights)
@@ -75,7 +78,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """
     import torch
 
-    if not file.is_file():
+    from instructlit.modules.strategy import assembled, is_sharded_checkpoint
+
+    if not file.is_file() and not is_sharded_checkpoint(file):
         beside = sorted(p.name for p in file.parent.glob("*.ckpt")) if file.parent.is_dir() else []
         raise UserError(
             f"there is no file {file}",
@@ -84,7 +89,10 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             fix=f"there are {', '.join(beside)}" if beside else None,
         )
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if is_sharded_checkpoint(file):
+            checkpoint = assembled(file)
+        else:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a zip, pickle or torch error of many kinds; each means "not a whole checkpoint"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

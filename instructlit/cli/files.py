@@ -63,11 +63,21 @@ def check_input(value: str, where: str) -> None:
     raise UserError(what, where=where, expected=f"did you mean {parent / near}?" if near else None)
 
 
-def check_checkpoint(path: Any) -> None:
-    """Refuse a checkpoint that is not there before anything is built."""
+def check_checkpoint(path: Any, strategy: Any = None) -> None:
+    """Refuse a checkpoint that is not there, or one in shards where `strategy` is none that cuts, before anything is
+    built.
+    """
     if not isinstance(path, str) or path in CHECKPOINT_WORDS or "://" in path or path.startswith("registry:"):
         return
     file = Path(path)
+    if (file / "meta.pt").is_file() and "FSDP" not in str(strategy):
+        raise UserError(
+            f"`{path}` holds the shards of a sharded run",
+            where="--ckpt_path",
+            expected="a checkpoint of an unsharded run",
+            fix="add --config configs/strategy/fsdp2.yaml (--trainer.devices 1 for one process), or begin from the "
+            f"model that `instructlit export {path} FOLDER` writes",
+        )
     if file.exists():
         return
     near = nearest(file.name, [*_names(file.parent), *CHECKPOINT_WORDS])

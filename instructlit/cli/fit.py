@@ -119,7 +119,9 @@ def check(name: str, config: Config, args: Sequence[str] = ()) -> None:
         raise UserError(
             "no model is given", expected="a stage's recipe, --config configs/….yaml, or --model class_path"
         )
-    check_checkpoint(dict(pairs).get("ckpt_path") or config.values.get("ckpt_path"))
+    named = dict(pairs)
+    strategy = named.get("trainer.strategy") or checker.config.get(("trainer", "strategy", "class_path"))
+    check_checkpoint(named.get("ckpt_path") or config.values.get("ckpt_path"), strategy)
 
 
 def pairs_of(args: Sequence[str]) -> list[tuple[str, str | None]]:

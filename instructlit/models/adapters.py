@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from instructlit.errors import UserError
+from instructlit.models.shards import on_first_rank
 
 HEAD = "score"
 """What the sequence-classification models of transformers' decoder families call their head."""
@@ -142,13 +143,14 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
     `model` is left as it is: training can go on. Merging adds in float32 and rounds once, to the trunk's dtype. A
     quantised trunk is taken as it was in training, dequantised, so that the merged model computes what was trained.
+    Of a model that is cut over ranks, where all must call this, only the first rank gets values.
     """
     hf, active = unwrapped(model), _active_adapters(model)
     state: dict[str, Tensor] = {}
     for name, tensor in hf.state_dict().items():
         plain = _plain_name(name, active)
         if plain is not None:
-            state[plain] = _whole(tensor.detach())
+            state[plain] = on_first_rank(tensor.detach())
             if plain != name and state[plain].is_floating_point():
                 state[plain] = state[plain].to(_dtype(hf))
     for prefix, module in hf.named_modules():
@@ -161,7 +163,7 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
         for adapter in active:
             if hasattr(module, "get_delta_weight") and adapter in module.scaling:  # type: ignore[operator]
                 key = f"{_without_layers(prefix)}.{getattr(module, 'parameter_name', 'weight')}"
-                delta = _whole(module.get_delta_weight(adapter).detach())  # type: ignore[operator]
+                delta = on_first_rank(module.get_delta_weight(adapter).detach())  # type: ignore[operator]
                 state[key] = (state[key].float() + delta.float()).to(state[key].dtype)
     return state
 
@@ -202,8 +204,3 @@ def _dequantised(module: nn.Module) -> Tensor:
     from peft.utils.integrations import dequantize_module_weight
 
     return dequantize_module_weight(module).detach()
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered; every rank must call this."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]

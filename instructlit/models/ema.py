@@ -50,17 +50,22 @@ class EMA:
 
     def state_dict(self) -> dict[str, Any]:
         """The averages by parameter name (float32), the decay and the number of updates."""
-        return {"decay": self.decay, "updates": self.updates, "average": dict(self._average)}
+        return {"average": dict(self._average)} | self.counters()
+
+    def counters(self) -> dict[str, Any]:
+        """The state without the averages, for those whose shards are kept elsewhere."""
+        return {"decay": self.decay, "updates": self.updates}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict` of the same parameters.
+        """Continue from a `state_dict` of the same parameters; from `counters` the averages stay as they are.
 
         Raises:
             UserError: the state is of other parameters.
         """
-        if state["average"].keys() != self._average.keys():
-            odd = sorted(state["average"].keys() ^ self._average.keys())
+        average = state.get("average", self._average)
+        if average.keys() != self._average.keys():
+            odd = sorted(average.keys() ^ self._average.keys())
             raise UserError(
                 f"the saved average and the model differ in {len(odd)} parameters, such as {odd[0]}",
                 where="checkpoint: EMA",
@@ -68,7 +73,7 @@ class EMA:
                 fix="resume with the model options the checkpoint was written with",
             )
         self.decay, self.updates = float(state["decay"]), int(state["updates"])
-        for name, value in state["average"].items():
+        for name, value in average.items():
             self._average[name].copy_(value)
 
     def to(self, device: torch.device | str) -> None:

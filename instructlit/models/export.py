@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from instructlit.errors import UserError
@@ -26,6 +26,7 @@ from instructlit.models.card import model_card
 from instructlit.models.folders import quiet_transformers
 from instructlit.models.lineage import RECORD, make_record, weights_digest
 from instructlit.models.scalar import ScalarModel
+from instructlit.models.sharding import is_sharded
 
 
 def export_folder(
@@ -39,13 +40,15 @@ def export_folder(
 ) -> Path:
     """Write `model` to the folder `path`, replacing an earlier export there only once the new one is whole.
 
+    A model that is cut over ranks is gathered tensor by tensor, for which all of them must call this; the first writes.
+
     Args:
         model: a causal language model or a `ScalarModel`, plain or with adapters. It is not changed.
         tokenizer: goes into the folder with its chat template.
         path: the folder to make.
         record: what the model was made from (`lineage.make_record`).
         merge: merge adapters into the weights; else the folder holds adapters (and head) and names their trunk.
-        state: the weights under transformers' names where they have been gathered already, as from shards.
+        state: the weights under transformers' names where they are at hand already.
 
     Returns:
         `path`.
@@ -55,6 +58,10 @@ def export_folder(
             earlier export there is as it was.
     """
     path = Path(path).expanduser()
+    if is_sharded(model):
+        state = plain_state_dict(_backbone(model))
+        if distributed.get_rank() != 0:
+            return path
     _check_replaceable(path)
     partial = path.parent / f".{path.name}.partial-{os.getpid()}"
     try:
@@ -85,7 +92,7 @@ def _write(
     state: dict[str, Tensor] | None,
 ) -> None:
     scalar = isinstance(model, ScalarModel)
-    backbone = model.backbone if isinstance(model, ScalarModel) else model
+    backbone = _backbone(model)
     hf = unwrapped(backbone)
     shift = float(model.shift) if isinstance(model, ScalarModel) else None
     record = {**record, "kind": "scalar" if scalar else "causal"}
@@ -103,6 +110,10 @@ def _write(
     eos_is_pad = tokenizer.pad_token_id == tokenizer.eos_token_id
     card = model_card(name, record, eos_is_pad=eos_is_pad, adapters=adapters)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    return model.backbone if isinstance(model, ScalarModel) else model
 
 
 def _save_plain(

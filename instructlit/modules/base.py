@@ -8,27 +8,45 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from instructlit.errors import UserError
 from instructlit.losses import LossSum
 from instructlit.models.adapters import frozen_state_names
 from instructlit.models.backbone import Backbone, check_vocabulary
+from instructlit.models.sharded_optimizer import over_shards
+from instructlit.models.sharding import shard
+from instructlit.models.shards import whole
 from instructlit.modules.lifeline import Lifeline
 from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.modules.random_state import on_every_rank, own_share, random_state, restore_random_state
 from instructlit.modules.rescue import Rescue
+from instructlit.modules.strategy import FSDP2Strategy
 
 UNUSUAL_ROWS = 1024
 """Rows of an embedding beyond the tokenizer's ids that are more than padding to a round number."""
+
+
+class MicroBatch(Protocol):
+    """Some rows of a batch."""
+
+    def blank(self) -> Self:
+        """As many rows with nothing in them that counts."""
+        ...
+
+
+B = TypeVar("B", bound=MicroBatch)
+M = TypeVar("M", bound=nn.Module)
 
 
 class StageModule(pl.LightningModule):
@@ -104,6 +122,43 @@ class StageModule(pl.LightningModule):
         """The folders that `export` writes."""
         return [Path(path)]
 
+    # -- models over ranks -----------------------------------------------------------------------------------------
+
+    @property
+    def sharded(self) -> bool:
+        """Whether models are cut over the ranks, so that every forward and backward is a collective."""
+        return self._trainer is not None and isinstance(self._trainer.strategy, ModelParallelStrategy)
+
+    def placed(self, model: M, where: str) -> M:
+        """`model` as the strategy wants it: cut over the ranks, or as it is.
+
+        Raises:
+            UserError: the strategy is Lightning's own kind of FSDP2, or the model cannot be cut.
+        """
+        if not self.sharded:
+            return model
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, FSDP2Strategy):
+            raise UserError(
+                f"{type(strategy).__name__} does not say how a model is to be cut",
+                where="trainer.strategy",
+                expected="instructlit.modules.FSDP2Strategy",
+                fix="use --config configs/strategy/fsdp2.yaml",
+            )
+        return shard(model, strategy.plan, where)
+
+    def in_step(self, parts: Iterable[B]) -> list[B]:
+        """This rank's micro-batches; where models are cut, blank ones follow until every rank has had as many."""
+        parts = list(parts)
+        if self.sharded:  # agreed on before the first of them: ranks that have begun cannot ask any more
+            most = self.trainer.strategy.reduce(torch.tensor(len(parts), device=self.device), reduce_op="max")
+            parts += [parts[-1].blank()] * (int(most) - len(parts))
+        return parts
+
+    def sharded_state(self) -> dict[str, Tensor]:
+        """What else than weights and optimiser states is cut over ranks, live: a sharded checkpoint holds it too."""
+        return {}
+
     # -- Lightning hooks -------------------------------------------------------------------------------------------
 
     @property
@@ -130,7 +185,7 @@ class StageModule(pl.LightningModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(self.parameter_groups())  # type: ignore[arg-type]
+        optimizer = over_shards(self.make_optimizer(self.parameter_groups()))  # type: ignore[arg-type]
         if self.make_lr_scheduler is None:
             return optimizer
         scheduler = self.make_lr_scheduler(optimizer)
@@ -198,7 +253,7 @@ class StageModule(pl.LightningModule):
         return self.trainer.strategy.reduce(x, reduce_op="sum")  # type: ignore[return-value]
 
     def accumulate(
-        self, parts: Iterable[Any], loss: Callable[[Any], LossSum], count: Tensor, weight: float = 1.0
+        self, parts: Iterable[B], loss: Callable[[B], LossSum], count: Tensor, weight: float = 1.0
     ) -> Tensor:
         """Add the gradient of weight * (sum of the losses / count) over micro-batches; returns the mean over ranks.
 
@@ -210,7 +265,7 @@ class StageModule(pl.LightningModule):
         """
         count = count.clamp_min(1)
         total = torch.zeros((), device=self.device)
-        for part in parts:
+        for part in self.in_step(parts):
             part_total = loss(part).total
             self._backward(part_total * weight / count)
             total += part_total.detach()
@@ -229,7 +284,7 @@ class StageModule(pl.LightningModule):
             sum_gradients(models)
         optimizer = self.optimizers()
         bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
-        norms = [nn.utils.clip_grad_norm_(model.parameters(), bound) for model in models]
+        norms = [self._clip(model, bound) for model in models]
         figures = {**losses, **{f"gradient norm {i}": norm for i, norm in enumerate(norms, start=1)}}
         taken = self.guard.passes(figures, self.trainer.global_step, self._batch_in_use)
         if taken:
@@ -238,6 +293,12 @@ class StageModule(pl.LightningModule):
         if taken and (scheduler := self.lr_schedulers()):
             scheduler.step()  # type: ignore[union-attr,call-arg]
         return norms
+
+    def _clip(self, model: nn.Module, bound: float) -> Tensor:
+        root = self.trainer.strategy.model
+        if isinstance(root, FullyShardedDataParallel):  # whose parameters are this rank's parts, and look like wholes
+            return root.clip_grad_norm_(bound)
+        return whole(nn.utils.clip_grad_norm_(model.parameters(), bound))
 
     def _backward(self, loss: Tensor) -> None:
         """Adds the gradient of this rank's share of a loss that is a sum over ranks."""

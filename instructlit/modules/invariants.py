@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from instructlit.errors import UserError
+from instructlit.models.sharding import gathered
 from instructlit.modules.ppo_metrics import UpdateMetrics
 from instructlit.ops.masking import masked_mean, masked_sum
 from instructlit.ops.rewards import shape_rewards
@@ -44,7 +45,8 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
     bound = tolerance(module)
     mask = rollout.response_mask
     parts = Chunks(rollout, module.micro_batch_size)
-    own = parts.joined([response_log_probs(module.trained_model, p, module.sampling.temperature) for p in parts])
+    with gathered(module.trained_model):
+        own = parts.joined([response_log_probs(module.trained_model, p, module.sampling.temperature) for p in parts])
     gap = float(masked_mean((own - rollout.old_log_probs).abs(), mask))
     _require(
         gap <= bound,
@@ -62,7 +64,8 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
             "dropout is on, or one of the two was loaded in another precision",
         )
     if isinstance(module.reward, RewardModel):
-        shift = float((checked_scores(module.reward, _padded(rollout)) - rollout.scores).abs().max())
+        with gathered(*module.reward.networks()):
+            shift = float((checked_scores(module.reward, _padded(rollout)) - rollout.scores).abs().max())
         _require(
             shift <= 100 * bound,
             f"seven columns of padding change a score by {shift:.2g}",

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from instructlit.errors import UserError
 from instructlit.losses import LossSum, language_loss, policy_loss, value_loss
@@ -23,6 +25,7 @@ from instructlit.models.ema import EMA
 from instructlit.models.export import export_folder
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import ConstantWithWarmup
+from instructlit.models.sharding import gathered, is_sharded
 from instructlit.modules.base import StageModule
 from instructlit.modules.invariants import check_first_minibatch, check_rollout
 from instructlit.modules.nonfinite import NonFinite
@@ -136,6 +139,8 @@ class PPOModule(StageModule):
         self.episodes_seen = 0
         self.generator: torch.Generator | None = None
         self.validation_rows: list[dict[str, Any]] = []
+        # Over responses: Lightning's own mean over ranks is wrong where they have different numbers of them.
+        self.validation_means = nn.ModuleDict({name: MeanMetric() for name in ("score", "kl", "length")})
         self.last_rollout: Rollout | None = None  # for callbacks to look at
         self._resumed: dict[str, Any] | None = None
 
@@ -175,8 +180,17 @@ class PPOModule(StageModule):
         if self.reference_backbone is not None or self.policy_backbone.lora is None:
             reference = load_causal_lm(self.reference_backbone or self.policy_backbone, "model.init_args.reference")
             self.frozen_reference = [reference.requires_grad_(False).eval()]
-        for model in (self.policy, self.value, *self.frozen_reference):
+        for name, model in zip(("policy", "value", "reference"), self._models(), strict=False):
             disable_dropout(model)  # a ratio compares two passes over the same tokens: noise would pass for learning
+            self.placed(model, f"model.init_args.{name}")
+
+    def _models(self) -> list[nn.Module]:
+        return [self.trained_model, self.value_model, *self.frozen_reference]
+
+    @property
+    def reference_model(self) -> nn.Module:
+        """The frozen reference; the policy itself where that is the policy with its adapters off."""
+        return self.frozen_reference[0] if self.frozen_reference else self.trained_model
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [
@@ -213,6 +227,14 @@ class PPOModule(StageModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            raise UserError(
+                "FSDPStrategy gathers weights in every forward, so that ranks whose responses differ in length would "
+                "wait for each other for ever",
+                where="trainer.strategy",
+                expected="a strategy that gathers them once a rollout, or whole copies",
+                fix="use --config configs/strategy/fsdp2.yaml, or ddp.yaml",
+            )
         if self.rollout_size % self.minibatch_size or self.minibatch_size % self.trainer.world_size:
             raise UserError(
                 f"minibatch_size is {self.minibatch_size}, a rollout {self.rollout_size}, "
@@ -244,8 +266,11 @@ class PPOModule(StageModule):
     def _prepare(self) -> None:
         """Bring what is frozen to the device."""
         for model in self.frozen_reference:
-            model.to(self.device)
+            if not is_sharded(model):
+                model.to(self.device)
         self.reward.prepare(self.device, self.tokenizer)
+        for model in self.reward.networks():
+            self.placed(model, "model.init_args.reward")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         first = self.self_check and self.episodes_seen == 0
@@ -262,15 +287,27 @@ class PPOModule(StageModule):
 
     @torch.no_grad()
     def collect(self, prompts: PromptBatch) -> Rollout:
-        """Sample a response to each prompt and estimate what each of its tokens was worth."""
-        generation = self.engine.generate(self.trained_model, prompts, self.sampling, self.tokenizer, self.generator)
-        scores = self.scored(generation)
+        """Sample a response to each prompt and estimate what each of its tokens was worth.
+
+        Models that are cut over ranks are gathered one after the other, once each, so that no rank waits for another
+        whose responses are longer.
+        """
+        generation, scores = self._sample(prompts, self.generator)
         parts = Chunks(generation, self.micro_batch_size)
-        values = parts.joined([response_values(self.value_model, part) for part in parts])
-        reference = parts.joined([self.reference_log_probs(part) for part in parts])
+        with gathered(self.value_model):
+            values = parts.joined([response_values(self.value_model, part) for part in parts])
+        with gathered(self.reference_model):
+            reference = parts.joined([self.reference_log_probs(part) for part in parts])
         return build_rollout(
             generation, scores, reference, values, self.shaping, self.kl.coefficient, self.moments, self.sum_over_ranks
         )
+
+    def _sample(self, prompts: PromptBatch, generator: torch.Generator | None) -> tuple[Generation, Tensor]:
+        """Responses and their scores."""
+        with gathered(self.trained_model):
+            generation = self.engine.generate(self.trained_model, prompts, self.sampling, self.tokenizer, generator)
+        with gathered(*self.reward.networks()):
+            return generation, self.scored(generation)
 
     def scored(self, responses: Responses) -> Tensor:
         """The reward's scores (B,) float32.
@@ -374,24 +411,26 @@ class PPOModule(StageModule):
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         generator = torch.Generator(self.device)  # its own, so that looking changes nothing and looks compare
         generator.manual_seed(1_000_003 + batch_idx + 7919 * self.global_rank)
-        generation = self.engine.generate(self.trained_model, batch, self.sampling, self.tokenizer, generator)
-        scores = self.scored(generation)
-        kl = sequence_kl(generation.log_probs, self.reference_log_probs(generation), generation.response_mask)
+        generation, scores = self._sample(batch, generator)
+        kl = self._kl(generation)
         lengths = generation.response_mask.sum(dim=1)
-        size = len(generation)
-        self.log("ppo/val/score", scores.mean(), batch_size=size, on_epoch=True, sync_dist=True, prog_bar=True)
-        self.log("ppo/val/kl", kl.mean(), batch_size=size, on_epoch=True, sync_dist=True)
-        self.log("ppo/val/length", lengths.float().mean(), batch_size=size, on_epoch=True, sync_dist=True)
+        for name, values in {"score": scores, "kl": kl, "length": lengths.float()}.items():
+            self.validation_means[name].update(values)  # type: ignore[operator]
+            self.log(f"ppo/val/{name}", self.validation_means[name], on_epoch=True, prog_bar=name == "score")  # type: ignore[arg-type]
         self.validation_rows += _sample_rows(generation, scores, kl, lengths, self.episodes_seen)
 
     test_step = validation_step
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """The samples of a batch with score, KL and length."""
-        generation = self.engine.generate(self.trained_model, batch, self.sampling, self.tokenizer, None)
-        kl = sequence_kl(generation.log_probs, self.reference_log_probs(generation), generation.response_mask)
-        scores = self.scored(generation)
-        return _sample_rows(generation, scores, kl, generation.response_mask.sum(dim=1), self.episodes_seen)
+        generation, scores = self._sample(batch, None)
+        lengths = generation.response_mask.sum(dim=1)
+        return _sample_rows(generation, scores, self._kl(generation), lengths, self.episodes_seen)
+
+    def _kl(self, generation: Generation) -> Tensor:
+        with gathered(self.reference_model):
+            reference = self.reference_log_probs(generation)
+        return sequence_kl(generation.log_probs, reference, generation.response_mask)
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -401,7 +440,7 @@ class PPOModule(StageModule):
             "episodes_seen": self.episodes_seen,
             "kl": self.kl.state_dict(),
             "moments": self.moments.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "ema": self._ema_state(),
             "generators": on_every_rank(self.generator.get_state() if self.generator is not None else None),
         }
 
@@ -409,6 +448,17 @@ class PPOModule(StageModule):
         super().on_load_checkpoint(checkpoint)
         kept = checkpoint["instructlit"]["ppo"]
         self.episodes_seen, self._resumed = int(kept["episodes_seen"]), kept
+        if self.sharded:  # such a strategy reads a checkpoint only after `on_fit_start`
+            self._restore(kept)
+
+    def _ema_state(self) -> dict[str, Any] | None:
+        if self.ema is None:
+            return None
+        return self.ema.counters() if self.sharded else self.ema.state_dict()
+
+    def sharded_state(self) -> dict[str, Tensor]:
+        average = self.ema.state_dict()["average"] if self.ema is not None else {}
+        return {f"ema.{name}": value for name, value in average.items()}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.kl.load_state_dict(state["kl"])

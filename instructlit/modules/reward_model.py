@@ -66,7 +66,8 @@ class RewardModule(StageModule):
 
     def configure_model(self) -> None:
         if self.model is None:
-            self.model = load_scalar_model(self._backbone, where="model.init_args.model")
+            where = "model.init_args.model"
+            self.model = self.placed(load_scalar_model(self._backbone, where=where), where)
 
     def total_updates(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
@@ -97,7 +98,7 @@ class RewardModule(StageModule):
         self.validation_pairs.reset()
 
     def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
-        for part in self._micro_batches(batch):
+        for part in self.in_step(self._micro_batches(batch)):
             self.validation_pairs.update(self._scores(part), part)
 
     def on_validation_epoch_end(self) -> None:

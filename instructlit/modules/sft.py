@@ -61,7 +61,8 @@ class SFTModule(StageModule):
 
     def configure_model(self) -> None:
         if self.policy is None:
-            self.policy = load_causal_lm(self._backbone, "model.init_args.policy")
+            where = "model.init_args.policy"
+            self.policy = self.placed(load_causal_lm(self._backbone, where), where)
 
     def total_updates(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
@@ -82,7 +83,7 @@ class SFTModule(StageModule):
         )
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        for part in self._micro_batches(batch):
+        for part in self.in_step(self._micro_batches(batch)):
             logits = self._logits(part)
             loss = language_loss(logits, part.input_ids, part.loss_mask)
             hits = token_accuracy(logits, part.input_ids, part.loss_mask)

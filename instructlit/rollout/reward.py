@@ -5,10 +5,11 @@ import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +19,7 @@ from instructlit.errors import UserError
 from instructlit.models.backbone import Backbone, check_vocabulary, load_scalar_model
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.scalar import ScalarModel
+from instructlit.models.sharding import is_sharded
 from instructlit.rollout.forward import Chunks
 from instructlit.rollout.time_limit import within
 from instructlit.types import PromptText, Responses
@@ -31,6 +33,10 @@ class RewardFunction(ABC):
 
     def prepare(self, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - optional
         """Called before scores are asked for, more than once, with the policy's device and tokenizer."""
+
+    def networks(self) -> Iterable[nn.Module]:
+        """The frozen networks that `score` runs, if any: PPO cuts them over the ranks where it cuts its own."""
+        return ()
 
     @abstractmethod
     def score(self, responses: Responses) -> Tensor:
@@ -85,7 +91,8 @@ class RewardModel(RewardFunction):
 
     def prepare(self, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> None:
         if self._network is not None:
-            self._network.to(device)
+            if not is_sharded(self._network):
+                self._network.to(device)
             return
         own = load_tokenizer(self.model.path, trust_remote_code=self.model.trust_remote_code)
         check_vocabulary(self.model, own, "reward.init_args.model")
@@ -95,6 +102,9 @@ class RewardModel(RewardFunction):
         if own.get_vocab() != tokenizer.get_vocab():
             longest = getattr(network.hf.config.get_text_config(), "max_position_embeddings", None)
             self._encoder, self._pad = Encoder(own, self.template, longest), int(own.pad_token_id)  # type: ignore[arg-type]
+
+    def networks(self) -> Iterable[nn.Module]:
+        return () if self._network is None else (self._network,)
 
     @torch.no_grad()
     def score(self, responses: Responses) -> Tensor:

@@ -56,6 +56,8 @@ def test_there_is_a_recipe_of_every_size_for_every_stage() -> None:
     for overlay in (
         "strategy/single",
         "strategy/ddp",
+        "strategy/fsdp2",
+        "strategy/fsdp",
         "optimizer/adamw",
         "optimizer/adamw_8bit",
         "logger/csv",

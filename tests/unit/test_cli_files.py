@@ -87,3 +87,12 @@ def test_checkpoints() -> None:
         check_checkpoint("lst")
     with pytest.raises(UserError, match="known only to the process"):
         check_checkpoint("best")
+
+
+def test_a_sharded_checkpoint_wants_a_strategy_that_cuts(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").mkdir()
+    (tmp_path / "last.ckpt" / "meta.pt").touch()
+    check_checkpoint(str(tmp_path / "last.ckpt"), "instructlit.modules.FSDP2Strategy")
+    for strategy in (None, "ddp"):
+        with pytest.raises(UserError, match="holds the shards of a sharded run"):
+            check_checkpoint(str(tmp_path / "last.ckpt"), strategy)

@@ -1,0 +1,77 @@
+"""What cannot be cut over ranks is refused in words, and what is not cut is left alone."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from stage_helpers import ppo_module, sft_module, token_batch
+from torch import nn
+
+from instructlit.errors import UserError
+from instructlit.models.sharding import Plan, gathered, is_sharded, shard
+from instructlit.models.shards import cut_like, local, on_first_rank, whole
+from instructlit.types import ComparisonBatch
+
+NOWHERE = Plan(mesh=None)  # type: ignore[arg-type]
+
+
+class Params4bit(nn.Parameter):
+    """Named as bitsandbytes names quantised weights."""
+
+
+def test_quantised_weights_are_refused() -> None:
+    model = nn.Linear(2, 2)
+    model.weight = Params4bit(torch.zeros(2, 2))
+    with pytest.raises(UserError, match=r"policy\.quantization: quantised weights cannot be cut over the ranks"):
+        shard(model, NOWHERE, "policy")
+
+
+def test_a_model_that_names_no_blocks_is_refused() -> None:
+    with pytest.raises(UserError, match="policy: Linear does not say which of its layers are blocks"):
+        shard(nn.Linear(2, 2), NOWHERE, "policy")
+
+
+def test_what_is_not_cut_is_whole_and_local(tiny_llama_dir: Path) -> None:
+    tensor, module = torch.arange(6.0).view(2, 3), nn.Linear(3, 2)
+    assert (
+        whole(tensor) is local(tensor) is on_first_rank(tensor) is cut_like(tensor, tensor, torch.Size([3])) is tensor
+    )
+    with gathered(module):
+        assert module(tensor).shape == (2, 2)
+    assert not is_sharded(module)
+    single = sft_module(tiny_llama_dir)
+    assert not single.sharded
+    assert single.placed(module, "model") is module
+    assert single.in_step([token_batch([("ab", "c")])])[0].loss_mask.any()
+
+
+def attached(module: Any, strategy: Any) -> Any:
+    """`module` as a trainer with that strategy would hold it."""
+    module._trainer = SimpleNamespace(strategy=strategy)
+    return module
+
+
+def test_lightnings_own_strategy_is_refused_with_the_overlay_to_use(tiny_llama_dir: Path) -> None:
+    module = attached(sft_module(tiny_llama_dir), ModelParallelStrategy())
+    with pytest.raises(UserError, match=r"trainer\.strategy: ModelParallelStrategy does not say how") as caught:
+        module.placed(nn.Linear(2, 2), "model")
+    assert "configs/strategy/fsdp2.yaml" in str(caught.value)
+
+
+def test_ppo_is_refused_under_the_older_fsdp(tiny_llama_dir: Path) -> None:
+    module = attached(ppo_module(tiny_llama_dir), FSDPStrategy())
+    with pytest.raises(UserError, match=r"trainer\.strategy: FSDPStrategy gathers weights in every forward"):
+        module.setup("fit")
+
+
+def test_a_blank_batch_has_the_shape_and_counts_nothing() -> None:
+    batch = token_batch([("ab", "c"), ("d", "ef")])
+    assert torch.equal(batch.blank().input_ids, batch.input_ids)
+    assert batch.loss_mask.any()
+    assert not batch.blank().loss_mask.any()
+    ids = torch.zeros(3, 4, dtype=torch.int64)
+    pairs = ComparisonBatch(ids, ids > -1, ids > -1, torch.tensor([0, 0, 0]), torch.tensor([1, 2, 2]), [None])
+    assert len(pairs.blank().ranks.unique()) == 1
