@@ -5,7 +5,7 @@ its micro-batches and ranks divided by one global count, which automatic accumul
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from instructlit.losses import LossSum
 from instructlit.models.adapters import frozen_state_names
 from instructlit.models.backbone import Backbone
 from instructlit.modules.random_state import random_state, restore_random_state
+from instructlit.ops.micro_batches import spans
+from instructlit.types import TokenBatch
 
 
 class StageModule(pl.LightningModule):
@@ -32,6 +34,7 @@ class StageModule(pl.LightningModule):
         lr_scheduler: makes the schedule from the optimiser; None keeps the learning rate. One with a `set_total_steps`
             method is told the number of optimiser steps of the run.
         micro_batch_size: rows of a batch in one forward and backward; None takes the whole batch at once.
+        micro_batch_tokens: most tokens, padding included, in one forward and backward; None sets no bound.
         gradient_clip_norm: largest gradient norm of a step; None does not clip.
     """
 
@@ -43,12 +46,13 @@ class StageModule(pl.LightningModule):
         lr_scheduler: LRSchedulerCallable | None,
         micro_batch_size: int | None,
         gradient_clip_norm: float | None,
+        micro_batch_tokens: int | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size, self.micro_batch_tokens = micro_batch_size, micro_batch_tokens
         self.gradient_clip_norm = gradient_clip_norm
         self._random_state: dict[str, Any] | None = None
 
@@ -179,6 +183,16 @@ class StageModule(pl.LightningModule):
             self._backward(part_total * weight / count)
             total += part_total.detach()
         return self.sum_over_ranks(total) / count
+
+    def token_micro_batches(self, batch: TokenBatch) -> Iterator[TokenBatch]:
+        """`batch` as `micro_batch_size` and `micro_batch_tokens` cut it."""
+        lengths = batch.attention_mask.sum(dim=1).tolist()
+
+        def padded(start: int, stop: int) -> int:
+            return (stop - start) * max(lengths[start:stop])
+
+        for start, stop in spans(len(batch), self.micro_batch_size, self.micro_batch_tokens, padded):
+            yield batch.rows(slice(start, stop))
 
     def step_optimizer(self, models: Iterable[nn.Module]) -> list[Tensor]:
         """Clip each model's gradient on its own, step optimiser and schedule; returns the norms before clipping."""

@@ -44,7 +44,7 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
     bound = tolerance(module)
     mask = rollout.response_mask
     width = mask.shape[1]
-    parts = list(chunks(rollout, module.micro_batch_size))
+    parts = list(chunks(rollout, module.micro_batch_size, module.micro_batch_tokens))
     own = widened([response_log_probs(module.trained_model, p, module.sampling.temperature) for p in parts], width)
     gap = float(masked_mean((own - rollout.old_log_probs).abs(), mask))
     _require(

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from instructlit.errors import UserError
-from instructlit.losses import LossSum, language_loss, policy_loss, value_loss
+from instructlit.losses import LossSum, policy_loss, target_loss, value_loss
 from instructlit.models.adapters import reference_view
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.dropout import disable_dropout
@@ -22,6 +22,7 @@ from instructlit.models.ema import EMA
 from instructlit.models.export import export_folder
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import ConstantWithWarmup
+from instructlit.models.token_scores import target_log_probs
 from instructlit.modules.base import StageModule
 from instructlit.modules.invariants import check_first_minibatch, check_rollout
 from instructlit.modules.ppo_metrics import UpdateMetrics, rollout_metrics
@@ -39,6 +40,7 @@ from instructlit.rollout import (
     minibatch_indices,
 )
 from instructlit.rollout.forward import (
+    R,
     chunks,
     log_probs_and_entropy,
     response_log_probs,
@@ -73,6 +75,7 @@ class PPOModule(StageModule):
         value_learning_rate: that of the value network.
         lr_scheduler: the schedule, in optimiser steps.
         micro_batch_size: sequences in one forward and backward; None takes a minibatch at once.
+        micro_batch_tokens: most tokens, padding included, in one forward and backward; a longer row goes alone.
         gradient_clip_norm: largest gradient norm of a step, of policy and value network each.
         self_check: verify the invariants on the first rollout and refuse to go on where one fails.
     """
@@ -103,10 +106,11 @@ class PPOModule(StageModule):
         value_learning_rate: float = 9e-6,
         lr_scheduler: LRSchedulerCallable | None = ConstantWithWarmup,
         micro_batch_size: int | None = None,
+        micro_batch_tokens: int | None = None,
         gradient_clip_norm: float | None = 1.0,
         self_check: bool = True,
     ):
-        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm)
+        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, micro_batch_tokens)
         if sampling.greedy:
             raise UserError(
                 "greedy decoding gives PPO nothing to learn from: every sample of a prompt is the same",
@@ -249,7 +253,7 @@ class PPOModule(StageModule):
         generation = self.engine.generate(self.trained_model, prompts, self.sampling, self.tokenizer, self.generator)
         scores = checked_scores(self.reward, generation)
         width = generation.response_ids.shape[1]
-        parts = list(chunks(generation, self.micro_batch_size))
+        parts = list(self._parts(generation))
         values = widened([response_values(self.value_model, part) for part in parts], width)
         reference = widened([self.reference_log_probs(part) for part in parts], width)
         return build_rollout(
@@ -282,15 +286,15 @@ class PPOModule(StageModule):
             metrics.add_value(stats, part.response_mask)
             return loss
 
-        losses = {"policy/loss": self.accumulate(chunks(minibatch, self.micro_batch_size), ppo, tokens)}
+        losses = {"policy/loss": self.accumulate(self._parts(minibatch), ppo, tokens)}
         if text is not None:
             losses["pretraining/loss"] = self.accumulate(
-                self._text_chunks(text),
+                self.token_micro_batches(text),
                 self._text_loss,
                 self.sum_over_ranks(text.loss_mask[:, 1:].sum().float()),
                 weight=self.pretraining_coefficient,
             )
-        losses["value/loss"] = self.accumulate(chunks(minibatch, self.micro_batch_size), value, tokens)
+        losses["value/loss"] = self.accumulate(self._parts(minibatch), value, tokens)
         policy_norm, value_norm = self.step_optimizer([self.trained_model, self.value_model])
         if self.ema is not None:
             self.ema.update()
@@ -304,15 +308,11 @@ class PPOModule(StageModule):
         for i, index in enumerate(indices):
             yield index, text.rows(slice(i * share, (i + 1) * share)) if text is not None else None
 
-    def _text_chunks(self, text: TokenBatch) -> Iterator[TokenBatch]:
-        size = self.micro_batch_size or len(text)
-        return (text.rows(slice(i, i + size)) for i in range(0, len(text), size))
+    def _parts(self, responses: R) -> Iterator[R]:
+        return chunks(responses, self.micro_batch_size, self.micro_batch_tokens)
 
     def _text_loss(self, part: TokenBatch) -> LossSum:
-        logits = self.trained_model(
-            input_ids=part.input_ids, attention_mask=part.attention_mask.long(), use_cache=False
-        ).logits
-        return language_loss(logits, part.input_ids, part.loss_mask)
+        return target_loss(target_log_probs(self.trained_model, part), part.loss_mask[:, 1:])
 
     def _finish(self, rollout: Rollout, metrics: UpdateMetrics) -> None:
         """Steer the KL coefficient, log, and end the run when it is done or has run away."""

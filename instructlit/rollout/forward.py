@@ -7,38 +7,49 @@ import torch
 from torch import Tensor, nn
 
 from instructlit.models.scalar import ScalarModel
+from instructlit.models.token_scores import Read, at_tokens
 from instructlit.ops.log_probs import entropy, token_log_probs
 from instructlit.ops.masking import position_ids
+from instructlit.ops.micro_batches import spans
 from instructlit.types import Responses
 
 R = TypeVar("R", bound=Responses)
 
 
-def response_logits(policy: nn.Module, responses: Responses) -> Tensor:
-    """Logits (B, R, V): `logits[:, t]` predicts response token t. The head runs at response positions only."""
+def response_log_probs(policy: nn.Module, responses: Responses, temperature: float) -> Tensor:
+    """Log-probs (B, R) float32 of the sampled tokens at the sampling temperature, zero outside the response."""
+    return _at_responses(policy, responses, lambda logits, ids: token_log_probs(logits, ids, temperature)[:, None])[
+        ..., 0
+    ]
+
+
+def log_probs_and_entropy(policy: nn.Module, responses: Responses, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs (B, R) as `response_log_probs`, with each step's entropy (B, R) in nats, detached."""
+
+    def both(logits: Tensor, ids: Tensor) -> Tensor:
+        return torch.stack([token_log_probs(logits, ids, temperature), entropy(logits, temperature)], dim=-1)
+
+    found = _at_responses(policy, responses, both)
+    return found[..., 0], found[..., 1].detach()
+
+
+def _at_responses(policy: nn.Module, responses: Responses, read: Read) -> Tensor:
+    """What `read` finds at response tokens, (B, R, C). The head runs at those positions only."""
     mask = responses.attention_mask
     steps = responses.response_ids.shape[1]
-    out = policy(
+    # One position more than there are responses: the last token predicts what was never sampled.
+    found = at_tokens(
+        policy,
+        read,
+        nn.functional.pad(responses.response_ids, (0, 1)),
+        nn.functional.pad(responses.response_mask, (0, 1)),
         input_ids=responses.input_ids,
         attention_mask=mask.long(),
         position_ids=position_ids(mask),
         use_cache=False,
         logits_to_keep=steps + 1,
     )
-    return out.logits[:, -steps - 1 : -1]
-
-
-def response_log_probs(policy: nn.Module, responses: Responses, temperature: float) -> Tensor:
-    """Log-probs (B, R) float32 of the sampled tokens at the sampling temperature, zero outside the response."""
-    logits = response_logits(policy, responses)
-    return token_log_probs(logits, responses.response_ids, temperature) * responses.response_mask
-
-
-def log_probs_and_entropy(policy: nn.Module, responses: Responses, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs (B, R) as `response_log_probs`, with each step's entropy (B, R) in nats, detached."""
-    logits = response_logits(policy, responses)
-    log_probs = token_log_probs(logits, responses.response_ids, temperature)
-    return log_probs * responses.response_mask, entropy(logits, temperature) * responses.response_mask
+    return found[:, :-1]
 
 
 def response_values(value: ScalarModel, responses: Responses) -> Tensor:
@@ -48,10 +59,22 @@ def response_values(value: ScalarModel, responses: Responses) -> Tensor:
     return values[:, -steps - 1 : -1] * responses.response_mask
 
 
-def chunks(responses: R, size: int | None) -> Iterator[R]:
-    """`responses` in order, `size` rows at a time, each with the columns no row needs cut off."""
-    for index in torch.arange(len(responses), device=responses.response_ids.device).split(size or len(responses)):
-        yield trimmed(responses.rows(index))
+def chunks(responses: R, size: int | None, tokens: int | None = None) -> Iterator[R]:
+    """`responses` in order, cut as `instructlit.ops.micro_batches.spans` does, each without the columns no row needs.
+
+    Args:
+        responses: at least one row.
+        size: most rows together.
+        tokens: most tokens together, with the padding that is left.
+    """
+    prompt, response = responses.prompt_mask.sum(dim=1).tolist(), responses.response_mask.sum(dim=1).tolist()
+
+    def padded(start: int, stop: int) -> int:
+        return (stop - start) * (max(prompt[start:stop]) + max(response[start:stop]))
+
+    index = torch.arange(len(responses), device=responses.response_ids.device)
+    for start, stop in spans(len(responses), size, tokens, padded):
+        yield trimmed(responses.rows(index[start:stop]))
 
 
 def trimmed(responses: R) -> R:
