@@ -22,10 +22,12 @@ class ExportHuggingFace(pl.Callback):
         dirpath: the folder to write; an earlier export there is replaced once the new one is whole.
         which: `last` takes the weights as they are at the end; `best` those of the checkpoint that the run's
             `ModelCheckpoint` with a `monitor` holds for the best.
+        merge: merge adapters into the weights; false writes the adapters (and head) alone, and names their trunk:
+            a few hundred megabytes, and PPO holds one trunk for all models with adapters on it.
     """
 
-    def __init__(self, dirpath: str, which: Literal["last", "best"] = "last"):
-        self.dirpath, self.which = dirpath, which
+    def __init__(self, dirpath: str, which: Literal["last", "best"] = "last", merge: bool = True):
+        self.dirpath, self.which, self.merge = dirpath, which, merge
         self.folders: list[Path] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -74,7 +76,8 @@ class ExportHuggingFace(pl.Callback):
 
     def _export(self, trainer: pl.Trainer, module: pl.LightningModule, record: dict[str, Any]) -> None:
         if trainer.is_global_zero:
-            self.folders = [Path(folder) for folder in module.export(self.dirpath, record)]  # type: ignore[operator]
+            how = {} if self.merge else {"merge": False}  # a module of the user's own need not know of adapters
+            self.folders = [Path(f) for f in module.export(self.dirpath, record, **how)]  # type: ignore[operator]
             trainer.print("Written: " + ", ".join(str(folder) for folder in self.folders))
         trainer.strategy.barrier("ExportHuggingFace")
 

@@ -38,6 +38,7 @@ from instructlit.models.folders import (
 )
 from instructlit.models.lineage import read_record
 from instructlit.models.scalar import ScalarModel
+from instructlit.models.trunk import Key, Trunks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -71,12 +72,16 @@ class Backbone:
     gradient_checkpointing: bool = False
 
 
-def load_causal_lm(backbone: Backbone, where: str = "model") -> PreTrainedModel | nn.Module:
+def load_causal_lm(
+    backbone: Backbone, where: str = "model", *, trunks: Trunks | None = None, frozen: bool = False
+) -> PreTrainedModel | nn.Module:
     """The causal language model of `backbone`, in training mode; wrapped by peft where it has adapters.
 
     Args:
         backbone: what to load.
         where: the option that holds `backbone`, for messages.
+        trunks: frozen weights loaded before, to be held in common where they are the same; None shares nothing.
+        frozen: nothing of the model will be trained, adapters included.
 
     Raises:
         UserError: a folder without config or weights, an architecture or a head that is not a language model's, ...
@@ -96,13 +101,21 @@ def load_causal_lm(backbone: Backbone, where: str = "model") -> PreTrainedModel 
             where=f"{where}.path",
             expected="a decoder that transformers' AutoModelForCausalLM knows",
         )
-    hf, missing = _build(AutoModelForCausalLM, backbone, config, where)
+    hf, missing = _loaded(AutoModelForCausalLM, backbone, config, where, trunks, frozen)
     if missing:
         raise _missing_weights(backbone.path, missing, where)
-    return _prepared(hf, backbone, scalar=False, where=where)
+    model = _prepared(hf, backbone, scalar=False, where=where)
+    return model.requires_grad_(False).eval() if frozen else model
 
 
-def load_scalar_model(backbone: Backbone, *, require_head: bool = False, where: str = "model") -> ScalarModel:
+def load_scalar_model(
+    backbone: Backbone,
+    *,
+    require_head: bool = False,
+    where: str = "model",
+    trunks: Trunks | None = None,
+    frozen: bool = False,
+) -> ScalarModel:
     """The reward or value model of `backbone`: from a reward model's folder with its head and shift, or from a language
     model's folder with a new head, which a message says.
 
@@ -110,6 +123,8 @@ def load_scalar_model(backbone: Backbone, *, require_head: bool = False, where: 
         backbone: what to load.
         require_head: refuse a folder without a trained head.
         where: the option that holds `backbone`, for messages.
+        trunks: as in `load_causal_lm`.
+        frozen: as in `load_causal_lm`.
 
     Raises:
         UserError: as `load_causal_lm`; a classifier with more than one label; no trained head where one is required.
@@ -137,7 +152,7 @@ def load_scalar_model(backbone: Backbone, *, require_head: bool = False, where: 
             fix="train one from it with the reward stage, and name the folder which that exports",
         )
     config.num_labels = 1
-    hf, missing = _build(AutoModelForSequenceClassification, backbone, config, where)
+    hf, missing = _loaded(AutoModelForSequenceClassification, backbone, config, where, trunks, frozen)
     if not isinstance(getattr(hf, HEAD, None), nn.Linear):
         raise UserError(
             f"the head of {type(hf).__name__} is no linear layer called {HEAD!r}",
@@ -153,7 +168,7 @@ def load_scalar_model(backbone: Backbone, *, require_head: bool = False, where: 
         model.head.initialise()  # type: ignore[operator]
         rank_zero_info(f"{where}: {backbone.path} has no scalar head; a new one was drawn")
     model.backbone = _prepared(hf, backbone, scalar=True, where=where)
-    return model
+    return model.requires_grad_(False).eval() if frozen else model
 
 
 def check_vocabulary(model: nn.Module, tokenizer: Any, where: str = "model") -> None:
@@ -221,6 +236,31 @@ def _trunk_of(path: str, adapters: dict[str, Any], where: str) -> str:
     return trunk
 
 
+def _loaded(
+    auto: Any, backbone: Backbone, config: PretrainedConfig, where: str, trunks: Trunks | None, frozen: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    """As `_build`, but frozen weights that `trunks` holds already are not loaded again."""
+    adapters = adapter_config(backbone.path)
+    if trunks is None or not (frozen or backbone.lora or backbone.quantization or adapters):
+        return _build(auto, backbone, config, where)
+    key = trunk_key(backbone)
+    if (found := trunks.find(auto, key, config, where)) is not None:
+        return found
+    hf, missing = _build(auto, backbone, config, where)
+    trunks.keep(auto, key, hf, where)
+    return hf, missing
+
+
+def trunk_key(backbone: Backbone) -> Key:
+    """What two backbones have in common where their frozen weights are the same tensors."""
+    adapters = adapter_config(backbone.path)
+    source = adapters["base_model_name_or_path"] if adapters else backbone.path
+    folder = Path(source).expanduser()
+    name = str(folder.resolve()) if folder.is_dir() else source
+    return (name, backbone.revision, backbone.dtype, backbone.attn_implementation, backbone.quantization,
+            backbone.dropout)  # fmt: skip
+
+
 def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of the weights that its files do not have."""
     options: dict[str, Any] = {
@@ -245,6 +285,11 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise explained(error, backbone.path, where) from error
+    for module in hf.modules():
+        # On CPUs with bfloat16 units bitsandbytes repacks a 4-bit weight at its first pass in evaluation mode, and
+        # the kernel it takes from then on has no gradient: a policy that has sampled would lose that of its trunk.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return hf, set(info["missing_keys"])
 
 

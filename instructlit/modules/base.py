@@ -84,11 +84,12 @@ class StageModule(pl.LightningModule):
         """What the optimiser is made from."""
         return [{"params": [p for p in self.trained_model.parameters() if p.requires_grad]}]
 
-    def export(self, path: str | Path, record: dict[str, Any]) -> list[Path]:
-        """Write what leaves the stage as Hugging Face folders; returns them, the main one first."""
+    def export(self, path: str | Path, record: dict[str, Any], merge: bool = True) -> list[Path]:
+        """Write what leaves the stage as Hugging Face folders, adapters merged or alone; the main one first."""
         from instructlit.models.export import export_folder
 
-        return [export_folder(self.trained_model, self.tokenizer, Path(path), record | {"weights": "raw"})]
+        record = record | {"weights": "raw"}
+        return [export_folder(self.trained_model, self.tokenizer, Path(path), record, merge=merge)]
 
     # -- Lightning hooks -------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from instructlit.errors import UserError
@@ -23,6 +24,7 @@ from instructlit.models.export import export_folder
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import ConstantWithWarmup
 from instructlit.models.token_scores import target_log_probs
+from instructlit.models.trunk import Trunks
 from instructlit.modules.base import StageModule
 from instructlit.modules.invariants import check_first_minibatch, check_rollout
 from instructlit.modules.ppo_metrics import UpdateMetrics, rollout_metrics
@@ -33,6 +35,7 @@ from instructlit.rollout import (
     CachedEngine,
     GenerationEngine,
     RewardFunction,
+    RewardModel,
     Sampling,
     Shaping,
     build_rollout,
@@ -161,11 +164,16 @@ class PPOModule(StageModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return
-        self.policy = load_causal_lm(self.policy_backbone, "model.init_args.policy")
-        self.value = load_scalar_model(self.value_backbone, where="model.init_args.value")
+        sharded = self._trainer is not None and isinstance(self._trainer.strategy, ModelParallelStrategy)
+        trunks = None if sharded else Trunks()  # a sharded parameter belongs to one model
+        self.policy = load_causal_lm(self.policy_backbone, "model.init_args.policy", trunks=trunks)
+        self.value = load_scalar_model(self.value_backbone, where="model.init_args.value", trunks=trunks)
         if self.reference_backbone is not None or self.policy_backbone.lora is None:
-            reference = load_causal_lm(self.reference_backbone or self.policy_backbone, "model.init_args.reference")
-            self.frozen_reference = [reference.requires_grad_(False).eval()]
+            backbone = self.reference_backbone or self.policy_backbone
+            reference = load_causal_lm(backbone, "model.init_args.reference", trunks=trunks, frozen=True)
+            self.frozen_reference = [reference]
+        if isinstance(self.reward, RewardModel):
+            self.reward.trunks = trunks
         for model in (self.policy, self.value, *self.frozen_reference):
             disable_dropout(model)  # a ratio compares two passes over the same tokens: noise would pass for learning
 
@@ -175,14 +183,13 @@ class PPOModule(StageModule):
             {"params": [p for p in self.value_model.parameters() if p.requires_grad], "lr": self.value_learning_rate},
         ]
 
-    def export(self, path: str | Path, record: dict[str, Any]) -> list[Path]:
+    def export(self, path: str | Path, record: dict[str, Any], merge: bool = True) -> list[Path]:
         """The policy at `path` and, where one is kept, its moving average beside it at `path`-ema."""
-        folders = super().export(path, record)
+        folders = super().export(path, record, merge)
         if self.ema is not None:
+            average, record = Path(f"{path}-ema"), record | {"weights": "ema"}
             with self.ema.swapped():
-                folders.append(
-                    export_folder(self.trained_model, self.tokenizer, Path(f"{path}-ema"), record | {"weights": "ema"})
-                )
+                folders.append(export_folder(self.trained_model, self.tokenizer, average, record, merge=merge))
         return folders
 
     # -- the run ---------------------------------------------------------------------------------------------------

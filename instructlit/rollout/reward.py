@@ -12,6 +12,7 @@ from instructlit.errors import UserError
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.scalar import ScalarModel
+from instructlit.models.trunk import Trunks
 from instructlit.types import PromptText, Responses
 
 
@@ -59,6 +60,7 @@ class RewardModel(RewardFunction):
     def __init__(self, model: Backbone, batch_size: int | None = None):
         self.model = model
         self.batch_size = batch_size
+        self.trunks: Trunks | None = None  # PPO's, so that the frozen weights are those of policy and value
         self._network: ScalarModel | None = None
 
     def prepare(self, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -73,9 +75,11 @@ class RewardModel(RewardFunction):
                 expected="one tokenizer for policy, value and reward model, since scores are read from the sampled ids",
                 fix="train the reward model from a backbone with the policy's tokenizer",
             )
-        network = load_scalar_model(self.model, require_head=True, where="reward.init_args.model")
+        network = load_scalar_model(
+            self.model, require_head=True, where="reward.init_args.model", trunks=self.trunks, frozen=True
+        )
         disable_dropout(network)
-        self._network = network.requires_grad_(False).eval().to(device)
+        self._network = network.to(device)
 
     @torch.no_grad()
     def score(self, responses: Responses) -> Tensor:
