@@ -86,7 +86,7 @@ def load_causal_lm(
     Raises:
         UserError: a folder without config or weights, an architecture or a head that is not a language model's, ...
     """
-    config = _checked_config(backbone, where)
+    config = checked_config(backbone, where)
     if _is_classifier(config):
         raise UserError(
             f"{backbone.path} is a reward model ({_architecture(config)})",
@@ -129,7 +129,7 @@ def load_scalar_model(
     Raises:
         UserError: as `load_causal_lm`; a classifier with more than one label; no trained head where one is required.
     """
-    config = _checked_config(backbone, where)
+    config = checked_config(backbone, where)
     if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not _is_remote(config):
         raise UserError(
             f"transformers has no sequence classification for the architecture {config.model_type} of {backbone.path}",
@@ -188,7 +188,17 @@ def check_vocabulary(model: nn.Module, tokenizer: Any, where: str = "model") -> 
         )
 
 
-def _checked_config(backbone: Backbone, where: str) -> PretrainedConfig:
+def checked_config(backbone: Backbone, where: str, *, weights: bool = True) -> PretrainedConfig:
+    """The config of `backbone`'s architecture, or of the trunk its adapters are for, with its dropout set.
+
+    Args:
+        backbone: what is to be loaded.
+        where: the option that holds it, for messages.
+        weights: whether a folder without weights is refused.
+
+    Raises:
+        UserError: options that do not go together; no such folder, no config or no weights in it.
+    """
     for name, value, known in (
         ("dtype", backbone.dtype, (*DTYPES,)),
         ("quantization", backbone.quantization, (None, "nf4", "int8")),
@@ -203,7 +213,7 @@ def _checked_config(backbone: Backbone, where: str) -> PretrainedConfig:
             expected="a trained trunk under adapters",
             fix="take out `random_init`, or `lora` and `quantization`",
         )
-    check_source(backbone.path, weights=not backbone.random_init, where=f"{where}.path")
+    check_source(backbone.path, weights=weights and not backbone.random_init, where=f"{where}.path")
     source, adapters = backbone.path, adapter_config(backbone.path)
     if adapters is not None:
         if backbone.lora is not None:
@@ -213,7 +223,7 @@ def _checked_config(backbone: Backbone, where: str) -> PretrainedConfig:
                 expected="no `lora` (its adapters are trained on), or a merged folder",
                 fix="take out `lora`, or export the model again with its adapters merged",
             )
-        source = _trunk_of(backbone.path, adapters, where)
+        source = _trunk_of(backbone.path, adapters, where, weights)
     config = load_config(source, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code, where=where)
     configure_dropout(config, backbone.dropout, f"{where}.dropout")
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -222,10 +232,10 @@ def _checked_config(backbone: Backbone, where: str) -> PretrainedConfig:
     return config
 
 
-def _trunk_of(path: str, adapters: dict[str, Any], where: str) -> str:
+def _trunk_of(path: str, adapters: dict[str, Any], where: str, weights: bool) -> str:
     trunk = adapters.get("base_model_name_or_path") or ""
     try:
-        check_source(trunk, weights=True, where=f"{where}.path")
+        check_source(trunk, weights=weights, where=f"{where}.path")
     except UserError as error:
         raise UserError(
             f"{path} holds adapters for {trunk or 'an unnamed trunk'}, which cannot be loaded: {error.what}",
