@@ -66,7 +66,7 @@ def weights(model: nn.Module, backbone: Backbone, frozen: bool = False) -> list[
         own = ".lora_" in name or HEAD in name.split(".")
         size = p.numel() * p.element_size()
         if plain in packed:
-            size = _packed_bytes(p, backbone.quantization)
+            size = _packed_bytes(p.numel(), packed[plain], backbone.quantization)
         found.append(Weight(plain, p.shape, size, p.requires_grad and not frozen, on_trunk and not own))
     return found
 
@@ -80,27 +80,27 @@ def _head_aside(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(n, p) for n, p in model.named_parameters() if HEAD not in n.split(".")]
 
 
-def _packed_layers(model: nn.Module, quantization: str | None) -> set[str]:
-    """Names of the weights that bitsandbytes packs: those of linear layers inside the trunk."""
+def _packed_layers(model: nn.Module, quantization: str | None) -> dict[str, int]:
+    """Names and outputs of the weights that bitsandbytes packs: those of linear layers inside the trunk."""
     if quantization is None:
-        return set()
-    names = set()
+        return {}
+    found = {}
     for name, module in unwrapped(model).named_modules():
         plain = name.replace(".base_layer", "")
         parts = plain.split(".")
         if isinstance(module, nn.Linear | Conv1D) and not {"lora_A", "lora_B", *_SKIPPED}.intersection(parts):
-            names.add(f"{plain}.weight")
-    return names
+            found[f"{plain}.weight"] = module.nf if isinstance(module, Conv1D) else module.out_features
+    return found
 
 
-def _packed_bytes(p: nn.Parameter, quantization: str | None) -> int:
-    """Bytes of one packed weight with what unpacks it.
+def _packed_bytes(count: int, outputs: int, quantization: str | None) -> int:
+    """Bytes of one packed weight of `count` values with what unpacks it.
 
     nf4 with double quantisation: half a byte a weight, a byte for each block of 64, a float32 for each 256 of those,
     and 273 float32 of tables (Dettmers et al. 2023, arXiv 2305.14314, section 3). int8: a byte a weight and a float32
-    for each row (Dettmers et al. 2022, arXiv 2208.07339).
+    for each output (Dettmers et al. 2022, arXiv 2208.07339).
     """
     if quantization == "int8":
-        return p.numel() + 4 * p.shape[0]
-    blocks = ceil(p.numel() / 64)
-    return ceil(p.numel() / 2) + blocks + 4 * ceil(blocks / 256) + 4 * (16 + 256 + 1)
+        return count + 4 * outputs
+    blocks = ceil(count / 64)
+    return ceil(count / 2) + blocks + 4 * ceil(blocks / 256) + 4 * (16 + 256 + 1)

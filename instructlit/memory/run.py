@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from instructlit.errors import UserError
+from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone
 from instructlit.modules import PPOModule, RewardModule, SFTModule
 from instructlit.rollout import CachedEngine, RewardModel
@@ -63,6 +65,18 @@ class Run:
     def trained(self) -> list[str]:
         """The roles that are trained, the one that leaves the stage first."""
         return ["policy", "value"] if self.stage == "ppo" else ["model"]
+
+    def standing_in(self, path: str) -> "Run":
+        """The same run with the config of `path` for every model folder that is not there yet.
+
+        A packed trunk is only trained under adapters: where no `lora` is set, the folder to come is taken to hold them.
+        """
+        missing = [role for role, b in self.models.items() if not Path(b.path).expanduser().is_dir()]
+        note = f"{path} stands in for {', '.join(dict.fromkeys(self.models[role].path for role in missing))}"
+        packed = [role for role in missing if self.models[role].quantization and role in self.trained]
+        stood = self.with_models(lambda b: replace(b, path=path), missing) if missing else self
+        stood = stood.with_models(lambda b: replace(b, lora=b.lora or Lora()), packed) if packed else stood
+        return replace(stood, notes=(*self.notes, note)) if missing else self
 
     def with_models(self, change: Callable[[Backbone], Backbone], roles: list[str] | None = None) -> "Run":
         """The same run with the backbones of `roles` (all by default) changed."""

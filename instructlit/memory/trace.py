@@ -17,8 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from instructlit.models.adapters import unwrapped
 
-TRACED_LAYERS = 12
-"""Layers that are run; the others are taken to repeat them. Kinds of layers alternate in periods of 2, 4 or 6."""
+TRACED_LAYERS = 13
+"""Layers that are run. The others repeat them from the second on (the first also keeps what all of them read, such as
+rotary tables): twelve is a multiple of the periods, 2, 4 and 6, in which kinds of layers alternate."""
 
 
 @dataclass
@@ -73,8 +74,13 @@ def saved_bytes(model: nn.Module, rows: int, length: int, autocast: bool) -> Sav
     found, every = Saved(), len(decoder_layers(model.train()))
     with _shortened(model) as blocks:
         counts = _counted(model, blocks, found, rows, length, autocast)
-    found.layers, found.outside = [counts[i % len(blocks)] for i in range(every)], counts[-1]
+    found.layers, found.outside = _repeated(counts[:-1], every), counts[-1]
     return found
+
+
+def _repeated(sizes: list[int], count: int) -> list[int]:
+    """The first layers' sizes, and those of all `count`."""
+    return [sizes[i] if i < len(sizes) else sizes[1 + (i - 1) % (len(sizes) - 1)] for i in range(count)]
 
 
 def _counted(
@@ -111,7 +117,7 @@ def cache_bytes(model: nn.Module, rows: int, length: int, autocast: bool) -> int
         cache = _forward(model.eval(), *ids_of(rows, length), use_cache=True).past_key_values
         kept = [layer for layer in cache.layers if layer.keys is not None]
         sizes = [sum(x.numel() * x.element_size() for x in (layer.keys, layer.values)) for layer in kept]
-    return sum(sizes[i % len(sizes)] for i in range(every))
+    return sum(_repeated(sizes, every))
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
