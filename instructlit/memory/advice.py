@@ -131,6 +131,6 @@ def _over(run: Run, devices: int) -> Run:
 
 
 def _eight_bit(parameters: Any) -> Any:
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim.adamw import AdamW8bit
 
     return AdamW8bit(parameters)

@@ -49,6 +49,7 @@ def _blockwise(optimizer: Any, count: int) -> int:
     from bitsandbytes.optim.optimizer import Optimizer2State
 
     moments = 2 if isinstance(optimizer, Optimizer2State) else 1
-    if optimizer.args.optim_bits == 32 or count < optimizer.args.min_8bit_size:
+    options: Any = optimizer.args
+    if options.optim_bits == 32 or count < options.min_8bit_size:
         return moments * 4 * count
     return moments * (count + 4 * ceil(count / BLOCK))

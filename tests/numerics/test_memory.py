@@ -224,12 +224,11 @@ def test_a_step_takes_what_was_said_within_15_percent(
     assert found.peak == pytest.approx(peak_of(module, data, tmp_path), rel=0.15)
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_ppo_on_one_trunk_takes_at_most_1_35_times_what_sft_takes(
-    folders: dict[str, Path], char_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, gradient_checkpointing: bool
+    folders: dict[str, Path], char_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     base, lora = str(folders["llama"]), Lora(8)
-    options: dict[str, Any] = {"dtype": "bfloat16", "gradient_checkpointing": gradient_checkpointing}
+    options: dict[str, Any] = {"dtype": "bfloat16", "gradient_checkpointing": True}
     reward = load_scalar_model(Backbone(base, lora=lora))
     adapters = str(export_folder(reward, char_tokenizer, tmp_path / "reward", merge=False))
     policy = Backbone(base, lora=lora, **options)
@@ -242,10 +241,6 @@ def test_ppo_on_one_trunk_takes_at_most_1_35_times_what_sft_takes(
     for stage, module in (("sft", SFTModule(policy, **common)), ("ppo", ppo)):
         data = Data(char_tokenizer, stage, 8)
         peaks[stage] = peak_of(module, data, tmp_path, precision="bf16-mixed")
-        said = estimate(run_of(module, data, precision="bf16-mixed"))
-        for phase in said.phases:
-            phase.parts.pop("temporaries", None)
-        print(stage, peaks[stage], said.peak)
     assert peaks["ppo"] <= 1.35 * peaks["sft"], peaks
 
 
