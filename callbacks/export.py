@@ -29,10 +29,12 @@ class ExportHuggingFace(pl.Callback):
         dirpath: the folder to write; an earlier export there is replaced once the new one is whole.
         which: `last` takes the weights as they are at the end; `best` those of the checkpoint that the run's
             `ModelCheckpoint` with a `monitor` holds for the best.
+        merge: merge adapters into the weights; false writes the adapters (and head) alone, and names their trunk:
+            a few hundred megabytes, and PPO holds one trunk for all models with adapters on it.
     """
 
-    def __init__(self, dirpath: str, which: Literal["last", "best"] = "last"):
-        self.dirpath, self.which = dirpath, which
+    def __init__(self, dirpath: str, which: Literal["last", "best"] = "last", merge: bool = True):
+        self.dirpath, self.which, self.merge = dirpath, which, merge
         self.folders: list[Path] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -87,12 +89,16 @@ class ExportHuggingFace(pl.Callback):
         fault, beside = None, Path(trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero or is_sharded(module):  # shards are gathered from every rank
             try:
-                self.folders = [Path(folder) for folder in module.export(self.dirpath, record)]  # type: ignore[operator]
+                self.folders = self._written(module, self.dirpath, record)
                 trainer.print("Written: " + ", ".join(str(folder) for folder in self.folders))
             except (UserError, OSError) as error:
                 place = None if is_sharded(module) else beside / "export" / Path(self.dirpath).name
                 fault = self._elsewhere(place, module, record, error)
         raise_together(trainer, fault)  # where nothing failed, this only waits for the others
+
+    def _written(self, module: pl.LightningModule, path: str, record: dict[str, Any]) -> list[Path]:
+        how = {} if self.merge else {"merge": False}  # a module of the user's own need not know of adapters
+        return [Path(folder) for folder in module.export(path, record, **how)]  # type: ignore[operator]
 
     def _elsewhere(
         self, place: Path | None, module: pl.LightningModule, record: dict[str, Any], error: UserError | OSError
@@ -106,7 +112,7 @@ class ExportHuggingFace(pl.Callback):
         if place is None:
             return UserError(cause, where=self.dirpath, expected=expected, fix=from_checkpoint)
         try:
-            self.folders = [Path(folder) for folder in module.export(str(place), record)]  # type: ignore[operator]
+            self.folders = self._written(module, str(place), record)
         except (UserError, OSError) as second:
             return UserError(
                 f"{cause}; nor can the model be written to {place}: {getattr(second, 'what', second)}",

@@ -167,11 +167,13 @@ class ResumeCheckpoint(Checkpoint):
         except (OSError, RuntimeError) as error:
             clear_partial(self.folder)
             kept = next(iter(checkpoints(self.folder)), None)
-            raise UserError(
+            fault = UserError(
                 f"the checkpoint after batch {done} could not be written: {reason(error)}",
                 where=str(self.folder),
                 fix=f"make room and give the same command again: it goes on from {kept or 'the beginning'}",
-            ) from error
+            )
+            fault.saved = True  # there is no room for what else would be kept of a run that fails
+            raise fault from error
 
     # -- SIGTERM ---------------------------------------------------------------------------------------------------
 

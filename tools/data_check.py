@@ -80,25 +80,13 @@ def data_check(
 
 def _from_config(paths: list[str]) -> "DataModule":
     """The datamodule that configs name, without their model."""
-    import lightning.pytorch as pl
-    from jsonargparse import ArgumentParser
-
     from instructlit.cli.config import read
-    from instructlit.cli.fit import composed, readable
+    from instructlit.cli.fit import composed
+    from instructlit.cli.parts import built
     from instructlit.data.datamodule import DataModule
     from instructlit.errors import UserError
 
-    values = composed([read(path) for path in paths]).values
-    if "data" not in values:
-        raise UserError("the config has no `data`", where=paths[-1], expected="a recipe with a `data` part")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(pl.LightningDataModule, "data")
-    try:
-        data: Any = parser.instantiate(parser.parse_object({"data": values["data"]})).data
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(readable(str(error)), where=f"{paths[-1]}: data") from error
+    data = built(composed([read(path) for path in paths]), "data", paths[-1])
     if not isinstance(data, DataModule):
         raise UserError(
             f"{type(data).__name__} is a datamodule of your own",

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         f"{TOOLS}.data_check:data_check",
         "read the data of a config or of files, report what training would see",
     ),
+    "memory": (f"{TOOLS}.memory:memory", "what a run needs of a device's memory, and how to make it fit"),
     "export": (f"{TOOLS}.export:export", "write a checkpoint as a Hugging Face folder"),
     "generate": (f"{TOOLS}.generate:generate", "answer a file of prompts with a model"),
     "chat": (f"{TOOLS}.chat:chat", "talk to a model in the terminal"),
@@ -31,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS = (
     ("train", ("fit", "validate", "test", "predict")),
-    ("use", ("generate", "chat", "export", "data check")),
+    ("use", ("generate", "chat", "export", "data check", "memory")),
     ("see it work", ("quickstart", "soak", "world", "world label", "world evaluate", "world report")),
 )
 

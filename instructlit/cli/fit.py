@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -23,6 +24,7 @@ from instructlit.cli.check import FILES, Checker, options_of
 from instructlit.cli.config import Config, Key, compose
 from instructlit.cli.defaults import DEFAULTS, from_signature
 from instructlit.cli.files import check_checkpoint, check_files
+from instructlit.cli.memory import out_of_memory
 from instructlit.cli.resume import MODES, Mode, continue_from
 from instructlit.cli.save import SaveConfig
 from instructlit.cli.types import Parameter, import_class, parameters
@@ -231,8 +233,12 @@ class InstructCLI(LightningCLI):
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if not self.parse_only:
+        if self.parse_only:
+            return
+        try:
             super()._run_subcommand(subcommand)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error, self.model, self.datamodule, self.trainer) from error
 
     def _parse_ckpt_path(self) -> None:
         """What the configs and the line say holds; the arguments stored in a checkpoint do not override them."""

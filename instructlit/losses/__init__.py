@@ -1,7 +1,7 @@
 """Losses as sums and counts: language modelling, rankings, PPO."""
 
 from instructlit.losses.base import LossSum
-from instructlit.losses.language import language_loss, token_accuracy
+from instructlit.losses.language import language_loss, target_loss, token_accuracy
 from instructlit.losses.ppo import policy_loss, value_loss
 from instructlit.losses.preference import (
     Pairs,
@@ -22,6 +22,7 @@ __all__ = [
     "pair_margins",
     "policy_loss",
     "ranking_loss",
+    "target_loss",
     "token_accuracy",
     "value_loss",
 ]

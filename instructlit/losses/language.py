@@ -20,8 +20,17 @@ def language_loss(logits: Tensor, input_ids: Tensor, loss_mask: Tensor) -> LossS
     Source: InstructGPT (arXiv 2203.02155) section 3.5 for SFT and the last term of equation 2 for the pretraining mix.
     """
     check_same_shape(loss_mask, input_ids=input_ids)
-    targets = loss_mask[:, 1:]
-    return LossSum(-masked_sum(next_token_log_probs(logits, input_ids), targets), targets.sum().float())
+    return target_loss(next_token_log_probs(logits, input_ids), loss_mask[:, 1:])
+
+
+def target_loss(log_probs: Tensor, targets: Tensor) -> LossSum:
+    """`language_loss` from log-probs that are there already.
+
+    Args:
+        log_probs: (B, T), float32, in nats.
+        targets: (B, T), True where the log-prob is that of a target.
+    """
+    return LossSum(-masked_sum(log_probs, targets), targets.sum().float())
 
 
 @torch.no_grad()

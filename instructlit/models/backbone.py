@@ -39,6 +39,7 @@ from instructlit.models.folders import (
 )
 from instructlit.models.lineage import read_record
 from instructlit.models.scalar import ScalarModel
+from instructlit.models.trunk import Key, Trunks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -72,17 +73,21 @@ class Backbone:
     gradient_checkpointing: bool = False
 
 
-def load_causal_lm(backbone: Backbone, where: str = "model") -> PreTrainedModel | nn.Module:
+def load_causal_lm(
+    backbone: Backbone, where: str = "model", *, trunks: Trunks | None = None, frozen: bool = False
+) -> PreTrainedModel | nn.Module:
     """The causal language model of `backbone`, in training mode; wrapped by peft where it has adapters.
 
     Args:
         backbone: what to load.
         where: the option that holds `backbone`, for messages.
+        trunks: frozen weights loaded before, to be held in common where they are the same; None shares nothing.
+        frozen: nothing of the model will be trained, adapters included.
 
     Raises:
         UserError: a folder without config or weights, an architecture or a head that is not a language model's, ...
     """
-    config = _checked_config(backbone, where)
+    config = checked_config(backbone, where)
     if _is_classifier(config):
         raise UserError(
             f"{backbone.path} is a reward model ({_architecture(config)})",
@@ -97,13 +102,21 @@ def load_causal_lm(backbone: Backbone, where: str = "model") -> PreTrainedModel 
             where=f"{where}.path",
             expected="a decoder that transformers' AutoModelForCausalLM knows",
         )
-    hf, missing = _build(AutoModelForCausalLM, backbone, config, where)
+    hf, missing = _loaded(AutoModelForCausalLM, backbone, config, where, trunks, frozen)
     if missing:
         raise _missing_weights(backbone.path, missing, where)
-    return _prepared(hf, backbone, scalar=False, where=where)
+    model = _prepared(hf, backbone, scalar=False, where=where)
+    return model.requires_grad_(False).eval() if frozen else model
 
 
-def load_scalar_model(backbone: Backbone, *, require_head: bool = False, where: str = "model") -> ScalarModel:
+def load_scalar_model(
+    backbone: Backbone,
+    *,
+    require_head: bool = False,
+    where: str = "model",
+    trunks: Trunks | None = None,
+    frozen: bool = False,
+) -> ScalarModel:
     """The reward or value model of `backbone`: from a reward model's folder with its head and shift, or from a language
     model's folder with a new head, which a message says.
 
@@ -111,11 +124,13 @@ def load_scalar_model(backbone: Backbone, *, require_head: bool = False, where: 
         backbone: what to load.
         require_head: refuse a folder without a trained head.
         where: the option that holds `backbone`, for messages.
+        trunks: as in `load_causal_lm`.
+        frozen: as in `load_causal_lm`.
 
     Raises:
         UserError: as `load_causal_lm`; a classifier with more than one label; no trained head where one is required.
     """
-    config = _checked_config(backbone, where)
+    config = checked_config(backbone, where)
     if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not _is_remote(config):
         raise UserError(
             f"transformers has no sequence classification for the architecture {config.model_type} of {backbone.path}",
@@ -138,7 +153,7 @@ def load_scalar_model(backbone: Backbone, *, require_head: bool = False, where: 
             fix="train one from it with the reward stage, and name the folder which that exports",
         )
     config.num_labels = 1
-    hf, missing = _build(AutoModelForSequenceClassification, backbone, config, where)
+    hf, missing = _loaded(AutoModelForSequenceClassification, backbone, config, where, trunks, frozen)
     if not isinstance(getattr(hf, HEAD, None), nn.Linear):
         raise UserError(
             f"the head of {type(hf).__name__} is no linear layer called {HEAD!r}",
@@ -154,7 +169,7 @@ def load_scalar_model(backbone: Backbone, *, require_head: bool = False, where: 
         model.head.initialise()  # type: ignore[operator]
         rank_zero_info(f"{where}: {backbone.path} has no scalar head; a new one was drawn")
     model.backbone = _prepared(hf, backbone, scalar=True, where=where)
-    return model
+    return model.requires_grad_(False).eval() if frozen else model
 
 
 def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -> int:
@@ -169,7 +184,7 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -
         UserError: the largest id of the tokenizer lies outside the model's embedding; or the model's folder comes with
             a tokenizer for which most ids mean something else.
     """
-    rows = getattr(_checked_config(backbone, where).get_text_config(), "vocab_size", None)
+    rows = getattr(checked_config(backbone, where).get_text_config(), "vocab_size", None)
     if rows is None:
         return 0
     vocabulary = tokenizer.get_vocab()
@@ -208,7 +223,17 @@ def _other_meaning(backbone: Backbone, vocabulary: dict[str, int]) -> str | None
     return min(differing, key=vocabulary.__getitem__) if len(differing) > len(shared) / 2 else None
 
 
-def _checked_config(backbone: Backbone, where: str) -> PretrainedConfig:
+def checked_config(backbone: Backbone, where: str, *, weights: bool = True) -> PretrainedConfig:
+    """The config of `backbone`'s architecture, or of the trunk its adapters are for, with its dropout set.
+
+    Args:
+        backbone: what is to be loaded.
+        where: the option that holds it, for messages.
+        weights: whether a folder without weights is refused.
+
+    Raises:
+        UserError: options that do not go together; no such folder, no config or no weights in it.
+    """
     for name, value, known in (
         ("dtype", backbone.dtype, (*DTYPES,)),
         ("quantization", backbone.quantization, (None, "nf4", "int8")),
@@ -223,7 +248,7 @@ def _checked_config(backbone: Backbone, where: str) -> PretrainedConfig:
             expected="a trained trunk under adapters",
             fix="take out `random_init`, or `lora` and `quantization`",
         )
-    check_source(backbone.path, weights=not backbone.random_init, where=f"{where}.path")
+    check_source(backbone.path, weights=weights and not backbone.random_init, where=f"{where}.path")
     source, adapters = backbone.path, adapter_config(backbone.path)
     if adapters is not None:
         if backbone.lora is not None:
@@ -233,7 +258,7 @@ def _checked_config(backbone: Backbone, where: str) -> PretrainedConfig:
                 expected="no `lora` (its adapters are trained on), or a merged folder",
                 fix="take out `lora`, or export the model again with its adapters merged",
             )
-        source = _trunk_of(backbone.path, adapters, where)
+        source = _trunk_of(backbone.path, adapters, where, weights)
     config = load_config(source, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code, where=where)
     configure_dropout(config, backbone.dropout, f"{where}.dropout")
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -242,10 +267,10 @@ def _checked_config(backbone: Backbone, where: str) -> PretrainedConfig:
     return config
 
 
-def _trunk_of(path: str, adapters: dict[str, Any], where: str) -> str:
+def _trunk_of(path: str, adapters: dict[str, Any], where: str, weights: bool) -> str:
     trunk = adapters.get("base_model_name_or_path") or ""
     try:
-        check_source(trunk, weights=True, where=f"{where}.path")
+        check_source(trunk, weights=weights, where=f"{where}.path")
     except UserError as error:
         raise UserError(
             f"{path} holds adapters for {trunk or 'an unnamed trunk'}, which cannot be loaded: {error.what}",
@@ -254,6 +279,31 @@ def _trunk_of(path: str, adapters: dict[str, Any], where: str) -> str:
             fix="correct base_model_name_or_path there, or name a merged folder",
         ) from error
     return trunk
+
+
+def _loaded(
+    auto: Any, backbone: Backbone, config: PretrainedConfig, where: str, trunks: Trunks | None, frozen: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    """As `_build`, but frozen weights that `trunks` holds already are not loaded again."""
+    adapters = adapter_config(backbone.path)
+    if trunks is None or not (frozen or backbone.lora or backbone.quantization or adapters):
+        return _build(auto, backbone, config, where)
+    key = trunk_key(backbone)
+    if (found := trunks.find(auto, key, config, where)) is not None:
+        return found
+    hf, missing = _build(auto, backbone, config, where)
+    trunks.keep(auto, key, hf, where)
+    return hf, missing
+
+
+def trunk_key(backbone: Backbone) -> Key:
+    """What two backbones have in common where their frozen weights are the same tensors."""
+    adapters = adapter_config(backbone.path)
+    source = adapters["base_model_name_or_path"] if adapters else backbone.path
+    folder = Path(source).expanduser()
+    name = str(folder.resolve()) if folder.is_dir() else source
+    return (name, backbone.revision, backbone.dtype, backbone.attn_implementation, backbone.quantization,
+            backbone.dropout)  # fmt: skip
 
 
 def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) -> tuple[PreTrainedModel, set[str]]:
@@ -280,6 +330,11 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise explained(error, backbone.path, where) from error
+    for module in hf.modules():
+        # On CPUs with bfloat16 units bitsandbytes repacks a 4-bit weight at its first pass in evaluation mode, and
+        # the kernel it takes from then on has no gradient: a policy that has sampled would lose that of its trunk.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return hf, set(info["missing_keys"])
 
 

@@ -5,7 +5,7 @@ its micro-batches and ranks divided by one global count, which automatic accumul
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -32,6 +32,8 @@ from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.modules.random_state import on_every_rank, own_share, random_state, restore_random_state
 from instructlit.modules.rescue import Rescue
 from instructlit.modules.strategy import FSDP2Strategy
+from instructlit.ops.micro_batches import spans
+from instructlit.types import TokenBatch
 
 UNUSUAL_ROWS = 1024
 """Rows of an embedding beyond the tokenizer's ids that are more than padding to a round number."""
@@ -57,6 +59,7 @@ class StageModule(pl.LightningModule):
         lr_scheduler: makes the schedule from the optimiser; None keeps the learning rate. One with a `set_total_steps`
             method is told the number of optimiser steps of the run.
         micro_batch_size: rows of a batch in one forward and backward; None takes the whole batch at once.
+        micro_batch_tokens: most tokens, padding included, in one forward and backward; None sets no bound.
         gradient_clip_norm: largest gradient norm of a step; None does not clip.
         nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
     """
@@ -70,12 +73,13 @@ class StageModule(pl.LightningModule):
         micro_batch_size: int | None,
         gradient_clip_norm: float | None,
         nonfinite: NonFinite = NonFinite(),  # noqa: B008 - a set of values, and what --help shows
+        micro_batch_tokens: int | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size, self.micro_batch_tokens = micro_batch_size, micro_batch_tokens
         self.gradient_clip_norm = gradient_clip_norm
         self.guard = StepGuard(nonfinite)
         self._random_state: dict[str, Any] | None = None
@@ -112,11 +116,12 @@ class StageModule(pl.LightningModule):
         """What the optimiser is made from."""
         return [{"params": [p for p in self.trained_model.parameters() if p.requires_grad]}]
 
-    def export(self, path: str | Path, record: dict[str, Any]) -> list[Path]:
-        """Write what leaves the stage as Hugging Face folders; returns them, the main one first."""
+    def export(self, path: str | Path, record: dict[str, Any], merge: bool = True) -> list[Path]:
+        """Write what leaves the stage as Hugging Face folders, adapters merged or alone; the main one first."""
         from instructlit.models.export import export_folder
 
-        return [export_folder(self.trained_model, self.tokenizer, Path(path), record | {"weights": "raw"})]
+        record = record | {"weights": "raw"}
+        return [export_folder(self.trained_model, self.tokenizer, Path(path), record, merge=merge)]
 
     def export_folders(self, path: str | Path) -> list[Path]:
         """The folders that `export` writes."""
@@ -270,6 +275,16 @@ class StageModule(pl.LightningModule):
             self._backward(part_total * weight / count)
             total += part_total.detach()
         return self.sum_over_ranks(total) / count
+
+    def token_micro_batches(self, batch: TokenBatch) -> Iterator[TokenBatch]:
+        """`batch` as `micro_batch_size` and `micro_batch_tokens` cut it."""
+        lengths = batch.attention_mask.sum(dim=1).tolist()
+
+        def padded(start: int, stop: int) -> int:
+            return (stop - start) * max(lengths[start:stop])
+
+        for start, stop in spans(len(batch), self.micro_batch_size, self.micro_batch_tokens, padded):
+            yield batch.rows(slice(start, stop))
 
     def step_optimizer(self, models: Iterable[nn.Module], losses: Mapping[str, Tensor]) -> list[Tensor]:
         """Clip each model's gradient on its own, step optimiser and schedule; returns the norms before clipping.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from instructlit.errors import UserError
-from instructlit.losses import LossSum, language_loss, policy_loss, value_loss
+from instructlit.losses import LossSum, policy_loss, target_loss, value_loss
 from instructlit.models.adapters import reference_view
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.dropout import disable_dropout
@@ -26,6 +26,8 @@ from instructlit.models.export import export_folder
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import ConstantWithWarmup
 from instructlit.models.sharding import gathered, is_sharded
+from instructlit.models.token_scores import target_log_probs
+from instructlit.models.trunk import Trunks
 from instructlit.modules.base import StageModule
 from instructlit.modules.invariants import check_first_minibatch, check_rollout
 from instructlit.modules.nonfinite import NonFinite
@@ -39,6 +41,7 @@ from instructlit.rollout import (
     CachedEngine,
     GenerationEngine,
     RewardFunction,
+    RewardModel,
     Sampling,
     Shaping,
     build_rollout,
@@ -47,6 +50,7 @@ from instructlit.rollout import (
 )
 from instructlit.rollout.forward import (
     Chunks,
+    R,
     log_probs_and_entropy,
     response_log_probs,
     response_values,
@@ -81,6 +85,7 @@ class PPOModule(StageModule):
         value_learning_rate: that of the value network.
         lr_scheduler: the schedule, in optimiser steps.
         micro_batch_size: sequences in one forward and backward; None takes a minibatch at once.
+        micro_batch_tokens: most tokens, padding included, in one forward and backward; a longer row goes alone.
         gradient_clip_norm: largest gradient norm of a step, of policy and value network each.
         nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
         self_check: verify the invariants on the first rollout and refuse to go on where one fails.
@@ -113,11 +118,12 @@ class PPOModule(StageModule):
         value_learning_rate: float = 9e-6,
         lr_scheduler: LRSchedulerCallable | None = ConstantWithWarmup,
         micro_batch_size: int | None = None,
+        micro_batch_tokens: int | None = None,
         gradient_clip_norm: float | None = 1.0,
         nonfinite: NonFinite = NonFinite(),  # noqa: B008
         self_check: bool = True,
     ):
-        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite)
+        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite, micro_batch_tokens)
         if sampling.greedy:
             raise UserError(
                 "greedy decoding gives PPO nothing to learn from: every sample of a prompt is the same",
@@ -175,11 +181,15 @@ class PPOModule(StageModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return
-        self.policy = load_causal_lm(self.policy_backbone, "model.init_args.policy")
-        self.value = load_scalar_model(self.value_backbone, where="model.init_args.value")
+        trunks = None if self.sharded else Trunks()  # a sharded parameter belongs to one model
+        self.policy = load_causal_lm(self.policy_backbone, "model.init_args.policy", trunks=trunks)
+        self.value = load_scalar_model(self.value_backbone, where="model.init_args.value", trunks=trunks)
         if self.reference_backbone is not None or self.policy_backbone.lora is None:
-            reference = load_causal_lm(self.reference_backbone or self.policy_backbone, "model.init_args.reference")
-            self.frozen_reference = [reference.requires_grad_(False).eval()]
+            backbone = self.reference_backbone or self.policy_backbone
+            reference = load_causal_lm(backbone, "model.init_args.reference", trunks=trunks, frozen=True)
+            self.frozen_reference = [reference]
+        if isinstance(self.reward, RewardModel):
+            self.reward.trunks = trunks
         for name, model in zip(("policy", "value", "reference"), self._models(), strict=False):
             disable_dropout(model)  # a ratio compares two passes over the same tokens: noise would pass for learning
             self.placed(model, f"model.init_args.{name}")
@@ -198,14 +208,13 @@ class PPOModule(StageModule):
             {"params": [p for p in self.value_model.parameters() if p.requires_grad], "lr": self.value_learning_rate},
         ]
 
-    def export(self, path: str | Path, record: dict[str, Any]) -> list[Path]:
+    def export(self, path: str | Path, record: dict[str, Any], merge: bool = True) -> list[Path]:
         """The policy at `path` and, where one is kept, its moving average beside it at `path`-ema."""
-        folders = super().export(path, record)
+        folders = super().export(path, record, merge)
         if self.ema is not None:
+            average, record = Path(f"{path}-ema"), record | {"weights": "ema"}
             with self.ema.swapped():
-                folders.append(
-                    export_folder(self.trained_model, self.tokenizer, Path(f"{path}-ema"), record | {"weights": "ema"})
-                )
+                folders.append(export_folder(self.trained_model, self.tokenizer, average, record, merge=merge))
         return folders
 
     def export_folders(self, path: str | Path) -> list[Path]:
@@ -293,7 +302,7 @@ class PPOModule(StageModule):
         whose responses are longer.
         """
         generation, scores = self._sample(prompts, self.generator)
-        parts = Chunks(generation, self.micro_batch_size)
+        parts = self._parts(generation)
         with gathered(self.value_model):
             values = parts.joined([response_values(self.value_model, part) for part in parts])
         with gathered(self.reference_model):
@@ -350,15 +359,15 @@ class PPOModule(StageModule):
             metrics.add_value(stats, part.response_mask)
             return loss
 
-        losses = {"policy/loss": self.accumulate(Chunks(minibatch, self.micro_batch_size), ppo, tokens)}
+        losses = {"policy/loss": self.accumulate(self._parts(minibatch), ppo, tokens)}
         if text is not None:
             losses["pretraining/loss"] = self.accumulate(
-                self._text_chunks(text),
+                self.token_micro_batches(text),
                 self._text_loss,
                 self.sum_over_ranks(text.loss_mask[:, 1:].sum().float()),
                 weight=self.pretraining_coefficient,
             )
-        losses["value/loss"] = self.accumulate(Chunks(minibatch, self.micro_batch_size), value, tokens)
+        losses["value/loss"] = self.accumulate(self._parts(minibatch), value, tokens)
         policy_norm, value_norm = self.step_optimizer([self.trained_model, self.value_model], losses)
         if self.guard.in_a_row:
             metrics.restore(before)  # what was not learnt from is not measured either
@@ -375,15 +384,11 @@ class PPOModule(StageModule):
         for i, index in enumerate(indices):
             yield index, text.rows(slice(i * share, (i + 1) * share)) if text is not None else None
 
-    def _text_chunks(self, text: TokenBatch) -> Iterator[TokenBatch]:
-        size = self.micro_batch_size or len(text)
-        return (text.rows(slice(i, i + size)) for i in range(0, len(text), size))
+    def _parts(self, responses: R) -> Chunks[R]:
+        return Chunks(responses, self.micro_batch_size, self.micro_batch_tokens)
 
     def _text_loss(self, part: TokenBatch) -> LossSum:
-        logits = self.trained_model(
-            input_ids=part.input_ids, attention_mask=part.attention_mask.long(), use_cache=False
-        ).logits
-        return language_loss(logits, part.input_ids, part.loss_mask)
+        return target_loss(target_log_probs(self.trained_model, part), part.loss_mask[:, 1:])
 
     def _finish(self, rollout: Rollout, metrics: UpdateMetrics) -> None:
         """Steer the KL coefficient, log, and end the run when it is done or has run away."""

@@ -13,6 +13,7 @@ from instructlit.models.schedules import CosineToFraction
 from instructlit.modules.base import StageModule
 from instructlit.modules.nonfinite import NonFinite
 from instructlit.modules.reward_metrics import PairMetrics
+from instructlit.ops.micro_batches import spans
 from instructlit.types import ComparisonBatch
 
 
@@ -26,6 +27,7 @@ class RewardModule(StageModule):
         optimizer: the optimiser; by default Adam as in the paper.
         lr_scheduler: the schedule; by default cosine to 10 % of the learning rate.
         micro_batch_size: prompts, with all their completions, in one forward and backward; None takes the whole batch.
+        micro_batch_tokens: most tokens, padding included, in one forward and backward; a prompt with more goes alone.
         gradient_clip_norm: largest gradient norm of a step; None does not clip.
         nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
         shift_batches: most batches of demonstrations read for the shift; None reads all.
@@ -41,12 +43,13 @@ class RewardModule(StageModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=9e-6, betas=(0.9, 0.95), weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = CosineToFraction,
         micro_batch_size: int | None = None,
+        micro_batch_tokens: int | None = None,
         gradient_clip_norm: float | None = 1.0,
         nonfinite: NonFinite = NonFinite(),  # noqa: B008 - a set of values, and what --help shows
         shift_batches: int | None = None,
         shared_prefix: bool = False,
     ):
-        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite)
+        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite, micro_batch_tokens)
         self._backbone = model
         self.shift_batches, self.shared_prefix = shift_batches, shared_prefix
         self.model: ScalarModel | None = None
@@ -141,8 +144,14 @@ class RewardModule(StageModule):
         model.set_shift(float(model.shift) - float(total[0] / total[1]))
 
     def _micro_batches(self, batch: ComparisonBatch) -> Iterator[ComparisonBatch]:
-        size = self.micro_batch_size or len(batch)
-        return (batch.prompts(i, min(i + size, len(batch))) for i in range(0, len(batch), size))
+        lengths, owner = batch.attention_mask.sum(dim=1).tolist(), batch.prompt_index.tolist()
+
+        def padded(start: int, stop: int) -> int:
+            rows = [length for length, prompt in zip(lengths, owner, strict=True) if start <= prompt < stop]
+            return len(rows) * max(rows)
+
+        for start, stop in spans(len(batch), self.micro_batch_size, self.micro_batch_tokens, padded):
+            yield batch.prompts(start, stop)
 
     def _scores(self, part: ComparisonBatch) -> Tensor:
         if self.shared_prefix:

@@ -1,17 +1,17 @@
 """Supervised fine-tuning on demonstrations, and pretraining: both minimise the loss on the counted tokens."""
 
-from collections.abc import Iterator
-
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from instructlit.losses import LossSum, language_loss, token_accuracy
+from instructlit.losses import LossSum, target_loss
 from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.models.schedules import CosineToFraction
+from instructlit.models.token_scores import target_log_probs, target_scores
 from instructlit.modules.base import StageModule
 from instructlit.modules.nonfinite import NonFinite
+from instructlit.ops.log_probs import token_log_probs
 from instructlit.types import TokenBatch
 
 
@@ -26,6 +26,7 @@ class SFTModule(StageModule):
         optimizer: the optimiser; by default Adam as in the paper, betas 0.9 and 0.95.
         lr_scheduler: the schedule; by default cosine to 10 % of the learning rate.
         micro_batch_size: sequences in one forward and backward; None takes the whole batch at once.
+        micro_batch_tokens: most tokens, padding included, in one forward and backward; a longer row goes alone.
         gradient_clip_norm: largest gradient norm of a step; None does not clip.
         nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
         metric_prefix: first part of every metric's name, `sft` or `pretrain`.
@@ -39,11 +40,12 @@ class SFTModule(StageModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=9.65e-6, betas=(0.9, 0.95), weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = CosineToFraction,
         micro_batch_size: int | None = None,
+        micro_batch_tokens: int | None = None,
         gradient_clip_norm: float | None = 1.0,
         nonfinite: NonFinite = NonFinite(),  # noqa: B008 - a set of values, and what --help shows
         metric_prefix: str = "sft",
     ):
-        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite)
+        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite, micro_batch_tokens)
         self._backbone = policy
         self.metric_prefix = metric_prefix
         self.policy: nn.Module | None = None
@@ -69,7 +71,7 @@ class SFTModule(StageModule):
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> None:
         count = self.sum_over_ranks(batch.loss_mask[:, 1:].sum().float())
-        loss = self.accumulate(self._micro_batches(batch), self._loss, count)
+        loss = self.accumulate(self.token_micro_batches(batch), self._loss, count)
         lr = self.learning_rate()
         (norm,) = self.step_optimizer([self.trained_model], {"the loss": loss})
         self.log_dict(
@@ -83,12 +85,11 @@ class SFTModule(StageModule):
         )
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        for part in self.in_step(self._micro_batches(batch)):
-            logits = self._logits(part)
-            loss = language_loss(logits, part.input_ids, part.loss_mask)
-            hits = token_accuracy(logits, part.input_ids, part.loss_mask)
+        for part in self.in_step(self.token_micro_batches(batch)):
+            log_probs, hits = target_scores(self.trained_model, part, _log_probs_and_hits).unbind(-1)
+            loss = target_loss(log_probs, part.loss_mask[:, 1:])
             self.validation_loss.update(loss.mean(), weight=loss.count)
-            self.validation_accuracy.update(hits.mean(), weight=hits.count)
+            self.validation_accuracy.update(hits.sum() / loss.count.clamp_min(1), weight=loss.count)
         self.log(f"{self.metric_prefix}/val/loss", self.validation_loss, prog_bar=True)
         self.log(f"{self.metric_prefix}/val/token_accuracy", self.validation_accuracy)
 
@@ -97,21 +98,13 @@ class SFTModule(StageModule):
 
     def predict_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Mean log-prob of each row's counted tokens, (B,)."""
-        logits = self._logits(batch)
-        losses = [
-            language_loss(logits[i : i + 1], batch.input_ids[i : i + 1], batch.loss_mask[i : i + 1])
-            for i in range(len(batch))
-        ]
-        return torch.stack([-loss.mean() for loss in losses])
-
-    def _micro_batches(self, batch: TokenBatch) -> Iterator[TokenBatch]:
-        size = self.micro_batch_size or len(batch)
-        return (batch.rows(slice(i, i + size)) for i in range(0, len(batch), size))
-
-    def _logits(self, part: TokenBatch) -> Tensor:
-        return self.trained_model(
-            input_ids=part.input_ids, attention_mask=part.attention_mask.long(), use_cache=False
-        ).logits
+        log_probs = target_log_probs(self.trained_model, batch)
+        return log_probs.sum(dim=1) / batch.loss_mask[:, 1:].sum(dim=1).clamp_min(1)
 
     def _loss(self, part: TokenBatch) -> LossSum:
-        return language_loss(self._logits(part), part.input_ids, part.loss_mask)
+        return target_loss(target_log_probs(self.trained_model, part), part.loss_mask[:, 1:])
+
+
+def _log_probs_and_hits(logits: Tensor, ids: Tensor) -> Tensor:
+    """Log-prob of each id, and 1 where it is the likeliest."""
+    return torch.stack([token_log_probs(logits, ids), (logits.argmax(-1) == ids).float()], dim=-1)

@@ -7,38 +7,49 @@ import torch
 from torch import Tensor, nn
 
 from instructlit.models.scalar import ScalarModel
+from instructlit.models.token_scores import Read, at_tokens
 from instructlit.ops.log_probs import entropy, token_log_probs
 from instructlit.ops.masking import position_ids
+from instructlit.ops.micro_batches import spans
 from instructlit.types import Responses
 
 R = TypeVar("R", bound=Responses)
 
 
-def response_logits(policy: nn.Module, responses: Responses) -> Tensor:
-    """Logits (B, R, V): `logits[:, t]` predicts response token t. The head runs at response positions only."""
+def response_log_probs(policy: nn.Module, responses: Responses, temperature: float) -> Tensor:
+    """Log-probs (B, R) float32 of the sampled tokens at the sampling temperature, zero outside the response."""
+    return _at_responses(policy, responses, lambda logits, ids: token_log_probs(logits, ids, temperature)[:, None])[
+        ..., 0
+    ]
+
+
+def log_probs_and_entropy(policy: nn.Module, responses: Responses, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs (B, R) as `response_log_probs`, with each step's entropy (B, R) in nats, detached."""
+
+    def both(logits: Tensor, ids: Tensor) -> Tensor:
+        return torch.stack([token_log_probs(logits, ids, temperature), entropy(logits, temperature)], dim=-1)
+
+    found = _at_responses(policy, responses, both)
+    return found[..., 0], found[..., 1].detach()
+
+
+def _at_responses(policy: nn.Module, responses: Responses, read: Read) -> Tensor:
+    """What `read` finds at response tokens, (B, R, C). The head runs at those positions only."""
     mask = responses.attention_mask
     steps = responses.response_ids.shape[1]
-    out = policy(
+    # One position more than there are responses: the last token predicts what was never sampled.
+    found = at_tokens(
+        policy,
+        read,
+        nn.functional.pad(responses.response_ids, (0, 1)),
+        nn.functional.pad(responses.response_mask, (0, 1)),
         input_ids=responses.input_ids,
         attention_mask=mask.long(),
         position_ids=position_ids(mask),
         use_cache=False,
         logits_to_keep=steps + 1,
     )
-    return out.logits[:, -steps - 1 : -1]
-
-
-def response_log_probs(policy: nn.Module, responses: Responses, temperature: float) -> Tensor:
-    """Log-probs (B, R) float32 of the sampled tokens at the sampling temperature, zero outside the response."""
-    logits = response_logits(policy, responses)
-    return token_log_probs(logits, responses.response_ids, temperature) * responses.response_mask
-
-
-def log_probs_and_entropy(policy: nn.Module, responses: Responses, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs (B, R) as `response_log_probs`, with each step's entropy (B, R) in nats, detached."""
-    logits = response_logits(policy, responses)
-    log_probs = token_log_probs(logits, responses.response_ids, temperature)
-    return log_probs * responses.response_mask, entropy(logits, temperature) * responses.response_mask
+    return found[:, :-1]
 
 
 def response_values(value: ScalarModel, responses: Responses) -> Tensor:
@@ -55,20 +66,28 @@ class Chunks(Generic[R]):
     computed changes neither a sum over them nor, with `joined`, what belongs to which row.
 
     Args:
-        responses: B rows.
-        size: the most rows of a part; None takes all at once, in their own order.
+        responses: B rows, one at least.
+        size: the most rows of a part; with neither bound all go at once, in their own order.
+        tokens: the most tokens of a part, with the padding that is left; a longer row goes alone.
     """
 
-    def __init__(self, responses: R, size: int | None):
+    def __init__(self, responses: R, size: int | None, tokens: int | None = None):
         self.responses = responses
         rows = len(responses)
-        order = torch.arange(rows, device=responses.response_ids.device)
-        if size is not None and size < rows:
-            order = responses.attention_mask.sum(dim=1).argsort(stable=True)
-        self._order, self._size = order, size or max(rows, 1)
+        self._order = torch.arange(rows, device=responses.response_ids.device)
+        if (size is not None and size < rows) or tokens is not None:
+            self._order = responses.attention_mask.sum(dim=1).argsort(stable=True)
+        prompt, response = (
+            mask.sum(dim=1)[self._order].tolist() for mask in (responses.prompt_mask, responses.response_mask)
+        )
+
+        def padded(start: int, stop: int) -> int:
+            return (stop - start) * (max(prompt[start:stop]) + max(response[start:stop]))
+
+        self._spans = list(spans(rows, size, tokens, padded))
 
     def __iter__(self) -> Iterator[R]:
-        return (trimmed(self.responses.rows(index)) for index in self._order.split(self._size))
+        return (trimmed(self.responses.rows(self._order[start:stop])) for start, stop in self._spans)
 
     def joined(self, parts: list[Tensor]) -> Tensor:
         """What was computed for each part, (b,) or (b, r), as (B,) or (B, R) in the rows' order; 0 where cut."""

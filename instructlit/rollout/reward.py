@@ -20,6 +20,7 @@ from instructlit.models.backbone import Backbone, check_vocabulary, load_scalar_
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.sharding import is_sharded
+from instructlit.models.trunk import Trunks
 from instructlit.rollout.forward import Chunks
 from instructlit.rollout.time_limit import within
 from instructlit.types import PromptText, Responses
@@ -84,6 +85,7 @@ class RewardModel(RewardFunction):
         self.model = model
         self.batch_size = batch_size
         self.template = template
+        self.trunks: Trunks | None = None  # PPO's, so that the frozen weights are those of policy and value
         self._network: ScalarModel | None = None
         self._encoder: Encoder | None = None  # where the policy's ids mean nothing to this model
         self._pad = 0
@@ -96,9 +98,11 @@ class RewardModel(RewardFunction):
             return
         own = load_tokenizer(self.model.path, trust_remote_code=self.model.trust_remote_code)
         check_vocabulary(self.model, own, "reward.init_args.model")
-        network = load_scalar_model(self.model, require_head=True, where="reward.init_args.model")
+        network = load_scalar_model(
+            self.model, require_head=True, where="reward.init_args.model", trunks=self.trunks, frozen=True
+        )
         disable_dropout(network)
-        self._network = network.requires_grad_(False).eval().to(device)
+        self._network = network.to(device)
         if own.get_vocab() != tokenizer.get_vocab():
             longest = getattr(network.hf.config.get_text_config(), "max_position_embeddings", None)
             self._encoder, self._pad = Encoder(own, self.template, longest), int(own.pad_token_id)  # type: ignore[arg-type]

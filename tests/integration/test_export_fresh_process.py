@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.export import export_folder
+from instructlit.tools.export import export
 
 TEXTS = ["say red: der", "count: one two three", "no"]
 SHIFT = -0.75
@@ -117,6 +118,13 @@ def reward_folder(
     return Job(str(path), "scalar" if merge else "adapters", together=not pad_is_eos), scores
 
 
+def merged_adapters(base: Path, path: Path, lora: Lora) -> tuple[Job, Tensor]:
+    """Adapters and head written alone, then merged with their trunk by the command."""
+    alone, scores = reward_folder(base, path.with_name(f"{path.name}-alone"), lora, merge=False)
+    export(alone.folder, str(path))
+    return Job(str(path), "scalar"), scores
+
+
 def policy_folder(base: Path, path: Path, lora: Lora | None = None) -> tuple[Job, Tensor]:
     model = load_causal_lm(Backbone(str(base), lora=lora))
     train_a_little(model)
@@ -138,6 +146,7 @@ def exported(
         "reward-lora": lambda path: reward_folder(tiny_gpt2_dir, path, lora),
         "reward-lora-pad-is-eos": lambda path: reward_folder(tiny_llama_dir, path, lora, pad_is_eos=True),
         "reward-adapters": lambda path: reward_folder(tiny_llama_dir, path, lora, merge=False),
+        "reward-adapters-merged": lambda path: merged_adapters(tiny_llama_dir, path, lora),
         "policy": lambda path: policy_folder(tiny_gpt2_dir, path),
         "policy-lora": lambda path: policy_folder(tiny_llama_dir, path, lora),
     }
@@ -149,14 +158,16 @@ def exported(
     return {name: Exported(before, plain.get(name), ours.get(name)) for name, (_, before) in made.items()}
 
 
-@pytest.mark.parametrize("name", ["reward", "reward-lora", "reward-lora-pad-is-eos"])
+@pytest.mark.parametrize("name", ["reward", "reward-lora", "reward-lora-pad-is-eos", "reward-adapters-merged"])
 def test_plain_transformers_scores_the_same_less_the_shift(exported: dict[str, Exported], name: str) -> None:
     found = exported[name]
     assert found.plain["shift"] == SHIFT
     torch.testing.assert_close(torch.tensor(found.plain["scores"]) + SHIFT, found.before, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["reward", "reward-lora", "reward-lora-pad-is-eos", "reward-adapters"])
+@pytest.mark.parametrize(
+    "name", ["reward", "reward-lora", "reward-lora-pad-is-eos", "reward-adapters", "reward-adapters-merged"]
+)
 def test_our_loader_scores_the_same_with_head_and_shift(exported: dict[str, Exported], name: str) -> None:
     found = exported[name]
     assert found.before.std() > 1e-3  # scores all alike would agree by accident

@@ -199,6 +199,31 @@ def test_a_quantised_trunk_trains_and_merges_into_what_was_trained(
 
 
 @needs_bitsandbytes
+def test_gradients_through_a_quantised_trunk_are_the_same_after_a_pass_in_evaluation_mode(
+    tmp_path: Path, char_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=MAX_POSITIONS, pad_token_id=PAD_ID,
+    )  # fmt: skip
+    folder = save_tiny_model(config, tmp_path / "trunk", char_tokenizer)
+    model = load_causal_lm(adapted(folder, quantization="nf4"))
+    train_a_little(model)
+
+    def gradient() -> Tensor:
+        model.zero_grad()
+        model(input_ids=IDS, use_cache=False).logits.square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    before = gradient()
+    model.eval()
+    evaluated = logits(model)
+    model.train()
+    torch.testing.assert_close(logits(model), evaluated, rtol=0, atol=0)
+    torch.testing.assert_close(gradient(), before, rtol=0, atol=0)
+
+
+@needs_bitsandbytes
 def test_a_quantised_model_without_adapters_is_frozen(tiny_llama_dir: Path) -> None:
     model = load_causal_lm(Backbone(str(tiny_llama_dir), quantization="nf4"))
     assert not any(p.requires_grad for p in model.parameters())

@@ -1,0 +1,43 @@
+"""When a device's memory is full: where it went, and which settings save the most of it."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+
+from instructlit.errors import UserError
+from instructlit.memory import best, estimate, run_of
+from instructlit.memory.shapes import Shapes
+from instructlit.memory.table import as_text, lines
+
+
+def out_of_memory(error: BaseException, module: Any, data: Any, trainer: pl.Trainer) -> UserError:
+    """The message for `torch.OutOfMemoryError`: the estimate of the run, and the two settings that help most."""
+    what = " ".join(str(error).split())[:200] or "out of memory"
+    try:
+        run = run_of(
+            module,
+            data,
+            precision=str(trainer.precision),
+            devices=trainer.world_size,
+            strategy=strategy_of(trainer),
+        )
+        shapes = Shapes()
+        found = estimate(run, shapes)
+        changes = lines(best(run, 2, shapes))
+    except Exception as unknown:  # nothing may hide that memory ran out
+        reason = str(unknown).splitlines()[0] if str(unknown) else type(unknown).__name__
+        return UserError(f"the device's memory is full: {what}", fix=f"compute less at once ({reason})")
+    fix = "these settings save the most, each alone:\n" + "\n".join(changes) if changes else "nothing here saves memory"
+    return UserError(
+        f"the device's memory is full: {what}\n\n{as_text(found)}\n",
+        expected="a run that fits; `instructlit memory --config … --fit 24GiB` says which would",
+        fix=fix,
+    )
+
+
+def strategy_of(trainer: pl.Trainer) -> Any:
+    """How the trainer's devices share the work."""
+    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+        return "sharded"
+    return "ddp" if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1 else "single"

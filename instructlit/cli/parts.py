@@ -1,0 +1,36 @@
+"""The module or the datamodule that configs name, built without a run: neither loads weights or files by itself."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import ArgumentParser
+
+from instructlit.cli.config import Config
+from instructlit.cli.fit import readable
+from instructlit.errors import UserError
+
+BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
+
+
+def built(config: Config, part: str, where: str) -> Any:
+    """What `part` of a composed config stands for.
+
+    Args:
+        config: the composed config.
+        part: "model" or "data".
+        where: the file that a message names.
+
+    Raises:
+        UserError: the config has no such part, or what it says cannot be built.
+    """
+    if part not in config.values:
+        raise UserError(f"the config has no `{part}`", where=where, expected=f"a recipe with a `{part}` part")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(BASES[part], part)
+    try:
+        options: Any = parser.instantiate(parser.parse_object({part: config.values[part]}))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(readable(str(error)), where=f"{where}: {part}") from error
+    return options[part]

@@ -1,0 +1,7 @@
+"""What a run needs of a device's memory, worked out from the config before a weight is loaded."""
+
+from instructlit.memory.advice import Change, best, fitting
+from instructlit.memory.estimate import Estimate, Phase, estimate
+from instructlit.memory.run import Run, run_of
+
+__all__ = ["Change", "Estimate", "Phase", "Run", "best", "estimate", "fitting", "run_of"]

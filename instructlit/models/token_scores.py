@@ -1,0 +1,115 @@
+"""What a language model says of given tokens, without the logits of a whole batch.
+
+The logits are the largest tensor of a step: 2 x 2,048 positions over 152,000 tokens are 2.5 GB in float32, and their
+gradient as much again. Here the head sees only the positions that are asked for, a few at a time, and computes each
+piece again in the backward pass (as Chen et al. 2016, arXiv 1604.06174, do for layers), so that one piece is in memory.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from instructlit.models.adapters import unwrapped
+from instructlit.ops.log_probs import token_log_probs
+from instructlit.types import TokenBatch
+
+HEAD_ELEMENTS = 1 << 26
+"""Logits that the head computes at once: 128 MiB in 16 bits, and rows enough to keep a GPU busy."""
+
+Read = Callable[[Tensor, Tensor], Tensor]
+"""From logits (m, V) and ids (m,) to C numbers a token, (m, C)."""
+
+_post_processed: WeakSet[nn.Module] = WeakSet()
+"""Models that do more to their logits than the head does, such as Gemma 2, which bounds them."""
+
+
+def at_tokens(model: nn.Module, read: Read, ids: Tensor, mask: Tensor, **inputs: Any) -> Tensor:
+    """What `read` finds at the tokens that count.
+
+    The head runs inside the model's own forward, as sharding and adapters expect it to. A model whose forward goes on
+    to change the logits is noticed, and read from its whole logits.
+
+    Args:
+        model: a causal language model.
+        read: called with the logits and ids of some of the tokens.
+        ids: (B, K) int64: `ids[:, k]` is what the k-th column of the logits predicts.
+        mask: (B, K), True where a token is read.
+        **inputs: of the model's forward; K is the number of positions it gives logits for.
+
+    Returns:
+        (B, K, C), zero where the mask is False.
+    """
+    find = getattr(unwrapped(model), "get_output_embeddings", None)
+    head = find() if find is not None else None
+    if head is not None and model not in _post_processed:
+        found: list[Tensor] = []
+
+        def scores(hidden: Tensor) -> Tensor:
+            rows = max(1, HEAD_ELEMENTS // head.weight.shape[0])
+            found.append(_spread(_pieces(head_forward, hidden[mask], ids[mask], read, rows), mask))
+            return found[0]
+
+        with _replaced(head, scores) as head_forward:
+            returned = model(**inputs).logits
+        if len(found) == 1 and (returned is found[0] or torch.equal(returned, found[0].to(returned.dtype))):
+            return found[0]
+        _post_processed.add(model)
+    logits = model(**inputs).logits
+    return _spread(read(logits[mask], ids[mask]), mask)
+
+
+def target_scores(model: nn.Module, batch: TokenBatch, read: Read) -> Tensor:
+    """What `read` finds at a batch's targets, (B, T - 1, C): column t belongs to token t + 1, as in
+    `ops.log_probs.next_token_log_probs`."""
+    targets = F.pad(batch.loss_mask[:, 1:], (0, 1))
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long(), "use_cache": False}
+    return at_tokens(model, read, batch.input_ids.roll(-1, dims=1), targets, **inputs)[:, :-1]
+
+
+def target_log_probs(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Log-probs (B, T - 1) float32 of a batch's targets in nats, zero where the next token is none."""
+    return target_scores(model, batch, lambda logits, ids: token_log_probs(logits, ids)[:, None])[..., 0]
+
+
+def _pieces(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor, read: Read, rows: int) -> Tensor:
+    """`read` over hidden states (M, d) and ids (M,), `rows` at a time."""
+    if len(ids) <= rows:
+        return read(head(hidden), ids)
+
+    def piece(hidden: Tensor, ids: Tensor) -> Tensor:
+        return read(head(hidden), ids)
+
+    again = torch.is_grad_enabled()
+    parts = [
+        checkpoint(piece, h, i, use_reentrant=False) if again else piece(h, i)
+        for h, i in zip(hidden.split(rows), ids.split(rows), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _spread(found: Tensor, mask: Tensor) -> Tensor:
+    """(M, C) back to where the mask is True, (B, K, C)."""
+    spread = found.new_zeros(*mask.shape, found.shape[-1])
+    spread[mask] = found
+    return spread
+
+
+@contextmanager
+def _replaced(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
+    """`head` computes `forward` inside the block; yields what it computed before."""
+    before = vars(head).get("forward")
+    own = head.forward
+    head.forward = forward
+    try:
+        yield own
+    finally:
+        if before is None:
+            del head.forward
+        else:
+            head.forward = before

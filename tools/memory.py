@@ -1,0 +1,117 @@
+"""`instructlit memory`: what a run needs of a device's memory, before anything is loaded."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from instructlit.memory import Change, Estimate, Run
+
+
+def memory(
+    config: list[str],
+    *,
+    fit: str | None = None,
+    devices: int | None = None,
+    completions: int = 4,
+    stand_in: str | None = None,
+    json: bool = False,
+) -> int:
+    """What a run needs of a device's memory, phase by phase: weights, gradients, optimiser state, activations, logits,
+    keys and values. Only the config.json of each model is read. With --fit, what to change so that it fits; the exit
+    status is 1 where nothing does.
+
+    Args:
+        config: configs of a training run, as for `fit`.
+        fit: memory of the device, such as 24GiB.
+        devices: how many; by default as the config says, and one where it says "auto".
+        completions: completions of a prompt, where a reward model is trained.
+        stand_in: model folder or Hub name whose config.json is read for folders that are not there yet, such as the
+            SFT model of a run to come.
+        json: print bytes as JSON instead of the table.
+    """
+    from instructlit.errors import UserError
+    from instructlit.memory import best, estimate, fitting
+    from instructlit.memory.shapes import Shapes
+    from instructlit.memory.table import parsed_size
+
+    size = parsed_size(fit, "--fit") if fit else None
+    if devices is not None and devices < 1:
+        raise UserError(f"devices is {devices}", where="--devices", expected="at least 1")
+    run, shapes = _run(config, devices, completions, stand_in), Shapes()
+    found = estimate(run, shapes)
+    fits = size is None or found.peak <= size
+    changes = [] if fits or size is None else fitting(run, size, shapes)
+    reached = fits or (bool(changes) and size is not None and changes[-1].after.peak <= size)
+    alone = [] if fits else best(run, shapes=shapes)
+    if json:
+        _print_json(found, changes, reached)
+    else:
+        _print_table(found, size, changes, reached, alone)
+    return 0 if reached else 1
+
+
+def _run(paths: list[str], devices: int | None, completions: int, stand_in: str | None) -> "Run":
+    from instructlit.cli.config import read
+    from instructlit.cli.fit import composed
+    from instructlit.cli.parts import built
+    from instructlit.memory import run_of
+
+    config = composed([read(path) for path in paths])
+    module, data = (built(config, part, paths[-1]) for part in ("model", "data"))
+    trainer = config.values.get("trainer") or {}
+    count = devices or _devices(trainer.get("devices")) * int(trainer.get("num_nodes") or 1)
+    run = run_of(
+        module,
+        data,
+        precision=str(trainer.get("precision") or "32-true"),
+        devices=count,
+        strategy=_strategy(trainer.get("strategy"), count),
+        completions=completions,
+    )
+    return run.standing_in(stand_in) if stand_in else run
+
+
+def _devices(value: Any) -> int:
+    if isinstance(value, list):
+        return len(value)
+    return value if isinstance(value, int) and value > 0 else 1
+
+
+def _strategy(value: Any, devices: int) -> Any:
+    """How the devices share the work, by the name of Lightning's strategy."""
+    name = str(value.get("class_path") if isinstance(value, dict) else value or "auto").lower()
+    if "fsdp" in name or "modelparallel" in name or "deepspeed" in name:
+        return "sharded"
+    return "ddp" if devices > 1 else "single"
+
+
+def _print_table(found: "Estimate", size: int | None, changes: "list[Change]", reached: bool, alone: Any) -> None:
+    from rich.console import Console
+
+    from instructlit.memory.table import lines, shown, table
+
+    console = Console()
+    console.print(table(found))
+    for note in found.notes:
+        console.print(f"note: {note}", style="dim", markup=False, highlight=False)
+    console.print(f"peak: {shown(found.peak)} ({found.largest.name})", style="bold", highlight=False)
+    if size is None:
+        return
+    if not changes and reached:
+        console.print(f"fits in {shown(size)}", style="green", highlight=False)
+        return
+    told = f"to fit in {shown(size)}, one upon the other:" if reached else f"does not fit in {shown(size)}, even with:"
+    console.print(told, style="yellow" if reached else "red", highlight=False)
+    for line in lines(changes):
+        console.print(line, markup=False, highlight=False)
+    console.print("what saves most, each alone:", style="dim", highlight=False)
+    for line in lines(alone):
+        console.print(line, markup=False, highlight=False)
+
+
+def _print_json(found: "Estimate", changes: "list[Change]", reached: bool) -> None:
+    import json
+
+    phases = {phase.name: {**phase.parts, "total": found.total(phase)} for phase in found.phases}
+    steps = [{"setting": change.setting, "peak": change.after.peak} for change in changes]
+    out = {"held": found.held, "phases": phases, "peak": found.peak, "fits": reached, "changes": steps}
+    print(json.dumps({**out, "notes": found.notes}, indent=2))
