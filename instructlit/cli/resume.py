@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from instructlit.checkpoints import STATE, finished, put_aside, read_manifest
 from instructlit.errors import UserError
@@ -42,7 +43,7 @@ def what_it_depends_on(config: dict[str, Any], trainer: pl.Trainer, module: pl.L
     found: dict[str, Any] = {f"config.{key}": value for key, value in flat(config).items() if not free(key)}
     found["number of processes"] = trainer.world_size
     found["device"] = device
-    if device == "cpu":
+    if device == "cpu" and trainer.world_size == 1:  # Lightning shares the cores out to several, after this is asked
         found["number of threads (OMP_NUM_THREADS)"] = torch.get_num_threads()
     found |= {f"version of {name}": number for name, number in versions().items() if name in EXACT}
     for role, path in getattr(module, "parents", dict)().items():
@@ -131,5 +132,6 @@ def continue_from(
 
 
 def say(text: str) -> None:
-    """A line for the user, apart from what the run prints."""
-    print(f"instructlit: {text}", file=sys.stderr, flush=True)
+    """A line for the user, apart from what the run prints; said once, by the first process."""
+    if rank_zero_only.rank == 0:
+        print(f"instructlit: {text}", file=sys.stderr, flush=True)

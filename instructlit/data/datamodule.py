@@ -270,8 +270,7 @@ class DataModule(pl.LightningDataModule):
             },
         )
         if name in self._positions:
-            loader.accepts_changes = self.accepts_changes
-            loader.load_state_dict(self._positions.pop(name))
+            self._move(loader, name)
         self._loaders[name] = loader
         return loader
 
@@ -311,8 +310,14 @@ class DataModule(pl.LightningDataModule):
         return {name: loader.state_dict() for name, loader in self._loaders.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the positions for the loaders that are made next."""
+        """Moves the loaders that are there, and keeps the positions of those that are made later.
+
+        A strategy that restores checkpoints late, as those that shard do, has had a loader made to count its batches.
+        """
         self._positions = dict(state_dict)
+        for name, loader in self._loaders.items():
+            if name in self._positions:
+                self._move(loader, name)
 
     def data_files(self) -> list[dict[str, Any]]:
         """Every file that was read, with its hash and rows: the data's part of a model's lineage."""
@@ -321,6 +326,10 @@ class DataModule(pl.LightningDataModule):
             for rows in (rows for group in groups for rows in group):
                 seen.setdefault(rows.path, rows)
         return [{"path": path, "sha256": rows.sha256(), "rows": len(rows)} for path, rows in seen.items()]
+
+    def _move(self, loader: ResumableDataLoader, name: str) -> None:
+        loader.accepts_changes = self.accepts_changes
+        loader.load_state_dict(self._positions.pop(name))
 
     def files_digest(self) -> str:
         """One hash over the content of every file that is trained on."""

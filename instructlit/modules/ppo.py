@@ -235,7 +235,6 @@ class PPOModule(StageModule):
         return self.episodes_seen, self.episodes, "episode"
 
     def setup(self, stage: str) -> None:
-        super().setup(stage)
         if isinstance(self.trainer.strategy, FSDPStrategy):
             raise UserError(
                 "FSDPStrategy gathers weights in every forward, so that ranks whose responses differ in length would "
@@ -244,6 +243,7 @@ class PPOModule(StageModule):
                 expected="a strategy that gathers them once a rollout, or whole copies",
                 fix="use --config configs/strategy/fsdp2.yaml, or ddp.yaml",
             )
+        super().setup(stage)
         if self.rollout_size % self.minibatch_size or self.minibatch_size % self.trainer.world_size:
             raise UserError(
                 f"minibatch_size is {self.minibatch_size}, a rollout {self.rollout_size}, "

@@ -460,3 +460,22 @@ def test_a_run_without_validation(tokenizer: str, prompts_file: Path, text_file:
     pl.Trainer(accelerator="cpu", enable_model_summary=False, max_steps=2, **quiet).fit(module, data)
     assert len(module.seen) == 2
     assert module.validated == []
+
+
+def test_a_position_that_is_restored_after_the_loader_was_made_moves_it(
+    tokenizer: str, jsonl: Callable[..., Path]
+) -> None:
+    path = jsonl("many", [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(12)])
+
+    def data() -> DemonstrationData:
+        module = DemonstrationData(tokenizer, str(path), batch_size=3, validation_fraction=0.0)
+        module.setup("fit")
+        return module
+
+    first, late = data(), data()
+    batches = iter(first.train_dataloader())
+    next(batches)
+    loader = late.train_dataloader()
+    iterator = iter(loader)  # as Lightning does to count the batches
+    late.load_state_dict(first.state_dict())
+    assert torch.equal(next(iterator).input_ids, next(batches).input_ids)
