@@ -44,6 +44,7 @@ class SampleTable(pl.Callback):
         self.dirpath, self.name = dirpath, name
         self.every_n_validations, self.console_rows, self.table_rows = every_n_validations, console_rows, table_rows
         self.validations = 0
+        self._taken_up = False
         self._first: dict[str, dict[str, Any]] = {}  # prompt, and which of its occurrences -> the first look's row
 
     def path(self, module: pl.LightningModule) -> Path:
@@ -51,12 +52,14 @@ class SampleTable(pl.Callback):
         return Path(self.dirpath) / f"{self.name or f'{stage_name(module)}_validation'}.jsonl"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and trainer.ckpt_path is None:
-            self.path(pl_module).unlink(missing_ok=True)
+        self._taken_up = False  # not here: a strategy that shards is told of its checkpoint only after this hook
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take_up(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take_up(trainer, pl_module)
         if trainer.is_global_zero:
-            self._keep(self.path(pl_module), lambda iteration: iteration <= trainer.global_step)
             self._first = _by_prompt(_first_look(_read(self.path(pl_module))))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -87,6 +90,15 @@ class SampleTable(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.validations = int(state_dict["validations"])
+
+    def _take_up(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Begin the file anew, or leave in it what a resumed run has done."""
+        if trainer.is_global_zero and not self._taken_up:
+            if trainer.ckpt_path is None:
+                self.path(module).unlink(missing_ok=True)
+            else:
+                self._keep(self.path(module), lambda iteration: iteration <= trainer.global_step)
+        self._taken_up = True
 
     def _write(self, path: Path, rows: list[dict[str, Any]], iteration: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

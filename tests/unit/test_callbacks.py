@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -164,15 +165,24 @@ def test_samples_of_every_validation_with_the_look_before_training(tmp_path: Pat
     assert rows[3] == {"iteration": 2, "prompt": "p", "response": "p2", "score": 2.0, "kl": 0.0}
 
 
+class LateRestore(SingleDeviceStrategy):
+    """Reads a checkpoint as strategies that shard do: after `on_fit_start`."""
+
+    restore_checkpoint_after_setup = True
+
+
+@pytest.mark.parametrize("strategy", [SingleDeviceStrategy, LateRestore])
 @pytest.mark.parametrize("step", [2, 3, 4])
-def test_a_resumed_run_writes_each_iteration_once(step: int, tmp_path: Path) -> None:
+def test_a_resumed_run_writes_each_iteration_once(
+    step: int, strategy: type[SingleDeviceStrategy], tmp_path: Path
+) -> None:
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
     table = SampleTable(str(tmp_path / "samples"), name="mine")
     fit(tmp_path, Toy(), [table, checkpoint])
     whole = (tmp_path / "samples" / "mine.jsonl").read_text()
     assert len(whole.splitlines()) == 9
     again = SampleTable(str(tmp_path / "samples"), name="mine")
-    fit(tmp_path, Toy(), [again], ckpt_path=tmp_path / f"step={step}.ckpt")
+    fit(tmp_path, Toy(), [again], ckpt_path=tmp_path / f"step={step}.ckpt", strategy=strategy("cpu"))
     assert (tmp_path / "samples" / "mine.jsonl").read_text() == whole
 
 

@@ -5,17 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from instructlit.modules.strategy import METADATA, is_sharded_checkpoint
 
 NOT_COMPUTED = ("perf/",)
 """Metrics that are of the machine and not of the run."""
 
 STATE_PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "instructlit", "global_step", "epoch")
+SHARDED = "shards"
+"""The part of a sharded checkpoint that is cut over ranks: weights, optimiser states, the moving average."""
 
 
 def differences(whole: Path, killed: Path, stage: str) -> list[str]:
     """Every difference between two run folders, a short line each; empty where they are the same, bit for bit."""
-    a, b = (torch.load(run / "final.ckpt", map_location="cpu", weights_only=True) for run in (whole, killed))
-    found = [line for part in STATE_PARTS for line in unequal(a.get(part), b.get(part), part)]
+    a, b = (state(run / "final.ckpt") for run in (whole, killed))
+    found = [line for part in (*STATE_PARTS, SHARDED) for line in unequal(a.get(part), b.get(part), part)]
     found += models(whole / "models", killed / "models")
     rows, others = (metrics(run / "logs" / stage / "metrics.csv") for run in (whole, killed))
     found += unequal(rows, others, "metrics")
@@ -24,6 +29,16 @@ def differences(whole: Path, killed: Path, stage: str) -> list[str]:
         if not other.exists() or file.read_bytes() != other.read_bytes():
             found.append(f"samples/{file.name}")
     return found
+
+
+def state(path: Path) -> dict[str, Any]:
+    """A checkpoint, on the host; of a sharded one every tensor put together from its shards."""
+    if not is_sharded_checkpoint(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
+    beside = path.with_suffix(".assembled")
+    dcp_to_torch_save(path, beside)
+    kept = torch.load(path / METADATA, map_location="cpu", weights_only=True)
+    return kept | {SHARDED: torch.load(beside, map_location="cpu", weights_only=True)}
 
 
 def unequal(a: Any, b: Any, at: str) -> list[str]:

@@ -1,6 +1,7 @@
 """What a run is doing now, in a file that outlives it, and the state it ends with."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ WIDTH = 16
 class Phases(pl.Callback):
     """Writes the run's phase into a file at every change, and the whole state at the end into another.
 
+    Of several processes the first one's phase counts.
+
     Args:
         path: the file of the phase.
         final: where the state at the end of training is saved.
@@ -24,7 +27,8 @@ class Phases(pl.Callback):
         self._phase = "start"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT)
+        if trainer.is_global_zero:
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT)
         self._enter("start")
         for owner, method, phase in ((pl_module, "collect", "rollout"), (pl_module, "update", "update")):
             if hasattr(owner, method):
@@ -49,7 +53,10 @@ class Phases(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         beside = self.final.with_suffix(".partial")
         trainer.save_checkpoint(beside, weights_only=False)
-        beside.replace(self.final)
+        if trainer.is_global_zero:
+            if self.final.is_dir():  # of a process that was killed right after this; a folder is not replaced by one
+                shutil.rmtree(self.final)
+            beside.replace(self.final)
 
     def _within(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:

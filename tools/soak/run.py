@@ -114,12 +114,12 @@ class Soak:
         return time.monotonic() - began
 
     def _kill_and_go_on(self, whole: Path, folder: Path, took: float) -> tuple[list[dict[str, Any]], list[str]]:
-        """Kill the run as often as asked; returns where each kill fell, and all differences.
+        """Kill the run as often as asked; returns where each kill fell, and what differs.
 
-        A run that comes to its end before its kills are used up is compared there, and another one is begun.
+        A run that comes to its end before its kills are used up is compared there, and another one is begun. The first
+        difference ends the soak.
         """
         falls: list[dict[str, Any]] = []
-        found: list[str] = []
         fruitless = 0
         while True:
             (folder / "phase").unlink(missing_ok=True)
@@ -133,8 +133,8 @@ class Soak:
                 print(f"kill {len(falls)} of {self.kills}: {falls[-1]}", file=sys.stderr, flush=True)
                 continue
             self._check(process.wait(), folder)
-            found += differences(whole, folder, self.stage.name)
-            if len(falls) == self.kills:
+            found = differences(whole, folder, self.stage.name)
+            if found or len(falls) == self.kills:  # where something differs, both runs stay to be looked at
                 return falls, found
             self._fresh(self.root / "ancestors", folder.name)
 
