@@ -25,6 +25,7 @@ from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 
 from instructlit.callbacks import ExportHuggingFace
 from instructlit.data import ComparisonData, DemonstrationData, PromptData, TextData
+from instructlit.errors import UserError
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone
 from instructlit.models.sharding import gathered
@@ -182,6 +183,7 @@ JOBS: dict[str, Callable[[Path], Run]] = {
     "sft_bf16": lambda f: sft(f, optimizer=sgd(0.01), gradient_clip_norm=None),
     "reward": lambda f: reward(f, optimizer=sgd(0.001), gradient_clip_norm=None),
     "reward_accumulated": lambda f: reward(f, optimizer=sgd(0.001), gradient_clip_norm=None, micro_batch_size=1),
+    "reward_shared": lambda f: reward(f, optimizer=sgd(0.001), gradient_clip_norm=None, shared_prefix=True),
     "ppo": lambda f: ppo(f, optimizer=sgd(0.05)),
     "ppo_accumulated": lambda f: ppo(f, optimizer=sgd(0.05), micro_batch_size=1),
     "ppo_ptx": lambda f: ppo(f, text=True, optimizer=sgd(0.005), value_learning_rate=0.005),
@@ -327,7 +329,19 @@ def left(module: StageModule, recorder: Recorder) -> dict[str, Any]:
         found |= {name: getattr(module.engine, name, None) for name in ("gathers", "lengths")}
         found["rollout_gathers"] = callback(module, RolloutGathers).counts
         found |= {"episodes": module.episodes_seen, "samples": module.validation_rows}
+        found["export_fault"] = export_fault(module)
     return found
+
+
+def export_fault(module: PPOModule) -> str:
+    """What an export of two models says where the first cannot be written, a file being in its place."""
+    place = Path(module.trainer.default_root_dir) / "in_the_way"
+    place.touch()
+    try:
+        module.export(place, {})
+    except UserError as error:
+        return error.what
+    return ""
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def export_folder(
 ) -> Path:
     """Write `model` to the folder `path`, replacing an earlier export there only once the new one is whole.
 
-    A model that is cut over ranks is gathered tensor by tensor, for which all of them must call this; the first writes.
+    A model that is cut over ranks is gathered tensor by tensor, for which all of them must call this; the first writes,
+    and what keeps it from that is raised in all.
 
     Args:
         model: a causal language model or a `ScalarModel`, plain or with adapters. It is not changed.
@@ -60,8 +62,36 @@ def export_folder(
     path = Path(path).expanduser()
     if is_sharded(model):
         state = plain_state_dict(_backbone(model))
-        if distributed.get_rank() != 0:
-            return path
+        _on_first_rank(lambda: _write_folder(model, tokenizer, path, record, merge=merge, state=state))
+    else:
+        _write_folder(model, tokenizer, path, record, merge=merge, state=state)
+    return path
+
+
+def _on_first_rank(write: Callable[[], None]) -> None:
+    """Have the first rank write while the others wait; its fault is raised in all, for they go on together or not."""
+    fault = None
+    if distributed.get_rank() == 0:
+        try:
+            write()
+        except UserError as error:
+            fault = error
+    told = [fault]
+    distributed.broadcast_object_list(told, src=0)
+    if told[0] is not None:
+        raise told[0]
+
+
+def _write_folder(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    record: dict[str, Any] | None,
+    *,
+    merge: bool,
+    state: dict[str, Tensor] | None,
+) -> None:
+    """Write beside `path` and give it the name when all is on the disk."""
     _check_replaceable(path)
     partial = path.parent / f".{path.name}.partial-{os.getpid()}"
     try:
@@ -78,7 +108,6 @@ def export_folder(
             fix = ("free some space" if full else "name another folder") + "; what was there before is still there"
             raise _unwritable(path, error, fix) from error
         raise
-    return path
 
 
 def _write(

@@ -28,6 +28,7 @@ GRACE_SECONDS = 10.0
 """What a process has for an orderly end after another is lost; one that waits in a collective has no other way out."""
 STATUS = 3
 """Exit status of a process that ends since another was lost."""
+LOOPBACK = "127.0.0.1"
 _OWN_SECONDS = 2.0  # in which a process that stops with the same error as another has said so itself
 _CONNECT_SECONDS = 60.0
 _open: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
@@ -43,11 +44,15 @@ class Lifeline(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size == 1 or self._watch is not None:
             return
-        listener = _listener(trainer.world_size) if trainer.global_rank == 0 else None
+        alone = trainer.num_nodes == 1
+        listener = _listener(alone, trainer.world_size) if trainer.global_rank == 0 else None
         place = (listener.getsockname()[1], secrets.token_hex(16)) if listener else None
         port, word = trainer.strategy.broadcast(place)  # type: ignore[misc]
+        first = LOOPBACK if alone else os.environ["MASTER_ADDR"]
         lines = (
-            _accept(listener, word, trainer.world_size - 1) if listener else _connect(port, word, trainer.global_rank)
+            _accept(listener, word, trainer.world_size - 1)
+            if listener
+            else _connect(first, port, word, trainer.global_rank)
         )
         if len(lines) < (trainer.world_size - 1 if listener else 1):
             warnings.warn(
@@ -160,13 +165,16 @@ def _message(rank: int, failed: bool) -> UserError:
         f"process {rank} of the run {how}, so this one stops too",
         expected="all processes to run to the end",
         fix=("see what it has printed" if failed else "look for what ended it (out of memory?)")
-        + ", then go on from the last checkpoint with --ckpt_path",
+        + ", then give the same command again: with a ResumeCheckpoint it goes on from the last checkpoint",
     )
     fault.status = STATUS
     return fault
 
 
-def _listener(backlog: int) -> socket.socket:
+def _listener(alone: bool, backlog: int) -> socket.socket:
+    """Where the other ranks call; from other machines only where there are some."""
+    if alone:
+        return socket.create_server((LOOPBACK, 0), backlog=backlog)
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     return socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=backlog)
@@ -190,10 +198,10 @@ def _accept(listener: socket.socket, word: str, count: int) -> dict[int, socket.
     return lines
 
 
-def _connect(port: int, word: str, rank: int) -> dict[int, socket.socket]:
+def _connect(first: str, port: int, word: str, rank: int) -> dict[int, socket.socket]:
     """The connection to rank 0; nothing where it cannot be had."""
     try:
-        line = socket.create_connection((os.environ.get("MASTER_ADDR", "127.0.0.1"), port), timeout=_CONNECT_SECONDS)
+        line = socket.create_connection((first, port), timeout=_CONNECT_SECONDS)
         line.sendall(f"{word} {rank}\n".encode())
     except OSError:
         return {}

@@ -21,6 +21,7 @@ TOGETHER = {
     "sft_checkpointing": "sft",
     "sft_offload": "sft",
     "reward_accumulated": "reward",
+    "reward_shared": "reward",
     "ppo_accumulated": "ppo",
 }
 """Jobs on two processes, and the job on one process that each must agree with."""
@@ -98,3 +99,8 @@ def test_uneven_shares_of_a_batch_are_each_counted_once(left: Left) -> None:
 def test_a_run_away_policy_stops_both_ranks_in_the_same_rollout(left: Left) -> None:
     first, second = left("ppo_stopped", 2, 0), left("ppo_stopped", 2, 1)
     assert first["episodes"] == second["episodes"] < 20
+
+
+def test_an_export_that_cannot_be_written_is_told_to_every_rank(left: Left) -> None:
+    for rank in (0, 1):  # one that went on to the next model would have waited for the other for ever
+        assert left("ppo", 2, rank)["export_fault"] == "there is a file of that name"

@@ -86,14 +86,14 @@ def test_two_that_fail_at_the_same_place_tell_nothing_of_each_other(
 
 
 def test_only_who_knows_the_word_is_let_in() -> None:
-    listener = lifeline._listener(2)
+    listener = lifeline._listener(True, 2)
     port = listener.getsockname()[1]
     found: dict[int, socket.socket] = {}
     server = threading.Thread(target=lambda: found.update(lifeline._accept(listener, "secret", 1)))
     server.start()
     with socket.create_connection(("127.0.0.1", port)) as stranger:
         stranger.sendall(b"\xff\xfe guess 1\n")
-        ours = lifeline._connect(port, "secret", 1)
+        ours = lifeline._connect(lifeline.LOOPBACK, port, "secret", 1)
         server.join(20)
     assert list(found) == [1]
     ours[0].sendall(b"bye 1\n")
