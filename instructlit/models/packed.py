@@ -52,9 +52,7 @@ class Packed:
         """
         lengths = attention_mask.sum(dim=1)
         positions = (attention_mask.cumsum(dim=1) - 1)[attention_mask]
-        return cls(
-            input_ids[attention_mask][None], positions[None], layout(lengths, torch.full_like(lengths, ALONE))
-        )
+        return cls(input_ids[attention_mask][None], positions[None], layout(lengths, torch.full_like(lengths, ALONE)))
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -119,11 +117,11 @@ def _attention(
     segments = attention_mask[0, 0].tolist()
     # Autocast would widen and narrow in every segment what it widens and narrows here once.
     with torch.autocast(query.device.type, enabled=False):
-        out = _by_segments(query.to(value.dtype), key.to(value.dtype), value, segments, dropout, scaling)
+        out = by_segments(query.to(value.dtype), key.to(value.dtype), value, segments, dropout, scaling)
     return out.transpose(1, 2).contiguous(), None
 
 
-def _by_segments(
+def by_segments(
     query: Tensor, key: Tensor, value: Tensor, segments: list[list[int]], dropout: float, scaling: float | None
 ) -> Tensor:
     """(1, H, W, D) of rows whose segments are (length, parent) each."""

@@ -31,7 +31,9 @@ _post_processed: WeakSet[nn.Module] = WeakSet()
 """Models that do more to their logits than the head does, such as Gemma 2, which bounds them."""
 
 
-def at_tokens(model: nn.Module, read: Read, input_ids: Tensor, attention_mask: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+def at_tokens(
+    model: nn.Module, read: Read, input_ids: Tensor, attention_mask: Tensor, ids: Tensor, mask: Tensor
+) -> Tensor:
     """What `read` finds at the tokens that count.
 
     Rows go through the model without their padding where they can be packed. The head runs inside the model's own

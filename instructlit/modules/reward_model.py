@@ -18,7 +18,8 @@ from instructlit.types import ComparisonBatch
 
 
 class RewardModule(StageModule):
-    """K-way ranking loss, each prompt read once for all its completions; a shift makes the mean score of the demonstrations 0 (p. 9).
+    """K-way ranking loss, each prompt read once for all its completions; a shift makes the mean score of the
+    demonstrations 0 (p. 9).
 
     The paper (p. 41-42): one epoch, learning rate 9e-6, cosine to 10 %, 64 prompts a batch. More epochs overfit.
 

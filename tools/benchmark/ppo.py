@@ -1,5 +1,5 @@
-"""PPO: rollouts of 32 episodes in minibatches of 8, Adam at 1e-5, KL weight 0.05, no end costs 1; the reward model scores
-and is what the value model starts from."""
+"""PPO: rollouts of 32 episodes in minibatches of 8, Adam at 1e-5, KL weight 0.05, a response without end costs 1; the
+reward model scores and is what the value model starts from."""
 
 from typing import Any
 
