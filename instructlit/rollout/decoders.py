@@ -162,8 +162,8 @@ class LlamaDecoder(Decoder):
             for cache, pieces in zip((self._keys, self._values), parts, strict=True):
                 for into, piece in zip(slot_of, pieces, strict=True):
                     cache[layer, into, :, : len(piece)] = piece.transpose(0, 1)
-            row = (x.transpose(0, 1)[None] for x in (query, _repeated(key, groups), _repeated(value, groups)))
-            return by_segments(*row, segments, 0.0, self._scale)[0].transpose(0, 1)
+            q, k, v = (x.transpose(0, 1)[None] for x in (query, _repeated(key, groups), _repeated(value, groups)))
+            return by_segments(q, k, v, segments, 0.0, self._scale)[0].transpose(0, 1)
 
         hidden = self._forward(ids[mask], positions, attend)[lengths.cumsum(dim=0) - 1]
         self._filled[slots] = lengths[inverse]
@@ -210,8 +210,8 @@ class LlamaDecoder(Decoder):
             for i, layer in enumerate(self._layers):
                 heads = layer.qkv(layer.before_attention(x)).view(len(ids), -1, self._size)
                 query, key, value = heads.split(kinds, dim=1)
-                if layer.query_norm is not None:
-                    query, key = layer.query_norm(query), layer.key_norm(key)
+                if layer.head_norms is not None:
+                    query, key = layer.head_norms[0](query), layer.head_norms[1](key)
                 query, key = (_rotated(h, cos, sin).to(self.dtype) for h in (query, key))
                 x = x + layer.out(attend(i, query, key, value).reshape(len(ids), -1))
                 gate, up = layer.gate_up(layer.before_mlp(x)).chunk(2, dim=-1)
@@ -257,7 +257,7 @@ class _Layer:
         self.before_attention, self.before_mlp = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
         self.activation = mlp.act_fn
         normed = hasattr(attention, "q_norm")
-        self.query_norm, self.key_norm = (_Norm(attention.q_norm), _Norm(attention.k_norm)) if normed else (None, None)
+        self.head_norms = (_Norm(attention.q_norm), _Norm(attention.k_norm)) if normed else None
 
 
 def _joined(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:

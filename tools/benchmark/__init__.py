@@ -44,7 +44,7 @@ def benchmark(
     import importlib
     import json
 
-    from .workload import Work
+    from .work import Work
 
     work = Work(
         model, data, reward_model, limit, precision, threads, batch_size, max_new_tokens, ppo_epochs, seed, device

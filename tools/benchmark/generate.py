@@ -14,7 +14,7 @@ from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.rollout import CachedEngine, Sampling
 from instructlit.types import Prompt, PromptBatch
 
-from .workload import Work
+from .work import Work
 
 PROMPT, REPEATS = 32, 4
 
@@ -34,7 +34,8 @@ def run(work: Work) -> dict[str, Any]:
     ids = torch.tensor(rows, device=work.device)
     prompts = PromptBatch(ids, torch.ones_like(ids, dtype=torch.bool), [Prompt(text) for text in texts])
     dtype = "bfloat16" if "bf16" in work.precision else "float32"
-    model = load_causal_lm(Backbone(work.model, dtype=dtype), frozen=True).to(work.device)
+    model: Any = load_causal_lm(Backbone(work.model, dtype=dtype), frozen=True)
+    model.to(work.device)
     endless = _without_end(tokenizer)
     generator = torch.Generator(work.device).manual_seed(work.seed)
     sampling = Sampling(work.max_new_tokens)

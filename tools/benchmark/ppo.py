@@ -11,7 +11,7 @@ from instructlit.modules import PPOModule
 from instructlit.ops.kl_control import FixedKL
 from instructlit.rollout import RewardModel, Sampling, Shaping
 
-from .workload import Clock, InOrder, Work
+from .work import Clock, InOrder, Work
 
 RATE, MINIBATCHES = 1e-5, 4
 

@@ -8,7 +8,7 @@ from instructlit.models.schedules import LinearToZero
 from instructlit.modules import RewardModule
 
 from .sft import adamw
-from .workload import Clock, InOrder, Work
+from .work import Clock, InOrder, Work
 
 
 def run(work: Work) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from instructlit.models.backbone import Backbone
 from instructlit.models.schedules import LinearToZero
 from instructlit.modules import SFTModule
 
-from .workload import Clock, InOrder, Work
+from .work import Clock, InOrder, Work
 
 RATE = 1e-4
 
