@@ -22,6 +22,7 @@ from stage_helpers import Recorder, sgd
 from stage_runs import Shortness
 from torch import Tensor
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+from torch.nn import functional as F
 
 from instructlit.callbacks import ExportHuggingFace
 from instructlit.data import ComparisonData, DemonstrationData, PromptData, TextData
@@ -32,9 +33,9 @@ from instructlit.models.sharding import gathered
 from instructlit.models.shards import whole
 from instructlit.modules import FSDP2Strategy, PPOModule, RewardModule, SFTModule, StageModule
 from instructlit.rollout import CachedEngine, RewardModel, Sampling, Shaping
-from instructlit.rollout.engine import _widen, as_generation
+from instructlit.rollout.engine import as_generation
 from instructlit.rollout.forward import response_log_probs
-from instructlit.types import Generation
+from instructlit.types import Generation, PromptBatch
 
 Run = tuple[StageModule, pl.LightningDataModule, dict[str, Any]]
 
@@ -62,11 +63,15 @@ class PromptSeeded(CachedEngine):
         for row, prompt in enumerate(prompts.prompts):
             own = torch.Generator().manual_seed(zlib.crc32(f"{prompt.prompt}/{self.calls}".encode()))
             ids, mask = prompts.input_ids[row : row + 1], prompts.attention_mask[row : row + 1]
-            found.append(self._decode(model, ids, mask, sampling, tokenizer, own))
+            got = super().generate(model, PromptBatch(ids, mask, [prompt]), sampling, tokenizer, own)
+            found.append((got.response_ids, got.log_probs))
         self.gathers.append(GATHERS.count - before)
         width = max(ids.shape[1] for ids, _ in found)
-        ids = torch.cat([_widen(ids, width, tokenizer.pad_token_id) for ids, _ in found])
-        log_probs = torch.cat([_widen(x, width, 0) for _, x in found])
+        widths = [(0, width - ids.shape[1]) for ids, _ in found]
+        ids = torch.cat(
+            [F.pad(ids, w, value=tokenizer.pad_token_id) for w, (ids, _) in zip(widths, found, strict=True)]
+        )
+        log_probs = torch.cat([F.pad(x, w) for w, (_, x) in zip(widths, found, strict=True)])
         if silent := dist.is_initialized() and dist.get_rank() == self.silent_rank:
             ids, log_probs = ids[:, :1].fill_(tokenizer.eos_token_id), log_probs[:, :1]
         self.lengths.append(ids.shape[1])

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "read the data of a config or of files, report what training would see",
     ),
     "memory": (f"{TOOLS}.memory:memory", "what a run needs of a device's memory, and how to make it fit"),
+    "benchmark": (f"{TOOLS}.benchmark:benchmark", "how fast a stage is on this machine"),
     "export": (f"{TOOLS}.export:export", "write a checkpoint as a Hugging Face folder"),
     "generate": (f"{TOOLS}.generate:generate", "answer a file of prompts with a model"),
     "chat": (f"{TOOLS}.chat:chat", "talk to a model in the terminal"),
@@ -32,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS = (
     ("train", ("fit", "validate", "test", "predict")),
-    ("use", ("generate", "chat", "export", "data check", "memory")),
+    ("use", ("generate", "chat", "export", "data check", "memory", "benchmark")),
     ("see it work", ("quickstart", "soak", "world", "world label", "world evaluate", "world report")),
 )
 

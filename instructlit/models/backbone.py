@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from instructlit.errors import UserError
+from instructlit.models import packed
 from instructlit.models.adapters import HEAD, Lora, add_lora, load_adapters
 from instructlit.models.dropout import configure_dropout
 from instructlit.models.folders import (
@@ -318,7 +319,9 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
     try:
         with quiet_transformers():
             if backbone.random_init:
-                return auto.from_config(config, **options), set()
+                hf = auto.from_config(config, **options)
+                packed.prepare(hf)
+                return hf, set()
             if backbone.quantization:
                 options["quantization_config"] = _quantisation(backbone)
             hf, info = auto.from_pretrained(
@@ -330,6 +333,7 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise explained(error, backbone.path, where) from error
+    packed.prepare(hf)
     for module in hf.modules():
         # On CPUs with bfloat16 units bitsandbytes repacks a 4-bit weight at its first pass in evaluation mode, and
         # the kernel it takes from then on has no gradient: a policy that has sampled would lose that of its trunk.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from instructlit.models.packed import ALONE, Packed, layout
+
 
 @dataclass
 class Branches:
@@ -17,7 +19,7 @@ class Branches:
 
     input_ids: Tensor  # (P, W) int64, right-padded with 0
     position_ids: Tensor  # (P, W) int64, 0 on padding
-    sees: Tensor  # (P, 1, W, W) bool: query i sees key j; padding sees itself alone
+    owner: Tensor  # (P, W) int64: 0 where a token is common, n + 1 where it is row n's, -1 on padding
     sequence: Tensor  # (N,) int64: the sequence that holds the row
     last: Tensor  # (N,) int64: the column of the row's last token
 
@@ -52,7 +54,30 @@ class Branches:
         ids[group[rows], target[rows, places]] = input_ids[rows, places]
         positions[group[rows], target[rows, places]] = places
         branch[group[rows], target[rows, places]] = rows + 1
-        return cls(ids, positions, _visible(branch), group, starts + rest - 1)
+        return cls(ids, positions, branch, group, starts + rest - 1)
+
+    @property
+    def sees(self) -> Tensor:
+        """(P, 1, W, W) bool: query i sees key j; padding sees itself alone."""
+        width = self.owner.shape[1]
+        before = torch.ones(width, width, dtype=torch.bool, device=self.owner.device).tril()
+        keys, queries = self.owner[:, None, :], self.owner[:, :, None]
+        sees = before & (keys >= 0) & ((keys == 0) | (keys == queries))
+        return (sees | torch.eye(width, dtype=torch.bool, device=self.owner.device))[:, None]
+
+    def packed(self) -> tuple[Packed, Tensor]:
+        """The sequences without their padding one after the other, and the column (N,) of each row's last token."""
+        real = self.owner >= 0
+        common = (self.owner == 0).sum(dim=1)
+        own = torch.bincount(self.owner[self.owner > 0] - 1, minlength=len(self.sequence))
+        # Each sequence is its common beginning and then its rows, in the rows' order.
+        heads = first_of_group(self.sequence) + torch.arange(len(common), device=common.device)
+        rows = torch.arange(len(own), device=own.device) + self.sequence + 1
+        lengths, parents = (common.new_full((len(common) + len(own),), ALONE) for _ in range(2))
+        lengths[heads], lengths[rows] = common, own
+        parents[rows] = heads[self.sequence]
+        whole = Packed(self.input_ids[real][None], self.position_ids[real][None], layout(lengths, parents))
+        return whole, lengths.cumsum(dim=0)[rows] - 1
 
 
 def common_prefix(input_ids: Tensor, attention_mask: Tensor, group: Tensor) -> Tensor:
@@ -68,11 +93,3 @@ def common_prefix(input_ids: Tensor, attention_mask: Tensor, group: Tensor) -> T
 def first_of_group(group: Tensor) -> Tensor:
     """The first row (P,) of every group."""
     return torch.searchsorted(group, torch.arange(int(group[-1]) + 1, device=group.device))
-
-
-def _visible(branch: Tensor) -> Tensor:
-    width = branch.shape[1]
-    before = torch.ones(width, width, dtype=torch.bool, device=branch.device).tril()
-    keys, queries = branch[:, None, :], branch[:, :, None]
-    sees = before & (keys >= 0) & ((keys == 0) | (keys == queries))
-    return (sees | torch.eye(width, dtype=torch.bool, device=branch.device))[:, None]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from instructlit.errors import UserError
 from instructlit.models.adapters import unwrapped
 from instructlit.models.branches import Branches
+from instructlit.models.packed import Packed, can_pack, shows_what_it_sees
 from instructlit.ops.masking import gather_last
 from instructlit.ops.masking import position_ids as positions_of
 
@@ -84,8 +85,12 @@ class ScalarModel(nn.Module):
         """
         mask = attention_mask.bool()
         if position_ids is None:
+            if can_pack(self.backbone):
+                values = self._values(Packed.of(input_ids, mask).inputs)
+                return values.new_zeros(mask.shape).masked_scatter(mask, values)
             position_ids = positions_of(mask)
-        return self._values(input_ids, mask.long(), position_ids).masked_fill(~mask, 0.0)
+        inputs = {"input_ids": input_ids, "attention_mask": mask.long(), "position_ids": position_ids}
+        return self._values(inputs).masked_fill(~mask, 0.0)
 
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores (B,) float32: the value at each row's last real token, wherever its padding is."""
@@ -102,33 +107,32 @@ class ScalarModel(nn.Module):
         Raises:
             UserError: the architecture or its attention cannot be told which token sees which.
         """
-        self._check_branching()
-        branches = Branches.of(input_ids, attention_mask.bool(), group)
-        values = self._values(branches.input_ids, branches.sees, branches.position_ids)
-        return values[branches.sequence, branches.last]
-
-    def _values(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        trunk = self.hf.base_model
-        # Architectures that do not take positions have none (ALiBi) or count them along the mask themselves.
-        positions = {"position_ids": position_ids} if self._takes_positions else {}
-        output = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
-        return self.head(output.last_hidden_state).squeeze(-1) + self.shift
-
-    @property
-    def _takes_positions(self) -> bool:
-        return "position_ids" in inspect.signature(self.hf.base_model.forward).parameters
-
-    def _check_branching(self) -> None:
-        config = self.hf.config
-        layers = getattr(config, "layer_types", None)
-        windows = getattr(config, "sliding_window", None) if layers is None else any("sliding" in x for x in layers)
-        if config._attn_implementation != "sdpa" or not self._takes_positions or windows:
+        if not self.can_branch:
+            config = self.hf.config
             raise UserError(
                 f"a {config.model_type} model with {config._attn_implementation} attention cannot share prompts",
                 where="shared_prefix",
                 expected="position ids, and `sdpa` attention without a sliding window",
                 fix="set shared_prefix: false",
             )
+        branches = Branches.of(input_ids, attention_mask.bool(), group)
+        if can_pack(self.backbone):
+            whole, last = branches.packed()
+            return self._values(whole.inputs)[0, last]
+        inputs = {"input_ids": branches.input_ids, "position_ids": branches.position_ids}
+        return self._values(inputs | {"attention_mask": branches.sees})[branches.sequence, branches.last]
+
+    def _values(self, inputs: dict[str, Tensor]) -> Tensor:
+        trunk = self.hf.base_model
+        if "position_ids" not in inspect.signature(trunk.forward).parameters:
+            inputs.pop("position_ids")  # such architectures have none (ALiBi), or count them along the mask themselves
+        output = trunk(**{**inputs, "use_cache": False})
+        return self.head(output.last_hidden_state).squeeze(-1) + self.shift
+
+    @property
+    def can_branch(self) -> bool:
+        """Whether the architecture and its attention can be told which token sees which."""
+        return shows_what_it_sees(self.backbone)
 
     @torch.no_grad()
     def set_shift(self, shift: float | Tensor) -> None:

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from instructlit.models.adapters import unwrapped
+from instructlit.models.packed import Packed, can_pack
 from instructlit.ops.log_probs import token_log_probs
+from instructlit.ops.masking import position_ids
 from instructlit.types import TokenBatch
 
 HEAD_ELEMENTS = 1 << 26
@@ -29,47 +31,72 @@ _post_processed: WeakSet[nn.Module] = WeakSet()
 """Models that do more to their logits than the head does, such as Gemma 2, which bounds them."""
 
 
-def at_tokens(model: nn.Module, read: Read, ids: Tensor, mask: Tensor, **inputs: Any) -> Tensor:
+def at_tokens(
+    model: nn.Module, read: Read, input_ids: Tensor, attention_mask: Tensor, ids: Tensor, mask: Tensor
+) -> Tensor:
     """What `read` finds at the tokens that count.
 
-    The head runs inside the model's own forward, as sharding and adapters expect it to. A model whose forward goes on
-    to change the logits is noticed, and read from its whole logits.
+    Rows go through the model without their padding where they can be packed. The head runs inside the model's own
+    forward, as sharding and adapters expect it to. A model whose forward goes on to change the logits is noticed, and
+    read from its whole logits.
 
     Args:
         model: a causal language model.
         read: called with the logits and ids of some of the tokens.
-        ids: (B, K) int64: `ids[:, k]` is what the k-th column of the logits predicts.
+        input_ids: (B, T) int64, padded on either side.
+        attention_mask: (B, T) bool.
+        ids: (B, K) int64: `ids[:, k]` is what the logits at the k-th of the last K positions predict.
         mask: (B, K), True where a token is read.
-        **inputs: of the model's forward; K is the number of positions it gives logits for.
 
     Returns:
         (B, K, C), zero where the mask is False.
     """
+    if can_pack(model):
+        # tokens that are read in the order of the rows, among all tokens in that order
+        places = F.pad(mask, (input_ids.shape[1] - mask.shape[1], 0))[attention_mask][None]
+        found = _found(model, read, ids[mask], places, Packed.of(input_ids, attention_mask).inputs)
+    else:
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask.long(),
+            "position_ids": position_ids(attention_mask),
+            "use_cache": False,
+        }
+        if mask.shape[1] < input_ids.shape[1]:
+            inputs["logits_to_keep"] = mask.shape[1]
+        found = _found(model, read, ids[mask], mask, inputs)
+    return _spread(found, mask)
+
+
+def _found(model: nn.Module, read: Read, ids: Tensor, mask: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """What `read` finds (M, C) for ids (M,) where the mask (B, K) of the logits' positions is True."""
     find = getattr(unwrapped(model), "get_output_embeddings", None)
     head = find() if find is not None else None
     if head is not None and model not in _post_processed:
         found: list[Tensor] = []
+        passed: list[Tensor] = []
 
         def scores(hidden: Tensor) -> Tensor:
             rows = max(1, HEAD_ELEMENTS // head.weight.shape[0])
-            found.append(_spread(_pieces(head_forward, hidden[mask], ids[mask], read, rows), mask))
-            return found[0]
+            found.append(_pieces(head_forward, hidden[mask], ids, read, rows))
+            passed.append(_spread(found[0], mask))
+            return passed[0]
 
         with _replaced(head, scores) as head_forward:
             returned = model(**inputs).logits
-        if len(found) == 1 and (returned is found[0] or torch.equal(returned, found[0].to(returned.dtype))):
+        if len(found) == 1 and (returned is passed[0] or torch.equal(returned, passed[0].to(returned.dtype))):
             return found[0]
         _post_processed.add(model)
     logits = model(**inputs).logits
-    return _spread(read(logits[mask], ids[mask]), mask)
+    return read(logits[mask], ids)
 
 
 def target_scores(model: nn.Module, batch: TokenBatch, read: Read) -> Tensor:
     """What `read` finds at a batch's targets, (B, T - 1, C): column t belongs to token t + 1, as in
     `ops.log_probs.next_token_log_probs`."""
     targets = F.pad(batch.loss_mask[:, 1:], (0, 1))
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long(), "use_cache": False}
-    return at_tokens(model, read, batch.input_ids.roll(-1, dims=1), targets, **inputs)[:, :-1]
+    ids = batch.input_ids.roll(-1, dims=1)
+    return at_tokens(model, read, batch.input_ids, batch.attention_mask, ids, targets)[:, :-1]
 
 
 def target_log_probs(model: nn.Module, batch: TokenBatch) -> Tensor:

@@ -18,7 +18,8 @@ from instructlit.types import ComparisonBatch
 
 
 class RewardModule(StageModule):
-    """K-way ranking loss, one forward a completion; a shift makes the mean score of the demonstrations 0 (p. 9).
+    """K-way ranking loss, each prompt read once for all its completions; a shift makes the mean score of the
+    demonstrations 0 (p. 9).
 
     The paper (p. 41-42): one epoch, learning rate 9e-6, cosine to 10 %, 64 prompts a batch. More epochs overfit.
 
@@ -32,7 +33,8 @@ class RewardModule(StageModule):
         nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
         shift_batches: most batches of demonstrations read for the shift; None reads all.
         shared_prefix: compute what the completions of a prompt begin with once instead of once for each of them: the
-            same scores for less work. Needs `sdpa` attention and an architecture with position ids.
+            same scores for less work. Needs `sdpa` attention and an architecture with position ids; by default it is
+            done where both are there.
     """
 
     stage = "reward"
@@ -47,7 +49,7 @@ class RewardModule(StageModule):
         gradient_clip_norm: float | None = 1.0,
         nonfinite: NonFinite = NonFinite(),  # noqa: B008 - a set of values, and what --help shows
         shift_batches: int | None = None,
-        shared_prefix: bool = False,
+        shared_prefix: bool | None = None,
     ):
         super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite, micro_batch_tokens)
         self._backbone = model
@@ -154,9 +156,10 @@ class RewardModule(StageModule):
             yield batch.prompts(start, stop)
 
     def _scores(self, part: ComparisonBatch) -> Tensor:
-        if self.shared_prefix:
-            return self.trained_model.score_branches(part.input_ids, part.attention_mask, part.prompt_index)
-        return self.trained_model.score(part.input_ids, part.attention_mask)
+        model = self.trained_model
+        if model.can_branch if self.shared_prefix is None else self.shared_prefix:
+            return model.score_branches(part.input_ids, part.attention_mask, part.prompt_index)
+        return model.score(part.input_ids, part.attention_mask)
 
     @staticmethod
     def _no_scores(batch: ComparisonBatch) -> Tensor:

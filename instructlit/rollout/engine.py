@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from instructlit.errors import UserError
 from instructlit.ops.log_probs import token_log_probs
-from instructlit.ops.masking import position_ids
+from instructlit.rollout.decoders import decoder_for
 from instructlit.types import Generation, PromptBatch
 
 _REFUSED = {
@@ -102,10 +101,11 @@ class GenerationEngine(ABC):
 
 
 class CachedEngine(GenerationEngine):
-    """Token by token through the model's own forward with a key-value cache that lives for one call.
+    """Token by token with a cache of keys and values that lives for one call, by the decoder that fits the model.
 
-    A prompt asked for several samples is read once. A row that has ended leaves the batch and its cache, so that a few
-    long responses cost no more than themselves.
+    A prompt asked for several samples is read once. A row that has ended leaves, and where the decoder lets it a prompt
+    that waits takes its place, so that a few long responses cost no more than themselves. What a row says does not
+    depend on which others are decoded beside it.
 
     Args:
         batch_size: prompts decoded together; None takes all that are handed over.
@@ -126,78 +126,101 @@ class CachedEngine(GenerationEngine):
         training = model.training
         model.eval()  # dropout off: the log-probs returned must be those of the model PPO updates
         try:
-            size = self.batch_size or max(len(prompts), 1)
-            parts = [
-                self._decode(model, ids, mask, sampling, tokenizer, generator)
-                for ids, mask in zip(prompts.input_ids.split(size), prompts.attention_mask.split(size), strict=True)
-            ]
+            decoding = _Decoding(model, prompts, self.batch_size, sampling, eos_and_pad(tokenizer), generator)
+            response_ids, log_probs = decoding.run()
         finally:
             model.train(training)
-        width = max(ids.shape[1] for ids, _ in parts)
-        response_ids = torch.cat([_widen(ids, width, eos_and_pad(tokenizer)[1]) for ids, _ in parts])
-        log_probs = torch.cat([_widen(log_probs, width, 0) for _, log_probs in parts])
         return as_generation(prompts, response_ids, log_probs, tokenizer)
 
-    @staticmethod
-    def _decode(
+
+class _Decoding:
+    """Prompts on their way through a decoder's slots.
+
+    Args:
+        model: the language model, in evaluation mode.
+        prompts: B of them.
+        size: most slots; None gives each prompt its own.
+        sampling: length limit and temperature.
+        end: the ids of EOS and padding.
+        generator: source of chance; all of it is drawn beforehand, a number for each token that may be said, so that
+            which rows are decoded together, and when one leaves, changes nothing of what the others say.
+    """
+
+    def __init__(
+        self,
         model: nn.Module,
-        ids: Tensor,
-        mask: Tensor,
+        prompts: PromptBatch,
+        size: int | None,
         sampling: Sampling,
-        tokenizer: PreTrainedTokenizerBase,
+        end: tuple[int, int],
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Responses (b, r) and their log-probs (b, r); r stops where every row has ended."""
-        eos, pad = eos_and_pad(tokenizer)
-        logits, cache = _read_prompts(model, ids, mask)
-        positions = position_ids(mask)[:, -1:]
-        response_ids = ids.new_full((len(ids), sampling.max_new_tokens), pad)
-        log_probs = torch.zeros_like(response_ids, dtype=torch.float32)
-        live = torch.arange(len(ids), device=ids.device)  # the rows still decoded
-        for step in range(sampling.max_new_tokens):
-            if sampling.greedy:
-                token = logits.argmax(-1)
-            else:  # chance for all rows, ended ones too: when a row leaves must not change what the others say
-                token = draw(logits, sampling.temperature, chance(len(ids), ids.device, generator)[live])
-            response_ids[live, step] = token
-            log_probs[live, step] = token_log_probs(logits[:, None], token[:, None], sampling.temperature)[:, 0]
-            going = (token != eos).nonzero()[:, 0]
-            if not len(going) or step + 1 == sampling.max_new_tokens:
-                break
-            if len(going) < len(live):
-                cache.batch_select_indices(going)
-                live, token, mask, positions = live[going], token[going], mask[going], positions[going]
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-            positions = positions + 1
-            out = model(
-                input_ids=token[:, None],
-                attention_mask=mask.long(),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits, cache = out.logits[:, -1], out.past_key_values
-        return response_ids[:, : step + 1], log_probs[:, : step + 1]
+    ):
+        ids, rows = prompts.input_ids, len(prompts)
+        self.prompts, self.sampling, self.eos = prompts, sampling, end[0]
+        slots = max(1, min(size or rows, rows))
+        self.decoder = decoder_for(model, slots, ids.shape[1] + sampling.max_new_tokens)
+        self.response_ids = ids.new_full((rows, sampling.max_new_tokens), end[1])
+        self.log_probs = torch.zeros_like(self.response_ids, dtype=torch.float32)
+        self.lengths = ids.new_zeros(rows)
+        self.chance = None if sampling.greedy else chance(rows, ids.device, generator, sampling.max_new_tokens)
+        self.begun = 0  # rows that have been given a slot
+        self._lay_slots(slots)
 
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Responses (B, R) and their log-probs (B, R); R is the longest's length."""
+        while self._fill():
+            tokens = self._say()
+            if self.live.any():
+                self.logits = self.decoder.step(self._narrowed(tokens))
+        width = int(self.lengths.max()) if len(self.lengths) else 0
+        return self.response_ids[:, :width], self.log_probs[:, :width]
 
-def _read_prompts(model: nn.Module, ids: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
-    """Logits (b, V) after each prompt, and the cache of b rows; a prompt that is there several times is read once."""
-    rows, inverse = torch.unique(torch.cat([mask.long(), ids], dim=1), dim=0, return_inverse=True)
-    once = len(rows) < len(ids)
-    if once:
-        mask, ids = rows[:, : ids.shape[1]].bool(), rows[:, ids.shape[1] :]
-    out = model(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=position_ids(mask),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    logits, cache = out.logits[:, -1], out.past_key_values
-    if once:
-        cache.batch_select_indices(inverse)
-        logits = logits[inverse]
-    return logits, cache
+    def _lay_slots(self, slots: int) -> None:
+        self.row, self.said = (self.lengths.new_zeros(slots) for _ in range(2))  # whose a slot is, how far it is
+        self.live = torch.zeros(slots, dtype=torch.bool, device=self.lengths.device)
+        self.logits: Tensor | None = None
+
+    def _fill(self) -> bool:
+        """Let prompts that wait take the free slots; whether there is anything to decode."""
+        waiting, idle = len(self.lengths) - self.begun, not self.live.any()
+        if not waiting or not (idle or self.decoder.refills):
+            return not idle
+        if not self.decoder.refills:
+            self._lay_slots(min(len(self.live), waiting))
+        slots = (~self.live).nonzero()[:waiting, 0]
+        if len(slots):
+            rows = torch.arange(self.begun, self.begun + len(slots), device=slots.device)
+            self.begun += len(slots)
+            logits = self.decoder.read(slots, self.prompts.input_ids[rows], self.prompts.attention_mask[rows])
+            if self.logits is None:
+                self.logits = logits.new_zeros(len(self.live), logits.shape[1])
+            self.logits[slots], self.row[slots], self.said[slots], self.live[slots] = logits, rows, 0, True
+        return True
+
+    def _say(self) -> Tensor:
+        """One token (S,) of every slot."""
+        assert self.logits is not None
+        temperature, row, said, live = self.sampling.temperature, self.row, self.said, self.live
+        if self.chance is None:
+            tokens = self.logits.argmax(-1)
+        else:
+            tokens = draw(self.logits, temperature, self.chance[row, said, None])
+        self.response_ids[row[live], said[live]] = tokens[live]
+        self.log_probs[row[live], said[live]] = token_log_probs(self.logits, tokens, temperature)[live]
+        self.lengths[row[live]] = said[live] + 1
+        last = self.sampling.max_new_tokens - 1
+        self.live = live & (tokens != self.eos) & (said < last)
+        self.said = (said + 1).clamp_max(last)
+        return tokens
+
+    def _narrowed(self, tokens: Tensor) -> Tensor:
+        """The tokens of all slots, or of the live ones where enough are free for good that moving the rest pays."""
+        if (self.begun < len(self.lengths) and self.decoder.refills) or self.live.sum() > 0.75 * len(self.live):
+            return tokens
+        kept = self.live.nonzero()[:, 0]
+        self.decoder.keep(kept)
+        self.row, self.said, self.live = self.row[kept], self.said[kept], self.live[kept]
+        return tokens[kept]
 
 
 def eos_and_pad(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
@@ -208,9 +231,9 @@ def eos_and_pad(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return eos, pad
 
 
-def chance(rows: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """(rows, 1) float64, uniform in [0, 1): what `draw` turns into ids. None takes torch's global generator."""
-    return torch.rand(rows, 1, dtype=torch.float64, device=device, generator=generator)
+def chance(rows: int, device: torch.device, generator: torch.Generator | None, steps: int = 1) -> Tensor:
+    """(rows, steps) float64, uniform in [0, 1): what `draw` turns into ids. None takes torch's global generator."""
+    return torch.rand(rows, steps, dtype=torch.float64, device=device, generator=generator)
 
 
 def draw(logits: Tensor, temperature: float, chance: Tensor) -> Tensor:
@@ -224,7 +247,7 @@ def draw(logits: Tensor, temperature: float, chance: Tensor) -> Tensor:
     Returns:
         (B,) int64. The sums run in float64, so that the last of 100,000 tokens keeps its exact share.
     """
-    cumulative = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(dim=-1)
+    cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(dim=-1, dtype=torch.float64)
     return torch.searchsorted(cumulative, chance * cumulative[:, -1:], right=True).clamp_max(logits.shape[1] - 1)[:, 0]
 
 
@@ -254,7 +277,3 @@ def as_generation(
         ended=ended,
         log_probs=log_probs.float() * response_mask,
     )
-
-
-def _widen(x: Tensor, width: int, value: int) -> Tensor:
-    return torch.nn.functional.pad(x, (0, width - x.shape[1]), value=value)

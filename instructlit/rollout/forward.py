@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.token_scores import Read, at_tokens
 from instructlit.ops.log_probs import entropy, token_log_probs
-from instructlit.ops.masking import position_ids
 from instructlit.ops.micro_batches import spans
 from instructlit.types import Responses
 
@@ -35,19 +34,14 @@ def log_probs_and_entropy(policy: nn.Module, responses: Responses, temperature: 
 
 def _at_responses(policy: nn.Module, responses: Responses, read: Read) -> Tensor:
     """What `read` finds at response tokens, (B, R, C). The head runs at those positions only."""
-    mask = responses.attention_mask
-    steps = responses.response_ids.shape[1]
     # One position more than there are responses: the last token predicts what was never sampled.
     found = at_tokens(
         policy,
         read,
+        responses.input_ids,
+        responses.attention_mask,
         nn.functional.pad(responses.response_ids, (0, 1)),
         nn.functional.pad(responses.response_mask, (0, 1)),
-        input_ids=responses.input_ids,
-        attention_mask=mask.long(),
-        position_ids=position_ids(mask),
-        use_cache=False,
-        logits_to_keep=steps + 1,
     )
     return found[:, :-1]
 

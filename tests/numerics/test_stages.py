@@ -114,14 +114,25 @@ def test_reward_step_is_the_same_for_any_micro_batch_and_equals_brute_force(tmp_
 
 
 def test_a_completion_is_read_once_however_many_pairs_it_is_in(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
-    module, rows = reward_module(tiny_llama_dir), []
-    module.configure_model()
-    original = module.trained_model.score
-    monkeypatch.setattr(
-        module.trained_model, "score", lambda ids, mask: (rows.append(len(ids)), original(ids, mask))[1]
-    )
-    run(tmp_path, module, char_tokenizer, [comparison_batch(RANKED[:1])])
-    assert rows == [4, len(PAIRS)]  # K = 4 completions, 6 pairs less one tie; then the demonstrations for the shift
+    for shared, called in ((False, "score"), (None, "score_branches")):
+        module, rows = reward_module(tiny_llama_dir, shared_prefix=shared), []
+        module.configure_model()
+        model = module.trained_model
+
+        def counted(name, rows=rows, model=model):
+            original = getattr(model, name)
+
+            def call(ids, *rest):
+                rows.append((name, len(ids)))
+                return original(ids, *rest)
+
+            return call
+
+        for name in ("score", "score_branches"):
+            monkeypatch.setattr(model, name, counted(name))
+        run(tmp_path, module, char_tokenizer, [comparison_batch(RANKED[:1])])
+        # K = 4 completions, 6 pairs less one tie; then the demonstrations for the shift
+        assert rows == [(called, 4), ("score", len(PAIRS))]
 
 
 @pytest.mark.parametrize("size", [1, 3])

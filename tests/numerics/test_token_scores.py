@@ -111,7 +111,9 @@ def test_adapters_on_trunk_and_head_get_the_same_gradient(
             p.add_(0.1 * torch.randn_like(p) * p.requires_grad)
     found = gradients(model, piece_loss(model, BATCH))
     assert found.abs().max() > 0.01
-    torch.testing.assert_close(found, gradients(model, whole_loss(model, BATCH)), rtol=1e-5, atol=1e-6)
+    expected = gradients(model, whole_loss(model, BATCH))
+    # sums run in another order without padding: a rounding of the largest gradient is one of any
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=float(expected.abs().max()) * 1e-6)
 
 
 def test_responses_are_read_at_their_temperature(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

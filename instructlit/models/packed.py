@@ -1,0 +1,167 @@
+"""Rows of different length in one row without padding: no token sees another row's, and positions begin anew.
+
+The rows follow one another as segments. Attention runs segment by segment, by a function that transformers' models
+find under its name in their registry; all the rest of a model works on each token for itself and needs no change. A
+segment may continue an earlier one, whose tokens it then sees: completions behind a prompt that is there once.
+
+The layout travels where models take an attention mask: one that is four-dimensional already they hand on as it is, to
+every layer, and to the second pass where activations are computed again.
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from instructlit.models.adapters import unwrapped
+
+SEGMENTS = "instructlit_sdpa"
+"""The name of the attention in transformers' registry: SDPA, and by segments where a layout stands for the mask."""
+
+ALONE = -1
+"""The parent of a segment that continues none."""
+
+_LAYOUT = torch.int32  # a mask is of booleans or floats, so that the dtype tells a layout from one
+_PLAIN_SCORES = 1 << 18
+"""Scores of a head (queries x keys) up to which a CPU is faster with plain matrix products than with its SDPA."""
+
+
+@dataclass
+class Packed:
+    """Rows, or pieces of rows, one after the other."""
+
+    input_ids: Tensor  # (1, W) int64
+    position_ids: Tensor  # (1, W) int64
+    layout: Tensor  # (1, 1, S, 2) int32: length and parent of each segment, in order
+
+    @classmethod
+    def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "Packed":
+        """Each row by itself.
+
+        Args:
+            input_ids: (B, T) int64, padded on either side.
+            attention_mask: (B, T) bool, True on real tokens.
+        """
+        lengths = attention_mask.sum(dim=1)
+        positions = (attention_mask.cumsum(dim=1) - 1)[attention_mask]
+        return cls(input_ids[attention_mask][None], positions[None], layout(lengths, torch.full_like(lengths, ALONE)))
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The arguments of a model's forward."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.layout,
+            "position_ids": self.position_ids,
+            "use_cache": False,
+        }
+
+
+def layout(lengths: Tensor, parents: Tensor) -> Tensor:
+    """(S,) lengths and (S,) parents, an earlier segment's index or ALONE, as what stands for the mask."""
+    return torch.stack([lengths, parents], dim=-1).to(_LAYOUT)[None, None]
+
+
+def shows_what_it_sees(model: nn.Module) -> bool:
+    """Whether a model can be told which token sees which: SDPA in all layers, over all tokens, and given positions."""
+    trunk: Any = unwrapped(model).base_model
+    config = trunk.config.get_text_config()
+    layers = getattr(config, "layer_types", None)
+    windows = getattr(config, "sliding_window", None) if layers is None else any(x != "full_attention" for x in layers)
+    return config._attn_implementation in ("sdpa", SEGMENTS) and not windows and _takes_positions(type(trunk))
+
+
+def can_pack(model: nn.Module) -> bool:
+    """Whether rows are packed for `model`: where it can be told who sees whom, through the registry, and on a CPU:
+    segments one by one do not fill a GPU.
+    """
+    trunk: Any = unwrapped(model).base_model
+    by_segments = trunk.config.get_text_config()._attn_implementation == SEGMENTS
+    return by_segments and next(trunk.parameters()).device.type == "cpu" and shows_what_it_sees(model)
+
+
+def prepare(model: PreTrainedModel) -> None:
+    """Let a model that was loaded with SDPA attend by segments, where its attention comes from the registry."""
+    if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
+        model.set_attn_implementation(SEGMENTS)
+
+
+@lru_cache(maxsize=64)
+def _takes_positions(trunk: type[nn.Module]) -> bool:
+    return "position_ids" in inspect.signature(trunk.forward).parameters
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What a model calls in place of SDPA: query (B, H, T, D), key and value (B, H or fewer, T, D) to (B, T, H, D)."""
+    if attention_mask is None or attention_mask.dtype != _LAYOUT:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    segments = attention_mask[0, 0].tolist()
+    # Autocast would widen and narrow in every segment what it widens and narrows here once.
+    with torch.autocast(query.device.type, enabled=False):
+        out = by_segments(query.to(value.dtype), key.to(value.dtype), value, segments, dropout, scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def by_segments(
+    query: Tensor, key: Tensor, value: Tensor, segments: list[list[int]], dropout: float, scaling: float | None
+) -> Tensor:
+    """(1, H, W, D) of rows whose segments are (length, parent) each."""
+    lengths = [length for length, _ in segments]
+    # `split` and not slices, whose backward would fill a whole row with zeros for each
+    queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
+    scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
+    found = []
+    for i, (length, parent) in enumerate(segments):
+        if not length:
+            found.append(queries[i])
+            continue
+        k, v = keys[i], values[i]
+        if parent != ALONE and lengths[parent]:
+            k, v = torch.cat([keys[parent], k], dim=2), torch.cat([values[parent], v], dim=2)
+        found.append(_causal(queries[i], k, v, dropout, scale))
+    return torch.cat(found, dim=2)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float) -> Tensor:
+    """Attention of the last n of m positions, (1, H, n, D): each sees itself and all before it."""
+    n, m = query.shape[2], key.shape[2]
+    if dropout or n * m > _PLAIN_SCORES:
+        mask = None if n == m else _bias(m, query.dtype)[m - n : m, :m]
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=n == m, scale=scale)
+    bias = _bias(m, query.dtype)[m - n : m, :m].expand(query.shape[1], n, m)
+    scores = torch.baddbmm(bias, query[0], key[0].transpose(1, 2), alpha=scale)
+    return torch.bmm(torch.softmax(scores, dim=-1), value[0])[None]
+
+
+def _bias(size: int, dtype: torch.dtype) -> Tensor:
+    """(at least size, as many): 0 where a row sees a column, minus infinity behind the diagonal."""
+    return _bias_of(1 << (size - 1).bit_length(), dtype)
+
+
+@lru_cache(maxsize=8)
+def _bias_of(size: int, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # a tensor of that mode could not be used by a pass with a gradient
+        return torch.full((size, size), -math.inf, dtype=dtype).triu(1)
+
+
+AttentionInterface.register(SEGMENTS, _attention)
+AttentionMaskInterface.register(SEGMENTS, sdpa_mask)

@@ -1,0 +1,288 @@
+"""What decodes one token for every row: a model with its keys and values of some rows, each in a slot.
+
+`LlamaDecoder` computes the layers of Llama's family itself, with a cache laid down beforehand, from the model's weights
+as they are now; where the forward runs in 16 bits by autocast they are cast once a rollout and not once a token.
+`ModelDecoder` calls the model's own forward and serves every other architecture.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from instructlit.models.adapters import unwrapped
+from instructlit.models.packed import ALONE, by_segments, shows_what_it_sees
+from instructlit.models.sharding import is_sharded
+from instructlit.ops.masking import position_ids
+
+LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
+"""Architectures of Llama's layers, with or without biases and norms of queries and keys."""
+
+COLUMNS = 64
+"""Places by which the cache grows: a step then reads whole tensors, of a shape that its kernels have met before."""
+
+
+class Decoder(ABC):
+    """Rows in slots; every slot is decoded at every step, a free one to no purpose."""
+
+    refills: bool
+    """Whether a prompt can take a slot while others are in the middle of their responses."""
+
+    @abstractmethod
+    def read(self, slots: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Put prompts into slots; logits (n, V) of what comes next.
+
+        Args:
+            slots: (n,) int64; all of them, in order, where the decoder does not refill.
+            ids: (n, L) left-padded.
+            mask: (n, L) bool.
+        """
+
+    @abstractmethod
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append a token (S,) to every slot; logits (S, V) of what comes next."""
+
+    @abstractmethod
+    def keep(self, slots: Tensor) -> None:
+        """Go on with these slots (n,) alone, as 0 .. n-1."""
+
+
+def decoder_for(model: nn.Module, slots: int, length: int) -> Decoder:
+    """The fastest that can decode `model`.
+
+    Args:
+        model: a causal language model, in evaluation mode.
+        slots: rows at once.
+        length: most tokens of a row.
+    """
+    return LlamaDecoder(model, slots, length) if _is_llama(model) else ModelDecoder(model)
+
+
+class ModelDecoder(Decoder):
+    """The model's own forward, with the cache that transformers makes for it."""
+
+    refills = False
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self._cache: Any = None
+        self._mask = self._positions = torch.empty(0)
+
+    def read(self, slots: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        rows, inverse = torch.unique(torch.cat([mask.long(), ids], dim=1), dim=0, return_inverse=True)
+        once = len(rows) < len(ids)  # a prompt that is there several times is read once
+        if once:
+            ids, shown = rows[:, ids.shape[1] :], rows[:, : ids.shape[1]].bool()
+        else:
+            shown = mask
+        out = self.model(
+            input_ids=ids,
+            attention_mask=shown.long(),
+            position_ids=position_ids(shown),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits, self._cache = out.logits[:, -1], out.past_key_values
+        self._mask, self._positions = mask, position_ids(mask)[:, -1:]
+        if once:
+            self._cache.batch_select_indices(inverse)
+            logits = logits[inverse]
+        return logits
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self._mask = F.pad(self._mask, (0, 1), value=True)
+        self._positions = self._positions + 1
+        out = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self._mask.long(),
+            position_ids=self._positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._cache = out.past_key_values
+        return out.logits[:, -1]
+
+    def keep(self, slots: Tensor) -> None:
+        self._cache.batch_select_indices(slots)
+        self._mask, self._positions = self._mask[slots], self._positions[slots]
+
+
+class LlamaDecoder(Decoder):
+    """Llama's layers over a cache laid down beforehand; the residual stream and the norms run in float32.
+
+    Args:
+        model: a causal language model of `LLAMAS` without adapters.
+        slots: rows at once.
+        length: most tokens of a row.
+    """
+
+    refills = True
+
+    def __init__(self, model: nn.Module, slots: int, length: int):
+        hf: Any = unwrapped(model)
+        trunk, weight = hf.base_model, hf.lm_head.weight
+        device = weight.device
+        autocast = torch.is_autocast_enabled(device.type)
+        self.dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
+        self._embedding = trunk.embed_tokens.weight
+        self._layers = [_Layer(layer, self.dtype) for layer in trunk.layers]
+        self._norm, self._head = _Norm(trunk.norm), _Linear([hf.lm_head], self.dtype)
+        attention = trunk.layers[0].self_attn
+        self._heads, self._kv_heads, self._size = (
+            attention.config.num_attention_heads,
+            attention.config.num_key_value_heads,
+            attention.head_dim,
+        )
+        self._scale = attention.scaling
+        positions = torch.arange(length, device=device)
+        # (length, 1, size) each, float32: rotation of a head at every position
+        like = torch.empty(0, dtype=torch.float32, device=device)
+        self._cos, self._sin = (x[0, :, None] for x in trunk.rotary_emb(like, positions[None]))
+        self._length = length
+        shape = (len(self._layers), slots, self._kv_heads, 0, self._size)
+        self._keys, self._values = (torch.zeros(shape, dtype=self.dtype, device=device) for _ in range(2))
+        self._filled = torch.zeros(slots, dtype=torch.int64, device=device)  # tokens in each slot
+        self._bias = torch.zeros((slots, 0), dtype=self.dtype, device=device)  # 0 where a slot is filled, else -inf
+
+    def read(self, slots: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        # A prompt that is there several times is read once; the prompts follow one another without padding.
+        rows, inverse = torch.unique(torch.cat([mask.long(), ids], dim=1), dim=0, return_inverse=True)
+        mask, ids = rows[:, : ids.shape[1]].bool(), rows[:, ids.shape[1] :]
+        lengths = mask.sum(dim=1)
+        self._grow(int(lengths.max()))
+        positions = (mask.cumsum(dim=1) - 1)[mask]
+        segments = [[length, ALONE] for length in lengths.tolist()]
+        slot_of = [slots[inverse == i] for i in range(len(rows))]
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            groups = self._heads // self._kv_heads
+            parts = (x.split(lengths.tolist()) for x in (key, value))
+            for cache, pieces in zip((self._keys, self._values), parts, strict=True):
+                for into, piece in zip(slot_of, pieces, strict=True):
+                    cache[layer, into, :, : len(piece)] = piece.transpose(0, 1)
+            q, k, v = (x.transpose(0, 1)[None] for x in (query, _repeated(key, groups), _repeated(value, groups)))
+            return by_segments(q, k, v, segments, 0.0, self._scale)[0].transpose(0, 1)
+
+        hidden = self._forward(ids[mask], positions, attend)[lengths.cumsum(dim=0) - 1]
+        self._filled[slots] = lengths[inverse]
+        columns = torch.arange(self._bias.shape[1], device=slots.device)
+        bias = self._bias.new_zeros(len(slots), len(columns))
+        self._bias[slots] = bias.masked_fill_(columns >= lengths[inverse, None], -torch.inf)
+        return self._logits(hidden)[inverse]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        # A free slot, which nobody asks about, may be full: it then overwrites its last place.
+        places = self._filled.clamp_max(self._length - 1)
+        self._filled = places + 1
+        self._grow(int(self._filled.max()))
+        slots = torch.arange(len(tokens), device=tokens.device)
+        self._bias[slots, places] = 0
+        groups, batches = self._heads // self._kv_heads, len(tokens) * self._kv_heads
+        bias = self._bias.repeat_interleave(self._kv_heads, dim=0)[:, None].expand(-1, groups, -1)
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            self._keys[layer, slots, :, places], self._values[layer, slots, :, places] = key, value
+            keys, values = (x[layer].flatten(0, 1) for x in (self._keys, self._values))
+            scores = torch.baddbmm(bias, query.reshape(batches, groups, -1), keys.transpose(1, 2), alpha=self._scale)
+            return torch.bmm(torch.softmax(scores, dim=-1), values).view(len(tokens), self._heads, -1)
+
+        return self._logits(self._forward(tokens, places, attend))
+
+    def keep(self, slots: Tensor) -> None:
+        self._keys, self._values = self._keys[:, slots], self._values[:, slots]
+        self._filled, self._bias = self._filled[slots], self._bias[slots]
+
+    def _grow(self, length: int) -> None:
+        """Room for so many tokens in every slot."""
+        more = min(-(-length // COLUMNS) * COLUMNS, self._length) - self._bias.shape[1]
+        if more > 0:
+            self._keys, self._values = (F.pad(x, (0, 0, 0, more)) for x in (self._keys, self._values))
+            self._bias = F.pad(self._bias, (0, more), value=-torch.inf)
+
+    def _forward(self, ids: Tensor, positions: Tensor, attend: Any) -> Tensor:
+        """Hidden states (W, d) float32 of tokens (W,) at their positions."""
+        cos, sin = self._cos[positions], self._sin[positions]
+        kinds = [self._heads, self._kv_heads, self._kv_heads]
+        with torch.autocast(ids.device.type, enabled=False):
+            x = F.embedding(ids, self._embedding).float()
+            for i, layer in enumerate(self._layers):
+                heads = layer.qkv(layer.before_attention(x)).view(len(ids), -1, self._size)
+                query, key, value = heads.split(kinds, dim=1)
+                if layer.head_norms is not None:
+                    query, key = layer.head_norms[0](query), layer.head_norms[1](key)
+                query, key = (_rotated(h, cos, sin).to(self.dtype) for h in (query, key))
+                x = x + layer.out(attend(i, query, key, value).reshape(len(ids), -1))
+                gate, up = layer.gate_up(layer.before_mlp(x)).chunk(2, dim=-1)
+                x = x + layer.down(layer.activation(gate) * up)
+            return self._norm(x)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self._head(hidden)
+
+
+class _Norm:
+    """RMS norm in float32 (W, ..., d)."""
+
+    def __init__(self, module: Any):
+        self.weight, self.epsilon = module.weight.float(), module.variance_epsilon
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.epsilon)
+
+
+class _Linear:
+    """Some linear layers of one input, as one."""
+
+    def __init__(self, modules: list[Any], dtype: torch.dtype):
+        self.dtype = dtype
+        self.weight = _joined([module.weight for module in modules], dtype)
+        biases = [module.bias for module in modules if module.bias is not None]
+        self.bias = _joined(biases, dtype) if biases else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.dtype), self.weight, self.bias)
+
+
+class _Layer:
+    """The weights of one layer."""
+
+    def __init__(self, layer: Any, dtype: torch.dtype):
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv = _Linear([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self.out = _Linear([attention.o_proj], dtype)
+        self.gate_up, self.down = _Linear([mlp.gate_proj, mlp.up_proj], dtype), _Linear([mlp.down_proj], dtype)
+        self.before_attention, self.before_mlp = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self.activation = mlp.act_fn
+        normed = hasattr(attention, "q_norm")
+        self.head_norms = (_Norm(attention.q_norm), _Norm(attention.k_norm)) if normed else None
+
+
+def _joined(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return tensors[0].to(dtype) if len(tensors) == 1 else torch.cat([x.to(dtype) for x in tensors])
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads (W, H, size) turned by the angles (W, 1, size) of their positions (Su et al. 2021, arXiv 2104.09864)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _repeated(x: Tensor, groups: int) -> Tensor:
+    """Keys or values (W, H, size) once for each of the `groups` queries that share them."""
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
+
+
+def _is_llama(model: nn.Module) -> bool:
+    """Whether the decoder computes what `model` does: plain weights on a CPU, full attention, angles that do not
+    depend on the length."""
+    hf: Any = unwrapped(model)
+    config = getattr(hf, "config", None)
+    if getattr(config, "model_type", None) not in LLAMAS or is_sharded(model) or not shows_what_it_sees(model):
+        return False
+    linears = [m for name, m in hf.named_modules() if name.endswith(("_proj", "lm_head"))]
+    steady = hf.base_model.rotary_emb.rope_type not in ("dynamic", "longrope")
+    plain = all(type(m) is nn.Linear and m.weight.is_floating_point() for m in linears)
+    return steady and plain and hf.lm_head.weight.device.type == "cpu"

@@ -1,0 +1,124 @@
+"""`instructlit benchmark` does the work it says, on the rows it says, and prints one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import COMPARISONS, DEMONSTRATIONS, EOS_ID, PROMPTS, write_jsonl
+from torch.nn.functional import cross_entropy, logsigmoid
+from transformers import AutoModelForCausalLM
+
+from instructlit.cli import main
+from instructlit.models.backbone import Backbone, load_scalar_model
+
+Line = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def line(tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Line:
+    def run(workload: str, rows: list[dict[str, Any]], *options: str) -> dict[str, Any]:
+        data = write_jsonl(tmp_path / "rows.jsonl", rows)
+        threads = torch.get_num_threads()
+        words = ["benchmark", workload, "--model", str(tiny_llama_dir), "--data", str(data), *options]
+        try:
+            assert main(words) == 0
+        finally:
+            torch.set_num_threads(threads)
+        out = capsys.readouterr().out
+        assert out.count("\n") == 1
+        return json.loads(out)
+
+    return run
+
+
+def first(rows: list[dict[str, Any]], count: int, seed: int = 1) -> list[dict[str, Any]]:
+    """The rows of the first step."""
+    return [rows[i] for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]]
+
+
+def ids(text: str) -> list[int]:
+    return [ord(c) for c in text]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_sft(line: Line, tiny_llama_dir: Path, seed: int) -> None:
+    found = line("sft", DEMONSTRATIONS, "--limit", "12", "--batch_size", "4", "--seed", str(seed))
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    losses = []
+    for row in first(DEMONSTRATIONS[:12], 4, seed):
+        prompt, rest = ids(row["prompt"]), [*ids(row["completion"]), EOS_ID]
+        logits = model(input_ids=torch.tensor([prompt + rest])).logits[0, len(prompt) - 1 : -1]
+        losses.append(cross_entropy(logits, torch.tensor(rest), reduction="none"))
+    assert found["loss_first"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-4)
+    assert found["loss_last"] != found["loss_first"]
+    assert found["steps"] == 3
+    assert found["tokens"] == sum(len(r["prompt"] + r["completion"]) + 1 for r in DEMONSTRATIONS[:12])
+    assert found["tokens_per_s"] == pytest.approx(found["tokens"] / found["seconds"], rel=0.01)
+    assert {"prep_s", "process_cpu_s", "peak_rss_mb", "precision", "threads"} <= found.keys()
+
+
+def test_reward(line: Line, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny-rm"
+    model = load_scalar_model(Backbone(str(tiny_llama_dir)))
+    model.hf.save_pretrained(folder)
+    for file in tiny_llama_dir.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    found = line("reward", COMPARISONS, "--batch_size", "2", "--reward_model", str(folder), "--precision", "bf16-mixed")
+    losses = []
+    for row in first(COMPARISONS, 2):
+        scores = []
+        for text in row["completions"]:
+            sequence = torch.tensor([[*ids(row["prompt"] + text), EOS_ID]])
+            scores.append(model.score(sequence, torch.ones_like(sequence)))
+        pairs = [(a, b) for a, x in zip(scores, row["ranks"], strict=True)
+                 for b, y in zip(scores, row["ranks"], strict=True) if x < y]  # fmt: skip
+        losses.append(-torch.stack([logsigmoid(a - b) for a, b in pairs]).mean())
+    assert found["loss_first"] == pytest.approx(float(torch.stack(losses).mean()), abs=2e-2)
+    assert found["precision"] == "bf16-mixed"
+    pairs_of = {2: 1, 3: 3, 4: 5}  # of four completions two tie
+    expected = sum(pairs_of[len(row["completions"])] for row in COMPARISONS) / found["seconds"]
+    assert found["pairs_per_s"] == pytest.approx(expected, rel=0.01)
+
+
+def test_ppo(line: Line, tmp_path: Path, tiny_llama_dir: Path) -> None:
+    options = ("--batch_size", "8", "--max_new_tokens", "4", "--ppo_epochs", "2")
+    folder = tmp_path / "tiny-rm"
+    load_scalar_model(Backbone(str(tiny_llama_dir))).hf.save_pretrained(folder)
+    for file in tiny_llama_dir.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    found = line("ppo", PROMPTS, *options, "--reward_model", str(folder))
+    assert found["episodes"] == 16
+    assert found["steps"] == 2
+    assert found["kl_first"] == pytest.approx(0, abs=1e-4)
+    assert found["engine_gap"] < 1e-4
+
+
+def test_generate(line: Line) -> None:
+    prompts = [{"prompt": f"prompt {i} of sixteen"} for i in range(4)]
+    found = line("generate", prompts, "--batch_size", "4", "--max_new_tokens", "5", "--precision", "bf16-mixed")
+    assert found["new_tokens"] == 20
+    assert found["new_tokens_per_s"] == pytest.approx(20 / found["seconds"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--limit", "0"], "--limit: limit is 0"),
+        (["--data", "no.jsonl"], "--data: no such file"),
+        (["--batch_size", "99"], "at least the 99"),
+        (["--device", "tpu"], "--device: tpu"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    options: list[str],
+    message: str,
+    tiny_llama_dir: Path,
+    demonstrations_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--model", str(tiny_llama_dir), "--data", str(demonstrations_file), "--batch_size", "4", *options]
+    assert main(["benchmark", "sft", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,181 @@
+"""Rows one after the other without padding give the numbers and gradients of rows with padding."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stage_helpers import token_batch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPTNeoXConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
+
+from instructlit.models import packed
+from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
+from instructlit.models.packed import ALONE, SEGMENTS, Packed, by_segments, can_pack, layout
+from instructlit.models.token_scores import target_log_probs
+from instructlit.types import TokenBatch
+
+BATCH = token_batch([("say red: ", "der"), ("no", "on"), ("count to five: ", "1 2 3 4 5"), ("a", "b")])
+SHAPE: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "gpt_neox": GPTNeoXConfig(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=16),
+}
+
+
+@pytest.fixture(params=["llama", "gpt2", "gpt_neox", "qwen3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param in CONFIGS:
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(CONFIGS[request.param]).save_pretrained(tmp_path)
+        return str(tmp_path)
+    return str(request.getfixturevalue(f"tiny_{request.param}_dir"))
+
+
+def padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on rows keep their padding."""
+    for module in ("token_scores", "scalar"):
+        monkeypatch.setattr(f"instructlit.models.{module}.can_pack", lambda model: False)
+
+
+def gradient(model: nn.Module, loss: Tensor) -> Tensor:
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def assert_same_gradient(found: Tensor, expected: Tensor) -> None:
+    # a rounding of the largest gradient is one of any: sums run in another order
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=float(expected.abs().max()) * 1e-6)
+
+
+def test_rows_follow_one_another_and_positions_begin_anew() -> None:
+    ids = torch.tensor([[0, 5, 6], [7, 8, 9], [4, 0, 0]])
+    row = Packed.of(ids, torch.tensor([[False, True, True], [True, True, True], [True, False, False]]))
+    assert row.input_ids.tolist() == [[5, 6, 7, 8, 9, 4]]
+    assert row.position_ids.tolist() == [[0, 1, 0, 1, 2, 0]]
+    assert row.layout.tolist() == [[[[2, ALONE], [3, ALONE], [1, ALONE]]]]
+
+
+@pytest.mark.parametrize("plain", [0, 1 << 18])
+def test_attention_by_segments_by_hand(plain: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are 0, so that a token's output is the mean of the values it sees."""
+    monkeypatch.setattr(packed, "_PLAIN_SCORES", plain)
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]).expand(2, 6)[None, :, :, None]
+    zeros = torch.zeros(1, 2, 6, 1)
+    # two tokens; two that continue them; an empty one; two of their own
+    found = by_segments(zeros, zeros, values, [[2, ALONE], [2, 0], [0, 0], [2, ALONE]], 0.0, 1.0)
+    expected = torch.tensor([1.0, 3 / 2, 7 / 3, 15 / 4, 16.0, 48 / 2]).expand(2, 6)[None, :, :, None]
+    torch.testing.assert_close(found, expected)
+
+
+def test_log_probs_and_gradients_equal_those_with_padding(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_causal_lm(Backbone(folder))
+    assert can_pack(model)
+    found = target_log_probs(model, BATCH)
+    own = gradient(model, -found.sum())
+    padded(monkeypatch)
+    expected = target_log_probs(model, BATCH)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert_same_gradient(own, gradient(model, -expected.sum()))
+
+
+def test_values_and_gradients_equal_those_with_padding(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_scalar_model(Backbone(folder))
+    ids, mask = BATCH.input_ids.flip(1), BATCH.attention_mask.flip(1)  # padding on the left, as PPO has it
+    weight = torch.linspace(-1, 2, ids.numel()).view(ids.shape)
+    found = model(ids, mask)
+    assert found[~mask].abs().max() == 0
+    own = gradient(model, (found * weight).sum())
+    padded(monkeypatch)
+    expected = model(ids, mask)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert_same_gradient(own, gradient(model, (expected * weight).sum()))
+
+
+def test_no_row_sees_another(folder: str) -> None:
+    model = load_causal_lm(Backbone(folder))
+    other = BATCH.input_ids.clone()
+    other[0, :9] += 1
+    changed = TokenBatch(other, BATCH.attention_mask, BATCH.loss_mask)
+    before, after = target_log_probs(model, BATCH), target_log_probs(model, changed)
+    assert (before[0] - after[0]).abs().max() > 1e-3
+    assert torch.equal(before[1:], after[1:])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_bf16_is_as_near_to_float32_as_with_padding(
+    tiny_llama_dir: Path, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_causal_lm(Backbone(str(tiny_llama_dir), gradient_checkpointing=checkpointing))
+    exact = target_log_probs(model, BATCH)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = target_log_probs(model, BATCH)
+        own = gradient(model, -found.sum())
+        padded(monkeypatch)
+        with_padding = target_log_probs(model, BATCH)
+    assert_near = 2 * float((with_padding - exact).abs().max())
+    assert 0 < float((found - exact).abs().max()) <= assert_near
+    reference = gradient(model, -exact.sum())
+    assert nn.functional.cosine_similarity(own, reference, dim=0) > 0.999
+
+
+def test_rows_longer_than_plain_products_are_good_for(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_causal_lm(Backbone(str(tiny_llama_dir)))
+    found = target_log_probs(model, BATCH)
+    monkeypatch.setattr(packed, "_PLAIN_SCORES", 16)
+    torch.testing.assert_close(target_log_probs(model, BATCH), found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["eager attention", "no positions", "sliding window"])
+def test_models_that_cannot_be_told_keep_their_padding(tmp_path: Path, kind: str) -> None:
+    configs: dict[str, PretrainedConfig] = {
+        "eager attention": CONFIGS["qwen3"],
+        "no positions": BloomConfig(
+            vocab_size=128, hidden_size=32, n_layer=1, n_head=2, eos_token_id=2, pad_token_id=0
+        ),
+        "sliding window": MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=4),
+    }
+    AutoModelForCausalLM.from_config(configs[kind]).save_pretrained(tmp_path)
+    attention = "sdpa" if kind == "sliding window" else "eager"
+    model = load_causal_lm(Backbone(str(tmp_path), attn_implementation=attention))
+    assert not can_pack(model)
+    alone = token_batch([("count to five: ", "1 2 3 4 5")])
+    width = alone.input_ids.shape[1]
+    found = target_log_probs(model, BATCH)[2:3, : width - 1]
+    torch.testing.assert_close(found, target_log_probs(model, alone), rtol=1e-4, atol=1e-4)
+
+
+def test_a_saved_model_says_nothing_of_how_it_attended(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    model = load_causal_lm(Backbone(str(tiny_llama_dir)))
+    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    assert SEGMENTS not in (tmp_path / "config.json").read_text()
+
+
+def test_a_mask_of_four_dimensions_is_still_a_mask(tiny_llama_dir: Path) -> None:
+    model: Any = load_causal_lm(Backbone(str(tiny_llama_dir)))
+    ids = BATCH.input_ids[2:3]
+    causal = torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    positions = torch.arange(ids.shape[1])[None]
+    by_layout = model(input_ids=ids, position_ids=positions, attention_mask=layout(
+        torch.tensor([ids.shape[1]]), torch.tensor([ALONE]))).logits  # fmt: skip
+    torch.testing.assert_close(
+        model(input_ids=ids, position_ids=positions, attention_mask=causal).logits, by_layout, rtol=1e-5, atol=1e-5
+    )

@@ -1,0 +1,53 @@
+"""`instructlit benchmark`: how fast a stage is on this machine, with the real modules and the real Trainer."""
+
+from typing import Literal
+
+
+def benchmark(
+    workload: Literal["sft", "reward", "ppo", "generate"],
+    *,
+    model: str,
+    data: str,
+    reward_model: str | None = None,
+    limit: int | None = None,
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true",
+    threads: int | None = None,
+    batch_size: int | None = None,
+    max_new_tokens: int = 48,
+    ppo_epochs: int = 1,
+    seed: int = 1,
+    device: str = "auto",
+) -> None:
+    """Time one pass over a file, and print one JSON object.
+
+    It holds `seconds` of training or decoding, `prep_s` before it (loading, reading and tokenising), units a second
+    (tokens that are no padding, prompts and pairs, episodes, new tokens), peak memory, CPU seconds, and the first and
+    last loss. Rows come in the order of torch.randperm after the seed, prompts and completions as plain text, so that
+    another program can be given the same work.
+
+    Args:
+        workload: sft (a file of demonstrations), reward (comparisons), ppo (prompts), or generate (prompts of exactly
+            32 tokens, sampled to the length limit whatever EOS says).
+        model: folder of a causal language model; where a reward model is trained, of what it starts from.
+        data: the file.
+        reward_model: folder of the reward model, which the value model and a reward model in training start from too;
+            by default the folder beside `model` with "-rm" behind its name. Without such a folder the head is drawn.
+        limit: use the first so many rows.
+        precision: that of the Trainer; generation decodes in 16 bits where it has bf16 in it.
+        threads: CPU threads; those that torch takes when not given.
+        batch_size: rows of a step: 16 demonstrations, 4 comparisons, 32 episodes of a rollout, 32 prompts by default.
+        max_new_tokens: most tokens of a response.
+        ppo_epochs: passes over each rollout.
+        seed: of the order of the rows and of the sampling.
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+    """
+    import importlib
+    import json
+
+    from .work import Work
+
+    work = Work(
+        model, data, reward_model, limit, precision, threads, batch_size, max_new_tokens, ppo_epochs, seed, device
+    )
+    figures = importlib.import_module(f"{__name__}.{workload}").run(work)
+    print(json.dumps({"peer": "instructlit", "workload": workload, **work.told(), **figures, **work.spent()}))

@@ -1,0 +1,43 @@
+"""The reward model: AdamW at 1e-4 falling to 0, gradients clipped at 1, 4 prompts with all their completions a step."""
+
+from typing import Any
+
+from instructlit.data import ComparisonData
+from instructlit.models.backbone import Backbone
+from instructlit.models.schedules import LinearToZero
+from instructlit.modules import RewardModule
+
+from .sft import adamw
+from .work import Clock, InOrder, Work
+
+
+def run(work: Work) -> dict[str, Any]:
+    size = work.batch_size or 4
+
+    class Comparisons(ComparisonData):
+        def plan(self, split: Any, batch_size: int, bucketing: bool = False) -> Any:
+            return InOrder(work.order(len(split.rows)), batch_size)
+
+        def demonstration_dataloader(self) -> Any:
+            return None  # nothing to centre the scores on
+
+    clock = Clock("reward/train/loss")
+    with work.files() as (folder, file):
+        assert work.reward_model is not None
+        data = Comparisons(work.reward_model, str(file), validation_fraction=0.0, batch_size=size, template="plain")
+        module = RewardModule(Backbone(work.reward_model), optimizer=adamw, lr_scheduler=LinearToZero)
+        trainer = work.trainer(folder, clock, max_epochs=1)
+        work.fit(trainer, module, data)
+        split = data.splits["train"]
+        chosen = work.order(len(split.rows))[: len(clock.values) * size]
+        pairs = sum(_pairs(split.dataset[int(row)].ranks) for row in chosen)
+    return {
+        **clock.figures(work),
+        "prompts_per_s": round(len(chosen) / clock.seconds, 3),
+        "pairs_per_s": round(pairs / clock.seconds, 2),
+    }
+
+
+def _pairs(ranks: list[int]) -> int:
+    """Pairs that are no ties."""
+    return sum(a < b for a in ranks for b in ranks)

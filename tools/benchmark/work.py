@@ -1,0 +1,175 @@
+"""What the workloads of `instructlit benchmark` share: the rows and their order, the clock, what was spent."""
+
+import contextlib
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from instructlit.errors import UserError
+
+MEBIBYTE = 1 << 20
+
+
+@dataclass
+class Work:
+    """The options of the command."""
+
+    model: str
+    data: str
+    reward_model: str | None
+    limit: int | None
+    precision: str
+    threads: int | None
+    batch_size: int | None
+    max_new_tokens: int
+    ppo_epochs: int
+    seed: int
+    device: str
+    began: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        for option in ("limit", "threads", "batch_size", "max_new_tokens", "ppo_epochs"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise UserError(f"{option} is {value}", where=f"--{option}", expected="at least 1")
+        if not Path(self.data).is_file():
+            raise UserError(f"no such file: {self.data}", where="--data", expected="a file of JSON Lines")
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device not in ("cpu", "cuda") or (self.device == "cuda" and not torch.cuda.is_available()):
+            raise UserError(f"{self.device} is not there", where="--device", expected="auto, cpu or cuda")
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        beside = Path(f"{self.model.rstrip('/')}-rm")
+        if self.reward_model is None:
+            self.reward_model = str(beside) if beside.is_dir() else self.model
+        pl.seed_everything(self.seed, verbose=False)
+
+    @contextlib.contextmanager
+    def files(self) -> Iterator[tuple[Path, Path]]:
+        """A folder that goes afterwards, and the file to read, cut to `limit`."""
+        with tempfile.TemporaryDirectory(prefix="instructlit-benchmark-") as name:
+            folder, file = Path(name), Path(self.data)
+            if self.limit is not None:
+                with file.open(encoding="utf-8") as lines:
+                    rows = list(islice(lines, self.limit))
+                file = folder / f"rows{file.suffix}"
+                file.write_text("".join(rows), encoding="utf-8")
+            yield folder, file
+
+    def order(self, rows: int) -> np.ndarray:
+        """In which the rows come, (rows,) int64."""
+        return torch.randperm(rows, generator=torch.Generator().manual_seed(self.seed)).numpy()
+
+    def trainer(self, folder: Path, clock: pl.Callback, **options: Any) -> pl.Trainer:
+        """One device, every step logged to a file, as a run of one's own has it; nothing on stdout."""
+        from instructlit.callbacks import CSVLogger
+
+        with contextlib.redirect_stdout(sys.stderr):
+            return pl.Trainer(
+                accelerator="gpu" if self.device == "cuda" else "cpu",
+                devices=1,
+                precision=self.precision,  # type: ignore[arg-type]
+                logger=CSVLogger(str(folder)),
+                log_every_n_steps=1,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                callbacks=[clock],
+                default_root_dir=folder,
+                **options,
+            )
+
+    def fit(self, trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule) -> None:
+        """Train; what is said meanwhile goes to stderr."""
+        with contextlib.redirect_stdout(sys.stderr):
+            trainer.fit(module, data)
+
+    def told(self) -> dict[str, Any]:
+        """What was asked for."""
+        return {
+            "model": self.model,
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if self.device == "cuda" else "cpu",
+            "torch": torch.__version__,
+        }
+
+    def spent(self) -> dict[str, Any]:
+        """Memory and time of the whole process."""
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        unit = 1 if sys.platform == "darwin" else 1024
+        figures: dict[str, Any] = {
+            "process_cpu_s": round(used.ru_utime + used.ru_stime, 2),
+            "peak_rss_mb": round(used.ru_maxrss * unit / MEBIBYTE),
+            "total_s": round(time.perf_counter() - self.began, 2),
+        }
+        if self.device == "cuda":
+            figures["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / MEBIBYTE)
+        return figures
+
+
+class InOrder:
+    """A data plan of one epoch in a given order; what does not fill a batch is left out.
+
+    Args:
+        order: rows, 1-d int64.
+        batch_size: rows of a batch.
+    """
+
+    def __init__(self, order: np.ndarray, batch_size: int):
+        self.order, self.batch_size = order, batch_size
+        if len(order) < batch_size:
+            raise UserError(f"{len(order)} rows", where="--data", expected=f"at least the {batch_size} of a batch")
+
+    def __len__(self) -> int:
+        return len(self.order) // self.batch_size
+
+    def batch(self, number: int) -> np.ndarray:
+        place = number % len(self) * self.batch_size
+        return self.order[place : place + self.batch_size]
+
+
+class Clock(pl.Callback):
+    """Seconds from the first batch to the end of training, and a metric at every step.
+
+    Args:
+        metric: the name it is logged under.
+    """
+
+    def __init__(self, metric: str):
+        self.metric = metric
+        self.seconds = self.started = 0.0
+        self.values: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.values.append(trainer.callback_metrics[self.metric])
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self.started
+
+    def figures(self, work: Work, name: str = "loss") -> dict[str, Any]:
+        """Seconds, and the first and last value of the metric."""
+        return {
+            "seconds": round(self.seconds, 4),
+            "prep_s": round(self.started - work.began, 2),
+            "steps": len(self.values),
+            f"{name}_first": round(float(self.values[0]), 4),
+            f"{name}_last": round(float(self.values[-1]), 4),
+        }
