@@ -1,0 +1,56 @@
+"""Rows of an evaluation set: a local file in any form that training reads (or .tsv), or a name on the Hub."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from instructlit.data.readers import open_source
+from instructlit.data.sources import Source
+from instructlit.errors import UserError
+
+
+def read_rows(data: str | Source, option: str, *needed: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a set.
+
+    Args:
+        data: a file, glob, `datasets` folder or Hub name; a `Source` names a split and a subset too.
+        option: the option that named it, for messages.
+        needed: fields that every row must have.
+        limit: the first so many only.
+
+    Raises:
+        UserError: nothing there, or a row without a field that is needed.
+    """
+    if isinstance(data, str) and data.lower().endswith(".tsv"):
+        rows = _tsv(data, option)[:limit]
+        places = [f"{data}:{number}" for number in range(2, len(rows) + 2)]
+    else:
+        files = open_source(Source(data) if isinstance(data, str) else data, option)
+        where = [(file, i) for file in files for i in range(len(file))][:limit]
+        rows = [file[i] for file, i in where]
+        places = [file.where(i) for file, i in where]
+    for row, place in zip(rows, places, strict=True):
+        for name in needed:
+            if name not in row:
+                raise UserError(
+                    f"the row has no {name}",
+                    where=place,
+                    expected=f"the fields {', '.join(needed)}",
+                    fix=f"it has {', '.join(map(str, row))}; is this the right file for {option}?",
+                )
+    return rows
+
+
+def local_or(data: str | Source | None, name: str, subset: str | None = None, split: str | None = None) -> Source:
+    """The data given, or a set of the Hub."""
+    if isinstance(data, Source):
+        return data
+    return Source(data) if data else Source(name, subset=subset, split=split)
+
+
+def _tsv(path: str, option: str) -> list[dict[str, Any]]:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"no such file: {path}", where=option, expected="a table with tabs, or another kind of file")
+    with open(file, encoding="utf-8-sig", newline="") as opened:
+        return list(csv.DictReader(opened, delimiter="\t", quoting=csv.QUOTE_NONE))
