@@ -8,6 +8,8 @@ from instructlit.data.readers import open_source
 from instructlit.data.sources import Source
 from instructlit.errors import UserError
 
+_TABLES = {".csv": ",", ".tsv": "\t"}
+
 
 def read_rows(data: str | Source, option: str, *needed: str, limit: int | None = None) -> list[dict[str, Any]]:
     """The rows of a set.
@@ -21,9 +23,10 @@ def read_rows(data: str | Source, option: str, *needed: str, limit: int | None =
     Raises:
         UserError: nothing there, or a row without a field that is needed.
     """
-    if isinstance(data, str) and data.lower().endswith(".tsv"):
-        rows = _tsv(data, option)[:limit]
-        places = [f"{data}:{number}" for number in range(2, len(rows) + 2)]
+    path = data if isinstance(data, str) else data.path
+    if path.lower().endswith(tuple(_TABLES)):
+        rows = _table(path, option)[:limit]
+        places = [f"{path}: row {number}" for number in range(1, len(rows) + 1)]
     else:
         files = open_source(Source(data) if isinstance(data, str) else data, option)
         where = [(file, i) for file in files for i in range(len(file))][:limit]
@@ -48,9 +51,15 @@ def local_or(data: str | Source | None, name: str, subset: str | None = None, sp
     return Source(data) if data else Source(name, subset=subset, split=split)
 
 
-def _tsv(path: str, option: str) -> list[dict[str, Any]]:
+def _table(path: str, option: str) -> list[dict[str, Any]]:
+    """Cells as text, whatever the columns are called: published tables have columns without a name."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"no such file: {path}", where=option, expected="a table with tabs, or another kind of file")
-    with open(file, encoding="utf-8-sig", newline="") as opened:
-        return list(csv.DictReader(opened, delimiter="\t", quoting=csv.QUOTE_NONE))
+        raise UserError(f"no such file: {path}", where=option, expected="an existing table")
+    ending = file.suffix.lower()
+    quoting = csv.QUOTE_NONE if ending == ".tsv" else csv.QUOTE_MINIMAL
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as opened:
+            return list(csv.DictReader(opened, delimiter=_TABLES[ending], quoting=quoting))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"could not be read: {error}", where=path, expected="a table in UTF-8") from error
