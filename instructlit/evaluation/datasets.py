@@ -44,6 +44,17 @@ def read_rows(data: str | Source, option: str, *needed: str, limit: int | None =
     return rows
 
 
+def needed(value: Any, option: str, what: str) -> Any:
+    """`value`, which has to be given.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not value:
+        raise UserError(f"no {what} named", where=option, fix=f"--options {option}=FILE")
+    return value
+
+
 def local_or(data: str | Source | None, name: str, subset: str | None = None, split: str | None = None) -> Source:
     """The data given, or a set of the Hub."""
     if isinstance(data, Source):

@@ -13,6 +13,7 @@ import numpy as np
 
 from instructlit.errors import UserError
 from instructlit.evaluation import intervals
+from instructlit.evaluation.datasets import needed
 from instructlit.evaluation.judging import Question
 from instructlit.evaluation.measures import Curve, Measure, Outcome, Study
 from instructlit.evaluation.requests import Answer, Ask, Request
@@ -36,7 +37,7 @@ class BestOfN(Task):
 
     def __init__(
         self,
-        prompts: str,
+        prompts: str | None = None,
         proxy: str = "reward",
         gold: list[str] | None = None,
         samples: int = 16,
@@ -45,13 +46,15 @@ class BestOfN(Task):
         max_new_tokens: int = 256,
     ):
         if samples < 2 or temperature <= 0:
-            raise UserError("best-of-n needs samples that differ", where="samples", expected="2 at least, temperature above 0")
+            raise UserError(
+                "best-of-n needs samples that differ", where="samples", expected="2 at least, temperature above 0"
+            )
         self.path, self.proxy, self.gold = prompts, proxy, ["gold"] if gold is None else gold
         self.samples, self.temperature, self.limit, self.max_new_tokens = samples, temperature, limit, max_new_tokens
         self._prompts: list[Prompt] = []
 
     def requests(self) -> Sequence[Request]:
-        self._prompts = read_prompts(self.path, self.limit)
+        self._prompts = read_prompts(needed(self.path, "best_of_n.prompts", "prompts are"), self.limit)
         return [Ask(p.prompt, self.max_new_tokens, self.temperature, self.samples) for p in self._prompts]
 
     def measure(self, study: Study) -> Outcome:
@@ -91,9 +94,7 @@ class BestOfN(Task):
         """(prompts, samples) scores; nan where an answer or a score is missing."""
         replies = study.replies[model]
         found = np.full((len(replies), self.samples), np.nan)
-        there = [
-            i for i, reply in enumerate(replies) if isinstance(reply, Answer) and len(reply.texts) == self.samples
-        ]
+        there = [i for i, reply in enumerate(replies) if isinstance(reply, Answer) and len(reply.texts) == self.samples]
         texts = {i: reply.texts for i, reply in enumerate(replies) if isinstance(reply, Answer)}
         asked = [Question("score", self._prompts[i].prompt, (text,)) for i in there for text in texts[i]]
         values = [np.nan if v.value is None else v.value for v in study.desk.ask(judge, asked)]

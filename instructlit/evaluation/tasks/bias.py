@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from instructlit.data.sources import Source
 from instructlit.errors import UserError
-from instructlit.evaluation.datasets import local_or, read_rows
+from instructlit.evaluation.datasets import local_or, needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
 from instructlit.evaluation.requests import Request, Weigh, Weights
 from instructlit.evaluation.task import Task
@@ -81,13 +81,14 @@ class Winogender(PairEntropy):
 
     name, title = "winogender", "Winogender"
 
-    def __init__(self, data: str, prompts: list[str] | None = None, limit: int | None = None):
+    def __init__(self, data: str | None = None, prompts: list[str] | None = None, limit: int | None = None):
         super().__init__(prompts, limit)
         self.data = data
 
     def pairs(self) -> list[Pair]:
+        file = needed(self.data, "winogender.data", "table of Winogender sentences is")
         found: dict[str, dict[str, str]] = {}
-        for row in read_rows(self.data, "winogender.data", "sentid", "sentence"):
+        for row in read_rows(file, "winogender.data", "sentid", "sentence"):
             stem, _, gender = row["sentid"].removesuffix(".txt").rpartition(".")
             found.setdefault(stem, {})[gender] = row["sentence"]
         return [(own["male"], own["female"], None) for own in found.values() if {"male", "female"} <= set(own)]

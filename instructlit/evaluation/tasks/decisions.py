@@ -56,7 +56,8 @@ def decide(
     for model, texts in answers.items():
         there = [i for i, text in enumerate(texts) if text is not None]
         asked = [
-            Question("decide", prompts[i], (str(texts[i]),), statement.text, references[i], statement.name) for i in there
+            Question("decide", prompts[i], (str(texts[i]),), statement.text, references[i], statement.name)
+            for i in there
         ]
         verdicts = study.desk.ask(judge, asked)
         found.values[model] = [None] * len(prompts)

@@ -4,13 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from instructlit.errors import UserError
-from instructlit.evaluation.datasets import read_rows
+from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, answer_rows, first_rows, measured, noted
 from instructlit.evaluation.requests import Ask, Request
 from instructlit.evaluation.task import Task
 from instructlit.evaluation.tasks.decisions import Statement, decide
 
-CLOSED = ("closed qa", "closed_qa", "summarization", "extraction", "extract", "information_extraction", "rewrite", "rewriting")
+CLOSED = (
+    "closed qa",
+    "closed_qa",
+    "summarization",
+    "extraction",
+    "extract",
+    "information_extraction",
+    "rewrite",
+    "rewriting",
+)
 """Use cases whose answers are to be drawn from the prompt (InstructGPT, p. 4 and Table 3)."""
 
 INVENTS = Statement(
@@ -32,18 +41,25 @@ class Hallucination(Task):
     """
 
     def __init__(
-        self, data: str, judge: str = "judge", limit: int | None = None, max_new_tokens: int = 512, samples_shown: int = 6
+        self,
+        data: str | None = None,
+        judge: str = "judge",
+        limit: int | None = None,
+        max_new_tokens: int = 512,
+        samples_shown: int = 6,
     ):
         self.data, self.judge, self.limit = data, judge, limit
         self.max_new_tokens, self.samples_shown = max_new_tokens, samples_shown
         self._rows: list[dict[str, Any]] = []
 
     def requests(self) -> Sequence[Request]:
-        rows = read_rows(self.data, "hallucination.data", "prompt")
+        rows = read_rows(
+            needed(self.data, "hallucination.data", "closed-domain prompts are"), "hallucination.data", "prompt"
+        )
         self._rows = [row for row in rows if str(row.get("use_case") or CLOSED[0]).lower() in CLOSED][: self.limit]
         if not self._rows:
             raise UserError(
-                "no row is of a closed-domain task", where=self.data, expected=f"a use_case of {', '.join(CLOSED)}"
+                "no row is of a closed-domain task", where=str(self.data), expected=f"a use_case of {', '.join(CLOSED)}"
             )
         return [Ask(self._prompt(row), self.max_new_tokens) for row in self._rows]
 

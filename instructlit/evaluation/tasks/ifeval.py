@@ -1,8 +1,8 @@
 """IFEval: instructions whose keeping a program can check (Zhou et al. 2023), by way of lm-eval's checker.
 
 The verdicts are the checker's own; what is added here is what it cannot say. Some instructions need nltk's sentence
-data, which is fetched from a network on first use: where it cannot be had they are unchecked, and a prompt counts as
-kept only where each of its instructions was checked, so that nothing fails for want of data.
+data, which is fetched from a network on first use: where it cannot be had they are unchecked, and a prompt counts only
+where each of its instructions was checked, so that nothing fails for want of data.
 """
 
 import contextlib
@@ -146,10 +146,9 @@ class IFEval(Task):
 
 
 def prompt_kept(row: Followed) -> float | None:
-    """1 where all instructions are followed, 0 where one is broken, None where that hangs on an unchecked one."""
-    if False in row:
-        return 0.0
-    return None if None in row else 1.0
+    """1 where all instructions are followed, 0 where one is broken, None where one is unchecked: to count such a prompt
+    only where it fails would make the share too low."""
+    return None if None in row else float(all(row))
 
 
 def followed(row: dict[str, Any], response: str, mode: str) -> Followed:
@@ -196,8 +195,8 @@ def checker() -> Any:
         UserError: lm-eval or what its checker needs is not installed.
     """
     try:
-        import nltk
         import lm_eval  # noqa: F401 - said to be missing before its parts are
+        import nltk
 
         with _quiet():
             try:

@@ -16,7 +16,7 @@ import numpy as np
 
 from instructlit.data.sources import Source
 from instructlit.errors import UserError
-from instructlit.evaluation.datasets import read_rows
+from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights
 from instructlit.evaluation.task import Task
@@ -32,15 +32,18 @@ class Perplexity(Task):
         name: in the columns' names.
     """
 
-    def __init__(self, data: str | Source, limit: int | None = None, characters: int = 4000, name: str = "heldout"):
+    def __init__(
+        self, data: str | Source | None = None, limit: int | None = None, characters: int = 4000, name: str = "heldout"
+    ):
         self.data, self.limit, self.characters, self.name = data, limit, characters, name
         self._texts: list[str] = []
 
     def requests(self) -> Sequence[Request]:
-        if isinstance(self.data, str) and self.data.lower().endswith(".txt"):
-            self._texts = pieces(self.data, self.characters)[: self.limit]
+        data = needed(self.data, "perplexity.data", "held-out text is")
+        if isinstance(data, str) and data.lower().endswith(".txt"):
+            self._texts = pieces(data, self.characters)[: self.limit]
         else:
-            self._texts = [str(row["text"]) for row in read_rows(self.data, "data", "text", limit=self.limit)]
+            self._texts = [str(row["text"]) for row in read_rows(data, "data", "text", limit=self.limit)]
         return [Weigh("", (text,)) for text in self._texts]
 
     def measure(self, study: Study) -> Outcome:
@@ -112,7 +115,9 @@ class LmEval(Task):
                 outcome.measures.append(self._column(study, name, task, metric, values))
         return outcome
 
-    def _column(self, study: Study, name: str, task: Any, metric: str, values: dict[str, list[float | None]]) -> Measure:
+    def _column(
+        self, study: Study, name: str, task: Any, metric: str, values: dict[str, list[float | None]]
+    ) -> Measure:
         shots = task.config.num_fewshot or 0
         binary = all(v in (None, 0.0, 1.0) for own in values.values() for v in own)
         measure = Measure(

@@ -13,6 +13,7 @@ from instructlit.data.records import records_of
 from instructlit.data.sources import Source
 from instructlit.errors import UserError
 from instructlit.evaluation import intervals
+from instructlit.evaluation.datasets import needed
 from instructlit.evaluation.intervals import Figure
 from instructlit.evaluation.judging import Question, Verdict
 from instructlit.evaluation.length_control import length_controlled
@@ -49,7 +50,7 @@ class Preference(Task):
 
     def __init__(
         self,
-        prompts: str,
+        prompts: str | None = None,
         judges: list[str] | None = None,
         raters: list[str] | None = None,
         limit: int | None = None,
@@ -64,7 +65,7 @@ class Preference(Task):
         self._prompts: list[Prompt] = []
 
     def requests(self) -> Sequence[Request]:
-        self._prompts = read_prompts(self.path, self.limit)
+        self._prompts = read_prompts(needed(self.path, "preference.prompts", "prompts are"), self.limit)
         return [Ask(p.prompt, self.max_new_tokens, self.temperature) for p in self._prompts]
 
     def measure(self, study: Study) -> Outcome:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from instructlit.evaluation import intervals
-from instructlit.evaluation.datasets import read_rows
+from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.intervals import Figure
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study
 from instructlit.evaluation.task import Task
@@ -34,13 +34,16 @@ class ReleasedSamples(Task):
         table: the printed table: task, metric, prompt, and one column a model.
     """
 
-    def __init__(self, truthfulqa: str, toxicity: str, table: str):
+    def __init__(self, truthfulqa: str | None = None, toxicity: str | None = None, table: str | None = None):
         self.truthfulqa, self.toxicity, self.table = truthfulqa, toxicity, table
 
     def measure(self, study: Study) -> Outcome:
-        printed = {(r["task"], r["metric"], r["prompt"]): r for r in read_rows(self.table, "table", "task", "metric")}
+        truthfulqa, toxicity, table = (
+            needed(getattr(self, name), f"table14.{name}", "file is") for name in ("truthfulqa", "toxicity", "table")
+        )
+        printed = {(r["task"], r["metric"], r["prompt"]): r for r in read_rows(table, "table", "task", "metric")}
         outcome = Outcome()
-        rows = read_rows(self.truthfulqa, "truthfulqa", "model_type", "prompt_type", "true", "info")
+        rows = read_rows(truthfulqa, "truthfulqa", "model_type", "prompt_type", "true", "info")
         for metric, holds in (
             ("true", lambda r: float(r["true"]) > 0.5),
             ("true + info", lambda r: float(r["true"]) > 0.5 and float(r["info"]) > 0.5),
@@ -49,7 +52,7 @@ class ReleasedSamples(Task):
                 values = _by_model([r for r in rows if r["prompt_type"] == prompt], holds)
                 figures = {model: intervals.share(own) for model, own in values.items()}
                 self._compare(outcome, "Truthful QA", metric, label, prompt, figures, printed, PERCENT)
-        rows = read_rows(self.toxicity, "toxicity", "model_type", "prompt_type", "toxicity")
+        rows = read_rows(toxicity, "toxicity", "model_type", "prompt_type", "toxicity")
         for prompt, label in SETTINGS.items():
             values = _by_model([r for r in rows if r["prompt_type"] == prompt], lambda r: float(r["toxicity"]))
             figures = {model: intervals.mean(own, study.seed) for model, own in values.items()}

@@ -12,7 +12,7 @@ from instructlit.data.readers import open_source
 from instructlit.data.sources import Source
 from instructlit.errors import UserError
 from instructlit.evaluation import intervals
-from instructlit.evaluation.datasets import read_rows
+from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.intervals import Figure
 from instructlit.evaluation.judging import Question
 from instructlit.evaluation.measures import PERCENT, Curve, Measure, Outcome, Study
@@ -49,13 +49,17 @@ class RewardQuality(Task):
     """
 
     def __init__(
-        self, data: str | Source, judges: list[str] | None = None, limit: int | None = None, bins: int = 10
+        self,
+        data: str | Source | None = None,
+        judges: list[str] | None = None,
+        limit: int | None = None,
+        bins: int = 10,
     ):
         self.data, self.judges = data, ["reward"] if judges is None else judges
         self.limit, self.bins = limit, bins
 
     def measure(self, study: Study) -> Outcome:
-        pairs = read_pairs(self.data, self.limit)
+        pairs = read_pairs(needed(self.data, "reward_quality.data", "comparisons are"), self.limit)
         accuracy = Measure(
             "reward_model/accuracy",
             "accuracy",
@@ -106,7 +110,11 @@ class RewardQuality(Task):
             preferred = np.where(longer > 0, 1.0, np.where(longer == 0, 0.5, 0.0))
             labelers.figures[name] = _by_prompt(preferred, pairs, known)
         plot = Curve(
-            "How sure, and how often right", "sigmoid of the difference in score", "share the labeler agrees", lines, True
+            "How sure, and how often right",
+            "sigmoid of the difference in score",
+            "share the labeler agrees",
+            lines,
+            True,
         )
         measures = [m for m in (accuracy, error, length, labelers) if m.figures]
         return Outcome(measures, curves=[plot] if lines else [])

@@ -112,7 +112,9 @@ class RealToxicity(Task):
     def _columns(self, style: str, title: str, scores: dict[str, list[list[float | None] | None]]) -> list[Any]:
         def each(reduce: Any) -> dict[str, list[float | None]]:
             return {
-                m: [None if not (own := [s for s in row or [] if s is not None]) else float(reduce(own)) for row in rows]
+                m: [
+                    None if not (own := [s for s in row or [] if s is not None]) else float(reduce(own)) for row in rows
+                ]
                 for m, rows in scores.items()
             }
 
@@ -144,7 +146,12 @@ class RealToxicity(Task):
 
     def _scores(self, study: Study, model: str, start: int) -> list[list[float | None] | None]:
         replies = study.replies[model][start : start + len(self._texts)]
-        asked = [Question("decide", "", (t,), TOXIC, about="toxic") for r in replies if isinstance(r, Answer) for t in r.texts]
+        asked = [
+            Question("decide", "", (t,), TOXIC, about="toxic")
+            for r in replies
+            if isinstance(r, Answer)
+            for t in r.texts
+        ]
         verdicts = iter(study.desk.ask(self.scorer, asked))
         return [[next(verdicts).value for _ in r.texts] if isinstance(r, Answer) else None for r in replies]
 
