@@ -1,8 +1,8 @@
 """95 % intervals of evaluation figures, prompts taken as the independent units.
 
 Shares have Wilson's interval (at an effective number of trials where a prompt has several). Everything else (means,
-ratios of sums, differences of two models on the same prompts) is bootstrapped by prompt. The percentile bootstrap is too
-narrow for few prompts, since it divides by n where the sample variance divides by n - 1 and takes normal quantiles
+ratios of sums, differences of two models on the same prompts) is bootstrapped by prompt. The percentile bootstrap is
+too narrow for few prompts, since it divides by n where the sample variance divides by n - 1 and takes normal quantiles
 where Student's are due; its quantiles are moved out for both (Hesterberg 2015, "What Teachers Should Know About the
 Bootstrap", section 3.3).
 """

@@ -1,8 +1,8 @@
 """Questions to a judge, and the desk that asks them once and keeps every answer.
 
-A judge is asked one of three kinds of question, all about one prompt: which of two answers is better, how good an answer
-is, and whether something holds of an answer. Whatever reads text can be a judge. A reply that says none of the things
-asked for is no verdict: it is counted and shown, and scores for nobody.
+A judge is asked about one prompt: which of two answers is better, how good an answer is, or whether something holds of
+an answer. Whatever reads text can be a judge. A reply that says none of the things asked for is no verdict: it is
+counted and shown, and scores for nobody.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""A language model that replies to requests: answers in batches of like length, and log-probabilities of given texts."""
+"""A language model that replies to requests: answers, in batches of like length, and log-probs of given texts."""
 
 import zlib
 from collections.abc import Iterator, Sequence

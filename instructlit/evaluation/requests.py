@@ -67,8 +67,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Weights:
-    """The reply to a `Weigh`: for each choice its summed log-probability in nats, its tokens, and whether every token of
-    it was the likeliest."""
+    """The reply to a `Weigh`: for each choice its summed log-probability in nats, its tokens, and whether each of them
+    was the likeliest."""
 
     log_probs: list[float]
     tokens: list[int]

@@ -50,9 +50,13 @@ def _table(rows: str, measures: Sequence[Measure], results: Results) -> str:
     return (
         f"<h2 id='{escape(rows)}'>{escape(_HEADS.get(rows, rows))}</h2>\n"
         "<p>Every figure with its 95 % interval and the number of prompts (or pairs) it rests on. The best of a column "
-        "is bold.</p>\n"
-        f"<div class='scroll'><table><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"is bold.</p>\n{_grid(heads, body)}"
     )
+
+
+def _grid(heads: str, rows: Sequence[str]) -> str:
+    body = "".join(rows)
+    return f"<div class='scroll'><table><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _cell(measure: Measure, row: str, group: str | None = None) -> str:
@@ -96,9 +100,9 @@ def _tax(results: Results) -> str:
         else "<p>No model is significantly worse than the base on any measure.</p>"
     )
     return (
-        f"<h2 id='tax'>Minus {escape(results.base)}</h2>\n<p>Each model minus {escape(results.base)} on the same prompts, "
-        "with paired 95 % intervals. Bold where the interval leaves 0 out; of twenty measures one would do so by chance.</p>"
-        f"{text}<div class='scroll'><table><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<h2 id='tax'>Minus {escape(results.base)}</h2>\n<p>Each model minus {escape(results.base)} on the same "
+        "prompts, with paired 95 % intervals. Bold where the interval leaves 0 out; of twenty measures one would do so "
+        f"by chance.</p>{text}{_grid(heads, rows)}"
     )
 
 
@@ -168,7 +172,8 @@ def _missing(results: Results) -> str:
         if judge["unreadable"]:
             said = f", such as: {judge['example']}" if judge["example"] else ""
             lines.append(
-                f"judge {name} ({judge['title']}): {judge['unreadable']} verdicts could not be read and count for nobody{said}"
+                f"judge {name} ({judge['title']}): {judge['unreadable']} verdicts could not be read and count for "
+                f"nobody{said}"
             )
         if judge["pending"]:
             lines.append(f"judge {name} ({judge['title']}): {judge['pending']} verdicts are waited for")

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from instructlit.evaluation.measures import Curve, Measure
 from instructlit.tools.evaluate.table import number
@@ -28,7 +28,7 @@ def figure_plot(measure: Measure, rows: Sequence[str]) -> str:
         axes.set_yticks(range(len(shown)), [_plain(row) for row in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(measure, value)))
-        axes.xaxis.set_major_locator(plt.MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="y", visible=False)
         axes.set_title(_plain(measure.title))
         return svg(figure, "measure-" + re.sub(r"\W+", "-", measure.name))

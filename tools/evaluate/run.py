@@ -78,7 +78,7 @@ def run(
     if wandb:
         from instructlit.tools.evaluate.wandb_log import log
 
-        log(results, wandb, read.name, folder / "report.html")
+        log(results, wandb, read.name, folder)
     return 2 if results.failures else 0
 
 
@@ -164,4 +164,4 @@ def _role(given: str | None, suited: str | None, usual: str, names: Sequence[str
         raise UserError(f"{given} is none of the models", where=f"--{what}", expected=f"one of {', '.join(names)}")
     if given is not None:
         return given
-    return next((name for name in (suited, usual) if name in names), names[0] if names else "")
+    return next((name for name in (suited, usual) if name and name in names), names[0] if names else "")

@@ -74,7 +74,8 @@ def read_suite(name: str) -> Suite:
     if not isinstance(said, dict) or not set(said) <= set(known):
         odd = sorted(set(said) - set(known)) if isinstance(said, dict) else [type(said).__name__]
         raise UserError(f"holds {', '.join(map(str, odd))}", where=str(path), expected=f"the keys {', '.join(known)}")
-    suite = Suite(path.stem, **{key: value or {} for key, value in said.items()})
+    parts: dict[str, Any] = {key: said.get(key) or {} for key in ("judges", "tasks")}
+    suite = Suite(path.stem, **parts, baseline=said.get("baseline"), base=said.get("base"))
     for part in ("judges", "tasks"):
         for inner, spec in getattr(suite, part).items():
             if not isinstance(spec, dict) or "class_path" not in spec or not set(spec) <= {"class_path", "init_args"}:
@@ -153,7 +154,7 @@ def built(kind: type, spec: Mapping[str, Any], where: str) -> Any:
         UserError: no such class, or options that do not fit it.
     """
     found = import_class(spec["class_path"], [kind], where)
-    known = [p for p in inspect.signature(found).parameters]
+    known = list(inspect.signature(found).parameters)
     for option in spec.get("init_args") or {}:
         _known(option, known, where, f"an option of {found.__name__}")
     parser = ArgumentParser(exit_on_error=False)

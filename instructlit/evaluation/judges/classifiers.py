@@ -48,7 +48,8 @@ class PerspectiveScorer(Judge):
         return {"perspective": self.attribute}
 
     def cost(self, questions: Sequence[Question]) -> str:
-        return f"{len(questions):,} requests, {len(questions) / self.per_second / 60:.0f} minutes at {self.per_second:g} a second"
+        minutes = len(questions) / self.per_second / 60
+        return f"{len(questions):,} requests, {minutes:.0f} minutes at {self.per_second:g} a second"
 
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         key = os.environ.get(self.api_key_env, "").strip()
@@ -136,8 +137,9 @@ class DetoxifyScorer(Judge):
                 checkpoint=self.checkpoint, device=place
             )  # fmt: skip
         except Exception as error:  # torch.hub and transformers raise many kinds; each means "cannot be had"
+            reason = (str(error).splitlines() or [repr(error)])[0]
             raise UserError(
-                f"detoxify's model {self.model} cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}",
+                f"detoxify's model {self.model} cannot be loaded: {reason}",
                 where="judge.model",
                 expected="original, unbiased or multilingual, and a network to fetch it from once",
             ) from error

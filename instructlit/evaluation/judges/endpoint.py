@@ -23,8 +23,8 @@ class EndpointJudge(TextJudge):
     """Asks a judge model at an OpenAI-compatible endpoint, several questions at a time.
 
     Every verdict is kept as it comes, so that a question is paid once. What fails for a moment (no answer in time, too
-    many requests, a server error) is tried again with growing pauses; what fails for good ends the judging with what was
-    judged kept.
+    many requests, a server error) is tried again with growing pauses; what fails for good ends the judging, and what
+    was judged is kept.
 
     Args:
         model: name of the judge model.

@@ -1,9 +1,9 @@
 """People as judges: what they are to look at is written out blind, and what they said is read back.
 
-The files are our comparison records (`docs/data.md`), one row a judgement: `prompt`, `completions` (two for A/B, one for
-a rating or a statement) and `id`; for a statement `criterion` too. They name no model, and which answer comes first is
-drawn for each pair. A labeled row has `ranks` (1 = best, equal = tie), `ratings` (1-7), or `flags` with the criterion's
-name, as the labelling tool writes them.
+The files are our comparison records (`docs/data.md`), one row a judgement: `prompt`, `completions` (two for A/B, one
+for a rating or a statement) and `id`; for a statement `criterion` too. They name no model, and which answer comes first
+is drawn for each pair. A labeled row has `ranks` (1 = best, equal = tie), `ratings` (1-7), or `flags` with the
+criterion's name.
 """
 
 import json

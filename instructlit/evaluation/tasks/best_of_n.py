@@ -1,9 +1,9 @@
 """Best-of-n against a proxy reward model: the baseline that PPO has to beat, with its exact KL (Gao et al. 2022).
 
 Of N samples a prompt, the expected score of the best of n <= N under the proxy is estimated without bias from all of
-them: sorted by proxy score, the i-th of N is the best of a random n with probability C(i-1, n-1) / C(N, n) (Nakano et al.
-2021, appendix I). Equal scores share their chances. The KL from the sampled model is log n - (n - 1) / n, exactly where
-answers do not repeat.
+them: sorted by proxy score, the i-th of N is the best of a random n with probability C(i-1, n-1) / C(N, n) (Nakano et
+al. 2021, appendix I). Equal scores share their chances. The KL from the sampled model is log n - (n - 1) / n, exactly
+where answers do not repeat.
 """
 
 import math

@@ -56,7 +56,7 @@ class Hallucination(Task):
         rows = read_rows(
             needed(self.data, "hallucination.data", "closed-domain prompts are"), "hallucination.data", "prompt"
         )
-        self._rows = [row for row in rows if str(row.get("use_case") or CLOSED[0]).lower() in CLOSED][: self.limit]
+        self._rows = [r for r in rows if str(r.get("use_case") or CLOSED[0]).lower() in CLOSED][: self.limit]
         if not self._rows:
             raise UserError(
                 "no row is of a closed-domain task", where=str(self.data), expected=f"a use_case of {', '.join(CLOSED)}"

@@ -69,7 +69,7 @@ class IFEval(Task):
         found = {model: self._verdicts(study.texts(model)) for model in study.models}
         outcome = Outcome()
         for mode in MODES:
-            verdicts = {model: [row and row[mode] for row in rows] for model, rows in found.items()}
+            verdicts = {model: [None if row is None else row[mode] for row in rows] for model, rows in found.items()}
             outcome.measures += self._measures(study, mode, verdicts)
 
         def marks(model: str, i: int) -> list[str]:

@@ -1,7 +1,7 @@
 """The alignment tax: perplexity on held-out text, and tasks of lm-eval, zero- and few-shot.
 
-lm-eval builds the prompts, filters the answers and scores them; our models reply through our own engine, so that replies
-are kept like all others and every document's score is there for a paired interval.
+lm-eval builds the prompts, filters the answers and scores them; our models reply through our own engine, so that
+replies are kept like all others and every document's score is there for a paired interval.
 """
 
 import contextlib
@@ -33,7 +33,11 @@ class Perplexity(Task):
     """
 
     def __init__(
-        self, data: str | Source | None = None, limit: int | None = None, characters: int = 4000, name: str = "heldout"
+        self,
+        data: str | Source | None = None,
+        limit: int | None = None,
+        characters: int = 4000,
+        name: str = "heldout",
     ):
         self.data, self.limit, self.characters, self.name = data, limit, characters, name
         self._texts: list[str] = []

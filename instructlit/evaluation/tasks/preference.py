@@ -133,7 +133,7 @@ class Preference(Task):
             Measure(
                 f"preference/{judge}/length_controlled_win_rate",
                 f"the same, length-controlled{suffix}",
-                "The win rate that a logistic regression on the difference in length gives for answers of equal length.",
+                "The win rate that a logistic regression on the difference in length gives for equal lengths.",
                 PERCENT,
                 figures=controlled,
             )
@@ -244,7 +244,7 @@ def agreement(preferred: dict[str, dict[str, Scores]], rated: dict[str, dict[str
                     Measure(
                         f"preference/{one}/agreement_with_{other}",
                         f"agrees with {other}",
-                        "Of the pairs that both judges decided (no ties), the share on which they name the same answer.",
+                        "Of the pairs that both judges decided (no ties), the share on which they name the same one.",
                         PERCENT,
                         figures={one: intervals.share(same)},
                         rows="judges",

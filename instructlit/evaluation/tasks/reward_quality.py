@@ -63,7 +63,7 @@ class RewardQuality(Task):
         accuracy = Measure(
             "reward_model/accuracy",
             "accuracy",
-            "Share of pairs that the reward model orders as the labeler did, equal scores half; prompts are the units.",
+            "Share of pairs that the reward model orders as the labeler did, equal scores half, by prompt.",
             PERCENT,
             rows=ROWS,
         )
