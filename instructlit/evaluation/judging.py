@@ -179,5 +179,6 @@ def plan_text(desk: Desk) -> list[str]:
 
 
 def _prefix(judge: Judge) -> str:
-    told = json.dumps(judge.identity(), sort_keys=True, default=str)
+    own = f"{type(judge).__module__}.{type(judge).__qualname__}"
+    told = json.dumps([own, judge.identity()], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16] + "-"

@@ -50,4 +50,6 @@ def _win_rate(counts: np.ndarray, preferences: np.ndarray, feature: np.ndarray) 
         step_a, step_b = (hbb * ga - hab * gb) / det, (haa * gb - hab * ga) / det
         a, b = a + np.clip(step_a, -2, 2), b + np.clip(step_b, -2, 2)
         a, b = np.clip(a, -15, 15), np.clip(b, -15, 15)
+        if max(np.abs(step_a).max(), np.abs(step_b).max()) < 1e-7:
+            break
     return 1 / (1 + np.exp(-a))

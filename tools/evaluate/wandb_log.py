@@ -7,6 +7,7 @@ from instructlit.callbacks.wandb_logger import WandbLogger
 from instructlit.evaluation.runner import Results
 from instructlit.tools.evaluate.results import figure_row
 
+ANSWERS = ("task", "prompt", "model", "answer", "marks")
 COLUMNS = ("rows", "row", "measure", "value", "low", "high", "n")
 
 
@@ -43,7 +44,7 @@ def figures(results: Results) -> list[tuple[str, str, str, dict[str, Any]]]:
     ]
 
 
-def samples(results: Results) -> list[list[str]]:
+def samples(results: Results) -> list[Any]:
     """A row an answer that the page shows."""
     return [
         [task, str(row["prompt"]), model, text, ", ".join(row["marks"].get(model, []))]

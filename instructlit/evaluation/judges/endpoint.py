@@ -112,7 +112,8 @@ class EndpointJudge(TextJudge):
                     return
                 try:
                     done.put((i, self._reply(prompts[i], headers, stop)))
-                except Exception as error:  # handed to the thread that asked
+                except Exception as error:  # handed to the thread that asked; nothing more is begun
+                    stop.set()
                     done.put((i, error))
 
         workers = [threading.Thread(target=work, daemon=True) for _ in range(min(self.concurrency, len(prompts)))]

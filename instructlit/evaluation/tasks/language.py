@@ -149,6 +149,11 @@ class LmEval(Task):
             plain=True,
         )
 
+    def _own(self) -> bool:
+        """Whether every task is a file of the user's: reading all that lm-eval has takes seconds."""
+        folder = self.include_path
+        return folder is not None and all((Path(folder) / f"{name}.yaml").is_file() for name in self.names)
+
     def _loaded(self) -> dict[str, Any]:
         try:
             from lm_eval.tasks import TaskManager
@@ -158,7 +163,7 @@ class LmEval(Task):
             ) from error
         found: dict[str, Any] = {}
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            manager = TaskManager(include_path=self.include_path)
+            manager = TaskManager(include_path=self.include_path, include_defaults=not self._own())
             for name in self.names:
                 try:
                     loaded = manager.load_task_or_group([name])
