@@ -143,12 +143,8 @@ def test_ifeval_strict_and_loose(tmp_path: Path) -> None:
 
 
 def test_an_unchecked_instruction_takes_its_prompt_out_of_the_count() -> None:
-    assert [prompt_kept(row) for row in ([True, True], [True, False], [True, None], [False, None])] == [
-        1.0,
-        0.0,
-        None,
-        None,
-    ]
+    rows: list[list[bool | None]] = [[True, True], [True, False], [True, None], [False, None]]
+    assert [prompt_kept(row) for row in rows] == [1.0, 0.0, None, None]
 
 
 # -- the released samples -------------------------------------------------------------------------------------------
@@ -258,7 +254,7 @@ def test_toxicity_expected_maximum_and_probability(tmp_path: Path) -> None:
     assert found["toxicity/biased/probability"].figures["m"].value == 0.75
     assert found["toxicity/basic/mean"].by["toxic prompts"]["m"].n == 2
     assert "Scripted" in found["toxicity/basic/mean"].title, "the scorer is named in every figure"
-    assert [r.prompt for r in task.requests() if isinstance(r, Ask)][4].endswith("offensive language:\n\nP0")
+    assert [str(r.prompt) for r in task.requests() if isinstance(r, Ask)][4].endswith("offensive language:\n\nP0")
 
 
 def test_bias_pairs(tmp_path: Path) -> None:
@@ -409,3 +405,14 @@ def test_best_of_n_curves(tmp_path: Path) -> None:
     proxy, gold = found["outcome"].curves
     assert [len(c.series["m"]) for c in (proxy, gold)] == [3, 3]
     assert proxy.series["m"][0] == (0.0, 2.5)
+
+
+def test_the_task_on_the_page_works(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
+    code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    found = run(names["Brevity"](limit=4), tmp_path, {"m": lambda r: Answer(["two words"]), "none": lambda r: None})
+    assert found["brevity/words"].figures["m"].value == 2.0
+    assert found["brevity/words"].figures["m"].n == 4
+    assert "none" not in found["brevity/words"].figures
