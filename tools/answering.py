@@ -2,22 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from instructlit.data.chat import Renderer
 from instructlit.data.collate import EncodedPrompt, collate_prompts
 from instructlit.data.tokenization import Encoder
-from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
-from instructlit.models.backbone import Backbone, load_causal_lm
-from instructlit.models.dropout import disable_dropout
-from instructlit.models.folders import check_source
+from instructlit.evaluation.language_model import Dtype, load_language_model
 from instructlit.rollout.engine import CachedEngine, Sampling, chance, draw
 from instructlit.types import Generation, Prompt, PromptText
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass
@@ -106,29 +101,10 @@ def load_answerer(model: str, *, template: str, dtype: Dtype, device: str) -> An
     Raises:
         UserError: what `load_causal_lm` and `load_tokenizer` refuse; a device that is not there.
     """
-    check_source(model, weights=True, where="model")
-    tokenizer = load_tokenizer(model)
-    place = _device(device)
-    held = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
-    policy: Any = load_causal_lm(Backbone(model, dtype=held), where="model")
-    policy.requires_grad_(False).eval().to(place)
-    disable_dropout(policy)
-    return Answerer(policy, tokenizer, Encoder(tokenizer, template), place)
+    loaded = load_language_model(model, dtype=dtype, device=device)
+    return Answerer(loaded.model, loaded.tokenizer, Encoder(loaded.tokenizer, template), loaded.device)
 
 
 def encoded(answerer: Answerer, prompt: Prompt, new_tokens: int, where: str) -> EncodedPrompt:
     """A prompt with its ids."""
     return EncodedPrompt(answerer.encode(prompt.prompt, new_tokens, where), prompt)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(name)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"{name} cannot be used: {str(error).splitlines()[0]}", where="device", expected="auto, cpu, cuda or cuda:N"
-        ) from error
-    return place

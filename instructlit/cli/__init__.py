@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": (f"{TOOLS}.export:export", "write a checkpoint as a Hugging Face folder"),
     "generate": (f"{TOOLS}.generate:generate", "answer a file of prompts with a model"),
     "chat": (f"{TOOLS}.chat:chat", "talk to a model in the terminal"),
+    "evaluate": (f"{TOOLS}.evaluate:evaluate", "measure models side by side: preferences, truth, harm, alignment tax"),
     "soak": (f"{TOOLS}.soak:soak", "kill a stage again and again, and compare it with one that was never killed"),
     "world": (f"{TOOLS}.world.generate:world", "write the embedded world's data, to train on it by hand"),
     "world label": (f"{TOOLS}.world.label:world_label", "sample completions and have simulated labelers rank them"),
@@ -33,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS = (
     ("train", ("fit", "validate", "test", "predict")),
-    ("use", ("generate", "chat", "export", "data check", "memory", "benchmark")),
+    ("use", ("generate", "chat", "export", "evaluate", "data check", "memory", "benchmark")),
     ("see it work", ("quickstart", "soak", "world", "world label", "world evaluate", "world report")),
 )
 

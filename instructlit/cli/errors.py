@@ -10,7 +10,7 @@ from instructlit.errors import UserError
 
 DEBUG = "INSTRUCTLIT_DEBUG"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-EXTRAS = {"bitsandbytes": "8bit", "wandb": "wandb"}
+EXTRAS = {"bitsandbytes": "8bit", "detoxify": "eval", "lm_eval": "eval", "wandb": "wandb"}
 
 
 def report(error: BaseException) -> int:

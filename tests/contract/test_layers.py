@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
     *("errors", "redaction", "types"),
-    *("world", "ops", "losses", "data", "models", "rollout", "checkpoints", "modules", "memory"),
+    *("world", "ops", "losses", "data", "models", "rollout", "evaluation", "checkpoints", "modules", "memory"),
     *("cli", "callbacks", "tools"),
 )
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from instructlit.evaluation.intervals import grouped_share, wins
 from instructlit.ops.statistics import wilson_interval
 from instructlit.tools.world.measure import ordered_pairs
-from instructlit.tools.world.shares import grouped_share, wins
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 12), (3, 10), (50, 100), (337, 600), (9, 9)])

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instructlit.data.collate import EncodedPrompt, collate_prompts, collate_tokens
+from instructlit.data.collate import EncodedPrompt, collate_prompts
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
+from instructlit.evaluation.language_model import score_rows
 from instructlit.models.backbone import Backbone, load_causal_lm
-from instructlit.ops.log_probs import next_token_log_probs
 from instructlit.rollout.engine import CachedEngine, Sampling
 from instructlit.types import Generation, Prompt, PromptBatch
 
@@ -74,21 +74,12 @@ def sample(
         yield positions, CachedEngine().generate(policy.model, batch, sampling, policy.tokenizer, generator)
 
 
-@torch.no_grad()
 def log_prob_sums(policy: Policy, rows: Sequence[Encoded], batch_size: int = 256) -> tuple[Tensor, Tensor]:
     """Log-probs of the response tokens of encoded rows; a first token, which nothing predicts, does not count.
 
     Returns:
         (N,) float64 sums in nats, and (N,) float64 numbers of tokens counted.
     """
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), i))
-    sums, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collate_tokens([rows[i] for i in chosen], policy.tokenizer.pad_token_id)
-        ids, mask = batch.input_ids.to(policy.device), batch.loss_mask[:, 1:].to(policy.device)
-        attention = batch.attention_mask.long().to(policy.device)
-        logits = policy.model(input_ids=ids, attention_mask=attention, use_cache=False).logits
-        sums[chosen] = (next_token_log_probs(logits, ids) * mask).double().sum(1).cpu()
-        counts[chosen] = mask.double().sum(1).cpu()
+    pad = policy.tokenizer.pad_token_id
+    sums, counts, _ = score_rows(policy.model, rows, pad, policy.device, size=batch_size)
     return sums, counts

@@ -17,6 +17,8 @@ import torch
 from instructlit.data.collate import collate_tokens
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
+from instructlit.evaluation.intervals import grouped_share
+from instructlit.evaluation.store import write_text
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.ops.kl import sequence_kl
 from instructlit.rollout.engine import Sampling
@@ -24,7 +26,6 @@ from instructlit.rollout.forward import response_log_probs
 from instructlit.tools.world import measure
 from instructlit.tools.world.answers import Policy, best_device, log_prob_sums, sample, seed_of
 from instructlit.tools.world.folder import read_prompts, read_world, rows
-from instructlit.tools.world.shares import grouped_share
 from instructlit.types import Generation, Prompt, PromptBatch, Responses
 from instructlit.world import Verdict, World, prompted, respectful
 
@@ -116,9 +117,9 @@ def world_evaluate(
         | {"that tempt to rudeness": len(tempting), "held-out documents": len(documents)},
         "models": lines,
     }
-    write(folder / "results.json", json.dumps(rounded(results), indent=1) + "\n")
+    write_text(folder / "results.json", json.dumps(rounded(results), indent=1) + "\n")
     samples = measure.sample_rows(asked, texts, verdicts)
-    write(folder / "evaluation" / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in samples))
+    write_text(folder / "evaluation" / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in samples))
     print(f"written: {folder / 'results.json'}")
 
 
@@ -238,14 +239,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     return [rounded(item) for item in value] if isinstance(value, list) else value
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file beside its name and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def _as_asked(prompt: Prompt, prefixed: bool, respect: bool) -> Prompt:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from instructlit.tools.world.shares import grouped_share, wins
+from instructlit.evaluation.intervals import grouped_share, wins
 from instructlit.types import Prompt
 from instructlit.world import Verdict
 

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from instructlit.tools.quickstart.verdict import Criterion
-from instructlit.tools.world.page_style import CSS
+from instructlit.tools.reporting.html import document, figures
 from instructlit.tools.world.result_table import TITLES, cell, columns, interval
 
 _CHIPS = (
@@ -35,7 +35,6 @@ class Page:
 
     def html(self) -> str:
         """The whole page."""
-        seed = escape(str(self.results["seed"]))
         sections = [
             self._head(),
             self._table(),
@@ -45,13 +44,7 @@ class Page:
             self._commands(),
             self._times(),
         ]
-        return (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>instructlit quickstart, seed {seed}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-            + "\n".join(section for section in sections if section)
-            + "\n</main>\n</body>\n</html>\n"
-        )
+        return document(f"instructlit quickstart, seed {self.results['seed']}", sections)
 
     def _head(self) -> str:
         results = self.results
@@ -132,9 +125,9 @@ class Page:
                 "training moves them away from SFT. Where the reward model's score keeps rising and the gold score "
                 "falls, the policy has found the reward model's mistakes.</p>"
             )
-            parts.append(_figures(self.optimisation))
+            parts.append(figures(self.optimisation))
         if self.training:
-            parts.append(f"<h3>Training curves</h3>{_figures(self.training)}")
+            parts.append(f"<h3>Training curves</h3>{figures(self.training)}")
         return "\n".join(parts)
 
     def _samples(self) -> str:
@@ -201,10 +194,6 @@ def _sample(row: Mapping[str, Any]) -> str:
         f"<article class='sample'><header><small>{case}</small>{escape(row['prompt'])}</header>"
         f"<div class='answers'>{''.join(answers)}</div></article>"
     )
-
-
-def _figures(plots: Sequence[str]) -> str:
-    return "<div class='plots'>" + "".join(f"<figure>{plot}</figure>" for plot in plots) + "</div>"
 
 
 def _sentence(text: str) -> str:

@@ -1,48 +1,17 @@
 """The report's plots as inline SVG that follows the page's light or dark colours."""
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from instructlit.tools.reporting.svg import INK, STYLE, plt, svg
 from instructlit.tools.world.result_table import TITLES
 
 COLOURS = {"base": "#8a8f98", "prompted": "#b08f5c", "sft": "#3f8fd2", "ppo": "#e07b39", "ppo_ptx": "#2fa36b"}
 """One colour a model, readable on white and on near-black."""
-
-_INK = "#010203"  # stands for the page's text colour until the SVG is written
-_STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "svg.fonttype": "none",
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.linewidth": 0.6,
-    "grid.color": "#8a8f98",
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-}
 
 Points = Sequence[tuple[float, float]]
 """x and y of a curve."""
@@ -50,23 +19,23 @@ Points = Sequence[tuple[float, float]]
 
 def preference_plot(models: Sequence[Mapping[str, Any]]) -> str:
     """Preference over SFT by model with intervals, as in Figure 1 of the paper."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.0), layout="constrained")
         for row, model in enumerate(models):
             value, low, high = (model[key] for key in ("preference", "preference_low", "preference_high"))
             colour = COLOURS.get(model["name"], "#8a8f98")
             axes.barh(row, value, color=colour, height=0.62, alpha=0.85)
             if high > low:
-                axes.errorbar(value, row, xerr=[[value - low], [high - value]], color=_INK, capsize=3, linewidth=1.2)
+                axes.errorbar(value, row, xerr=[[value - low], [high - value]], color=INK, capsize=3, linewidth=1.2)
             axes.text(max(value, high) + 0.015, row, f"{value:.0%}", va="center")
-        axes.axvline(0.5, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set_yticks(range(len(models)), [TITLES.get(str(model["name"])) or str(model["name"]) for model in models])
         axes.invert_yaxis()
         axes.set_xlim(0, max(0.75, max(model["preference_high"] for model in models) + 0.12))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("preferred to SFT on the same prompt")
-        return _svg(figure, "preference")
+        return svg(figure, "preference")
 
 
 def optimisation_plots(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
@@ -78,7 +47,7 @@ def optimisation_plots(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> l
     labels = (("score", "reward model's score"), ("gold", "gold score"))
     figures = []
     for key, label in labels:
-        with plt.rc_context(_STYLE):
+        with plt.rc_context(STYLE):
             figure, axes = plt.subplots(figsize=(4.6, 3.1), layout="constrained")
             for name, rows in curves.items():
                 points = [(max(row["kl"], 0.0) ** 0.5, row[key]) for row in rows]
@@ -86,7 +55,7 @@ def optimisation_plots(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> l
             axes.set_title(f"{label} on held-out prompts")
             axes.set_xlabel("√KL from SFT (nats a sequence)")
             _legend(axes)
-            figures.append(_svg(figure, f"optimisation-{key}"))
+            figures.append(svg(figure, f"optimisation-{key}"))
     return figures
 
 
@@ -99,14 +68,14 @@ def curve_plot(title: str, series: Mapping[str, Points], x_label: str, names: Ma
         x_label: of the x-axis.
         names: how a name is written in the legend.
     """
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.0, 2.5), layout="constrained")
         for name, points in series.items():
             _line(axes, points, name, label=(names or {}).get(name))
         axes.set_title(title)
         axes.set_xlabel(x_label)
         _legend(axes)
-        return _svg(figure, "curve-" + re.sub(r"\W+", "-", title))
+        return svg(figure, "curve-" + re.sub(r"\W+", "-", title))
 
 
 def _line(axes: Axes, points: Points, name: str, label: str | None = None, **style: Any) -> None:
@@ -117,24 +86,3 @@ def _line(axes: Axes, points: Points, name: str, label: str | None = None, **sty
 def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-
-
-def _svg(figure: Figure, salt: str) -> str:
-    """The figure as an SVG element without a fixed size; the same figure gives the same text."""
-    buffer = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return _own_ids(text, salt)
-
-
-def _own_ids(text: str, salt: str) -> str:
-    """Prefixes every id, since several figures share one page."""
-    for found in sorted(set(re.findall(r'\bid="([^"]+)"', text)), key=len, reverse=True):
-        text = re.sub(rf'(id="|url\(#|href="#){re.escape(found)}(?=["\)])', rf"\g<1>{salt}-{found}", text)
-    return text

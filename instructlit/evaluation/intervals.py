@@ -1,0 +1,202 @@
+"""95 % intervals of evaluation figures, prompts taken as the independent units.
+
+Shares have Wilson's interval (at an effective number of trials where a prompt has several). Everything else (means,
+ratios of sums, differences of two models on the same prompts) is bootstrapped by prompt. The percentile bootstrap is
+too narrow for few prompts, since it divides by n where the sample variance divides by n - 1 and takes normal quantiles
+where Student's are due; its quantiles are moved out for both (Hesterberg 2015, "What Teachers Should Know About the
+Bootstrap", section 3.3).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from instructlit.ops.statistics import wilson_interval
+
+Z = 1.959964
+DRAWS = 2000
+_CELLS = 4_000_000  # numbers of one block of resamples
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number with its 95 % interval and the number of units (prompts, pairs, ...) it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def differs(self) -> bool:
+        """Whether 0 lies outside the interval: for differences."""
+        return self.n > 0 and (self.low > 0 or self.high < 0)
+
+
+Values = Sequence[float] | np.ndarray
+
+
+def share(successes: Values, trials: Values | None = None) -> Figure:
+    """The pooled share of successes with Wilson's interval; see `grouped_share`. `trials` are 1 each if not given."""
+    made = np.ones(len(successes)) if trials is None else np.asarray(trials, dtype=float)
+    value, low, high = grouped_share(successes, made)
+    return Figure(value, low, high, int((made > 0).sum()))
+
+
+def mean(values: Values, seed: int = 0) -> Figure:
+    """The mean of one value a prompt."""
+    return ratio(values, np.ones(len(values)), seed=seed)
+
+
+def ratio(
+    numerators: Values, denominators: Values, seed: int = 0, transform: Callable[[np.ndarray], np.ndarray] | None = None
+) -> Figure:
+    """`transform(sum of numerators / sum of denominators)`, bootstrapped by prompt.
+
+    Args:
+        numerators: (P,), such as a text's log-loss.
+        denominators: (P,), such as its number of tokens; prompts with 0 do not count.
+        seed: of the resampling: the same values give the same interval.
+        transform: increasing, such as exp for a perplexity.
+
+    Returns:
+        the figure; nan with an open interval where nothing counts.
+    """
+    a, b = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    a, b = a[b > 0], b[b > 0]
+    shape = transform or (lambda x: x)
+    if not len(a):
+        return Figure(math.nan, -math.inf, math.inf, 0)
+    value = float(shape(np.asarray(a.sum() / b.sum())))
+    if len(a) == 1:
+        return Figure(value, -math.inf, math.inf, 1)
+    low, high = bootstrap(lambda counts: (counts @ a) / (counts @ b), len(a), seed)
+    return Figure(value, float(shape(np.asarray(low))), float(shape(np.asarray(high))), len(a))
+
+
+def paired_difference(ours: Values, theirs: Values, seed: int = 0) -> Figure:
+    """The mean of ours minus theirs, prompt by prompt; a prompt with a nan on either side does not count."""
+    difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
+    return mean(difference[np.isfinite(difference)], seed)
+
+
+def paired_ratio_difference(
+    ours: tuple[Values, Values],
+    theirs: tuple[Values, Values],
+    seed: int = 0,
+    transform: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Figure:
+    """The difference of two `ratio`s over the same prompts, which are resampled together.
+
+    Args:
+        ours: (P,) numerators and (P,) denominators.
+        theirs: the same for the other model; prompts without a denominator on either side do not count.
+        seed: of the resampling.
+        transform: as for `ratio`, applied to each before the difference.
+    """
+    a, b, c, d = (np.asarray(x, dtype=float) for x in (*ours, *theirs))
+    both = (b > 0) & (d > 0)
+    a, b, c, d = a[both], b[both], c[both], d[both]
+    shape = transform or (lambda x: x)
+    if not len(a):
+        return Figure(math.nan, -math.inf, math.inf, 0)
+
+    def difference(counts: np.ndarray) -> np.ndarray:
+        return shape((counts @ a) / (counts @ b)) - shape((counts @ c) / (counts @ d))
+
+    value = float(difference(np.ones((1, len(a))))[0])
+    if len(a) == 1:
+        return Figure(value, -math.inf, math.inf, 1)
+    low, high = bootstrap(difference, len(a), seed)
+    return Figure(value, low, high, len(a))
+
+
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of a statistic of n prompts.
+
+    Args:
+        statistic: from (D, n) counts, how often each prompt was drawn, to (D,) values.
+        n: prompts, 2 at least.
+        seed: of the resampling.
+    """
+    generator = np.random.default_rng([seed, n])
+    block = max(1, _CELLS // n)
+    values = [
+        statistic(generator.multinomial(n, np.full(n, 1 / n), size=min(block, DRAWS - start)).astype(float))
+        for start in range(0, DRAWS, block)
+    ]
+    outer = _NORMAL.cdf(-math.sqrt(n / (n - 1)) * student_quantile(n - 1))
+    low, high = np.quantile(np.concatenate(values), [outer, 1 - outer])
+    return float(low), float(high)
+
+
+def student_quantile(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t: the exact forms for 1 and 2, above them Cornish and Fisher's expansion.
+
+    The expansion (Abramowitz and Stegun 26.7.5) is off by 0.4 % at 3 degrees of freedom and by less above.
+    """
+    if degrees == 1:
+        return math.tan(math.pi * 0.475)
+    if degrees == 2:
+        return 0.95 * math.sqrt(2 / (1 - 0.95**2))
+    z, v = Z, degrees
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / v ** (power + 1) for power, term in enumerate(terms))
+
+
+def wins(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Every sample of one model against every sample of another, prompt by prompt.
+
+    Args:
+        ours: for each of P prompts the scores of one model's samples.
+        theirs: the same for the other.
+
+    Returns:
+        (P,) comparisons won, ties counted half, and (P,) comparisons made.
+    """
+    won, made = np.zeros(len(ours)), np.zeros(len(ours))
+    for row, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        difference = np.subtract.outer(np.asarray(mine, dtype=float), np.asarray(other, dtype=float))
+        won[row] = (difference > 0).sum() + 0.5 * (difference == 0).sum()
+        made[row] = difference.size
+    return won, made
+
+
+def grouped_share(successes: Values, trials: Values) -> tuple[float, float, float]:
+    """The pooled share of successes with its 95 % interval, the groups (prompts) taken as the independent units.
+
+    The interval is Wilson's at the effective number of trials: as many independent trials as would give the share the
+    variance that it has between groups (Kish 1965 section 8.2). With one trial a group it is Wilson's interval itself;
+    where all groups agree on a share between 0 and 1, as a model against itself does with ties, it is that point.
+
+    Args:
+        successes: (P,) successes of each group, halves allowed.
+        trials: (P,) trials of each group; groups without trials do not count.
+
+    Returns:
+        share, low, high; (0, 0, 1) where there are no trials.
+    """
+    s, t = np.asarray(successes, dtype=float), np.asarray(trials, dtype=float)
+    s, t = s[t > 0], t[t > 0]
+    groups = len(t)
+    if groups == 0:
+        return 0.0, 0.0, 1.0
+    value = float(s.sum() / t.sum())
+    variance = float(((s - value * t) ** 2).sum() / t.sum() ** 2)
+    if value in (0.0, 1.0) or groups == 1:
+        effective = groups
+    elif variance == 0.0:
+        return value, value, value
+    else:
+        effective = max(1, int(value * (1 - value) / variance + 1e-6))
+    low, high = wilson_interval(value * effective, effective, Z)
+    return value, low, high

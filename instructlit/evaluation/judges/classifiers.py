@@ -1,0 +1,209 @@
+"""Toxicity classifiers: they decide on one statement, that a text is toxic, and say a probability."""
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from instructlit.errors import UserError
+from instructlit.evaluation.judging import Judge, Question, Verdict
+from instructlit.evaluation.language_model import usable_device
+from instructlit.evaluation.subjects import fingerprint
+
+
+class PerspectiveScorer(Judge):
+    """Google's Perspective API, attribute TOXICITY, as in the paper (section 4.2).
+
+    Args:
+        api_key_env: environment variable that holds the key; it is read when asking and never written down.
+        attribute: the attribute asked for.
+        per_second: requests a second; the free quota is 1.
+        retries: further tries of a text before it is given up.
+        timeout: seconds to wait for one answer.
+        url: the service.
+    """
+
+    def __init__(
+        self,
+        api_key_env: str = "PERSPECTIVE_API_KEY",
+        attribute: str = "TOXICITY",
+        per_second: float = 1.0,
+        retries: int = 5,
+        timeout: float = 30.0,
+        url: str = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze",
+    ):
+        self.api_key_env, self.attribute, self.per_second = api_key_env, attribute, per_second
+        self.retries, self.timeout, self.url = retries, timeout, url
+
+    @property
+    def title(self) -> str:
+        return f"Perspective API ({self.attribute})"
+
+    def identity(self) -> dict[str, Any]:
+        return {"perspective": self.attribute}
+
+    def cost(self, questions: Sequence[Question]) -> str:
+        minutes = len(questions) / self.per_second / 60
+        return f"{len(questions):,} requests, {minutes:.0f} minutes at {self.per_second:g} a second"
+
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key:
+            raise UserError(
+                f"{self.api_key_env} is not set",
+                where="judge.api_key_env",
+                expected="an environment variable with a key of the Perspective API",
+                fix="set it, or use a classifier on this machine: --judges toxicity=detoxify:original",
+            )
+        for index, question in enumerate(questions):
+            began = time.monotonic()
+            yield index, self._score(question.answers[0], key)
+            time.sleep(max(0.0, 1 / self.per_second - (time.monotonic() - began)))
+
+    def _score(self, text: str, key: str) -> Verdict:
+        if not text.strip():
+            return Verdict(0.0, "empty")
+        body = {
+            "comment": {"text": text},
+            "requestedAttributes": {self.attribute: {}},
+            "doNotStore": True,
+            "languages": ["en"],
+        }
+        # the key goes into a header: a web address is written into logs
+        headers = {"Content-Type": "application/json", "X-Goog-Api-Key": key}
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
+        reason = ""
+        for attempt in range(self.retries + 1):
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                    found = json.load(answer)["attributeScores"][self.attribute]["summaryScore"]["value"]
+                    return Verdict(float(found), "")
+            except urllib.error.HTTPError as error:
+                reason = f"status {error.code}"
+                if error.code not in (429, 500, 502, 503, 504):
+                    break
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                reason = type(error).__name__
+            if attempt < self.retries:
+                time.sleep(min(2.0**attempt, 30.0) * self.pause_scale)
+        raise UserError(
+            f"the Perspective API gave no score: {reason.replace(key, '(removed)')}",
+            where="judge",
+            expected=f"a score within {self.retries} further tries",
+            fix="start again when it answers; what was scored is kept",
+        )
+
+    pause_scale = 1.0
+    """Pauses between tries are multiplied by this."""
+
+
+class DetoxifyScorer(Judge):
+    """A classifier of the detoxify package (extra `eval`).
+
+    Args:
+        model: original, unbiased or multilingual.
+        device: "auto", "cpu", "cuda", ...
+        checkpoint: a file with its weights; otherwise they are fetched once.
+        batch_size: texts scored together.
+    """
+
+    def __init__(
+        self, model: str = "original", device: str = "auto", checkpoint: str | None = None, batch_size: int = 32
+    ):
+        self.model, self.device, self.checkpoint, self.batch_size = model, device, checkpoint, batch_size
+
+    @property
+    def title(self) -> str:
+        return f"detoxify {self.model}"
+
+    def identity(self) -> dict[str, Any]:
+        return {"detoxify": self.model, "checkpoint": self.checkpoint and fingerprint(self.checkpoint)}
+
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        try:
+            from detoxify import Detoxify
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "detoxify is not installed", where="judge", fix="pip install 'instructlit[eval]'"
+            ) from error
+        place = str(usable_device(self.device))
+        try:
+            scorer = Detoxify(self.model, device=place) if self.checkpoint is None else Detoxify(
+                checkpoint=self.checkpoint, device=place
+            )  # fmt: skip
+        except Exception as error:  # torch.hub and transformers raise many kinds; each means "cannot be had"
+            reason = (str(error).splitlines() or [repr(error)])[0]
+            raise UserError(
+                f"detoxify's model {self.model} cannot be loaded: {reason}",
+                where="judge.model",
+                expected="original, unbiased or multilingual, and a network to fetch it from once",
+            ) from error
+        for start in range(0, len(questions), self.batch_size):
+            texts = [q.answers[0] for q in questions[start : start + self.batch_size]]
+            for place_in, value in enumerate(scorer.predict(texts)["toxicity"]):
+                yield start + place_in, Verdict(float(value), "")
+
+
+class HuggingFaceClassifier(Judge):
+    """Any sequence classifier of transformers with a label that means toxic.
+
+    Args:
+        model: folder or Hub name.
+        label: the label whose probability counts; by default the one called toxic or toxicity, or label 1 of two.
+        batch_size: texts scored together.
+        device: "auto", "cpu", "cuda", ...
+    """
+
+    def __init__(self, model: str, label: str | None = None, batch_size: int = 32, device: str = "auto"):
+        self.model, self.label, self.batch_size, self.device = model, label, batch_size, device
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}{f' ({self.label})' if self.label else ''}"
+
+    def identity(self) -> dict[str, Any]:
+        return {"classifier": fingerprint(self.model), "label": self.label}
+
+    @torch.no_grad()
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.model)
+            network: Any = AutoModelForSequenceClassification.from_pretrained(self.model).eval()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.model} cannot be loaded: {str(error).splitlines()[0]}",
+                where="judge.model",
+                expected="folder or Hub name of a sequence classifier",
+            ) from error
+        place = usable_device(self.device)
+        network.to(place)
+        column = self._column(network.config)
+        several = network.config.problem_type == "multi_label_classification"
+        for start in range(0, len(questions), self.batch_size):
+            texts = [q.answers[0] for q in questions[start : start + self.batch_size]]
+            given = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(place)
+            logits = network(**given).logits.float()
+            chances = logits.sigmoid() if several or logits.shape[1] == 1 else logits.softmax(-1)
+            for offset, value in enumerate(chances[:, column].tolist()):
+                yield start + offset, Verdict(value, "")
+
+    def _column(self, config: Any) -> int:
+        labels = {str(name).lower(): int(index) for index, name in config.id2label.items()}
+        wanted = [self.label.lower()] if self.label else ["toxic", "toxicity"]
+        found = next((labels[name] for name in wanted if name in labels), None)
+        if found is None and not self.label and len(labels) <= 2:
+            found = len(labels) - 1
+        if found is None:
+            raise UserError(
+                f"{self.model} has no label {self.label or 'toxic'}",
+                where="judge.label",
+                expected=f"one of {', '.join(map(str, config.id2label.values()))}",
+            )
+        return found

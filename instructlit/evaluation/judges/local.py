@@ -1,0 +1,57 @@
+"""A judge model on this machine."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from instructlit.evaluation.judges.text import TextJudge
+from instructlit.evaluation.language_model import Dtype, load_language_model
+from instructlit.evaluation.requests import Answer, Ask
+from instructlit.evaluation.subjects import fingerprint
+
+
+class LocalJudge(TextJudge):
+    """Asks a causal language model on this machine, greedily.
+
+    Args:
+        model: folder or Hub name.
+        max_new_tokens: most tokens in a reply.
+        batch_size: questions answered together.
+        dtype: dtype to compute in.
+        device: "auto", "cpu", "cuda", ...
+        template: of prompts, as for training.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        max_new_tokens: int = 16,
+        batch_size: int = 16,
+        dtype: Dtype = "auto",
+        device: str = "auto",
+        template: str = "auto",
+    ):
+        self.model, self.max_new_tokens, self.batch_size = model, max_new_tokens, batch_size
+        self.dtype: Dtype = dtype
+        self.device, self.template = device, template
+
+    @property
+    def title(self) -> str:
+        return self.model
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": fingerprint(self.model), "tokens": self.max_new_tokens, "template": self.template}
+
+    def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
+        loaded = load_language_model(
+            self.model,
+            template=self.template,
+            dtype=self.dtype,
+            device=self.device,
+            where="judge.model",
+            batch_size=self.batch_size,
+        )
+        for index, reply in loaded.replies([Ask(prompt, self.max_new_tokens) for prompt in prompts]):
+            yield (
+                index,
+                reply.text if isinstance(reply, Answer) else "(the question has more tokens than the judge reads)",
+            )

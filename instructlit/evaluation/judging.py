@@ -1,0 +1,184 @@
+"""Questions to a judge, and the desk that asks them once and keeps every answer.
+
+A judge is asked about one prompt: which of two answers is better, how good an answer is, or whether something holds of
+an answer. Whatever reads text can be a judge. A reply that says none of the things asked for is no verdict: it is
+counted and shown, and scores for nobody.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from instructlit.data.chat import plain_text
+from instructlit.errors import UserError
+from instructlit.evaluation.store import Store
+from instructlit.types import PromptText
+
+Kind = Literal["compare", "rate", "decide", "score"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a judge is asked.
+
+    Args:
+        kind: "compare" two answers (1 the first is better, 0 the second, 0.5 a tie), "rate" one from 1 to 7, "decide"
+            whether `criterion` holds of one (1 yes, 0 no; a classifier may say a probability), or "score" one on a
+            scale of the judge's own.
+        prompt: what was answered.
+        answers: two to compare, else one.
+        criterion: the statement to decide on, in words.
+        reference: what the judge may lean on: a right answer, a context, the false premise.
+        about: the criterion's short name.
+    """
+
+    kind: Kind
+    prompt: PromptText
+    answers: tuple[str, ...]
+    criterion: str = ""
+    reference: str = ""
+    about: str = ""
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as text."""
+        return (
+            self.prompt
+            if isinstance(self.prompt, str)
+            else plain_text(self.prompt).removesuffix("Assistant:\n").strip()
+        )
+
+    @property
+    def key(self) -> str:
+        """Its name in the store."""
+        told = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's answer.
+
+    Args:
+        value: what `Question.kind` says; None where there is none.
+        said: what the judge said, for people.
+        pending: nobody has been asked yet, or a person has not answered yet; not the judge's failure.
+    """
+
+    value: float | None
+    said: str = ""
+    pending: bool = False
+
+    @property
+    def unreadable(self) -> bool:
+        """The judge answered and the answer means nothing."""
+        return self.value is None and not self.pending
+
+
+class Judge(ABC):
+    """Subclass it and name the subclass by `class_path` in a suite."""
+
+    @abstractmethod
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        """The verdict on every question with its index, in any order, each as soon as it is there.
+
+        Raises:
+            UserError: a verdict cannot be had at all; what was yielded before is kept.
+        """
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """All that its verdicts depend on, without secrets: a stored verdict holds for the same identity."""
+
+    def cost(self, questions: Sequence[Question]) -> str:
+        """What asking these will cost, in words; "" where it costs nothing but time."""
+        return ""
+
+    @property
+    def title(self) -> str:
+        """What a report calls it."""
+        return type(self).__name__
+
+
+class Desk:
+    """Puts questions to named judges; a question asked before is answered from the store.
+
+    Args:
+        judges: by the name that tasks use.
+        store: of verdicts.
+        planning: nothing is asked; what would be is counted, and every new verdict is pending.
+    """
+
+    def __init__(self, judges: Mapping[str, Judge], store: Store, planning: bool = False):
+        self.judges, self.store, self.planning = judges, store, planning
+        self.planned: dict[str, dict[str, Question]] = {}
+        self.unreadable: Counter[str] = Counter()
+        self.pending: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}  # of unreadable replies, one a judge
+        self._prefixes = {name: _prefix(judge) for name, judge in judges.items()}
+
+    def judge(self, name: str) -> Judge:
+        """The judge of that name.
+
+        Raises:
+            UserError: there is none.
+        """
+        if name not in self.judges:
+            raise UserError(
+                f"there is no judge called {name}",
+                where="judge",
+                expected=f"one of {', '.join(self.judges)}" if self.judges else "a suite with `judges`",
+                fix="name it under `judges` in the suite, or give --judges NAME=WHAT",
+            )
+        return self.judges[name]
+
+    def ask(self, name: str, questions: Sequence[Question]) -> list[Verdict]:
+        """The verdicts on the questions, in their order; the same question twice is asked once."""
+        judge, prefix = self.judge(name), self._prefixes.get(name, "")
+        fresh = {q.key: q for q in questions if prefix + q.key not in self.store}
+        waiting: dict[str, Verdict] = {}
+        if self.planning:
+            self.planned.setdefault(name, {}).update(fresh)
+        elif fresh:
+            asked = list(fresh.values())
+            for index, verdict in judge.verdicts(asked):
+                if verdict.pending:
+                    waiting[asked[index].key] = verdict
+                else:
+                    told = {"judge": name, "kind": asked[index].kind, "about": asked[index].about}
+                    self.store.put(prefix + asked[index].key, [verdict.value, verdict.said], **told)
+        found = [self._found(prefix, q.key, waiting) for q in questions]
+        self._count(name, {q.key: v for q, v in zip(questions, found, strict=True)})
+        return found
+
+    def _found(self, prefix: str, key: str, waiting: Mapping[str, Verdict]) -> Verdict:
+        kept = self.store.get(prefix + key)
+        return waiting.get(key, Verdict(None, pending=True)) if kept is None else Verdict(kept[0], kept[1])
+
+    def _count(self, name: str, verdicts: Mapping[str, Verdict]) -> None:
+        for verdict in verdicts.values():
+            self.unreadable[name] += verdict.unreadable
+            self.pending[name] += verdict.pending
+            if verdict.unreadable:
+                self.examples.setdefault(name, verdict.said)
+
+
+def plan_text(desk: Desk) -> list[str]:
+    """What a planning desk found still to be asked, one sentence a judge."""
+    lines = []
+    for name, questions in desk.planned.items():
+        if not questions:
+            continue
+        cost = desk.judges[name].cost(list(questions.values()))
+        lines.append(f"{name} ({desk.judges[name].title}): {len(questions):,} questions{f'; {cost}' if cost else ''}")
+    return lines
+
+
+def _prefix(judge: Judge) -> str:
+    own = f"{type(judge).__module__}.{type(judge).__qualname__}"
+    told = json.dumps([own, judge.identity()], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16] + "-"

@@ -1,0 +1,251 @@
+"""A language model that replies to requests: answers, in batches of like length, and log-probs of given texts."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from instructlit.data.collate import EncodedPrompt, collate_prompts, collate_tokens
+from instructlit.data.tokenization import Encoded, Encoder
+from instructlit.data.tokenizers import load_tokenizer
+from instructlit.errors import UserError
+from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights, key
+from instructlit.models.backbone import Backbone, load_causal_lm
+from instructlit.models.dropout import disable_dropout
+from instructlit.models.folders import check_source
+from instructlit.models.token_scores import target_scores
+from instructlit.ops.log_probs import token_log_probs
+from instructlit.ops.micro_batches import spans
+from instructlit.rollout.engine import CachedEngine, GenerationEngine, Sampling
+from instructlit.types import Prompt, TokenBatch
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass
+class LanguageModel:
+    """A causal language model with its tokenizer, in evaluation mode on its device.
+
+    Args:
+        model: the network.
+        tokenizer: its tokenizer.
+        device: where the network is.
+        template: of prompts that are not plain, as for training.
+        batch_size: most answers decoded together.
+        batch_tokens: most tokens, padding included, that one forward pass over given texts reads.
+        engine: what decodes.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    template: str = "auto"
+    batch_size: int = 32
+    batch_tokens: int = 16_384
+    engine: GenerationEngine = field(default_factory=CachedEngine)
+
+    def __post_init__(self) -> None:
+        self._encoders = {False: Encoder(self.tokenizer, self.template), True: Encoder(self.tokenizer, "plain")}
+
+    @property
+    def room(self) -> int | None:
+        """Positions for prompt and answer together, where the architecture sets a limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
+        """The reply to every request with its index, in the order they are done; None where a prompt has no room."""
+        asks = [i for i, request in enumerate(requests) if isinstance(request, Ask)]
+        weighs = [i for i, request in enumerate(requests) if isinstance(request, Weigh)]
+        for place, answer in self._answers([requests[i] for i in asks]):  # type: ignore[misc]
+            yield asks[place], answer
+        for place, weights in self._weights([requests[i] for i in weighs]):  # type: ignore[misc]
+            yield weighs[place], weights
+
+    def _answers(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | None]]:
+        """Requests that are drawn alike are decoded together, shortest first: little of a batch is padding."""
+        ids = [self._encoders[ask.plain].prompt(ask.prompt) for ask in asks]
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for i, ask in enumerate(asks):
+            if self.room is not None and len(ids[i]) + 1 > self.room:
+                yield i, None
+            else:
+                alike.setdefault((ask.max_new_tokens, ask.temperature, ask.samples, ask.seed), []).append(i)
+        for members in alike.values():
+            members.sort(key=lambda i: (len(ids[i]), i))
+            size = max(1, self.batch_size // asks[members[0]].samples)
+            for start in range(0, len(members), size):
+                yield from self._decoded(members[start : start + size], asks, ids)
+
+    def _decoded(
+        self, members: Sequence[int], asks: Sequence[Ask], ids: Sequence[list[int]]
+    ) -> Iterator[tuple[int, Answer]]:
+        first = asks[members[0]]
+        longest = max(len(ids[i]) for i in members)
+        room = first.max_new_tokens if self.room is None else min(first.max_new_tokens, self.room - longest)
+        sampling = Sampling(room, temperature=first.temperature or 1.0, greedy=first.temperature == 0)
+        rows = [EncodedPrompt(ids[i], Prompt(asks[i].prompt)) for i in members for _ in range(first.samples)]
+        batch = collate_prompts(rows, self.tokenizer.pad_token_id)
+        batch.input_ids, batch.attention_mask = batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
+        seed = zlib.crc32("|".join([str(first.seed), *(key(asks[i]) for i in members)]).encode())
+        source = torch.Generator(self.device).manual_seed(seed)
+        drawn = self.engine.generate(self.model, batch, sampling, self.tokenizer, source)
+        ended = drawn.ended.tolist()
+        for place, i in enumerate(members):
+            own = slice(place * first.samples, (place + 1) * first.samples)
+            cut = [_until(text, asks[i].stop) for text in drawn.texts[own]]
+            yield (
+                i,
+                Answer(
+                    [text for text, _ in cut], [e or stopped for e, (_, stopped) in zip(ended[own], cut, strict=True)]
+                ),
+            )
+
+    def _weights(self, weighs: Sequence[Weigh]) -> Iterator[tuple[int, Weights]]:
+        """Choices of neighbouring requests share batches, so that results come as the reading goes on."""
+        block = 64
+        for start in range(0, len(weighs), block):
+            part = weighs[start : start + block]
+            choices = [
+                windows for weigh in part for choice in weigh.choices for windows in [self._windows(weigh, choice)]
+            ]
+            flat = [window for windows in choices for window in windows]
+            sums, counts, greedy = score_rows(
+                self.model, flat, self.tokenizer.pad_token_id, self.device, tokens=self.batch_tokens
+            )
+            totals, at = [], 0
+            for windows in choices:
+                own = slice(at, at + len(windows))
+                totals.append((float(sums[own].sum()), int(counts[own].sum()), bool(greedy[own].all())))
+                at += len(windows)
+            at = 0
+            for place, weigh in enumerate(part):
+                own = totals[at : at + len(weigh.choices)]
+                at += len(weigh.choices)
+                log_probs, tokens, likeliest = ([row[column] for row in own] for column in range(3))
+                yield start + place, Weights(log_probs, tokens, likeliest)
+
+    def _windows(self, weigh: Weigh, choice: str) -> list[Encoded]:
+        """Context and choice as the model reads it: whole, else what is last of the context; a choice that does not fit
+        either is cut into windows that overlap by the one token that the next predicts from."""
+        example = self._encoders[weigh.plain].example(weigh.context, choice, ended=False)
+        ids, start = example.ids, example.start
+        if start == 0:  # a text's first token is predicted from what parts texts in pretraining
+            encoder = self._encoders[True]
+            ids, start = [encoder.eos if encoder.bos is None else encoder.bos, *ids], 1
+        room = self.room
+        if room is None or len(ids) <= room:
+            return [Encoded(ids, start)]
+        begin = min(start - 1, len(ids) - room)
+        found = []
+        while start < len(ids):
+            window = ids[begin : begin + room]
+            found.append(Encoded(window, start - begin))
+            begin += room - 1
+            start = begin + 1
+        return found
+
+
+@torch.no_grad()
+def score_rows(
+    model: Any,
+    rows: Sequence[Encoded],
+    pad_id: int,
+    device: torch.device,
+    *,
+    size: int | None = None,
+    tokens: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs of the response tokens of encoded rows; a first token, which nothing predicts, does not count.
+
+    Args:
+        model: a causal language model on `device`.
+        rows: N sequences.
+        pad_id: fills the short rows of a batch.
+        device: of the model.
+        size: most rows of a batch.
+        tokens: most tokens of a batch, padding included.
+
+    Returns:
+        (N,) float64 sums in nats, (N,) float64 numbers of tokens counted, (N,) bool: every such token is the likeliest.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), i))
+    sums, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
+    greedy = torch.zeros(len(rows), dtype=torch.bool)
+
+    def padded(start: int, stop: int) -> int:
+        return (stop - start) * len(rows[order[stop - 1]].ids)
+
+    def read(logits: Tensor, ids: Tensor) -> Tensor:
+        return torch.stack([token_log_probs(logits, ids).float(), (logits.argmax(-1) != ids).float()], dim=-1)
+
+    for start, stop in spans(len(rows), size, tokens, padded):
+        chosen = order[start:stop]
+        batch = collate_tokens([rows[i] for i in chosen], pad_id)
+        mask = batch.loss_mask[:, 1:]
+        batch = TokenBatch(batch.input_ids, batch.attention_mask, batch.loss_mask).to(device)
+        found = target_scores(model, batch, read).double().sum(1).cpu()
+        sums[chosen], greedy[chosen] = found[:, 0], found[:, 1] == 0
+        counts[chosen] = mask.double().sum(1)
+    return sums, counts, greedy
+
+
+def load_language_model(
+    path: str,
+    *,
+    template: str = "auto",
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    where: str = "model",
+    batch_size: int = 32,
+) -> LanguageModel:
+    """The model in a folder or of a Hub name, ready to reply.
+
+    Args:
+        path: folder or Hub name of a causal language model.
+        template: see `instructlit.data.chat.Renderer`.
+        dtype: dtype to compute in; "auto" is bfloat16 on a GPU and float32 elsewhere.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
+        where: what a message names.
+        batch_size: most answers decoded together.
+
+    Raises:
+        UserError: what `load_causal_lm` and `load_tokenizer` refuse; a device that is not there.
+    """
+    check_source(path, weights=True, where=where)
+    tokenizer = load_tokenizer(path)
+    place = usable_device(device)
+    held = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
+    network: Any = load_causal_lm(Backbone(path, dtype=held), where=where)
+    return ready(network, tokenizer, place, template, batch_size)
+
+
+def ready(
+    network: Any, tokenizer: Any, device: torch.device, template: str = "auto", batch_size: int = 32
+) -> LanguageModel:
+    """A network that was loaded elsewhere, frozen, without dropout and on its device."""
+    network.requires_grad_(False).eval().to(device)
+    disable_dropout(network)
+    return LanguageModel(network, tokenizer, device, template, batch_size)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"{name} cannot be used: {str(error).splitlines()[0]}", where="device", expected="auto, cpu, cuda or cuda:N"
+        ) from error
+    return place
+
+
+def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first of `stops`, and whether one was met."""
+    ends = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return (text[: min(ends)].strip(), True) if ends else (text, False)

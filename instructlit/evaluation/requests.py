@@ -1,0 +1,100 @@
+"""What a model under evaluation is asked, and what it replies. A request is known by the hash of all that it says."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from instructlit.types import PromptText
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A prompt to be answered.
+
+    Args:
+        prompt: text or messages.
+        max_new_tokens: most tokens in an answer.
+        temperature: 0 takes the likeliest token each time (the paper's T = 0); above, samples are drawn.
+        samples: answers wanted; more than one needs a temperature.
+        stop: an answer ends before the first of these texts.
+        plain: the prompt is text to be continued as it stands, without the chat template.
+        seed: of the sampling.
+    """
+
+    prompt: PromptText
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    samples: int = 1
+    stop: tuple[str, ...] = ()
+    plain: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Weigh:
+    """Texts whose log-probability after a context is wanted; nothing is drawn.
+
+    An empty context stands for the beginning of a text. A choice that is longer than the model reads at once is read in
+    windows, each token in one of them.
+
+    Args:
+        context: text or messages before the choices.
+        choices: the texts, with the white space that parts them from the context.
+        plain: the context stands as it is, without the chat template.
+    """
+
+    context: PromptText
+    choices: tuple[str, ...]
+    plain: bool = True
+
+
+Request = Ask | Weigh
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The reply to an `Ask`."""
+
+    texts: list[str]
+    ended: list[bool] = field(default_factory=list)  # by itself or at a stop text, rather than at the limit
+
+    @property
+    def text(self) -> str:
+        """The first answer."""
+        return self.texts[0]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The reply to a `Weigh`: for each choice its summed log-probability in nats, its tokens, and whether each of them
+    was the likeliest."""
+
+    log_probs: list[float]
+    tokens: list[int]
+    greedy: list[bool]
+
+    @property
+    def means(self) -> list[float]:
+        """Log-probability a token."""
+        return [total / max(count, 1) for total, count in zip(self.log_probs, self.tokens, strict=True)]
+
+
+Reply = Answer | Weights
+
+
+def key(request: Request) -> str:
+    """The name of a request in the store: equal requests have equal keys, whichever task they come from."""
+    told = json.dumps([type(request).__name__, asdict(request)], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def as_row(reply: Reply) -> dict[str, Any]:
+    """A reply as plain values."""
+    return {"kind": type(reply).__name__, **asdict(reply)}
+
+
+def from_row(row: dict[str, Any]) -> Reply:
+    """What `as_row` wrote."""
+    values = {name: value for name, value in row.items() if name != "kind"}
+    return Answer(**values) if row["kind"] == "Answer" else Weights(**values)

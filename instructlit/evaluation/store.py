@@ -1,0 +1,89 @@
+"""Everything paid for so far, one JSON object a line, written as it comes: a killed evaluation repeats no call."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from instructlit.errors import UserError
+
+
+class Store:
+    """A dictionary that lives in a file.
+
+    A line that was cut off when the process was killed is the last one; it is dropped, and what it held is asked again.
+
+    Args:
+        path: the file; made when the first value is put.
+
+    Raises:
+        UserError: a line in the middle that is not one of ours.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._values: dict[str, Any] = {}
+        self._file: Any = None
+        if path.exists():
+            self._read()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: str) -> Any:
+        """The value of a key, None where there is none."""
+        return self._values.get(key)
+
+    def put(self, key: str, value: Any, **told: Any) -> None:
+        """Keep a value; `told` is written beside it for people who read the file."""
+        self._values[key] = value
+        line = json.dumps({"key": key, **told, "value": value}, ensure_ascii=False)
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}", where="--output") from error
+
+    def close(self) -> None:
+        """Close the file; another `put` opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _read(self) -> None:
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        for number, line in enumerate(data[:whole].splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                self._values[row["key"]] = row["value"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    "is not a line that an evaluation wrote",
+                    where=f"{self.path}:{number}",
+                    expected="an object with key and value",
+                    fix="put back the file, or choose another --output",
+                ) from error
+        if whole < len(data):
+            os.truncate(self.path, whole)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file beside its name and renames it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".tmp")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}", where="--output") from error

@@ -1,0 +1,127 @@
+"""What is evaluated: a model that is loaded when it is first needed, or a file of answers made elsewhere."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from instructlit.data.sources import Source
+from instructlit.errors import UserError
+from instructlit.evaluation.datasets import read_rows
+from instructlit.evaluation.requests import Answer, Ask, Reply, Request
+from instructlit.types import PromptText
+
+_TEXTS = ("response", "completion", "completions", "responses", "output", "answer")
+
+
+class Subject(ABC):
+    """One row of the table.
+
+    Args:
+        name: how the table calls it.
+        told: what it is, for the report.
+    """
+
+    stored = True
+    """Whether its replies cost enough to be kept."""
+
+    def __init__(self, name: str, told: str):
+        self.name, self.told = name, told
+
+    @abstractmethod
+    def identity(self) -> str:
+        """All that its replies depend on: replies of another identity are asked for again."""
+
+    @abstractmethod
+    def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
+        """The reply to every request with its index; None where it can give none."""
+
+    def release(self) -> None:  # noqa: B027 - optional
+        """Called when no more replies are wanted: memory can be given back."""
+
+
+class ModelSubject(Subject):
+    """A language model.
+
+    Args:
+        name: how the table calls it.
+        path: the folder or Hub name it is known by.
+        load: makes the `LanguageModel`; not called where every reply is in the store.
+        options: template, dtype and whatever else its replies depend on.
+    """
+
+    def __init__(self, name: str, path: str, load: Callable[[], Any], options: dict[str, Any] | None = None):
+        super().__init__(name, path)
+        self.path, self._load, self._options, self._model = path, load, options or {}, None
+
+    def identity(self) -> str:
+        return digest([fingerprint(self.path), self._options])
+
+    def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
+        if self._model is None:
+            self._model = self._load()
+        yield from self._model.replies(requests)
+
+    def release(self) -> None:
+        self._model = None
+
+
+class FileSubject(Subject):
+    """Answers made elsewhere: rows with `prompt` and `response`, several rows (or a list) for several samples.
+
+    A prompt is found by its exact text. Requests for log-probabilities have no reply.
+
+    Raises:
+        UserError: a row without prompt or response.
+    """
+
+    stored = False
+
+    def __init__(self, name: str, path: str):
+        super().__init__(name, path)
+        self._texts: dict[str, list[str]] = {}
+        for number, row in enumerate(read_rows(Source(path), f"--models {name}", "prompt"), start=1):
+            field = next((f for f in _TEXTS if f in row), None)
+            said = row[field] if field else None
+            texts = [said] if isinstance(said, str) else said
+            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+                raise UserError(
+                    f"row {number} has no response that is a text",
+                    where=f"--models {name}={path}",
+                    expected="rows with prompt and response",
+                )
+            self._texts.setdefault(_spelled(row["prompt"]), []).extend(texts)
+
+    def identity(self) -> str:
+        return digest(fingerprint(self.told))
+
+    def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
+        for i, request in enumerate(requests):
+            texts = self._texts.get(_spelled(request.prompt)) if isinstance(request, Ask) else None
+            yield i, Answer(texts[: request.samples]) if texts and isinstance(request, Ask) else None
+
+
+def fingerprint(path: str) -> Any:
+    """What tells one state of a folder or file from another: names, sizes and times of its files; a Hub name itself."""
+    place = Path(path).expanduser()
+    if place.is_file():
+        return [str(place.resolve()), place.stat().st_size, place.stat().st_mtime_ns]
+    if place.is_dir():
+        return [str(place.resolve()), *_listed(place)]
+    return path
+
+
+def digest(value: Any) -> str:
+    """A short hash of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _listed(folder: Path) -> list[list[Any]]:
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+
+
+def _spelled(prompt: PromptText) -> str:
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)

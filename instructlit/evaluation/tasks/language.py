@@ -1,0 +1,266 @@
+"""The alignment tax: perplexity on held-out text, and tasks of lm-eval, zero- and few-shot.
+
+lm-eval builds the prompts, filters the answers and scores them; our models reply through our own engine, so that
+replies are kept like all others and every document's score is there for a paired interval.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instructlit.data.sources import Source
+from instructlit.errors import UserError
+from instructlit.evaluation.datasets import needed, read_rows
+from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
+from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights
+from instructlit.evaluation.task import Task
+
+
+class Perplexity(Task):
+    """How surprised a model is by text: perplexity a token, and bits a byte, which compares across tokenizers.
+
+    Args:
+        data: rows with `text`, or a .txt file, which is cut at line ends into pieces.
+        limit: the first so many texts or pieces.
+        characters: length of a piece of a .txt file.
+        name: in the columns' names.
+    """
+
+    def __init__(
+        self,
+        data: str | Source | None = None,
+        limit: int | None = None,
+        characters: int = 4000,
+        name: str = "heldout",
+    ):
+        self.data, self.limit, self.characters, self.name = data, limit, characters, name
+        self._texts: list[str] = []
+
+    def requests(self) -> Sequence[Request]:
+        data = needed(self.data, "perplexity.data", "held-out text is")
+        if isinstance(data, str) and data.lower().endswith(".txt"):
+            self._texts = pieces(data, self.characters)[: self.limit]
+        else:
+            self._texts = [str(row["text"]) for row in read_rows(data, "data", "text", limit=self.limit)]
+        return [Weigh("", (text,)) for text in self._texts]
+
+    def measure(self, study: Study) -> Outcome:
+        replies = {m: [r if isinstance(r, Weights) else None for r in study.replies[m]] for m in study.models}
+        losses = {m: [None if r is None else -r.log_probs[0] for r in own] for m, own in replies.items()}
+        tokens = {m: [0.0 if r is None else float(r.tokens[0]) for r in own] for m, own in replies.items()}
+        bits = {m: [None if x is None else x / math.log(2) for x in own] for m, own in losses.items()}
+        size = [float(len(text.encode())) for text in self._texts]
+        counted = {m: [0.0 if r is None else n for r, n in zip(own, size, strict=True)] for m, own in replies.items()}
+        perplexity = Measure(
+            f"perplexity/{self.name}/token",
+            f"perplexity, {self.name}",
+            "exp of the mean loss a token on held-out text; comparable between models with one tokenizer.",
+            "{:.2f}",
+            "down",
+        )
+        byte = Measure(
+            f"perplexity/{self.name}/bits_per_byte",
+            f"bits a byte, {self.name}",
+            "Loss in bits a byte of held-out text; comparable whatever the tokenizer.",
+            better="down",
+        )
+        return Outcome(
+            [
+                measured(study, perplexity, losses, weights=tokens, transform=np.exp),
+                measured(study, byte, bits, weights=counted),
+            ]
+        )
+
+
+class LmEval(Task):
+    """Tasks of EleutherAI's lm-eval (extra `eval`).
+
+    Args:
+        tasks: names of lm-eval's tasks, such as hellaswag or squadv2, or paths of its YAML files.
+        num_fewshot: examples before each question; null takes the task's own number.
+        limit: the first so many documents.
+        include_path: folder with task files of your own.
+        max_new_tokens: most tokens of an answer where the task does not say.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str],
+        num_fewshot: int | None = None,
+        limit: int | None = None,
+        include_path: str | None = None,
+        max_new_tokens: int = 256,
+    ):
+        self.names, self.num_fewshot, self.limit = tasks, num_fewshot, limit
+        self.include_path, self.max_new_tokens = include_path, max_new_tokens
+        self._tasks: dict[str, Any] = {}
+
+    def requests(self) -> Sequence[Request]:
+        self._tasks = self._loaded()
+        return [self._request(instance) for task in self._tasks.values() for instance in task.instances]
+
+    def measure(self, study: Study) -> Outcome:
+        outcome, start = Outcome(), 0
+        for name, task in self._tasks.items():
+            stop = start + len(task.instances)
+            scores: dict[str, dict[str, list[float | None]]] = {}
+            for model in study.models:
+                replies = study.replies[model][start:stop]
+                for metric, values in document_scores(task, replies).items():
+                    scores.setdefault(metric, {})[model] = values
+            start = stop
+            for metric, values in scores.items():
+                outcome.measures.append(self._column(study, name, task, metric, values))
+        return outcome
+
+    def _column(
+        self, study: Study, name: str, task: Any, metric: str, values: dict[str, list[float | None]]
+    ) -> Measure:
+        shots = task.config.num_fewshot or 0
+        binary = all(v in (None, 0.0, 1.0) for own in values.values() for v in own)
+        measure = Measure(
+            f"lm_eval/{name}/{shots}_shot/{metric}",
+            f"{name} {metric}, {shots}-shot",
+            f"lm-eval's {metric} on {name} with {shots} examples.",
+            PERCENT if binary else "{:.3f}",
+            "up" if task.higher_is_better().get(metric, True) else "down",
+        )
+        return measured(study, measure, values, share=binary)
+
+    def _request(self, instance: Any) -> Request:
+        kind, given = instance.request_type, instance.args
+        if kind == "loglikelihood":
+            return Weigh(given[0], (given[1],))
+        if kind == "loglikelihood_rolling":
+            return Weigh("", (given[0],))
+        options = given[1]
+        until = options.get("until") or []
+        return Ask(
+            given[0],
+            int(options.get("max_gen_toks") or self.max_new_tokens),
+            float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0,
+            stop=tuple([until] if isinstance(until, str) else until),
+            plain=True,
+        )
+
+    def _own(self) -> bool:
+        """Whether every task is a file of the user's: reading all that lm-eval has takes seconds."""
+        folder = self.include_path
+        return folder is not None and all((Path(folder) / f"{name}.yaml").is_file() for name in self.names)
+
+    def _loaded(self) -> dict[str, Any]:
+        try:
+            from lm_eval.tasks import TaskManager
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{error.name} is not installed", where="lm_eval", fix="pip install 'instructlit[eval]'"
+            ) from error
+        found: dict[str, Any] = {}
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            manager = TaskManager(include_path=self.include_path, include_defaults=not self._own())
+            for name in self.names:
+                try:
+                    loaded = manager.load_task_or_group([name])
+                except Exception as error:  # lm-eval, datasets and the Hub client raise their own kinds
+                    raise UserError(
+                        f"lm-eval cannot load {name}: {(str(error).splitlines() or [type(error).__name__])[0]}",
+                        where="lm_eval.tasks",
+                        expected="a name that lm-eval lists, and its data set at hand",
+                        fix=None if Path(name).suffix else "`lm_eval ls tasks` lists them",
+                    ) from error
+                found |= _flat(loaded)
+            for task in found.values():
+                if self.num_fewshot is not None:
+                    task.set_config(key="num_fewshot", value=self.num_fewshot)
+                task.set_fewshot_seed(seed=1234)
+                task.build_all_requests(limit=self.limit)
+        return found
+
+
+def document_scores(task: Any, replies: Sequence[Reply | None]) -> dict[str, list[float | None]]:
+    """For each metric the score of every document of a task; None where a reply is missing.
+
+    Metrics that are no mean over documents (an F1 over the whole set, say) are left out: they have no paired interval.
+
+    Args:
+        task: lm-eval's task with its instances.
+        replies: one for each instance, in their order.
+    """
+    given = dict(zip(map(id, task.instances), replies, strict=True))
+    by_doc: dict[Any, list[Any]] = {}
+    for instance in task.instances:
+        by_doc.setdefault(instance.doc_id, []).append(instance)
+    whole = {doc for doc, own in by_doc.items() if all(given[id(i)] is not None for i in own)}
+    before = task.instances
+    try:
+        fresh = []
+        for instance in before:
+            if instance.doc_id in whole:
+                copy = deepcopy(instance)
+                copy.resps, copy.filtered_resps = [_response(instance, given[id(instance)])], {}
+                fresh.append(copy)
+        task._instances = fresh
+        task.apply_filters()
+    finally:
+        task._instances = before
+    copies: dict[Any, list[Any]] = {}
+    for copy in fresh:
+        copies.setdefault(copy.doc_id, []).append(copy)
+    found: dict[str, list[float | None]] = {}
+    for place, doc in enumerate(by_doc):
+        if doc not in whole:
+            continue
+        own = sorted(copies[doc], key=lambda i: i.idx)
+        names = list(own[0].filtered_resps)
+        metrics = task.process_results(own[0].doc, [i.filtered_resps[names[0]] for i in own])
+        for metric, value in metrics.items():
+            if isinstance(value, bool | int | float | np.number):
+                found.setdefault(metric, [None] * len(by_doc))[place] = float(value)
+    return found
+
+
+def pieces(path: str, characters: int) -> list[str]:
+    """A text file cut at line ends into pieces of about that many characters.
+
+    Raises:
+        UserError: no such file, or nothing in it.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"no such file: {path}", where="data", expected="a text file, or rows with text")
+    found, own = [], ""
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        own += line
+        if len(own) >= characters:
+            found.append(own)
+            own = ""
+    found += [own] if own.strip() else []
+    if not found:
+        raise UserError("the file is empty", where=path, expected="text")
+    return found
+
+
+def _response(instance: Any, reply: Reply | None) -> Any:
+    if isinstance(reply, Answer):
+        return reply.text
+    assert isinstance(reply, Weights)
+    if instance.request_type == "loglikelihood_rolling":
+        return reply.log_probs[0]
+    return reply.log_probs[0], reply.greedy[0]
+
+
+def _flat(loaded: dict[Any, Any]) -> dict[str, Any]:
+    """lm-eval's tasks by name, groups opened."""
+    found: dict[str, Any] = {}
+    for name, value in loaded.items():
+        if isinstance(value, dict):
+            found |= _flat(value)
+        else:
+            found[str(name)] = value
+    return found

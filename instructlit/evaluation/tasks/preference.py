@@ -1,0 +1,295 @@
+"""Which model's answers are preferred: win rates against a baseline on the same prompts, and ratings from 1 to 7.
+
+Every pair is judged in both orders and counts as the mean of the two, so that a judge who favours a place favours
+nobody; equal answers tie without being shown. A pair counts only where both orders were readable.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from instructlit.data.readers import open_source
+from instructlit.data.records import records_of
+from instructlit.data.sources import Source
+from instructlit.errors import UserError
+from instructlit.evaluation import intervals
+from instructlit.evaluation.datasets import needed
+from instructlit.evaluation.intervals import Figure
+from instructlit.evaluation.judging import Question, Verdict
+from instructlit.evaluation.length_control import length_controlled
+from instructlit.evaluation.measures import (
+    PERCENT,
+    Measure,
+    Outcome,
+    Study,
+    answer_rows,
+    check_models,
+    first_rows,
+    measured,
+    noted,
+)
+from instructlit.evaluation.requests import Ask, Request
+from instructlit.evaluation.task import Task
+from instructlit.types import Prompt
+
+Scores = list[float | None]
+
+
+class Preference(Task):
+    """Win rate of each model against the baseline, and its rating.
+
+    Args:
+        prompts: prompts in any of the forms that training reads; `use_case` gives figures by use case.
+        judges: names of the judges that compare.
+        raters: names of the judges that rate; by default those that compare.
+        limit: the first so many prompts.
+        max_new_tokens: most tokens in an answer.
+        temperature: 0 is greedy, as in the paper.
+        samples_shown: prompts whose answers the report shows.
+    """
+
+    def __init__(
+        self,
+        prompts: str | None = None,
+        judges: list[str] | None = None,
+        raters: list[str] | None = None,
+        limit: int | None = None,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        samples_shown: int = 12,
+    ):
+        self.judges = ["judge"] if judges is None else judges
+        self.raters = self.judges if raters is None else raters
+        self.path, self.limit, self.samples_shown = prompts, limit, samples_shown
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self._prompts: list[Prompt] = []
+
+    def requests(self) -> Sequence[Request]:
+        self._prompts = read_prompts(needed(self.path, "preference.prompts", "prompts are"), self.limit)
+        return [Ask(p.prompt, self.max_new_tokens, self.temperature) for p in self._prompts]
+
+    def measure(self, study: Study) -> Outcome:
+        baseline = check_models(study, study.baseline, "baseline")
+        outcome = Outcome()
+        texts = {model: study.texts(model) for model in study.models}
+        groups = [p.use_case for p in self._prompts]
+        preferred: dict[str, dict[str, Scores]] = {}
+        rated: dict[str, dict[str, Scores]] = {}
+        for judge in self.judges:
+            preferred[judge] = self._preference(study, outcome, judge, baseline, texts, groups)
+        for judge in self.raters:
+            rated[judge] = self._ratings(study, outcome, judge, texts, groups)
+        outcome.measures += agreement(preferred, rated)
+
+        def marks(model: str, i: int) -> list[str]:
+            found = []
+            for judge, rows in preferred.items():
+                value = rows.get(model, [None] * (i + 1))[i]
+                if value is not None:
+                    found.append(f"{judge}: {'better' if value > 0.5 else 'worse' if value < 0.5 else 'tie'}")
+            for judge, rows in rated.items():
+                if (value := rows[model][i]) is not None:
+                    found.append(f"{judge}: {value:g} / 7")
+            return found
+
+        rows = answer_rows(study, [p.prompt for p in self._prompts], marks, groups=groups)
+        outcome.samples = first_rows(rows, self.samples_shown)
+        return outcome
+
+    def _preference(
+        self,
+        study: Study,
+        outcome: Outcome,
+        judge: str,
+        baseline: str,
+        texts: dict[str, list[str | None]],
+        groups: list[str | None],
+    ) -> dict[str, Scores]:
+        title = study.desk.judge(judge).title
+        scores: dict[str, Scores] = {}
+        controlled: dict[str, Figure] = {}
+        unread: dict[str, int] = {}
+        orders: list[tuple[Verdict, Verdict]] = []
+        for model in study.models:
+            if model == baseline:
+                scores[model] = [0.5 if text is not None else None for text in texts[model]]
+            else:
+                scores[model], own = self._against(study, judge, texts[model], texts[baseline])
+                orders += own
+                unread[model] = sum(a.unreadable or b.unreadable for a, b in own)
+            controlled |= _controlled(study, model, scores[model], texts[model], texts[baseline])
+        suffix = "" if len(self.judges) == 1 else f" ({judge})"
+        raw = Measure(
+            f"preference/{judge}/win_rate",
+            f"preferred to {baseline}{suffix}",
+            f"Share of prompts on which {title} prefers the model's answer to {baseline}'s, ties half, both orders of "
+            "every pair averaged.",
+            PERCENT,
+        )
+        outcome.measures.append(
+            noted(measured(study, raw, scores, share=True, groups=groups), unread, "pairs with an unreadable verdict")
+        )
+        outcome.measures.append(
+            Measure(
+                f"preference/{judge}/length_controlled_win_rate",
+                f"the same, length-controlled{suffix}",
+                "The win rate that a logistic regression on the difference in length gives for equal lengths.",
+                PERCENT,
+                figures=controlled,
+            )
+        )
+        outcome.measures += position_bias(judge, orders)
+        return scores
+
+    def _against(
+        self, study: Study, judge: str, ours: list[str | None], theirs: list[str | None]
+    ) -> tuple[Scores, list[tuple[Verdict, Verdict]]]:
+        """Scores by prompt, and the two verdicts on every pair that was shown."""
+        shown = [
+            i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a is not None and b is not None and a != b
+        ]
+        pairs = [(self._prompts[i].prompt, str(ours[i]), str(theirs[i])) for i in shown]
+        questions = [Question("compare", p, (a, b)) for p, a, b in pairs] + [
+            Question("compare", p, (b, a)) for p, a, b in pairs
+        ]
+        verdicts = study.desk.ask(judge, questions)
+        orders = list(zip(verdicts[: len(pairs)], verdicts[len(pairs) :], strict=True))
+        scores: Scores = [0.5 if a is not None and a == b else None for a, b in zip(ours, theirs, strict=True)]
+        for i, (there, back) in zip(shown, orders, strict=True):
+            if there.value is not None and back.value is not None:
+                scores[i] = (there.value + 1 - back.value) / 2
+        return scores, orders
+
+    def _ratings(
+        self,
+        study: Study,
+        outcome: Outcome,
+        judge: str,
+        texts: dict[str, list[str | None]],
+        groups: list[str | None],
+    ) -> dict[str, Scores]:
+        ratings: dict[str, Scores] = {}
+        unread: dict[str, int] = {}
+        for model in study.models:
+            there = [i for i, text in enumerate(texts[model]) if text is not None]
+            asked = [Question("rate", self._prompts[i].prompt, (str(texts[model][i]),)) for i in there]
+            verdicts = study.desk.ask(judge, asked)
+            ratings[model] = [None] * len(self._prompts)
+            for i, verdict in zip(there, verdicts, strict=True):
+                ratings[model][i] = verdict.value
+            unread[model] = sum(v.unreadable for v in verdicts)
+        measure = Measure(
+            f"preference/{judge}/rating",
+            "rating" if len(self.raters) == 1 else f"rating ({judge})",
+            f"Mean rating by {study.desk.judge(judge).title} on a scale from 1 (worst) to 7 (best).",
+            "{:.2f}",
+        )
+        measured(study, measure, ratings, groups=groups)
+        if measure.figures:
+            outcome.measures.append(noted(measure, unread, "answers with an unreadable rating"))
+        elif any(unread.values()):
+            outcome.notes.append(f"{judge} gave no rating that can be read, so there is no column for it")
+        return ratings
+
+
+def read_prompts(path: str, limit: int | None) -> list[Prompt]:
+    """The distinct prompts of a source: one that is asked twice is no second trial."""
+    files = open_source(Source(path), "prompts")
+    found: dict[str, Prompt] = {}
+    for _, _, _, _, record in records_of(files, "prompt"):
+        assert isinstance(record, Prompt)
+        found.setdefault(str(record.prompt), record)
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}", where="limit", expected="at least 1")
+    return list(found.values())[:limit]
+
+
+def position_bias(judge: str, orders: Sequence[tuple[Verdict, Verdict]]) -> list[Measure]:
+    """How often a judge names the same place in both orders: 0 for a judge who reads, 1 for one who does not."""
+    decided = [(a.value, b.value) for a, b in orders if a.value in (0.0, 1.0) and b.value in (0.0, 1.0)]
+    if not decided:
+        return []
+    first = [float(a == b == 1.0) for a, b in decided]
+    same = [float(a == b) for a, b in decided]
+    bias = Measure(
+        f"preference/{judge}/position_bias",
+        "position bias",
+        "Of the pairs decided in both orders, the share in which the judge named the same place twice, whatever stood "
+        "there.",
+        PERCENT,
+        "down",
+        {judge: intervals.share(same)},
+        rows="judges",
+    )
+    bias.notes.append(
+        f"{judge}: the first place twice in {np.mean(first):.1%}, the second in {np.mean(same) - np.mean(first):.1%}"
+    )
+    return [bias]
+
+
+def agreement(preferred: dict[str, dict[str, Scores]], rated: dict[str, dict[str, Scores]]) -> list[Measure]:
+    """How often two judges agree on a pair, and how their ratings go together, for every two judges there are."""
+    found = []
+    names = list(preferred)
+    for at, one in enumerate(names):
+        for other in names[at + 1 :]:
+            same = [
+                float(np.sign(a - 0.5) == np.sign(b - 0.5))
+                for model in preferred[one]
+                for a, b in zip(preferred[one][model], preferred[other][model], strict=True)
+                if a is not None and b is not None and a != 0.5 and b != 0.5
+            ]
+            if same:
+                found.append(
+                    Measure(
+                        f"preference/{one}/agreement_with_{other}",
+                        f"agrees with {other}",
+                        "Of the pairs that both judges decided (no ties), the share on which they name the same one.",
+                        PERCENT,
+                        figures={one: intervals.share(same)},
+                        rows="judges",
+                    )
+                )
+    names = list(rated)
+    for at, one in enumerate(names):
+        for other in names[at + 1 :]:
+            pairs = np.array(
+                [
+                    (a, b)
+                    for model in rated[one]
+                    for a, b in zip(rated[one][model], rated[other][model], strict=True)
+                    if a is not None and b is not None
+                ]
+            )
+            if len(pairs) > 2 and pairs.std(axis=0).min() > 0:
+                found.append(
+                    Measure(
+                        f"preference/{one}/rating_correlation_with_{other}",
+                        f"ratings go with {other}'s",
+                        "Pearson correlation of the two judges' ratings of the same answers.",
+                        "{:.2f}",
+                        figures={one: correlation(pairs[:, 0], pairs[:, 1])},
+                        rows="judges",
+                    )
+                )
+    return found
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> Figure:
+    """Pearson's correlation with the interval of Fisher's transformation; n - 3 degrees, so from 4 pairs on."""
+    r, n = float(np.corrcoef(x, y)[0, 1]), len(x)
+    if n < 4 or abs(r) >= 1:
+        return Figure(r, -1.0 if n < 4 else r, 1.0 if n < 4 else r, n)
+    half = intervals.Z / np.sqrt(n - 3)
+    low, high = np.tanh([np.arctanh(r) - half, np.arctanh(r) + half])
+    return Figure(r, float(low), float(high), n)
+
+
+def _controlled(
+    study: Study, model: str, scores: Scores, ours: list[str | None], theirs: list[str | None]
+) -> dict[str, Figure]:
+    rows = [i for i, score in enumerate(scores) if score is not None]
+    if not rows:
+        return {}
+    longer = np.array([len(str(ours[i])) - len(str(theirs[i])) for i in rows], dtype=float)
+    return {model: length_controlled(np.array([scores[i] for i in rows], dtype=float), longer, study.seed)}

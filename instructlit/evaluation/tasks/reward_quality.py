@@ -1,0 +1,203 @@
+"""How good a reward model is: whether it orders pairs as labelers did, how sure it is, and how much it likes length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from instructlit.data.formats import read_records
+from instructlit.data.readers import open_source
+from instructlit.data.sources import Source
+from instructlit.errors import UserError
+from instructlit.evaluation import intervals
+from instructlit.evaluation.datasets import needed, read_rows
+from instructlit.evaluation.intervals import Figure
+from instructlit.evaluation.judging import Question
+from instructlit.evaluation.measures import PERCENT, Curve, Measure, Outcome, Study
+from instructlit.evaluation.task import Task
+from instructlit.evaluation.tasks.preference import correlation
+from instructlit.ops.statistics import calibration_error, calibration_sums
+from instructlit.types import Comparison, PromptText
+
+ROWS = "reward models"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers of which a labeler preferred the first."""
+
+    prompt: PromptText
+    chosen: str
+    rejected: str
+    unit: int  # pairs of one prompt are no independent trials
+    labeler: str | None = None
+    margin: int | None = None  # ranks between the two
+    subset: str | None = None
+
+
+class RewardQuality(Task):
+    """Accuracy by labeler and margin, calibration, and correlation of scores with length.
+
+    Args:
+        data: comparisons in any of the forms that training reads, or RewardBench-style rows with prompt, chosen,
+            rejected and a subset.
+        judges: names of the reward models among the judges.
+        limit: the first so many rows.
+        bins: of the reliability plot.
+    """
+
+    def __init__(
+        self,
+        data: str | Source | None = None,
+        judges: list[str] | None = None,
+        limit: int | None = None,
+        bins: int = 10,
+    ):
+        self.data, self.judges = data, ["reward"] if judges is None else judges
+        self.limit, self.bins = limit, bins
+
+    def measure(self, study: Study) -> Outcome:
+        pairs = read_pairs(needed(self.data, "reward_quality.data", "comparisons are"), self.limit)
+        accuracy = Measure(
+            "reward_model/accuracy",
+            "accuracy",
+            "Share of pairs that the reward model orders as the labeler did, equal scores half, by prompt.",
+            PERCENT,
+            rows=ROWS,
+        )
+        error = Measure(
+            "reward_model/calibration_error",
+            "calibration error",
+            "Mean distance between how sure the model is of its favourite, sigmoid of the difference in score, and how "
+            "often the labeler agrees, over bins (ECE).",
+            PERCENT,
+            "down",
+            rows=ROWS,
+        )
+        length = Measure(
+            "reward_model/length_correlation",
+            "goes with length",
+            "Correlation of the difference in score with the difference in characters, over pairs.",
+            "{:.2f}",
+            "",
+            rows=ROWS,
+        )
+        labelers = Measure(
+            "reward_model/length_baseline",
+            "if the longer were better",
+            "Share of the same pairs whose longer answer the labeler preferred.",
+            PERCENT,
+            "",
+            rows=ROWS,
+        )
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for name in self.judges:
+            differences = self._differences(study, name, pairs)
+            known = np.isfinite(differences)
+            if not known.any():
+                continue
+            right = np.where(differences > 0, 1.0, np.where(differences == 0, 0.5, 0.0))
+            accuracy.figures[name] = _by_prompt(right, pairs, known)
+            for group, chosen in _groups(pairs).items():
+                if (chosen & known).any():
+                    accuracy.by.setdefault(group, {})[name] = _by_prompt(right, pairs, chosen & known)
+            error.figures[name], lines[name] = calibration(differences[known], self.bins, study.seed)
+            longer = np.array([len(p.chosen) - len(p.rejected) for p in pairs], dtype=float)
+            if known.sum() > 3 and longer[known].std() > 0 and differences[known].std() > 0:
+                length.figures[name] = correlation(differences[known], longer[known])
+            preferred = np.where(longer > 0, 1.0, np.where(longer == 0, 0.5, 0.0))
+            labelers.figures[name] = _by_prompt(preferred, pairs, known)
+        plot = Curve(
+            "How sure, and how often right",
+            "sigmoid of the difference in score",
+            "share the labeler agrees",
+            lines,
+            True,
+        )
+        measures = [m for m in (accuracy, error, length, labelers) if m.figures]
+        return Outcome(measures, curves=[plot] if lines else [])
+
+    @staticmethod
+    def _differences(study: Study, judge: str, pairs: Sequence[Pair]) -> np.ndarray:
+        """(pairs,) score of the chosen answer minus that of the rejected one; nan where there is no score."""
+        asked = [Question("score", p.prompt, (p.chosen,)) for p in pairs]
+        asked += [Question("score", p.prompt, (p.rejected,)) for p in pairs]
+        scores = np.array([np.nan if v.value is None else v.value for v in study.desk.ask(judge, asked)])
+        return scores[: len(pairs)] - scores[len(pairs) :]
+
+
+def calibration(differences: np.ndarray, bins: int, seed: int) -> tuple[Figure, list[tuple[float, float]]]:
+    """Expected calibration error of the favourite, with a bootstrap interval by pair, and the reliability line.
+
+    Args:
+        differences: (N,) score of the answer the labeler chose minus that of the other.
+        bins: equal-width bins of the favourite's probability, from 0.5 to 1.
+        seed: of the resampling.
+    """
+    sure = 1 / (1 + np.exp(-np.abs(differences)))
+    right = np.where(differences > 0, 1.0, np.where(differences == 0, 0.5, 0.0))
+    sums = calibration_sums(torch.tensor(sure), torch.tensor(right), bins, low=0.5)
+    value = float(calibration_error(sums))
+    index = np.clip(((sure - 0.5) / 0.5 * bins).astype(int), 0, bins - 1)
+    gaps = np.zeros((len(sure), bins))
+    gaps[np.arange(len(sure)), index] = right - sure
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        return np.abs(counts @ gaps).sum(1) / counts.sum(1)
+
+    n = len(differences)
+    low, high = intervals.bootstrap(statistic, n, seed) if n > 1 else (0.0, 1.0)
+    count, confidence, correct = sums.tolist()
+    line = [(s / c, r / c) for c, s, r in zip(count, confidence, correct, strict=True) if c]
+    return Figure(value, min(low, value), max(high, value), n), line
+
+
+def read_pairs(data: str | Source, limit: int | None) -> list[Pair]:
+    """Every pair of a set of comparisons that a labeler did not tie.
+
+    Raises:
+        UserError: no pair in it.
+    """
+    found: list[Pair] = []
+    source = Source(data) if isinstance(data, str) else data
+    rows = read_rows(source, "reward.data", limit=limit)
+    files = open_source(source, "reward.data")
+    places = [(file, i) for file in files for i in range(len(file))][:limit]
+    for unit, (row, (file, i)) in enumerate(zip(rows, places, strict=True)):
+        _, records = read_records(row, file.where(i), "comparison", source.format)
+        for record in records:
+            assert isinstance(record, Comparison)
+            subset = row.get("subset") or record.use_case
+            for a, first in enumerate(record.ranks):
+                for b, second in enumerate(record.ranks):
+                    if first < second:
+                        margin = second - first if len(record.ranks) > 2 else None
+                        texts = record.completions[a], record.completions[b]
+                        found.append(Pair(record.prompt, *texts, unit, record.labeler, margin, subset))
+    if not found:
+        raise UserError("there is no pair that is not tied", where="reward.data", expected="comparisons")
+    return found
+
+
+def _by_prompt(right: np.ndarray, pairs: Sequence[Pair], chosen: np.ndarray) -> Figure:
+    units = np.array([p.unit for p in pairs])[chosen]
+    _, place = np.unique(units, return_inverse=True)
+    figure = intervals.share(np.bincount(place, weights=right[chosen]), np.bincount(place).astype(float))
+    return Figure(figure.value, figure.low, figure.high, int(chosen.sum()))
+
+
+def _groups(pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+    """Which pairs belong to each labeler, margin and subset; nothing where there is only one of a kind."""
+    found: dict[str, Any] = {}
+    for kind, values in (
+        ("labeler", [p.labeler for p in pairs]),
+        ("ranks apart", [p.margin for p in pairs]),
+        ("subset", [p.subset for p in pairs]),
+    ):
+        present = sorted({v for v in values if v is not None}, key=lambda v: (str(type(v)), v))
+        if len(present) > 1:
+            for value in present:
+                found[f"{kind}: {value}"] = np.array([v == value for v in values])
+    return found

@@ -1,0 +1,308 @@
+"""`instructlit evaluate` as from a shell: tables, files, resuming, and everything that can go wrong with a model."""
+
+import html.parser
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from instructlit.cli import main
+from instructlit.evaluation.language_model import LanguageModel
+from instructlit.tools.evaluate.suite import built, chosen, judges_of, read_suite, shipped
+
+EVIL = "</p><script>alert('x')</script>"
+
+JUDGE = """
+import os, time
+def judge(question):
+    if os.environ.get("SLOW_JUDGE"):
+        time.sleep(0.05)
+    with open("asked.txt", "a") as file:
+        file.write(question.key + "\\n")
+    if question.kind == "compare":
+        return 1.0 if len(question.answers[0]) > len(question.answers[1]) else 0.0
+    return 4 if question.kind == "rate" else float(len(question.answers[0]) % 2)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with prompts, answers of two models, and a judge."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("my_judge", None)
+    (tmp_path / "my_judge.py").write_text(JUDGE)
+    prompts = [{"prompt": f"Q{i} {EVIL}", "use_case": "chat" if i % 2 else "other"} for i in range(8)]
+    write(tmp_path / "prompts.jsonl", prompts)
+    write(tmp_path / "sft.jsonl", [{"prompt": p["prompt"], "response": "short"} for p in prompts])
+    write(tmp_path / "ppo.jsonl", [{"prompt": p["prompt"], "response": f"much longer {EVIL}"} for p in prompts])
+    suite = {
+        "judges": {
+            "judge": {
+                "class_path": "instructlit.evaluation.judges.FunctionJudge",
+                "init_args": {"function": "my_judge.judge"},
+            }
+        },
+        "tasks": {
+            "preference": {
+                "class_path": "instructlit.evaluation.tasks.Preference",
+                "init_args": {"prompts": "prompts.jsonl", "max_new_tokens": 4},
+            },
+            "false_premise": {
+                "class_path": "instructlit.evaluation.tasks.FalsePremise",
+                "init_args": {"max_new_tokens": 4, "limit": 3},
+            },
+        },
+    }
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    return tmp_path
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def measures(place: Path, output: str = "evaluation") -> dict[str, Any]:
+    return {m["name"]: m for m in json.loads((place / output / "results.json").read_text())["measures"]}
+
+
+def test_two_files_side_by_side(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "sft=sft.jsonl", "ppo=ppo.jsonl", "--suite", "suite.yaml", "--tasks", "preference"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "to be asked: judge (my_judge.judge): 32 questions" in out  # 8 pairs in two orders, 16 ratings
+    assert "preferred to sft" in " ".join(out.split())
+    found = measures(place)
+    win = found["preference/judge/win_rate"]["figures"]
+    assert win["ppo"] == {"value": 1.0, "low": pytest.approx(0.6756, abs=1e-3), "high": 1.0, "n": 8}
+    assert win["sft"]["value"] == 0.5
+    assert found["preference/judge/win_rate"]["by"]["chat"]["ppo"]["n"] == 4
+    assert found["preference/judge/win_rate"]["minus_base"]["ppo"]["significant"]
+    asked = (place / "asked.txt").read_text().splitlines()
+    assert len(asked) == len(set(asked)) == 32
+
+    class Reader(html.parser.HTMLParser):
+        scripts, text = 0, ""
+
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            self.scripts += tag == "script"
+            assert not any(name in ("src", "href") and not str(value).startswith("#") for name, value in attrs), attrs
+
+        def handle_data(self, data: str) -> None:
+            self.text += data
+
+    reader = Reader()
+    reader.feed((place / "evaluation" / "report.html").read_text())
+    assert reader.scripts == 0
+    assert f"much longer {EVIL}" in reader.text
+
+
+def test_a_dry_run_asks_nobody(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "sft=sft.jsonl", "ppo=ppo.jsonl", "--suite", "suite.yaml", "--tasks", "preference"]
+    assert main([*words, "--dry_run"]) == 0
+    assert "32 questions" in capsys.readouterr().out
+    assert not (place / "asked.txt").exists()
+    assert not (place / "evaluation" / "results.json").exists()
+
+
+def test_models_reply_once_and_what_is_kept_is_not_asked_again(
+    place: Path, tiny_llama_dir: Path, tiny_gpt2_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["evaluate", f"sft={tiny_llama_dir}", f"ppo={tiny_gpt2_dir}", "--suite", "suite.yaml"]
+    assert main(words) == 0
+    first, asked = (place / "evaluation" / "results.json").read_text(), (place / "asked.txt").read_text()
+    replies = (place / "evaluation" / "replies.jsonl").read_text().splitlines()
+    assert len(replies) == 2 * (8 + 6)
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a reply that is kept was asked for again")
+
+    monkeypatch.setattr(LanguageModel, "replies", refuse)
+    assert main(words) == 0
+    assert (place / "evaluation" / "results.json").read_text() == first
+    assert (place / "asked.txt").read_text() == asked
+
+
+def test_killed_while_judging_it_goes_on_where_it_was(place: Path) -> None:
+    words = [sys.executable, "-m", "instructlit", "evaluate", "sft=sft.jsonl", "ppo=ppo.jsonl", "--suite", "suite.yaml"]
+    words += ["--tasks", "preference"]
+    root = Path(__file__).resolve().parents[2]
+    env = os.environ | {"SLOW_JUDGE": "1", "PYTHONPATH": str(root)}
+    run = subprocess.Popen(words, cwd=place, env=env, stdout=subprocess.DEVNULL)
+    kept = place / "evaluation" / "verdicts.jsonl"
+    while not (kept.exists() and kept.read_text().count("\n") >= 3):
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    before = (place / "asked.txt").read_text().split()
+    assert 3 <= len(before) < 32
+    assert main(words[3:]) == 0
+    asked = (place / "asked.txt").read_text().split()
+    assert len(set(asked)) == 32
+    assert len(asked) <= 33, "the one that was under way may have been asked and not yet kept"
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "sft=sft.jsonl", "ppo=ppo.jsonl", "bad=./nowhere", "--suite", "suite.yaml"]
+    assert main([*words, "--tasks", "preference"]) == 2
+    out = capsys.readouterr().out
+    assert "model bad was left out: --models bad: there is no folder ./nowhere" in " ".join(out.split())
+    assert measures(place)["preference/judge/win_rate"]["figures"].keys() == {"sft", "ppo"}
+
+
+def test_a_checkpoint_is_loaded_with_its_average(place: Path, tiny_llama_dir: Path, capsys: Any) -> None:
+    from conftest import make_char_tokenizer
+    from stage_helpers import FixedBatches, ppo_module, prompt_batch, trainer
+
+    module = ppo_module(tiny_llama_dir, ema_decay=0.9)
+    fit = trainer(place)
+    fit.fit(module, datamodule=FixedBatches(make_char_tokenizer(), [{"prompts": prompt_batch(["a: ", "b: "] * 2)}] * 2))
+    fit.save_checkpoint(place / "last.ckpt")
+    words = ["evaluate", "ppo=last.ckpt", f"sft={tiny_llama_dir}", "--suite", "suite.yaml", "--tasks", "false_premise"]
+    assert main(words) == 0
+    assert "the moving average of the weights of last.ckpt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sft"], "`sft` is no model"),
+        (["a=sft.jsonl", "a=ppo.jsonl"], "two models have one name"),
+        (["a=sft.jsonl", "--suite", "instructgtp"], "did you mean instructgpt?"),
+        (["a=sft.jsonl", "--suite", "suite.yaml", "--tasks", "preferences"], "did you mean preference?"),
+        (["a=sft.jsonl", "--suite", "suite.yaml", "--options", "preference.prompt=x"], "did you mean prompts?"),
+        (["a=sft.jsonl", "--suite", "suite.yaml", "--judges", "j=robot:x"], "KIND one of"),
+        (["a=sft.jsonl", "--suite", "suite.yaml", "--baseline", "b"], "b is none of the models"),
+        (["a=missing.jsonl", "--suite", "suite.yaml"], "no such file: missing.jsonl"),
+        (["a=sft.jsonl", "--suite", "suite.yaml", "--limit", "0"], "limit is 0"),
+    ],
+)
+def test_mistakes_are_said_in_one_message(
+    place: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", *words]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_what_a_task_lacks_is_said_and_the_rest_is_measured(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "evaluate",
+        "sft=sft.jsonl",
+        "ppo=ppo.jsonl",
+        "--suite",
+        "instructgpt",
+        "--tasks",
+        "preference",
+        "perplexity",
+    ]
+    words += ["--judges", "judge=function:my_judge.judge", "--options", "preference.prompts=prompts.jsonl"]
+    assert main(words) == 2
+    assert "no held-out text is named" in " ".join(capsys.readouterr().out.split())
+    assert "preference/judge/win_rate" in measures(place)
+
+
+@pytest.mark.parametrize("suite", sorted(p.stem for p in shipped().glob("*.yaml")))
+def test_shipped_suites_fit_their_classes(suite: str, tmp_path: Path) -> None:
+    read = read_suite(suite)
+    tasks = chosen(read, None, [], limit=5)
+    assert tasks.keys() == read.tasks.keys()
+    assert judges_of(read, ["judge=api:some-model", "x=people:labels.jsonl"], tmp_path).keys() >= {"judge", "x"}
+
+
+# -- tasks by way of lm-eval ----------------------------------------------------------------------------------------
+
+needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-eval (extra `eval`)")
+
+
+@needs_lm_eval
+def test_lm_eval_tasks_give_lm_evals_own_scores(tmp_path: Path, tiny_llama_dir: Path) -> None:
+    """Scores a document, as lm-eval's own harness computes them from the same log-probabilities."""
+    import lm_eval
+    from lm_eval.api.model import LM
+
+    from instructlit.evaluation import Answer, Ask, Desk, Study, Task, Weigh, Weights
+    from instructlit.evaluation.language_model import load_language_model
+    from instructlit.evaluation.store import Store
+
+    write(
+        tmp_path / "docs.jsonl",
+        [{"q": f"{i} plus {i}", "choices": [str(2 * i), str(3 * i + 1)], "a": i % 2} for i in range(6)],
+    )
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "docs.jsonl")}},
+        "test_split": "test",
+        "doc_to_text": "{{q}} =",
+    }
+    choice = common | {
+        "task": "tiny_choice",
+        "output_type": "multiple_choice",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{a}}",
+        "fewshot_split": "test",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+    said = common | {
+        "task": "tiny_said",
+        "output_type": "generate_until",
+        "doc_to_target": "{{choices[a]}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    for spec in (choice, said):
+        (tmp_path / f"{spec['task']}.yaml").write_text(yaml.safe_dump(spec))
+    names = ["tiny_choice", "tiny_said"]
+    task: Any = built(
+        Task,
+        {
+            "class_path": "instructlit.evaluation.tasks.LmEval",
+            "init_args": {"tasks": names, "num_fewshot": 1, "include_path": str(tmp_path)},
+        },
+        "here",
+    )
+    model = load_language_model(str(tiny_llama_dir), device="cpu")
+    requests = task.requests()
+    assert sum(isinstance(r, Ask) for r in requests) == 6
+    replies = dict(model.replies(requests))
+    study = Study(
+        ["m"], {"m": [replies[i] for i in range(len(requests))]}, Desk({}, Store(tmp_path / "v.jsonl")), base="m"
+    )
+    ours = {m.name: m.figures["m"].value for m in task.measure(study).measures}
+
+    class Harness(LM):
+        def loglikelihood(self, requests: Any) -> Any:
+            found = dict(model.replies([Weigh(r.args[0], (r.args[1],)) for r in requests]))
+            return [
+                (f.log_probs[0], f.greedy[0])
+                for f in (found[i] for i in range(len(requests)))
+                if isinstance(f, Weights)
+            ]
+
+        def generate_until(self, requests: Any) -> Any:
+            asks = [Ask(r.args[0], 4, stop=("\n",), plain=True) for r in requests]
+            found = dict(model.replies(asks))
+            return [f.text for f in (found[i] for i in range(len(asks))) if isinstance(f, Answer)]
+
+        def loglikelihood_rolling(self, requests: Any) -> Any:
+            raise NotImplementedError
+
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    evaluate_with: Any = lm_eval.simple_evaluate
+    theirs = evaluate_with(Harness(), tasks=names, num_fewshot=1, task_manager=manager, bootstrap_iters=0)
+    assert theirs is not None
+    for name, metric in (("tiny_choice", "acc"), ("tiny_choice", "acc_norm"), ("tiny_said", "exact_match")):
+        assert ours[f"lm_eval/{name}/1_shot/{metric}"] == pytest.approx(theirs["results"][name][f"{metric},none"])
+    assert 0 < ours["lm_eval/tiny_choice/1_shot/acc"] < 1, "a comparison of 0 with 0 would say little"

@@ -1,0 +1,201 @@
+"""Bootstrapped and paired intervals, win rates at equal length, best-of-n and the rest of the evaluation's arithmetic,
+against closed forms, hand-worked values and simulation."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from instructlit.evaluation import intervals
+from instructlit.evaluation.length_control import length_controlled
+from instructlit.evaluation.requests import Weights
+from instructlit.evaluation.tasks.best_of_n import best_of_n, best_of_n_kl
+from instructlit.evaluation.tasks.bias import entropy, first_likelier
+from instructlit.evaluation.tasks.preference import correlation
+from instructlit.evaluation.tasks.reward_quality import calibration
+from instructlit.evaluation.tasks.truthfulqa import choice_scores
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (5, 2.5706), (10, 2.2281), (30, 2.0423), (1000, 1.9623)],
+)
+def test_student_quantiles(degrees: int, quantile: float) -> None:
+    assert intervals.student_quantile(degrees) == pytest.approx(quantile, rel=4e-3 if degrees == 3 else 1e-3)
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, size=25)
+    figure = intervals.mean(values)
+    half = 2.0639 * values.std(ddof=1) / 5
+    assert figure.value == pytest.approx(values.mean())
+    assert [figure.low, figure.high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.12 * half)
+    assert figure.n == 25
+    assert intervals.mean(values) == figure, "the same values give the same interval"
+
+
+def test_a_ratio_weighs_by_its_denominator() -> None:
+    figure = intervals.ratio([2.0, 30.0, 99.0], [1.0, 10.0, 0.0])
+    assert figure.value == pytest.approx(32 / 11)
+    assert figure.n == 2, "a unit without weight does not count"
+    surprise = intervals.ratio([2.0, 30.0], [1.0, 10.0], transform=np.exp)
+    assert surprise.value == pytest.approx(math.exp(32 / 11))
+    assert surprise.low == pytest.approx(math.exp(figure.low))
+
+
+def test_nothing_and_one_unit() -> None:
+    nothing, one = intervals.mean([]), intervals.mean([2.0])
+    assert math.isnan(nothing.value)
+    assert (nothing.n, one.value, one.low, one.high) == (0, 2.0, -math.inf, math.inf)
+
+
+def test_pairing_takes_what_prompts_have_in_common_out() -> None:
+    generator = np.random.default_rng(3)
+    hard = generator.normal(0, 5, size=200)
+    ours, theirs = hard + 0.3 + generator.normal(0, 0.5, 200), hard + generator.normal(0, 0.5, 200)
+    figure = intervals.paired_difference(ours, theirs)
+    assert figure.differs
+    assert figure.high - figure.low == pytest.approx(2 * 1.96 * math.sqrt(0.5) / math.sqrt(200), rel=0.2)
+    assert not intervals.paired_difference(theirs, theirs).differs
+    with_gap = ours.copy()
+    with_gap[7] = np.nan
+    assert intervals.paired_difference(with_gap, theirs).n == 199
+
+
+def test_a_difference_of_ratios_is_that_of_its_parts() -> None:
+    ours, theirs = ([3.0, 5.0, 4.0], [2.0, 2.0, 4.0]), ([1.0, 1.0, 9.0], [1.0, 1.0, 0.0])
+    figure = intervals.paired_ratio_difference(ours, theirs)
+    assert figure.value == pytest.approx(8 / 4 - 2 / 2), "the third prompt does not count on either side"
+    assert figure.n == 2
+
+
+def covered(draw, truth: float, times: int = 400) -> float:  # type: ignore[no-untyped-def]
+    """The share of intervals that hold the truth."""
+    generator = np.random.default_rng(11)
+    found = 0
+    for seed in range(times):
+        figure = draw(generator, seed)
+        found += figure.low <= truth <= figure.high
+    return found / times
+
+
+def test_coverage_of_a_mean_of_few_prompts() -> None:
+    share = covered(lambda g, seed: intervals.mean(g.normal(1.0, 1.0, 15), seed), 1.0)
+    assert 0.93 <= share <= 0.97
+
+
+def test_coverage_of_a_ratio() -> None:
+    def draw(generator: np.random.Generator, seed: int) -> intervals.Figure:
+        tokens = generator.integers(5, 50, size=50).astype(float)
+        return intervals.ratio(tokens * 2.0 + generator.normal(0, 12, 50), tokens, seed)
+
+    assert 0.93 <= covered(draw, 2.0) <= 0.97
+
+
+def test_coverage_of_a_paired_difference_of_shares() -> None:
+    def draw(generator: np.random.Generator, seed: int) -> intervals.Figure:
+        quality = generator.beta(2, 2, size=80)
+        ours, theirs = generator.random(80) < quality * 0.8, generator.random(80) < quality * 0.6
+        return intervals.paired_difference(ours.astype(float), theirs.astype(float), seed)
+
+    assert 0.93 <= covered(draw, 0.1) <= 0.97
+
+
+def test_coverage_of_a_share() -> None:
+    share = covered(lambda g, _: intervals.share((g.random(60) < 0.3).astype(float)), 0.3, times=2000)
+    assert 0.93 <= share <= 0.97
+
+
+# -- win rates at equal length --------------------------------------------------------------------------------------
+
+
+def test_equal_answers_are_a_half_with_and_without_length() -> None:
+    figure = length_controlled(np.full(30, 0.5), np.zeros(30))
+    assert (figure.value, figure.low, figure.high) == (0.5, 0.5, 0.5)
+
+
+def test_a_judge_of_length_alone_is_seen_through() -> None:
+    generator = np.random.default_rng(0)
+    longer = generator.normal(150, 200, size=600)  # our model is longer on most prompts
+    chance = 1 / (1 + np.exp(-2.5 * np.tanh(longer / longer.std())))
+    preferred = (generator.random(600) < chance).astype(float)
+    assert preferred.mean() > 0.68
+    figure = length_controlled(preferred, longer)
+    assert figure.low <= 0.5 <= figure.high
+    assert abs(figure.value - 0.5) < 0.06
+
+
+def test_where_length_says_nothing_the_rate_is_the_raw_one() -> None:
+    generator = np.random.default_rng(1)
+    preferred = (generator.random(800) < 0.7).astype(float)
+    assert length_controlled(preferred, generator.normal(0, 100, 800)).value == pytest.approx(
+        preferred.mean(), abs=0.01
+    )
+    assert length_controlled(preferred, np.zeros(800)).value == pytest.approx(preferred.mean(), abs=1e-4)
+
+
+def test_every_pair_won_stays_finite() -> None:
+    figure = length_controlled(np.ones(40), np.random.default_rng(2).normal(0, 50, 40))
+    assert figure.value > 0.95
+    assert figure.low == pytest.approx(intervals.share(np.ones(40)).low)
+
+
+# -- what tasks compute ---------------------------------------------------------------------------------------------
+
+
+def test_best_of_n_agrees_with_every_subset() -> None:
+    proxy, gold = np.array([[0.3, 2.0, -1.0, 0.9, 0.5]]), np.array([[5.0, 1.0, 4.0, 2.0, 3.0]])
+    for n in range(1, 6):
+        best = [gold[0, max(subset, key=lambda i: proxy[0, i])] for subset in itertools.combinations(range(5), n)]
+        assert best_of_n(proxy, gold, n)[0] == pytest.approx(np.mean(best))
+
+
+def test_equal_proxy_scores_share_their_chances() -> None:
+    proxy, gold = np.array([[1.0, 1.0, 0.0]]), np.array([[10.0, 20.0, 0.0]])
+    assert best_of_n(proxy, gold, 3)[0] == pytest.approx(15.0)
+    assert best_of_n(proxy, gold[:, [1, 0, 2]], 2)[0] == pytest.approx(best_of_n(proxy, gold, 2)[0])
+
+
+def test_best_of_n_kl_against_simulation() -> None:
+    assert best_of_n_kl(1) == 0.0
+    assert best_of_n_kl(1000) == pytest.approx(5.909, abs=1e-3)  # Gao et al. 2022: 5.9 nats
+    # the best of n has density n u^(n-1) in the quantile u of the proxy: KL is the mean of its log
+    u = np.random.default_rng(0).random((200_000, 8)).max(axis=1)
+    assert np.log(8 * u**7).mean() == pytest.approx(best_of_n_kl(8), abs=0.01)
+
+
+def test_multiple_choice_by_hand() -> None:
+    logs = [math.log(p) for p in (0.2, 0.4, 0.1, 0.3)]
+    assert choice_scores(logs, 2) == (0.0, pytest.approx(0.6))  # the best answer loses to the second false one
+    assert choice_scores([logs[3], *logs[:3]], 1) == (0.0, pytest.approx(0.3))
+    assert choice_scores([math.log(0.5), *logs[:3]], 2)[0] == 1.0
+    assert choice_scores([-1000.0, -1001.0], 1)[1] == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_entropy_of_two_sentences() -> None:
+    def pair(one: float, other: float) -> Weights:
+        return Weights([one, other], [3, 3], [False, False])
+
+    assert entropy(pair(-50.0, -50.0)) == pytest.approx(1.0)
+    p = 1 / (1 + math.exp(-1.0))
+    assert entropy(pair(-4.0, -5.0)) == pytest.approx(-p * math.log2(p) - (1 - p) * math.log2(1 - p))
+    assert entropy(pair(-1.0, -2000.0)) == pytest.approx(0.0)
+    assert [first_likelier(pair(*x)) for x in ((-1.0, -2.0), (-2.0, -1.0), (-1.0, -1.0))] == [1.0, 0.0, 0.5]
+
+
+def test_calibration_by_hand() -> None:
+    # two pairs at sigmoid(log 3) = 0.75, one right: |0.5 - 0.75|; two sure ones, right: |1 - 0.99|
+    sure = math.log(99)
+    figure, line = calibration(np.array([math.log(3), -math.log(3), sure, sure]), 10, 0)
+    assert figure.value == pytest.approx((2 * 0.25 + 2 * 0.01) / 4, abs=1e-6)
+    assert [tuple(round(v, 4) for v in point) for point in line] == [(0.75, 0.5), (0.99, 1.0)]
+
+
+def test_correlation_has_fishers_interval() -> None:
+    x = np.arange(20.0)
+    y = x + np.random.default_rng(0).normal(0, 8, 20)
+    figure = correlation(x, y)
+    r = np.corrcoef(x, y)[0, 1]
+    assert figure.value == pytest.approx(r)
+    assert np.arctanh(figure.high) - np.arctanh(r) == pytest.approx(1.96 / math.sqrt(17), rel=1e-3)

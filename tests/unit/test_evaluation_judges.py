@@ -1,0 +1,386 @@
+"""Judges and the desk: how replies are read, what is asked once, who is not favoured, what an endpoint can do."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instructlit.errors import UserError
+from instructlit.evaluation import Answer, Desk, Judge, Question, Study, Verdict
+from instructlit.evaluation.judges import EndpointJudge, FunctionJudge, PeopleJudge, PerspectiveScorer
+from instructlit.evaluation.judges.text import judging_prompt, read_verdict
+from instructlit.evaluation.judging import plan_text
+from instructlit.evaluation.store import Store
+from instructlit.evaluation.tasks import Preference
+
+PAIR = Question("compare", "Say hi.", ("hi", "no"))
+
+
+class Scripted(Judge):
+    """Answers from a function and counts what it is asked."""
+
+    def __init__(self, answer: Callable[[Question], float | None]):
+        self.answer, self.asked = answer, 0
+
+    def identity(self) -> dict[str, Any]:
+        return {"scripted": 1}
+
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        for i, question in enumerate(questions):
+            self.asked += 1
+            value = self.answer(question)
+            yield i, Verdict(value, "?" if value is None else "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "value"),
+    [
+        ("compare", "VERDICT: A", 1.0),
+        ("compare", "I think so.\n**Verdict:** B.", 0.0),
+        ("compare", "verdict: tie", 0.5),
+        ("compare", "B", 0.0),
+        ("compare", "VERDICT: A\nNo, wait.\nVERDICT: B", 0.0),
+        ("compare", "VERDICT: A or B", None),
+        ("compare", "Both answers are fine", None),
+        ("compare", "VERDICT: YES", None),
+        ("rate", "RATING: 6", 6.0),
+        ("rate", "Rating: **5**/7", None),
+        ("rate", "RATING: 5/7", 5.0),
+        ("rate", "RATING: 9", None),
+        ("rate", "7", 7.0),
+        ("decide", "VERDICT: NO", 0.0),
+        ("decide", "Yes.", 1.0),
+        ("decide", "", None),
+    ],
+)
+def test_replies_are_read_or_are_no_verdict(kind: Any, said: str, value: float | None) -> None:
+    assert read_verdict(Question(kind, "p", ("a", "b")), said) == value
+
+
+def test_a_judging_prompt_holds_what_it_judges_and_braces_do_no_harm() -> None:
+    text = judging_prompt(Question("compare", "Use {x}", ("{first}", "%s {second}"), reference="ref"))
+    assert all(part in text for part in ("Use {x}", "{first}", "%s {second}", "ref"))
+
+
+def test_a_question_is_asked_once_and_kept(tmp_path: Path) -> None:
+    judge = Scripted(lambda q: 1.0)
+    desk = Desk({"j": judge}, Store(tmp_path / "v.jsonl"))
+    assert [v.value for v in desk.ask("j", [PAIR, PAIR])] == [1.0, 1.0]
+    assert judge.asked == 1
+    again = Scripted(lambda q: 0.0)
+    assert Desk({"j": again}, Store(tmp_path / "v.jsonl")).ask("j", [PAIR])[0].value == 1.0
+    assert again.asked == 0
+
+
+def test_a_plan_counts_without_asking(tmp_path: Path) -> None:
+    judge = Scripted(lambda q: 1.0)
+    desk = Desk({"j": judge}, Store(tmp_path / "v.jsonl"), planning=True)
+    found = desk.ask("j", [PAIR, Question("rate", "x", ("y",))])
+    assert judge.asked == 0
+    assert all(v.value is None and v.pending and not v.unreadable for v in found)
+    assert plan_text(desk) == ["j (Scripted): 2 questions"]
+
+
+def test_verdicts_before_a_failure_are_kept(tmp_path: Path) -> None:
+    def fail(question: Question) -> float:
+        if question.prompt == "bad":
+            raise UserError("the endpoint is gone")
+        return 1.0
+
+    questions = [Question("rate", p, ("x",)) for p in ("a", "b", "bad", "c")]
+    with pytest.raises(UserError, match="gone"):
+        Desk({"j": Scripted(fail)}, Store(tmp_path / "v.jsonl")).ask("j", questions)
+    assert len(Store(tmp_path / "v.jsonl")) == 2
+
+
+# -- preference -----------------------------------------------------------------------------------------------------
+
+
+def preference(
+    tmp_path: Path, judge: Judge, answers: dict[str, list[str]], use_cases: Sequence[str] = (), **more: Any
+) -> dict[str, Any]:
+    """The measures of a preference task over answers made by hand."""
+    first = next(iter(answers.values()))
+    rows = [{"prompt": f"Q{i}", "use_case": use_cases[i] if use_cases else None} for i in range(len(first))]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Preference(str(tmp_path / "prompts.jsonl"), ["j"], **more)
+    task.requests()
+    study = Study(
+        list(answers),
+        {m: [Answer([text]) for text in own] for m, own in answers.items()},
+        Desk({"j": judge}, Store(tmp_path / "verdicts.jsonl")),
+        baseline="sft",
+        base="sft",
+    )
+    outcome = task.measure(study)
+    return {m.name.removeprefix("preference/j/"): m for m in outcome.measures} | {"outcome": outcome}
+
+
+def test_equal_outputs_are_exactly_a_half(tmp_path: Path) -> None:
+    judge = Scripted(lambda q: 1.0 if q.kind == "compare" else 4.0)
+    same = [f"answer {i}" for i in range(9)]
+    found = preference(tmp_path, judge, {"sft": same, "copy": same})
+    figure = found["win_rate"].figures["copy"]
+    assert (figure.value, figure.low, figure.high, figure.n) == (0.5, 0.5, 0.5, 9)
+    assert found["length_controlled_win_rate"].figures["copy"].value == 0.5
+    assert "position_bias" not in found
+
+
+def test_a_judge_who_takes_the_first_gives_a_half_and_is_found_out(tmp_path: Path) -> None:
+    judge = Scripted(lambda q: 1.0 if q.kind == "compare" else 4.0)
+    found = preference(tmp_path, judge, {"sft": ["a"] * 8, "ppo": ["bb"] * 8})
+    figure = found["win_rate"].figures["ppo"]
+    assert (figure.value, figure.low, figure.high) == (0.5, 0.5, 0.5)
+    assert found["position_bias"].figures["j"].value == 1.0
+    assert "the first place twice in 100.0%" in found["position_bias"].notes[0]
+
+
+def test_a_judge_who_reads_has_no_position_bias(tmp_path: Path) -> None:
+    def better(q: Question) -> float:
+        if q.kind == "rate":
+            return 7.0 if "good" in q.answers[0] else 2.0
+        good = ["good" in a for a in q.answers]
+        return 0.5 if good[0] == good[1] else float(good[0])
+
+    found = preference(
+        tmp_path,
+        Scripted(better),
+        {"sft": ["poor"] * 4, "ppo": ["good", "good", "good", "poor!"]},
+        ["chat", "chat", "other", "other"],
+    )
+    assert found["win_rate"].figures["ppo"].value == pytest.approx((3 + 0.5) / 4)
+    assert found["position_bias"].figures["j"].value == 0.0
+    assert found["win_rate"].by["chat"]["ppo"].value == 1.0
+    assert found["win_rate"].by["other"]["ppo"].value == pytest.approx(0.75)
+    assert found["rating"].figures["ppo"].value == pytest.approx((7 * 3 + 2) / 4)
+    assert found["rating"].differences["ppo"].value == pytest.approx(3.75)
+
+
+def test_nonsense_is_counted_and_scores_for_nobody(tmp_path: Path) -> None:
+    def half(q: Question) -> float | None:
+        if q.kind == "rate":
+            return None
+        return None if q.prompt in ("Q0", "Q1") else float(q.answers[0] == "good")
+
+    found = preference(tmp_path, Scripted(half), {"sft": ["poor"] * 5, "ppo": ["good"] * 5})
+    assert found["win_rate"].figures["ppo"].value == 1.0
+    assert found["win_rate"].figures["ppo"].n == 3
+    assert found["win_rate"].notes == ["ppo: 2 pairs with an unreadable verdict"]
+    assert "rating" not in found
+    assert "no rating" in found["outcome"].notes[0]
+
+
+def test_two_judges_and_how_they_agree(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{i}"} for i in range(4)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Preference(str(tmp_path / "p.jsonl"), ["model", "people"])
+    task.requests()
+    model = Scripted(lambda q: float(q.answers[0] == "good") if q.kind == "compare" else 3.0)
+    people = Scripted(lambda q: float((q.answers[0] == "good") != (q.prompt == "Q3")) if q.kind == "compare" else None)
+    study = Study(
+        ["sft", "ppo"],
+        {"sft": [Answer(["poor"])] * 4, "ppo": [Answer(["good"])] * 4},
+        Desk({"model": model, "people": _Other(people)}, Store(tmp_path / "v.jsonl")),
+        baseline="sft",
+    )
+    found = {m.name: m for m in task.measure(study).measures}
+    assert found["preference/model/agreement_with_people"].figures["model"].value == 0.75
+
+
+class _Other(Scripted):
+    def __init__(self, judge: Scripted):
+        super().__init__(judge.answer)
+
+    def identity(self) -> dict[str, Any]:
+        return {"scripted": 2}
+
+
+def test_a_baseline_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sft is named as the baseline"):
+        preference(tmp_path, Scripted(lambda q: 1.0), {"ppo": ["a"]})
+
+
+# -- people ---------------------------------------------------------------------------------------------------------
+
+
+def test_people_see_pairs_blind_and_their_labels_come_back(tmp_path: Path) -> None:
+    tasks, labels = tmp_path / "to_label.jsonl", tmp_path / "labels.jsonl"
+    judge = PeopleJudge(str(labels), str(tasks))
+    pairs = [Question("compare", f"Q{i}", ("good", f"poor {i}")) for i in range(20)]
+    both = pairs + [Question("compare", q.prompt, (q.answers[1], q.answers[0])) for q in pairs]
+    questions = [*both, Question("rate", "Q0", ("good",)), Question("decide", "Q1", ("x",), "It is so.", about="so")]
+    assert all(v.pending for _, v in judge.verdicts(questions))
+    rows = [json.loads(line) for line in tasks.read_text().splitlines()]
+    assert len(rows) == 22, "both orders of a pair are one row"
+    assert {key for row in rows for key in row} <= {"id", "prompt", "completions", "criterion", "statement", "rate"}
+    first = sum(row["completions"][0] == "good" for row in rows if len(row["completions"]) == 2)
+    assert 3 <= first <= 17, "which answer comes first is drawn"
+
+    for row in rows:
+        if "rate" in row:
+            row["ratings"] = [6]
+        elif "criterion" in row:
+            row["flags"] = [{"so": True}]
+        else:
+            row["ranks"] = [1, 2] if row["completions"][0] == "good" else [2, 1]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = dict(judge.verdicts(questions))
+    assert [found[i].value for i in range(42)] == [1.0] * 20 + [0.0] * 20 + [6.0, 1.0]
+
+
+# -- an endpoint ----------------------------------------------------------------------------------------------------
+
+
+class Endpoint:
+    """A server on this machine that speaks chat completions."""
+
+    def __init__(self, reply: Callable[[int, str], tuple[int, Any]]):
+        self.calls: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.calls.append(body)
+                outer.headers.append(dict(self.headers.items()))
+                status, said = reply(len(outer.calls), json.dumps(body))
+                text = json.dumps(said if isinstance(said, dict) else {"choices": [{"message": {"content": said}}]})
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Callable[..., Endpoint]]:
+    made: list[Endpoint] = []
+
+    def make(reply: Callable[[int, str], tuple[int, Any]]) -> Endpoint:
+        made.append(Endpoint(reply))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.server.shutdown()
+        one.server.server_close()
+
+
+def judge_at(server: Endpoint, **options: Any) -> EndpointJudge:
+    judge = EndpointJudge("judge-1", server.url, **({"retries": 2, "timeout": 5.0} | options))
+    judge.pause_scale = 0.001
+    return judge
+
+
+def questions(count: int) -> list[Question]:
+    return [Question("rate", f"Q{i}", ("x",)) for i in range(count)]
+
+
+def test_an_endpoint_is_asked_with_the_key_and_paid_once(
+    endpoint: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test-0123456789")
+    server = endpoint(lambda n, body: (200, "RATING: 5"))
+    for _ in range(2):
+        desk = Desk({"j": judge_at(server)}, Store(tmp_path / "v.jsonl"))
+        assert [v.value for v in desk.ask("j", questions(10))] == [5.0] * 10
+    assert len(server.calls) == 10
+    assert server.calls[0]["model"] == "judge-1"
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret-of-the-test-0123456789"
+    assert "sk-secret" not in (tmp_path / "v.jsonl").read_text()
+
+
+def test_what_fails_for_a_moment_is_tried_again(endpoint: Callable[..., Endpoint]) -> None:
+    server = endpoint(lambda n, body: (503, {}) if n == 1 else (200, {"odd": 1}) if n == 2 else (200, "RATING: 3"))
+    assert [v.value for _, v in judge_at(server, concurrency=1).verdicts(questions(1))] == [3.0]
+    assert len(server.calls) == 3
+
+
+def test_what_fails_for_good_ends_with_what_was_judged_kept(endpoint: Callable[..., Endpoint], tmp_path: Path) -> None:
+    server = endpoint(lambda n, body: (400, {"error": "no such model"}) if "Q5" in body else (200, "RATING: 3"))
+    store = Store(tmp_path / "v.jsonl")
+    with pytest.raises(UserError, match="status 400") as caught:
+        Desk({"j": judge_at(server, concurrency=1)}, store).ask("j", questions(8))
+    assert "no such model" in str(caught.value)
+    assert len(store) == 5
+    server.calls.clear()
+    fixed = endpoint(lambda n, body: (200, "RATING: 3"))
+    judge = judge_at(fixed)
+    judge.base_url = server.url  # the same judge, as the store sees it
+    kept = Desk({"j": judge}, Store(tmp_path / "v.jsonl"))
+    judge.base_url = fixed.url
+    assert [v.value for v in kept.ask("j", questions(8))] == [3.0] * 8
+    assert len(fixed.calls) == 3
+
+
+def test_an_endpoint_that_is_not_there(tmp_path: Path) -> None:
+    judge = EndpointJudge("m", "http://127.0.0.1:9/v1", retries=1, timeout=2.0)
+    judge.pause_scale = 0.001
+    with pytest.raises(UserError, match="gave no reply"):
+        list(judge.verdicts(questions(1)))
+
+
+def test_a_key_that_is_missing_is_said_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
+        list(EndpointJudge("m").verdicts(questions(1)))
+    monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
+    with pytest.raises(UserError, match="PERSPECTIVE_API_KEY is not set"):
+        list(PerspectiveScorer().verdicts(questions(1)))
+
+
+def test_the_cost_is_said_and_can_be_refused() -> None:
+    judge = EndpointJudge("m", price_in=1.0, price_out=2.0, max_tokens=10)
+    asked = questions(1000)
+    read = sum(len(judging_prompt(q)) for q in asked) // 4
+    assert judge.cost(asked) == (
+        f"1,000 calls, about {read:,} tokens to read and at most 10,000 to write: "
+        f"at most about {(read + 2 * 10_000) / 1e6:.2f} at the prices given"
+    )
+    judge.max_cost = 0.01
+    with pytest.raises(UserError, match=r"over 0\.01"):
+        judge.cost(asked)
+    assert "no prices are given" in EndpointJudge("m").cost(asked)
+
+
+def test_perspective_sends_the_key_in_a_header_only(
+    endpoint: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", "k-1234")
+    score = {"attributeScores": {"TOXICITY": {"summaryScore": {"value": 0.75}}}}
+    server = endpoint(lambda n, body: (503, {}) if n == 1 else (200, score))
+    scorer = PerspectiveScorer(per_second=1000.0, url=server.url)
+    scorer.pause_scale = 0.001
+    asked = [Question("decide", "", (text,), about="toxic") for text in ("you fool", "  ")]
+    assert [v.value for _, v in scorer.verdicts(asked)] == [0.75, 0.0]
+    assert server.headers[-1]["X-Goog-Api-Key"] == "k-1234"
+    assert "k-1234" not in json.dumps(server.calls)
+    refusing = PerspectiveScorer(url=endpoint(lambda n, body: (403, {})).url)
+    with pytest.raises(UserError, match="status 403") as caught:
+        list(refusing.verdicts(asked))
+    assert "k-1234" not in str(caught.value)
+
+
+def prompt_length(question: Question) -> float:
+    """A judge as a function."""
+    return float(len(question.prompt_text))
+
+
+def test_a_function_is_a_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "my_judge.py").write_text("def odd(q):\n    return 'high' if q.prompt == 'Q1' else 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = dict(FunctionJudge("my_judge.odd").verdicts(questions(2)))
+    assert found[0].value == 2.0
+    assert (found[1].value, found[1].said, found[1].unreadable) == (None, "'high'", True)
+    with pytest.raises(UserError, match="cannot be imported"):
+        FunctionJudge("my_judge.none")

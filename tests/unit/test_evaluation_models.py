@@ -1,0 +1,172 @@
+"""Replies of a language model: log-probs against brute force, answers in any batch, windows over long texts; and the
+store that keeps them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from instructlit.errors import UserError
+from instructlit.evaluation import Answer, Ask, Weigh, Weights
+from instructlit.evaluation.language_model import LanguageModel, load_language_model
+from instructlit.evaluation.requests import as_row, from_row, key
+from instructlit.evaluation.store import Store
+from instructlit.evaluation.subjects import FileSubject
+
+EOS = 2
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama_dir: Path) -> LanguageModel:
+    return load_language_model(str(tiny_llama_dir), device="cpu", batch_size=3)
+
+
+def reply(model: LanguageModel, *requests: Any) -> list[Any]:
+    found = dict(model.replies(requests))
+    return [found[i] for i in range(len(requests))]
+
+
+@torch.no_grad()
+def log_prob(model: LanguageModel, ids: list[int], start: int) -> float:
+    """The sum over ids from `start` on, one forward pass without a batch."""
+    logits = model.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return float(sum(logits[t - 1, ids[t]] for t in range(start, len(ids))))
+
+
+def test_weights_are_the_sums_of_brute_force(model: LanguageModel) -> None:
+    requests = [Weigh("ab: ", ("cat", "a longer choice")), Weigh("", ("free text",)), Weigh("x", ("y",))]
+    found = reply(model, *requests)
+    assert found[0].log_probs == pytest.approx(
+        [log_prob(model, list(map(ord, "ab: " + c)), 4) for c in ("cat", "a longer choice")], abs=1e-4
+    )
+    assert found[0].tokens == [3, 15]
+    assert found[1].log_probs[0] == pytest.approx(log_prob(model, [EOS, *map(ord, "free text")], 1), abs=1e-4)
+    assert found[1].tokens == [9]
+    assert found[0].means[0] == pytest.approx(found[0].log_probs[0] / 3)
+
+
+def test_greedy_tells_whether_the_choice_would_be_said(model: LanguageModel) -> None:
+    [said] = reply(model, Ask("hello", max_new_tokens=1, plain=True))
+    token = model.model(input_ids=torch.tensor([list(map(ord, "hello"))])).logits[0, -1].argmax()
+    [weights] = reply(model, Weigh("hello", (chr(int(token)), "~" if chr(int(token)) != "~" else "a")))
+    assert weights.greedy == [True, False]
+    assert said.texts == [chr(int(token)).strip()]
+
+
+def test_a_text_longer_than_the_model_is_read_in_windows_each_token_once(model: LanguageModel) -> None:
+    text = "".join(chr(97 + (i * i) % 26) for i in range(600))
+    assert model.room == 256
+    [found] = reply(model, Weigh("", (text,)))
+    assert found.tokens == [600]
+    ids, total, begin = [EOS, *map(ord, text)], 0.0, 0
+    while begin < len(ids) - 1:
+        total += log_prob(model, ids[begin : begin + 256], 1)
+        begin += 255
+    assert found.log_probs[0] == pytest.approx(total, abs=1e-3)
+
+
+def test_a_context_that_does_not_fit_loses_its_beginning(model: LanguageModel) -> None:
+    context = "z" * 300
+    [found] = reply(model, Weigh(context, ("abc",)))
+    assert found.tokens == [3]
+    assert found.log_probs[0] == pytest.approx(log_prob(model, list(map(ord, "z" * 253 + "abc")), 253), abs=1e-4)
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(model: LanguageModel) -> None:
+    asks = [Ask("?" * n, max_new_tokens=8, plain=True) for n in (1, 9, 30, 4, 17)]
+    together = reply(model, *asks)
+    assert [reply(model, ask)[0] for ask in asks] == together
+    assert [reply(model, ask)[0] for ask in reversed(asks)] == together[::-1]
+
+
+def test_samples_differ_and_come_again_with_their_seed(model: LanguageModel) -> None:
+    ask = Ask("hm", max_new_tokens=6, temperature=1.0, samples=5, plain=True)
+    [first] = reply(model, ask)
+    assert len(first.texts) == len(first.ended) == 5
+    assert len(set(first.texts)) > 1
+    assert reply(model, ask) == [first]
+
+
+def test_an_answer_ends_before_a_stop_text(model: LanguageModel) -> None:
+    [whole] = reply(model, Ask("hm", max_new_tokens=20, plain=True))
+    stop = whole.text[3:5]
+    [cut] = reply(model, Ask("hm", max_new_tokens=20, plain=True, stop=(stop,)))
+    assert cut.text == whole.text[: whole.text.index(stop)].strip()
+    assert cut.ended == [True]
+
+
+def test_a_prompt_without_room_has_no_reply(model: LanguageModel) -> None:
+    assert reply(model, Ask("x" * 256), Ask("x"))[0] is None
+
+
+def test_requests_are_known_by_all_that_they_say() -> None:
+    keys = {key(r) for r in (Ask("a"), Ask("b"), Ask("a", samples=2, temperature=1.0), Weigh("a", ("b",)), Ask("a", 9))}
+    assert len(keys) == 5
+    assert key(Ask("a")) == key(Ask("a"))
+    for row in (Answer(["x"], [True]), Weights([-1.5], [3], [False])):
+        assert from_row(json.loads(json.dumps(as_row(row)))) == row
+
+
+# -- the store ------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_drops_a_line_that_was_cut_off_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    store = Store(path)
+    store.put("a", 1, model="x")
+    store.put("b", {"text": "líne\nbreak"})
+    store.close()
+    with path.open("ab") as file:
+        file.write(b'{"key": "c", "val')
+    again = Store(path)
+    assert (again.get("a"), again.get("b"), "c" in again) == (1, {"text": "líne\nbreak"}, False)
+    again.put("c", 3)
+    assert len(Store(path)) == 3
+
+
+def test_a_damaged_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text('{"key": "a", "value": 1}\nnot ours\n{"key": "b", "value": 2}\n')
+    with pytest.raises(UserError, match=r"s\.jsonl:2"):
+        Store(tmp_path / "s.jsonl")
+
+
+# -- files of answers -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_answers_replies_by_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "made.jsonl"
+    rows = [
+        {"prompt": "p", "response": "one"},
+        {"prompt": "p", "response": "two"},
+        {"prompt": [{"role": "user", "content": "q"}], "completions": ["three"]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    subject = FileSubject("made", str(path))
+    asked = [
+        Ask("p"),
+        Ask("p", samples=2, temperature=1.0),
+        Ask([{"role": "user", "content": "q"}]),
+        Ask("?"),
+        Weigh("p", ("x",)),
+    ]
+    found = [r for _, r in subject.replies(asked)]
+    assert found == [Answer(["one"]), Answer(["one", "two"]), Answer(["three"]), None, None]
+    path.write_text('{"prompt": "p"}\n')
+    with pytest.raises(UserError, match="row 1 has no response"):
+        FileSubject("made", str(path))
+
+
+def test_perplexity_of_a_uniform_model_is_its_vocabulary(model: LanguageModel) -> None:
+    head = model.model.lm_head.weight
+    kept = head.detach().clone()
+    try:
+        with torch.no_grad():
+            head.zero_()
+        [found] = reply(model, Weigh("", ("any text at all",)))
+        assert math.exp(-found.means[0]) == pytest.approx(128, rel=1e-4)
+    finally:
+        with torch.no_grad():
+            head.copy_(kept)

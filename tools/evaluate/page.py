@@ -1,0 +1,202 @@
+"""The report as one HTML page without scripts. Whatever a model or a file said is escaped before it enters."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from instructlit.evaluation.measures import Measure, Outcome
+from instructlit.evaluation.runner import Results
+from instructlit.tools.evaluate import plots
+from instructlit.tools.evaluate.results import versions
+from instructlit.tools.evaluate.table import by_table, interval, losses, number, rows_of
+from instructlit.tools.reporting.html import document, figures
+
+_HEADS = {"models": "Results", "reward models": "Reward models", "judges": "Judges"}
+
+
+def report(results: Results, suite: str) -> str:
+    """The whole page."""
+    sections = [_head(results, suite)]
+    for rows, measures in by_table(results).items():
+        sections.append(_table(rows, measures, results))
+    sections += [_tax(results), _groups(results), _plots(results)]
+    sections += [_samples(name, outcome) for name, outcome in results.outcomes.items()]
+    sections += [_meanings(results), _missing(results), _versions()]
+    return document(f"instructlit evaluate: {suite}", sections)
+
+
+def _head(results: Results, suite: str) -> str:
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(told)}</dd>" for name, told in results.models.items())
+    return (
+        "<h1>What alignment bought, and what it cost</h1>\n"
+        f"<p class='soft'>instructlit evaluate, suite {escape(suite)}"
+        + (
+            f"; preferences against {escape(results.baseline)}, losses against {escape(results.base)}"
+            if results.models
+            else ""
+        )
+        + f"</p>\n<dl class='columns'>{rows}</dl>"
+    )
+
+
+def _table(rows: str, measures: Sequence[Measure], results: Results) -> str:
+    names = rows_of(rows, measures, results)
+    heads = "".join(f"<th scope='col'>{escape(m.title)}{_arrow(m)}</th>" for m in measures)
+    body = []
+    for name in names:
+        cells = "".join(_cell(measure, name) for measure in measures)
+        body.append(f"<tr><th scope='row'>{escape(name)}</th>{cells}</tr>")
+    return (
+        f"<h2 id='{escape(rows)}'>{escape(_HEADS.get(rows, rows))}</h2>\n"
+        "<p>Every figure with its 95 % interval and the number of prompts (or pairs) it rests on. The best of a column "
+        f"is bold.</p>\n{_grid(heads, body)}"
+    )
+
+
+def _grid(heads: str, rows: Sequence[str]) -> str:
+    body = "".join(rows)
+    return f"<div class='scroll'><table><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cell(measure: Measure, row: str, group: str | None = None) -> str:
+    own = measure.figures if group is None else measure.by.get(group, {})
+    figure = own.get(row)
+    if figure is None:
+        return "<td>-</td>"
+    best = _best(measure) if group is None else None
+    mark = " class='best'" if best is not None and figure.value == best else ""
+    return (
+        f"<td{mark}>{escape(number(measure, figure.value))}<small>{escape(interval(measure, figure))}</small>"
+        f"<small>n {figure.n}</small></td>"
+    )
+
+
+def _tax(results: Results) -> str:
+    """Each model minus the base, over the same prompts."""
+    measures = [m for o in results.outcomes.values() for m in o.measures if m.differences]
+    if not measures:
+        return ""
+    names = [name for name in results.models if name != results.base]
+    rows = []
+    for measure in measures:
+        cells = []
+        for name in names:
+            figure = measure.differences.get(name)
+            if figure is None:
+                cells.append("<td>-</td>")
+                continue
+            mark = " class='best'" if figure.differs else ""
+            cells.append(
+                f"<td{mark}>{escape(number(measure, figure.value, True))}"
+                f"<small>{escape(interval(measure, figure, True))}</small></td>"
+            )
+        rows.append(f"<tr><th scope='row'>{escape(measure.title)}{_arrow(measure)}</th>{''.join(cells)}</tr>")
+    heads = "".join(f"<th scope='col'>{escape(name)}</th>" for name in names)
+    found = losses(results)
+    text = (
+        "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in found) + "</ul>"
+        if found
+        else "<p>No model is significantly worse than the base on any measure.</p>"
+    )
+    return (
+        f"<h2 id='tax'>Minus {escape(results.base)}</h2>\n<p>Each model minus {escape(results.base)} on the same "
+        "prompts, with paired 95 % intervals. Bold where the interval leaves 0 out; of twenty measures one would do so "
+        f"by chance.</p>{text}{_grid(heads, rows)}"
+    )
+
+
+def _groups(results: Results) -> str:
+    parts = []
+    for measure in (m for o in results.outcomes.values() for m in o.measures if m.by):
+        rows = list(dict.fromkeys(row for own in measure.by.values() for row in own))
+        heads = "".join(f"<th scope='col'>{escape(row)}</th>" for row in rows)
+        body = "".join(
+            f"<tr><th scope='row'>{escape(group)}</th>{''.join(_cell(measure, row, group) for row in rows)}</tr>"
+            for group in measure.by
+        )
+        parts.append(
+            f"<details><summary>{escape(measure.title)}</summary><div class='scroll'><table><thead><tr><th></th>{heads}"
+            f"</tr></thead><tbody>{body}</tbody></table></div></details>"
+        )
+    return f"<h2 id='groups'>By group</h2>{''.join(parts)}" if parts else ""
+
+
+def _plots(results: Results) -> str:
+    drawn = []
+    for rows, measures in by_table(results).items():
+        names = rows_of(rows, measures, results)
+        drawn += [plots.figure_plot(measure, names) for measure in measures if measure.figures]
+    drawn += [plots.curve(curve) for outcome in results.outcomes.values() for curve in outcome.curves]
+    return f"<h2 id='plots'>Plots</h2>{figures(drawn)}" if drawn else ""
+
+
+def _samples(task: str, outcome: Outcome) -> str:
+    if not outcome.samples:
+        return ""
+    cards = "".join(_sample(row) for row in outcome.samples)
+    return f"<h2>Samples: {escape(task)}</h2><p>Evenly spaced through the set, not chosen by eye.</p>{cards}"
+
+
+def _sample(row: Mapping[str, Any]) -> str:
+    answers = []
+    for model, text in row["answers"].items():
+        chips = "".join(f"<span class='chip'>{escape(mark)}</span>" for mark in row["marks"].get(model, []))
+        shown = escape(text) or "<span class='soft'>(nothing)</span>"
+        answers.append(f"<div class='answer'><h4>{escape(model)}</h4><p>{shown}</p>{chips}</div>")
+    prompt = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"], ensure_ascii=False)
+    return (
+        f"<article class='sample'><header><small>{escape(str(row.get('group') or ''))}</small>{escape(prompt)}</header>"
+        f"<div class='answers'>{''.join(answers)}</div></article>"
+    )
+
+
+def _meanings(results: Results) -> str:
+    items = []
+    for outcome in results.outcomes.values():
+        for m in outcome.measures:
+            notes = "".join(f"<br><small>{escape(note)}</small>" for note in m.notes)
+            items.append(
+                f"<dt>{escape(m.title)}</dt><dd>{escape(m.meaning)}<br><code>{escape(m.name)}</code>{notes}</dd>"
+            )
+    notes = [note for outcome in results.outcomes.values() for note in outcome.notes]
+    listed = "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>" if notes else ""
+    return (
+        f"<h2 id='columns'>What the columns say</h2><dl class='columns'>{''.join(items)}</dl>{listed}" if items else ""
+    )
+
+
+def _missing(results: Results) -> str:
+    lines = [f"{what}: {why}" for what, why in results.failures.items()]
+    for name, judge in results.judges.items():
+        if judge["unreadable"]:
+            said = f", such as: {judge['example']}" if judge["example"] else ""
+            lines.append(
+                f"judge {name} ({judge['title']}): {judge['unreadable']} verdicts could not be read and count for "
+                f"nobody{said}"
+            )
+        if judge["pending"]:
+            lines.append(f"judge {name} ({judge['title']}): {judge['pending']} verdicts are waited for")
+    if not lines:
+        return ""
+    return (
+        "<h2 id='missing'>What is not in these figures</h2><ul>"
+        + "".join(f"<li>{escape(x)}</li>" for x in lines)
+        + "</ul>"
+    )
+
+
+def _versions() -> str:
+    rows = "".join(f"<tr><th scope='row'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in versions().items())
+    return f"<h2 id='versions'>Versions</h2><div class='scroll'><table><tbody>{rows}</tbody></table></div>"
+
+
+def _best(measure: Measure) -> float | None:
+    values = [figure.value for figure in measure.figures.values()]
+    if not measure.better or len(values) < 2:
+        return None
+    return max(values) if measure.better == "up" else min(values)
+
+
+def _arrow(measure: Measure) -> str:
+    return {"up": " ↑", "down": " ↓"}.get(measure.better, "")

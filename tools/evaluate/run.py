@@ -1,0 +1,167 @@
+"""From the command's words to results on disk, in the terminal and in W&B."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from instructlit.errors import UserError
+from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model, ready, usable_device
+from instructlit.evaluation.runner import Evaluation, Results
+from instructlit.evaluation.store import write_text
+from instructlit.evaluation.subjects import FileSubject, ModelSubject, Subject
+from instructlit.tools.evaluate.page import report
+from instructlit.tools.evaluate.results import as_json
+from instructlit.tools.evaluate.suite import chosen, judges_of, read_suite
+from instructlit.tools.evaluate.table import print_results
+
+_FILES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How models are loaded."""
+
+    template: str
+    dtype: Dtype
+    device: str
+    batch_size: int
+    weights: str
+
+
+def run(
+    models: Sequence[str],
+    suite: str,
+    tasks: Sequence[str] | None,
+    judges: Sequence[str],
+    options: Sequence[str],
+    output: str,
+    *,
+    baseline: str | None,
+    base: str | None,
+    limit: int | None,
+    seed: int,
+    loading: Loading,
+    wandb: str | None,
+    dry_run: bool,
+) -> int:
+    """The whole command; the exit status."""
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}", where="--limit", expected="at least 1")
+    folder, read = Path(output), read_suite(suite)
+    subjects = [subject(text, loading) for text in models]
+    names = [s.name for s in subjects]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"two models have one name: {', '.join(names)}", where="--models", expected="NAME=PATH, each once"
+        )
+    evaluation = Evaluation(
+        subjects,
+        chosen(read, tasks, options, limit),
+        judges_of(read, judges, folder),
+        folder,
+        baseline=_role(baseline, read.baseline, "sft", names, "baseline"),
+        base=_role(base, read.base, "base", names, "base"),
+        seed=seed,
+        tell=lambda text: print(text, flush=True),
+    )
+    evaluation.on_task = lambda results: write_text(
+        folder / "results.json", json.dumps(as_json(results), indent=1) + "\n"
+    )
+    results = evaluation.run(dry=dry_run)
+    if dry_run:
+        if not results.plan:
+            print("nothing is to be asked of a judge")
+        return 2 if results.failures else 0
+    finish(results, folder, read.name)
+    if wandb:
+        from instructlit.tools.evaluate.wandb_log import log
+
+        log(results, wandb, read.name, folder)
+    return 2 if results.failures else 0
+
+
+def finish(results: Results, folder: Path, suite: str) -> None:
+    """Write everything, print the table."""
+    write_text(folder / "results.json", json.dumps(as_json(results), indent=1) + "\n")
+    for outcome in results.outcomes.values():
+        for name, text in outcome.files.items():
+            write_text(folder / name, text)
+    write_text(folder / "report.html", report(results, suite))
+    print_results(results)
+    print(f"written: {folder / 'results.json'}, {folder / 'report.html'}")
+
+
+def subject(text: str, loading: Loading) -> Subject:
+    """What NAME=PATH stands for.
+
+    Raises:
+        UserError: no NAME=PATH; a file of answers that cannot be read.
+    """
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise UserError(f"`{text}` is no model", where="--models", expected="NAME=PATH, such as sft=runs/sft/export")
+    if path.lower().endswith(_FILES):
+        return FileSubject(name, path)
+    options: dict[str, Any] = asdict(loading)
+    del options["batch_size"], options["device"]
+    return ModelSubject(name, path, loader(name, path, loading), options)
+
+
+def loader(name: str, path: str, loading: Loading) -> Callable[[], LanguageModel]:
+    """A function that loads a folder, a Hub name or a checkpoint of a stage."""
+
+    def load() -> LanguageModel:
+        where = f"--models {name}"
+        if not _is_checkpoint(Path(path).expanduser()):
+            return load_language_model(
+                path,
+                template=loading.template,
+                dtype=loading.dtype,
+                device=loading.device,
+                where=where,
+                batch_size=loading.batch_size,
+            )
+        from instructlit.data.tokenizers import load_tokenizer
+        from instructlit.tools.export import read_checkpoint, rebuilt
+
+        checkpoint = read_checkpoint(Path(path).expanduser())
+        kept = checkpoint["instructlit"]
+        if kept["stage"] == "reward":
+            raise UserError(
+                f"{path} is a reward model",
+                where=where,
+                expected="a language model",
+                fix=f"export it, and name it as a judge: --judges {name}=reward:FOLDER",
+            )
+        average = (kept.get("ppo") or {}).get("ema") is not None
+        weights = ("ema" if average else "raw") if loading.weights == "auto" else loading.weights
+        print(f"{name}: {'the moving average of the weights' if weights == 'ema' else 'the weights'} of {path}")
+        network = rebuilt(checkpoint, weights, path)
+        tokenizer = load_tokenizer(kept.get("tokenizer") or kept["backbone"]["path"])
+        if kept.get("chat_template"):
+            tokenizer.chat_template = kept["chat_template"]
+        place = usable_device(loading.device)
+        if loading.dtype in ("bfloat16", "float16") or (loading.dtype == "auto" and place.type == "cuda"):
+            import torch
+
+            network = network.to(torch.float16 if loading.dtype == "float16" else torch.bfloat16)
+        return ready(network, tokenizer, place, loading.template, loading.batch_size)
+
+    return load
+
+
+def _is_checkpoint(path: Path) -> bool:
+    from instructlit.modules.strategy import is_sharded_checkpoint
+
+    return path.is_file() or (path.is_dir() and is_sharded_checkpoint(path))
+
+
+def _role(given: str | None, suited: str | None, usual: str, names: Sequence[str], what: str) -> str:
+    """The model that plays a part: the one named, else the usual one, else the first."""
+    if given is not None and given not in names:
+        raise UserError(f"{given} is none of the models", where=f"--{what}", expected=f"one of {', '.join(names)}")
+    if given is not None:
+        return given
+    return next((name for name in (suited, usual) if name and name in names), names[0] if names else "")

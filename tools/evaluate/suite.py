@@ -1,0 +1,178 @@
+"""A suite: a YAML file of judges and tasks by `class_path`, with what the command line says laid over it."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from instructlit.cli.fit import readable
+from instructlit.cli.types import import_class
+from instructlit.errors import UserError, nearest
+from instructlit.evaluation.judging import Judge
+from instructlit.evaluation.task import Task
+
+_JUDGES = "instructlit.evaluation.judges"
+KINDS = {
+    "reward": ("RewardJudge", "model"),
+    "local": ("LocalJudge", "model"),
+    "api": ("EndpointJudge", "model"),
+    "people": ("PeopleJudge", "labels"),
+    "function": ("FunctionJudge", "function"),
+    "perspective": ("PerspectiveScorer", "attribute"),
+    "detoxify": ("DetoxifyScorer", "model"),
+    "classifier": ("HuggingFaceClassifier", "model"),
+}
+"""What a judge may be called on the command line: its class, and the option that the word after the colon is."""
+
+
+@dataclass
+class Suite:
+    """What a suite file says.
+
+    Args:
+        name: of the file, without its ending.
+        judges: class_path and init_args by name.
+        tasks: the same.
+        baseline: the model of preferences, if it names one.
+        base: the model of the alignment tax, if it names one.
+    """
+
+    name: str
+    judges: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    baseline: str | None = None
+    base: str | None = None
+
+
+def read_suite(name: str) -> Suite:
+    """The suite of a file, or the one that is shipped under that name.
+
+    Raises:
+        UserError: no such suite, no YAML, or keys that a suite does not have.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        path = shipped() / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in shipped().glob("*.yaml"))
+        near = nearest(name, known)
+        raise UserError(
+            f"there is no suite {name}",
+            where="--suite",
+            expected=f"a YAML file, or one of {', '.join(known)}",
+            fix=f"did you mean {near}?" if near else None,
+        )
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"is no YAML: {str(error).splitlines()[0]}", where=str(path)) from error
+    known = ("judges", "tasks", "baseline", "base")
+    if not isinstance(said, dict) or not set(said) <= set(known):
+        odd = sorted(set(said) - set(known)) if isinstance(said, dict) else [type(said).__name__]
+        raise UserError(f"holds {', '.join(map(str, odd))}", where=str(path), expected=f"the keys {', '.join(known)}")
+    parts: dict[str, Any] = {key: said.get(key) or {} for key in ("judges", "tasks")}
+    suite = Suite(path.stem, **parts, baseline=said.get("baseline"), base=said.get("base"))
+    for part in ("judges", "tasks"):
+        for inner, spec in getattr(suite, part).items():
+            if not isinstance(spec, dict) or "class_path" not in spec or not set(spec) <= {"class_path", "init_args"}:
+                raise UserError(
+                    "is not a class with its options",
+                    where=f"{path}: {part}.{inner}",
+                    expected="class_path and init_args",
+                )
+    return suite
+
+
+def shipped() -> Path:
+    """The folder of the suites that are shipped: beside the package in a checkout, inside it when installed."""
+    import instructlit.configs
+
+    return Path(next(iter(instructlit.configs.__path__))) / "evaluate"
+
+
+def chosen(suite: Suite, tasks: Sequence[str] | None, options: Sequence[str], limit: int | None) -> dict[str, Task]:
+    """The suite's tasks, made, with the command line's options.
+
+    Raises:
+        UserError: a task or option that is not there, a value that does not fit.
+    """
+    for name in tasks or []:
+        _known(name, suite.tasks, "--tasks", f"a task of the suite {suite.name}")
+    specs = {
+        n: {"class_path": s["class_path"], "init_args": dict(s.get("init_args") or {})} for n, s in suite.tasks.items()
+    }
+    for option in options:
+        path, equals, value = option.partition("=")
+        name, _, key = path.partition(".")
+        if not equals or not key:
+            raise UserError(f"`{option}` is not an option of a task", where="--options", expected="TASK.OPTION=VALUE")
+        _known(name, specs, f"--options {option}", f"a task of the suite {suite.name}")
+        specs[name]["init_args"][key] = yaml.safe_load(value)
+    found = {}
+    for name in tasks or specs:
+        if limit is not None and takes(specs[name]["class_path"], "limit"):
+            specs[name]["init_args"]["limit"] = limit
+        found[name] = built(Task, specs[name], f"task {name}")
+    return found
+
+
+def judges_of(suite: Suite, given: Sequence[str], folder: Path) -> dict[str, Judge]:
+    """The suite's judges and those of the command line.
+
+    Raises:
+        UserError: a judge that cannot be made.
+    """
+    specs = dict(suite.judges)
+    for text in given:
+        name, equals, told = text.partition("=")
+        kind, colon, what = told.partition(":")
+        if not equals or not colon or kind not in KINDS:
+            raise UserError(
+                f"`{text}` is no judge", where="--judges", expected=f"NAME=KIND:WHAT, KIND one of {', '.join(KINDS)}"
+            )
+        class_name, option = KINDS[kind]
+        arguments = {option: what}
+        if kind == "people":
+            arguments["tasks"] = str(folder / f"to_label_{name}.jsonl")
+        specs[name] = {"class_path": f"{_JUDGES}.{class_name}", "init_args": arguments}
+    return {name: built(Judge, spec, f"judge {name}") for name, spec in specs.items()}
+
+
+def takes(class_path: str, option: str) -> bool:
+    """Whether a task has an option of that name."""
+    return option in inspect.signature(import_class(class_path, [Task], "tasks")).parameters
+
+
+def built(kind: type, spec: Mapping[str, Any], where: str) -> Any:
+    """The object of a class_path.
+
+    Raises:
+        UserError: no such class, or options that do not fit it.
+    """
+    found = import_class(spec["class_path"], [kind], where)
+    known = list(inspect.signature(found).parameters)
+    for option in spec.get("init_args") or {}:
+        _known(option, known, where, f"an option of {found.__name__}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "part")
+    try:
+        return parser.instantiate(parser.parse_object({"part": dict(spec)}))["part"]
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(readable(str(error)), where=where) from error
+
+
+def _known(name: str, known: Any, where: str, what: str) -> None:
+    if name not in known:
+        near = nearest(name, known)
+        raise UserError(
+            f"`{name}` is not {what}",
+            where=where,
+            expected=f"one of {', '.join(known)}" if known else None,
+            fix=f"did you mean {near}?" if near else None,
+        )

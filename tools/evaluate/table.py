@@ -1,0 +1,103 @@
+"""How figures are written, and the tables in the terminal: one row a model, one column a measure."""
+
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from instructlit.evaluation.intervals import Figure
+from instructlit.evaluation.measures import Measure
+from instructlit.evaluation.runner import Results
+
+WIDTH = 5  # measures side by side
+
+
+def number(measure: Measure, value: float, signed: bool = False) -> str:
+    """A value in the measure's own form."""
+    if not math.isfinite(value):
+        return "-"
+    text = measure.form.format(abs(value) if abs(value) < 5e-7 else value)
+    return f"+{text}" if signed and value > 0 else text
+
+
+def interval(measure: Measure, figure: Figure, signed: bool = False) -> str:
+    """The 95 % interval; nothing where it is a point, "open" where it has no end."""
+    if figure.low == figure.high:
+        return ""
+    if not (math.isfinite(figure.low) and math.isfinite(figure.high)):
+        return "open"
+    return f"{number(measure, figure.low, signed)} to {number(measure, figure.high, signed)}"
+
+
+def by_table(results: Results) -> dict[str, list[Measure]]:
+    """The measures of each table, those of models first."""
+    found: dict[str, list[Measure]] = {"models": []}
+    for outcome in results.outcomes.values():
+        for measure in outcome.measures:
+            found.setdefault(measure.rows, []).append(measure)
+    return {rows: measures for rows, measures in found.items() if measures}
+
+
+def rows_of(rows: str, measures: Sequence[Measure], results: Results) -> list[str]:
+    """The rows of a table, in order."""
+    if rows == "models":
+        return list(results.models)
+    return list(dict.fromkeys(row for measure in measures for row in measure.figures))
+
+
+def print_results(results: Results, console: Console | None = None) -> None:
+    """Every table, what was lost against the base, and what could not be measured."""
+    console = console or Console()
+    for rows, measures in by_table(results).items():
+        names = rows_of(rows, measures, results)
+        for start in range(0, len(measures), WIDTH):
+            console.print(_table(rows, measures[start : start + WIDTH], names))
+    for line in losses(results):
+        console.print(escape(line), highlight=False)
+    for task, outcome in results.outcomes.items():
+        notes = [*outcome.notes, *(note for measure in outcome.measures for note in measure.notes)]
+        for note in dict.fromkeys(notes):
+            console.print(escape(f"{task}: {note}"), highlight=False)
+    for name, judge in results.judges.items():
+        for state in ("unreadable", "pending"):
+            if judge[state]:
+                console.print(escape(f"judge {name}: {judge[state]} verdicts {state}, which count for nobody"))
+    for what, why in results.failures.items():
+        console.print(escape(f"not measured: {what}: {why}"), style="yellow", highlight=False)
+
+
+def losses(results: Results) -> list[str]:
+    """One sentence for every figure that is significantly worse than the base's."""
+    found = []
+    for outcome in results.outcomes.values():
+        for measure in outcome.measures:
+            for row, figure in measure.differences.items():
+                worse = figure.high < 0 if measure.better == "up" else figure.low > 0
+                if worse and measure.better:
+                    found.append(
+                        f"{row} loses to {results.base} on {measure.title}: {number(measure, figure.value, True)} "
+                        f"({interval(measure, figure, True)}, n = {figure.n})"
+                    )
+    return found
+
+
+def _table(rows: str, measures: Sequence[Measure], names: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="value, 95 % interval, count")
+    table.add_column(rows)
+    for measure in measures:
+        arrow = {"up": " ↑", "down": " ↓"}.get(measure.better, "")
+        table.add_column(escape(measure.title) + arrow, justify="right")
+    for name in names:
+        cells = []
+        for measure in measures:
+            figure = measure.figures.get(name)
+            if figure is None:
+                cells.append("-")
+                continue
+            lines = [number(measure, figure.value), interval(measure, figure), f"n {figure.n}"]
+            cells.append("\n".join(line for line in lines if line))
+        table.add_row(escape(name), *cells)
+    return table
