@@ -23,6 +23,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": (f"{TOOLS}.export:export", "write a checkpoint as a Hugging Face folder"),
     "generate": (f"{TOOLS}.generate:generate", "answer a file of prompts with a model"),
     "chat": (f"{TOOLS}.chat:chat", "talk to a model in the terminal"),
+    "label": (f"{TOOLS}.label.serve:label", "serve the web application in which people write, rate and rank"),
+    "label add-labeler": (f"{TOOLS}.label.commands:add_labeler", "let somebody sign in, as labeler or as owner"),
+    "label new-token": (f"{TOOLS}.label.commands:new_token", "a further token for somebody"),
+    "label revoke": (f"{TOOLS}.label.commands:revoke", "end somebody's tokens"),
+    "label labelers": (f"{TOOLS}.label.commands:labelers", "who may sign in"),
+    "label import": (f"{TOOLS}.label.commands:import_tasks", "prompts and completions in, as tasks"),
+    "label export": (f"{TOOLS}.label.commands:export_labels", "labels out, as files that training reads"),
     "soak": (f"{TOOLS}.soak:soak", "kill a stage again and again, and compare it with one that was never killed"),
     "world": (f"{TOOLS}.world.generate:world", "write the embedded world's data, to train on it by hand"),
     "world label": (f"{TOOLS}.world.label:world_label", "sample completions and have simulated labelers rank them"),
@@ -33,6 +40,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GROUPS = (
     ("train", ("fit", "validate", "test", "predict")),
     ("use", ("generate", "chat", "export", "data check", "memory")),
+    (
+        "label",
+        tuple(
+            f"label{name}" for name in ("", " add-labeler", " new-token", " revoke", " labelers", " import", " export")
+        ),
+    ),
     ("see it work", ("quickstart", "soak", "world", "world label", "world evaluate", "world report")),
 )
 
