@@ -67,8 +67,8 @@ def waiting(session: Session, person: Person) -> dict[str, int]:
     still_open = Task.state == "open"
     everything = select(Task.kind, func.count()).where(still_open).group_by(Task.kind)
     seen = select(Task.kind, func.count()).join(Assignment, Assignment.task_id == Task.id).group_by(Task.kind)
-    mine = dict(session.execute(seen.where(still_open, Assignment.person_id == person.id)).tuples().all())
-    return {kind: count - mine.get(kind, 0) for kind, count in session.execute(everything).tuples()}
+    mine = dict(session.execute(seen.where(still_open, Assignment.person_id == person.id)).all())
+    return {kind: count - mine.get(kind, 0) for kind, count in session.execute(everything)}
 
 
 def _current(session: Session, person: Person, kind: str, now: float) -> Assignment | None:

@@ -122,7 +122,7 @@ def _url(name: str) -> URL:
         return URL.create("sqlite", database=name)
     try:
         url = make_url(name)
-    except ArgumentError as error:  # the text may hold a password: it is not repeated
+    except (ArgumentError, ValueError) as error:  # the text may hold a password: it is not repeated
         raise UserError("this is not a database URL", where="--database", expected=_EXPECTED) from error
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         what = f"{url.get_backend_name()} databases are not supported"

@@ -15,7 +15,7 @@ def task_counts(session: Session) -> dict[str, dict[str, int]]:
     """For each kind of task, how many are in each state."""
     counts: dict[str, dict[str, int]] = {}
     query = select(Task.kind, Task.state, func.count()).group_by(Task.kind, Task.state)
-    for kind, state, count in session.execute(query).tuples():
+    for kind, state, count in session.execute(query):
         counts.setdefault(kind, {})[state] = count
     return counts
 
@@ -28,7 +28,7 @@ def assignment_counts(session: Session) -> dict[str, dict[str, int]]:
         .group_by(Person.name, Assignment.state)
     )
     counts: dict[str, dict[str, int]] = {}
-    for name, state, count in session.execute(query).tuples():
+    for name, state, count in session.execute(query):
         counts.setdefault(name, {})[state] = count
     return counts
 
@@ -58,7 +58,7 @@ def open_flags(session: Session) -> Sequence[Flag]:
 def skip_reasons(session: Session) -> dict[str, int]:
     """How often tasks were skipped for which reason."""
     query = select(Assignment.reason, func.count()).where(Assignment.state == "skipped").group_by(Assignment.reason)
-    return {str(reason): count for reason, count in session.execute(query).tuples()}
+    return {str(reason): count for reason, count in session.execute(query)}
 
 
 def newest_event(session: Session) -> int:

@@ -21,7 +21,7 @@ def of_person(session: Session, person: Person) -> dict[str, Any]:
         select(Assignment.state, func.count(), func.sum(Assignment.seconds))
         .where(Assignment.person_id == person.id)
         .group_by(Assignment.state)
-    ).tuples()
+    )
     counts = {state: (count, seconds) for state, count, seconds in rows}
     today = select(func.count()).where(
         Assignment.person_id == person.id, Assignment.state == "done", Assignment.finished_at > time.time() - _DAY

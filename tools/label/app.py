@@ -79,7 +79,8 @@ def _refused(request: Request, error: UserError) -> Response:
 
 
 def _http_error(request: Request, error: HTTPException) -> Response:
-    return _say(request, error.status_code, "There is no such page." if error.status_code < 500 else "That failed.")
+    what = {404: "There is no such page.", 413: "That is too large."}.get(error.status_code, "That cannot be done.")
+    return _say(request, error.status_code, what)
 
 
 def _database_error(request: Request, error: DBAPIError) -> Response:

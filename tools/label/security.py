@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -55,37 +56,28 @@ class Guard:
             return
         limit = MAX_UPLOAD if scope["path"] == UPLOAD_PATH else MAX_BODY
         announced = Headers(scope=scope).get("content-length", "0")
-        started, taken = False, 0
+        taken = 0
 
         async def receive_within() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > limit:
-                raise _TooLargeError
+                raise HTTPException(413)  # the application answers with its page for it
             return message
 
         async def send_guarded(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 headers = MutableHeaders(scope=message)
                 headers.update(self.headers)
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        try:
-            if not announced.isdecimal() or int(announced) > limit:
-                raise _TooLargeError
-            await self.app(scope, receive_within, send_guarded)
-        except _TooLargeError:
-            if not started:
-                response = PlainTextResponse(f"Too large: at most {limit // 2**20} MB.", status_code=413)
-                await response(scope, receive, send_guarded)
-
-
-class _TooLargeError(Exception):
-    pass
+        if not announced.isdecimal() or int(announced) > limit:
+            response = PlainTextResponse(f"At most {limit // 2**20} MB.", status_code=413)
+            await response(scope, receive, send_guarded)
+            return
+        await self.app(scope, receive_within, send_guarded)
 
 
 @dataclass(frozen=True)
