@@ -118,6 +118,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(1024)  # who calls from now on is answered
     except OSError as error:
         what = f"{host}:{port} cannot be listened on: {error.strerror}"
         raise UserError(what, where="--port", fix="choose another --port, or --port 0 for any free one") from error
