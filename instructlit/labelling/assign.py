@@ -7,16 +7,34 @@ opened. Questions with a known answer are mixed in, one in `GOLD_EVERY`, and loo
 import random
 import time
 
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import bindparam, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from instructlit.labelling import audit
 from instructlit.labelling.answers import blank
 from instructlit.labelling.refusals import NotFound
-from instructlit.labelling.schema import Assignment, Person, Revision, Task
+from instructlit.labelling.schema import IN_USE, Assignment, Person, Revision, Task
 
 GOLD_EVERY = 10
 _TRIES = 50
+
+# Built once, since building takes longer than asking. An assignment keeps others from its task when it was handed in,
+# or is open within its lease.
+_HELD = aliased(Assignment)
+_TAKEN = (
+    select(func.count())
+    .select_from(_HELD)
+    .where(or_(_HELD.state == "done", (_HELD.state == "open") & (_HELD.lease_until > bindparam("now"))))
+)
+_QUEUE = (
+    select(Task)
+    .where(Task.state == bindparam("state"), Task.kind == bindparam("kind"))
+    .where(~exists().where(Assignment.task_id == Task.id, Assignment.person_id == bindparam("person")))
+    .where(or_(Task.state == "gold", _TAKEN.where(_HELD.task_id == Task.id).scalar_subquery() < Task.overlap))
+    .order_by(Task.priority.desc(), Task.id)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
 
 
 def next_assignment(session: Session, person: Person, kind: str, lease_seconds: float) -> Assignment | None:
@@ -31,7 +49,7 @@ def next_assignment(session: Session, person: Person, kind: str, lease_seconds: 
         task = _candidate(session, person, kind, now)
         if task is None:
             return None
-        if task.gold is not None or _in_hands(session, task, now) < task.overlap:
+        if task.state == "gold" or _in_hands(session, task, now) < task.overlap:
             return _assign(session, person, task, now, lease_seconds)
     return None
 
@@ -43,7 +61,9 @@ def find_assignment(session: Session, person: Person, assignment_id: int, lock: 
         NotFound: there is none of that id, or it is somebody else's: which of them is not told.
     """
     query = select(Assignment).where(Assignment.id == assignment_id, Assignment.person_id == person.id)
-    found = session.scalar(query.with_for_update() if lock else query) if 0 < assignment_id < 2**31 else None
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    found = session.scalar(query) if 0 < assignment_id < 2**31 else None
     if found is None:
         raise NotFound("there is no such work of yours")
     return found
@@ -64,7 +84,7 @@ def find_assignment_of_task(session: Session, task: Task, labeler: str) -> Assig
 
 def waiting(session: Session, person: Person) -> dict[str, int]:
     """For each kind, how many tasks `person` could still be given (those in other people's hands included)."""
-    still_open = Task.state == "open"
+    still_open = Task.state.in_(("open", "gold"))
     everything = select(Task.kind, func.count()).where(still_open).group_by(Task.kind)
     seen = select(Task.kind, func.count()).join(Assignment, Assignment.task_id == Task.id).group_by(Task.kind)
     mine = dict(session.execute(seen.where(still_open, Assignment.person_id == person.id)).all())
@@ -77,7 +97,7 @@ def _current(session: Session, person: Person, kind: str, now: float) -> Assignm
         select(Assignment)
         .join(Task)
         .where(Assignment.person_id == person.id, Assignment.state == "open", Task.kind == kind)
-        .where(Task.state.in_(("open", "full")))
+        .where(Task.state.in_(IN_USE))
         .order_by(Assignment.id)
     )
     for assignment in session.scalars(query).all():
@@ -93,43 +113,21 @@ def _current(session: Session, person: Person, kind: str, now: float) -> Assignm
 
 def _candidate(session: Session, person: Person, kind: str, now: float) -> Task | None:
     gold_seen, finished = session.execute(
-        select(func.count().filter(Task.gold.is_not(None)), func.count())
+        select(func.count().filter(Task.state == "gold"), func.count())
         .select_from(Assignment)
         .join(Task)
         .where(Assignment.person_id == person.id, Task.kind == kind)
     ).one()
     gold_is_due = gold_seen * GOLD_EVERY <= finished
-    for gold in (gold_is_due, not gold_is_due):
-        task = session.scalar(_queue(person, kind, gold, now))
+    for state in ("gold", "open") if gold_is_due else ("open", "gold"):
+        task = session.scalar(_QUEUE, {"state": state, "kind": kind, "person": person.id, "now": now})
         if task is not None:
             return task
     return None
 
 
-def _queue(person: Person, kind: str, gold: bool, now: float):
-    held = aliased(Assignment)
-    taken = select(func.count()).select_from(held).where(held.task_id == Task.id, _counts(held, now))
-    query = (
-        select(Task)
-        .where(Task.state == "open", Task.kind == kind)
-        .where(~exists().where(Assignment.task_id == Task.id, Assignment.person_id == person.id))
-        .order_by(Task.priority.desc(), Task.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    if gold:
-        return query.where(Task.gold.is_not(None))
-    return query.where(Task.gold.is_(None), taken.scalar_subquery() < Task.overlap)
-
-
 def _in_hands(session: Session, task: Task, now: float) -> int:
-    query = select(func.count()).select_from(Assignment)
-    return session.scalar(query.where(Assignment.task_id == task.id, _counts(Assignment, now))) or 0
-
-
-def _counts(assignment, now: float):
-    """An assignment that keeps others from its task: handed in, or open within its lease."""
-    return or_(assignment.state == "done", (assignment.state == "open") & (assignment.lease_until > now))
+    return session.scalar(_TAKEN.where(_HELD.task_id == task.id), {"now": now}) or 0
 
 
 def _assign(session: Session, person: Person, task: Task, now: float, lease_seconds: float) -> Assignment:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from instructlit.labelling.schema import Assignment, Person, Task
+from instructlit.labelling.schema import IN_USE, Assignment, Person, Task
 
 HISTORY = 200
 _DAY = 24 * 3600
@@ -29,7 +29,7 @@ def of_person(session: Session, person: Person) -> dict[str, Any]:
     begun = (
         select(Assignment.id, Task.kind, Task.prompt)
         .join(Task)
-        .where(Assignment.person_id == person.id, Assignment.state == "open", Task.state.in_(("open", "full")))
+        .where(Assignment.person_id == person.id, Assignment.state == "open", Task.state.in_(IN_USE))
         .order_by(Assignment.id)
     )
     return {
@@ -46,7 +46,7 @@ def history(session: Session, person: Person) -> Sequence[Any]:
         select(Assignment.id, Assignment.state, Assignment.finished_at, Assignment.seconds, Task.kind, Task.prompt)
         .join(Task)
         .where(Assignment.person_id == person.id, Assignment.state.in_(("done", "skipped")))
-        .where(Task.state.in_(("open", "full")))
+        .where(Task.state.in_(IN_USE))
         .order_by(Assignment.finished_at.desc())
         .limit(HISTORY)
     )

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from instructlit.labelling.answers import dense
 from instructlit.labelling.questions import KINDS
-from instructlit.labelling.schema import Assignment, Person, Task
+from instructlit.labelling.schema import IN_USE, Assignment, Person, Task
 
 _CHUNK = 500
 
@@ -33,14 +33,14 @@ def label_records(
         select(Assignment, Task, Person.name)
         .join(Task, Task.id == Assignment.task_id)
         .join(Person, Person.id == Assignment.person_id)
-        .where(Assignment.state == "done", Task.state.in_(("open", "full")), Task.kind.in_(kinds))
+        .where(Assignment.state == "done", Task.state.in_(IN_USE), Task.kind.in_(kinds))
         .order_by(Task.id, Assignment.id)
         .execution_options(yield_per=_CHUNK)
     )
     if rounds is not None:
         query = query.where(Task.round.in_(rounds))
     if not gold:
-        query = query.where(Task.gold.is_(None))
+        query = query.where(Task.state != "gold")
     for assignment, task, labeler in session.execute(query):
         yield record_of(assignment, task, labeler)
 

@@ -9,6 +9,8 @@ from sqlalchemy import JSON, ForeignKey, Index, MetaData, String, Text, UniqueCo
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 APPEND_ONLY = ("revision", "event")
+IN_USE = ("open", "full", "gold")
+"""States of tasks that labelers may see and whose labels count."""
 
 _NAMES = {
     "ix": "ix_%(column_0_N_label)s",
@@ -63,31 +65,32 @@ class Login(Base):
 class Task(Base):
     """A prompt with what is to be done about it.
 
-    `state`: "open" (labels are wanted), "full" (`overlap` labels are there), "held" (somebody flagged it, the owner has
-    to decide), "withdrawn" (nobody sees it again, nothing of it is exported). `gold` holds the right ranks of a
-    question whose answer is known; everybody gets it once, whatever the overlap. `key` is a hash of the content: the
-    same task is not taken in twice.
+    `state`: "open" (labels are wanted), "full" (`overlap` labels are there), "gold" (a question whose right ranks are
+    known, in `gold`; everybody gets it once, whatever the overlap), "held" (somebody flagged it, the owner has to
+    decide), "withdrawn" (nobody sees it again, nothing of it is exported). `key` is a hash of the content: the same
+    task is not taken in twice. Short columns come first: SQLite reads a row up to the column that it needs.
     """
 
     __tablename__ = "task"
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
-    prompt: Mapped[Any] = mapped_column(_JSON)  # text, or a list of messages
-    completions: Mapped[list[Any]]  # of texts; empty for demonstrations
-    policies: Mapped[list[Any]]  # of text or null, one a completion; never shown to labelers
-    gold: Mapped[list[Any] | None]
-    use_case: Mapped[str | None]
-    customer: Mapped[str | None]  # `user` in rows
-    round: Mapped[int | None]
-    source: Mapped[str | None]
-    extra: Mapped[dict[str, Any]]
-    overlap: Mapped[int]
-    priority: Mapped[int]
     state: Mapped[str] = mapped_column(String(16))
+    priority: Mapped[int]
+    overlap: Mapped[int]
+    round: Mapped[int | None]
+    gold: Mapped[list[Any] | None]
     key: Mapped[str] = mapped_column(String(64), unique=True)
     created_at: Mapped[float]
+    use_case: Mapped[str | None]
+    customer: Mapped[str | None]  # `user` in rows
+    source: Mapped[str | None]
+    policies: Mapped[list[Any]]  # of text or null, one a completion; never shown to labelers
+    prompt: Mapped[Any] = mapped_column(_JSON)  # text, or a list of messages
+    completions: Mapped[list[Any]]  # of texts; empty for demonstrations
+    extra: Mapped[dict[str, Any]]
 
-    __table_args__ = (Index("ix_task_queue", "state", "kind", "priority", "id"),)
+
+Index("ix_task_queue", Task.state, Task.kind, Task.priority.desc(), Task.id)
 
 
 class Assignment(Base):

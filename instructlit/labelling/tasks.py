@@ -98,10 +98,13 @@ def refresh_state(session: Session, task: Task) -> None:
     """Whether labels are still wanted. The caller holds the task's row, where the database locks rows."""
     if task.state in ("held", "withdrawn"):
         return
+    if task.gold is not None:
+        task.state = "gold"
+        return
     session.flush()
     query = select(func.count()).where(Assignment.task_id == task.id, Assignment.state == "done")
     done = session.scalar(query) or 0
-    task.state = "full" if task.gold is None and done >= task.overlap else "open"
+    task.state = "full" if done >= task.overlap else "open"
 
 
 def _insert(session: Session, batch: list[Task], new: int, known: int) -> tuple[int, int]:
@@ -145,7 +148,7 @@ def _task(record: Mapping[str, Any], where: str, overlap: int, source: str | Non
         extra=dict(record.get("extra") or {}),
         overlap=_whole(record, "overlap", where, overlap),
         priority=_whole(record, "priority", where, 0),
-        state="open",
+        state="open" if gold is None else "gold",
         created_at=time.time(),
     )
     if not 1 <= task.overlap <= 1000:

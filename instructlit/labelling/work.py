@@ -149,12 +149,9 @@ def head(session: Session, assignment: Assignment) -> Revision:
 
 def _locked(session: Session, person: Person, assignment_id: int) -> Assignment:
     """The assignment and its task, locked in the same order by everybody."""
-    found = find_assignment(session, person, assignment_id)
-    session.execute(select(Task.id).where(Task.id == found.task_id).with_for_update())
-    assignment = find_assignment(session, person, assignment_id, lock=True)
-    session.refresh(assignment)
-    session.refresh(assignment.task)
-    return readable(assignment)
+    task_id = find_assignment(session, person, assignment_id).task_id
+    session.get(Task, task_id, with_for_update=True, populate_existing=True)
+    return readable(find_assignment(session, person, assignment_id, lock=True))
 
 
 def _open(session: Session, person: Person, assignment_id: int) -> Assignment:

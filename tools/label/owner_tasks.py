@@ -15,7 +15,7 @@ from instructlit.tools.label.rows import exported, parsed_lines, task_record
 from instructlit.tools.label.site import FormDep, OwnerDep, SiteDep, field_of, to
 
 router = APIRouter(prefix="/owner")
-STATES = ("open", "full", "held", "withdrawn")
+STATES = ("open", "full", "gold", "held", "withdrawn")
 
 
 @router.get("/tasks")

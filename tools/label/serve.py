@@ -66,6 +66,7 @@ def label(
         server_header=False,
         log_level="warning",
         access_log=False,
+        timeout_keep_alive=75,  # people think between two requests
         timeout_graceful_shutdown=10,
     )
     _load_tls(config)
