@@ -21,7 +21,7 @@ $(BIN)/python:
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	if $(BIN)/python -m pip --version >/dev/null 2>&1; then pip="$(BIN)/python -m pip"; \
 	else pip="$(PYTHON) -m pip --python $(BIN)/python"; fi; \
-	$$pip install --constraint constraints.txt --editable '.[dev,wandb,8bit,eval]'
+	$$pip install --constraint constraints.txt --editable '.[dev,wandb,8bit,eval,label]'
 	mkdir -p $(TYPES)
 	for part in callbacks configs tools instructlit/__init__.py; do ln -sfn ../../../$$part $(TYPES)/; done
 	touch $@

@@ -25,6 +25,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": (f"{TOOLS}.generate:generate", "answer a file of prompts with a model"),
     "chat": (f"{TOOLS}.chat:chat", "talk to a model in the terminal"),
     "evaluate": (f"{TOOLS}.evaluate:evaluate", "measure models side by side: preferences, truth, harm, alignment tax"),
+    "label": (f"{TOOLS}.label.serve:label", "serve the web application in which people write, rate and rank"),
+    "label add-labeler": (f"{TOOLS}.label.commands:add_labeler", "let somebody sign in, as labeler or as owner"),
+    "label new-token": (f"{TOOLS}.label.commands:new_token", "a further token for somebody"),
+    "label revoke": (f"{TOOLS}.label.commands:revoke", "end somebody's tokens"),
+    "label labelers": (f"{TOOLS}.label.commands:labelers", "who may sign in"),
+    "label import": (f"{TOOLS}.label.commands:import_tasks", "prompts and completions in, as tasks"),
+    "label export": (f"{TOOLS}.label.commands:export_labels", "labels out, as files that training reads"),
     "soak": (f"{TOOLS}.soak:soak", "kill a stage again and again, and compare it with one that was never killed"),
     "world": (f"{TOOLS}.world.generate:world", "write the embedded world's data, to train on it by hand"),
     "world label": (f"{TOOLS}.world.label:world_label", "sample completions and have simulated labelers rank them"),
@@ -35,6 +42,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GROUPS = (
     ("train", ("fit", "validate", "test", "predict")),
     ("use", ("generate", "chat", "export", "evaluate", "data check", "memory", "benchmark")),
+    (
+        "label",
+        tuple(
+            f"label{name}" for name in ("", " add-labeler", " new-token", " revoke", " labelers", " import", " export")
+        ),
+    ),
     ("see it work", ("quickstart", "soak", "world", "world label", "world evaluate", "world report")),
 )
 

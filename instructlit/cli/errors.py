@@ -10,7 +10,11 @@ from instructlit.errors import UserError
 
 DEBUG = "INSTRUCTLIT_DEBUG"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-EXTRAS = {"bitsandbytes": "8bit", "detoxify": "eval", "lm_eval": "eval", "wandb": "wandb"}
+_LABEL = ("alembic", "fastapi", "jinja2", "markdown_it", "python_multipart", "sqlalchemy", "starlette", "uvicorn")
+EXTRAS = {
+    **{"bitsandbytes": "8bit", "detoxify": "eval", "lm_eval": "eval", "wandb": "wandb"},
+    **dict.fromkeys(_LABEL, "label"),
+}
 
 
 def report(error: BaseException) -> int:

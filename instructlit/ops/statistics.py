@@ -1,10 +1,9 @@
 """Numbers that say how good an estimate is: calibration, explained variance, a confidence interval."""
 
-import math
-
 import torch
 from torch import Tensor
 
+from instructlit.intervals import wilson_interval as wilson_interval
 from instructlit.ops.masking import Reduce, check_same_shape, masked_moments, widen
 
 
@@ -48,23 +47,3 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce: Re
     variance = masked_moments(returns, mask, reduce)[2]
     residual = masked_moments(widen(returns) - widen(values), mask, reduce)[2]
     return torch.where(variance > 0, 1 - residual / variance, 0.0)
-
-
-def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Confidence interval of a proportion, both ends within 0 .. 1; (0, 1) for no trials.
-
-    Args:
-        successes: number of successes, halves allowed for ties.
-        n: number of trials.
-        z: standard normal quantile, 1.96 for 95 %.
-
-    Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
-    """
-    if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes in {n} trials")
-    if n == 0:
-        return 0.0, 1.0
-    share, shrink = successes / n, 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / shrink
-    half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)

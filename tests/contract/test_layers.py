@@ -15,8 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    *("errors", "redaction", "types"),
+    *("errors", "redaction", "types", "intervals"),
     *("world", "ops", "losses", "data", "models", "rollout", "evaluation", "checkpoints", "modules", "memory"),
+    "labelling",
     *("cli", "callbacks", "tools"),
 )
 
@@ -29,6 +30,8 @@ PURE = {
     "losses": {"transformers", "lightning", "datasets", "numpy"},
     "data": {"peft", "bitsandbytes"},
     "models": {"datasets"},
+    "intervals": {"torch", "numpy"},
+    "labelling": {"torch", "transformers", "lightning", "numpy", "fastapi"},
     "checkpoints": {"torch", "transformers", "lightning", "numpy"},
 }
 """Libraries that a layer must do without."""

@@ -1,0 +1,166 @@
+"""What labels say about labelers: agreement, speed, position and length bias. Pure functions of label records.
+
+A pair of completions counts where both sides order it: two labelers agree on it where they put the same one first, and
+pairs that either calls a tie are left out (their share is told). Intervals are Wilson's over pairs.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import median
+from typing import Any
+
+from instructlit.intervals import wilson_interval
+
+Record = Mapping[str, Any]
+_DAY = 24 * 3600
+
+
+@dataclass
+class Share:
+    """Hits of trials, with the interval."""
+
+    hits: int = 0
+    trials: int = 0
+
+    def add(self, hits: int, trials: int) -> None:
+        """Count more."""
+        self.hits += hits
+        self.trials += trials
+
+    @property
+    def value(self) -> float | None:
+        """The share, or None where there was no trial."""
+        return self.hits / self.trials if self.trials else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % interval; (0, 1) without trials."""
+        return wilson_interval(self.hits, self.trials)
+
+
+@dataclass
+class LabelerMeasures:
+    """One labeler's figures. `first` is how often the output shown earlier wins, `longer` how often the longer one
+    does: of the pairs this labeler orders, 50 % and whatever the others have is what one expects.
+    """
+
+    done: int = 0
+    seconds: list[float] = field(default_factory=list)
+    others: Share = field(default_factory=Share)
+    gold: Share = field(default_factory=Share)
+    first: Share = field(default_factory=Share)
+    longer: Share = field(default_factory=Share)
+    ties: Share = field(default_factory=Share)
+
+    @property
+    def median_seconds(self) -> float | None:
+        """Median time on a task."""
+        return median(self.seconds) if self.seconds else None
+
+
+@dataclass
+class Dispute:
+    """A task that its labelers do not agree on."""
+
+    task: int
+    kind: str
+    prompt: Any
+    labelers: int
+    agreement: Share
+    rating_gap: int
+
+
+@dataclass
+class Measures:
+    """Everything the dashboard shows."""
+
+    labels: dict[str, int]
+    days: dict[int, int]  # days since 1970 (UTC): labels handed in
+    agreement: dict[str, Share]  # by kind
+    flag_agreement: Share
+    labelers: dict[str, LabelerMeasures]
+    first: Share
+    longer: Share
+    disputes: list[Dispute]
+
+
+def measure(records: Iterable[Record]) -> Measures:
+    """One pass over label records, gold questions among them."""
+    found = Measures(
+        defaultdict(int),
+        defaultdict(int),
+        defaultdict(Share),
+        Share(),
+        defaultdict(LabelerMeasures),
+        Share(),
+        Share(),
+        [],
+    )
+    by_task: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        by_task[record["task"]].append(record)
+        _count(found, record)
+    for labels in by_task.values():
+        _compare(found, labels)
+    found.disputes.sort(key=lambda dispute: (dispute.agreement.value or 0.0, -dispute.rating_gap))
+    return found
+
+
+def ordered_pairs(ours: Sequence[int], theirs: Sequence[int]) -> tuple[int, int]:
+    """Pairs that two rankings order the same way, and pairs that both order at all.
+
+    Example: 1, 2, 3 against 1, 3, 2 agree on 2 of 3; against 1, 1, 2 on 2 of 2.
+    """
+    agreed = both = 0
+    for i, j in combinations(range(len(ours)), 2):
+        mine, other = ours[i] - ours[j], theirs[i] - theirs[j]
+        if mine and other:
+            both += 1
+            agreed += (mine > 0) == (other > 0)
+    return agreed, both
+
+
+def _count(found: Measures, record: Record) -> None:
+    labeler = found.labelers[record["labeler"]]
+    found.labels[record["kind"]] += 1
+    found.days[int(record["submitted_at"] // _DAY)] += 1
+    labeler.done += 1
+    labeler.seconds.append(record["seconds"])
+    if "ranks" not in record:
+        return
+    if record["gold"] is not None:
+        labeler.gold.add(*ordered_pairs(record["ranks"], record["gold"]))
+    ranks, lengths = record["ranks"], [len(text) for text in record["completions"]]
+    for earlier, later in combinations(record["order"], 2):
+        tie = ranks[earlier] == ranks[later]
+        labeler.ties.add(tie, 1)
+        if tie:
+            continue
+        for share in (labeler.first, found.first):
+            share.add(ranks[earlier] < ranks[later], 1)
+        if lengths[earlier] != lengths[later]:
+            longer_won = (ranks[earlier] < ranks[later]) == (lengths[earlier] > lengths[later])
+            for share in (labeler.longer, found.longer):
+                share.add(longer_won, 1)
+
+
+def _compare(found: Measures, labels: list[Record]) -> None:
+    """Everybody on one task against everybody else on it."""
+    on_task, gap = Share(), 0
+    for ours, theirs in combinations(labels, 2):
+        if "ranks" in ours:
+            agreed, both = ordered_pairs(ours["ranks"], theirs["ranks"])
+            for share in (on_task, found.agreement[ours["kind"]]):
+                share.add(agreed, both)
+            for name in (ours["labeler"], theirs["labeler"]):
+                found.labelers[name].others.add(agreed, both)
+        if "ratings" in ours:
+            gap = max(gap, *(abs(a - b) for a, b in zip(ours["ratings"], theirs["ratings"], strict=True)))
+            for mine, other in zip(ours["flags"], theirs["flags"], strict=True):
+                common = mine.keys() & other.keys()
+                found.flag_agreement.add(sum(mine[name] == other[name] for name in common), len(common))
+    if (on_task.trials and on_task.hits < on_task.trials) or gap >= 3:
+        first = labels[0]
+        found.disputes.append(Dispute(first["task"], first["kind"], first["prompt"], len(labels), on_task, gap))

@@ -1,0 +1,1 @@
+"""Alembic's migrations of the labelling database; `database.Database` runs them."""

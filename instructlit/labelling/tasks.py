@@ -1,0 +1,219 @@
+"""Taking tasks in, and what the owner does with them."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from instructlit.labelling import audit
+from instructlit.labelling.questions import KINDS, MAX_OUTPUTS, MIN_OUTPUTS
+from instructlit.labelling.refusals import Invalid, NotFound
+from instructlit.labelling.schema import Assignment, Flag, Task
+
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Added:
+    """What became of records: taken in, or left out since the database has the same task already."""
+
+    new: int
+    known: int
+
+
+def add_tasks(
+    session: Session, actor: str, records: Iterable[Mapping[str, Any]], *, overlap: int = 1, source: str | None = None
+) -> Added:
+    """Take records in as tasks, in their order.
+
+    A record has `kind` ("demonstration", "comparison", "evaluation"), `prompt` (text or messages) and, but for
+    demonstrations, 2 to 9 `completions`; optional `policies` (a name for each completion, or one for all), `gold` (the
+    right ranks, which makes it a question with a known answer), `use_case`, `user`, `round`, `overlap`, `priority`
+    (higher is earlier), `extra`, an object that is kept and given back as it is, and `where`, for messages.
+
+    Args:
+        session: a session of `Database.write`.
+        actor: who adds them, for the audit log.
+        records: the records.
+        overlap: how many people label a task that says nothing else.
+        source: where they come from, such as a file name; for people to read.
+
+    Raises:
+        Invalid: naming the record, from 1, the field and what was expected.
+    """
+    new = known = 0
+    batch: list[Task] = []
+    for number, record in enumerate(records, 1):
+        batch.append(_task(record, record.get("where", f"record {number}"), overlap, source))
+        if len(batch) == _BATCH:
+            new, known = _insert(session, batch, new, known)
+    new, known = _insert(session, batch, new, known)
+    audit.note(session, actor, "add tasks", "tasks", new=new, known=known, source=source)
+    return Added(new, known)
+
+
+def find_task(session: Session, task_id: int) -> Task:
+    """A task by id.
+
+    Raises:
+        NotFound: there is none.
+    """
+    task = session.get(Task, task_id) if 0 < task_id < 2**31 else None
+    if task is None:
+        raise NotFound(f"there is no task {task_id}")
+    return task
+
+
+def set_gold(session: Session, actor: str, task: Task, ranks: Sequence[int] | None) -> None:
+    """Make a task a question with a known answer, or an ordinary one again."""
+    if ranks is not None and (task.kind == "demonstration" or len(ranks) != len(task.completions)):
+        raise Invalid(f"task {task.id} cannot have {len(ranks)} gold ranks")
+    task.gold = None if ranks is None else list(ranks)
+    refresh_state(session, task)
+    audit.note(session, actor, "set gold", f"task {task.id}", ranks=task.gold)
+
+
+def decide(session: Session, actor: str, task: Task, decision: str) -> None:
+    """The owner's word on a flagged task, or on any: "release" it to the labelers or "withdraw" it.
+
+    Raises:
+        Invalid: another word.
+    """
+    if decision not in ("release", "withdraw"):
+        raise Invalid(f"{decision[:40]!r} is no decision", expected="release or withdraw")
+    for flag in session.scalars(select(Flag).where(Flag.task_id == task.id, Flag.decision.is_(None))):
+        flag.decision, flag.decided_at = decision, time.time()
+    task.state = "withdrawn" if decision == "withdraw" else "open"
+    if decision == "release":
+        refresh_state(session, task)
+    audit.note(session, actor, decision, f"task {task.id}")
+
+
+def refresh_state(session: Session, task: Task) -> None:
+    """Whether labels are still wanted. The caller holds the task's row, where the database locks rows."""
+    if task.state in ("held", "withdrawn"):
+        return
+    if task.gold is not None:
+        task.state = "gold"
+        return
+    session.flush()
+    query = select(func.count()).where(Assignment.task_id == task.id, Assignment.state == "done")
+    done = session.scalar(query) or 0
+    task.state = "full" if done >= task.overlap else "open"
+
+
+def _insert(session: Session, batch: list[Task], new: int, known: int) -> tuple[int, int]:
+    """Put a batch in, but what is there already; empties the batch and returns the counts with it."""
+    keys = [task.key for task in batch]
+    there = set(session.scalars(select(Task.key).where(Task.key.in_(keys))))
+    for task in batch:
+        if task.key in there:
+            known += 1
+            continue
+        there.add(task.key)
+        session.add(task)
+        new += 1
+    session.flush()
+    batch.clear()
+    return new, known
+
+
+def _task(record: Mapping[str, Any], where: str, overlap: int, source: str | None) -> Task:
+    kind = record.get("kind")
+    if kind not in KINDS:
+        raise Invalid(f"found {kind!r}", where=f"{where}: kind", expected=f"one of {', '.join(KINDS)}")
+    completions = _completions(record, kind, where)
+    policies = record.get("policies")
+    policies = [policies] * len(completions) if policies is None or isinstance(policies, str) else list(policies)
+    if len(policies) != len(completions) or not all(name is None or isinstance(name, str) for name in policies):
+        raise Invalid("found something else", where=f"{where}: policies", expected="a name for each completion")
+    gold = record.get("gold")
+    if gold is not None:
+        _check_ranks(gold, len(completions), f"{where}: gold")
+    task = Task(
+        kind=kind,
+        prompt=_prompt(record, where),
+        completions=completions,
+        policies=policies,
+        gold=gold,
+        use_case=_name(record, "use_case", where),
+        customer=_name(record, "user", where),
+        round=_whole(record, "round", where, None),
+        source=source,
+        extra=dict(record.get("extra") or {}),
+        overlap=_whole(record, "overlap", where, overlap),
+        priority=_whole(record, "priority", where, 0),
+        state="open" if gold is None else "gold",
+        created_at=time.time(),
+    )
+    if not 1 <= task.overlap <= 1000:
+        raise Invalid(
+            f"overlap is {task.overlap}", where=f"{where}: overlap", expected="a number of people, at least 1"
+        )
+    content = [task.kind, task.prompt, task.completions, task.policies, task.round]
+    try:
+        task.key = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+        json.dumps(task.extra, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, TypeError, ValueError) as error:
+        raise Invalid(
+            f"the text cannot be stored: {error}", where=where, expected="whole Unicode characters"
+        ) from error
+    return task
+
+
+def _completions(record: Mapping[str, Any], kind: str, where: str) -> list[str]:
+    completions = record.get("completions") or []
+    if kind == "demonstration":
+        if completions:
+            raise Invalid(
+                "there are completions", where=where, expected="none: a demonstration is written by a labeler"
+            )
+        return []
+    expected = f"{MIN_OUTPUTS} to {MAX_OUTPUTS} texts"
+    if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
+        raise Invalid("found something else", where=f"{where}: completions", expected=expected)
+    if not MIN_OUTPUTS <= len(completions) <= MAX_OUTPUTS:
+        raise Invalid(f"found {len(completions)} of them", where=f"{where}: completions", expected=expected)
+    return list(completions)
+
+
+def _prompt(record: Mapping[str, Any], where: str) -> Any:
+    prompt = record.get("prompt")
+    if isinstance(prompt, str) and prompt.strip():
+        return prompt
+    if (
+        isinstance(prompt, list)
+        and prompt
+        and all(isinstance(m, dict) and {type(m.get("role")), type(m.get("content"))} == {str} for m in prompt)
+    ):
+        return [{"role": m["role"], "content": m["content"]} for m in prompt]
+    expected = "text that says something, or messages with role and content"
+    raise Invalid("found nothing of the kind", where=f"{where}: prompt", expected=expected)
+
+
+def _check_ranks(ranks: Any, count: int, where: str) -> None:
+    whole = isinstance(ranks, list) and all(isinstance(r, int) and not isinstance(r, bool) for r in ranks)
+    if not whole or count == 0 or len(ranks) != count or min(ranks) != 1 or max(ranks) > count:
+        expected = f"{count} ranks from 1 (best), equal for a tie" if count else "none: a demonstration has no ranks"
+        raise Invalid(f"found {ranks!r}"[:80], where=where, expected=expected)
+
+
+def _name(record: Mapping[str, Any], field: str, where: str) -> str | None:
+    value = record.get(field)
+    if value is not None and not isinstance(value, str):
+        raise Invalid(f"found {value!r}"[:80], where=f"{where}: {field}", expected="text")
+    return value
+
+
+def _whole(record: Mapping[str, Any], field: str, where: str, default: int | None) -> Any:
+    value = record.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**31:
+        raise Invalid(f"found {value!r}"[:80], where=f"{where}: {field}", expected="a whole number")
+    return value

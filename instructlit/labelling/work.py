@@ -1,0 +1,216 @@
+"""What a labeler does with an assignment. Every change names the version it was made from; one that names another than
+the present changes nothing and raises `Stale`, so two windows of one person cannot overwrite each other.
+"""
+
+import time
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from instructlit.labelling import audit
+from instructlit.labelling.answers import checked, missing, shown, text
+from instructlit.labelling.assign import find_assignment
+from instructlit.labelling.questions import FLAG_KINDS, SKIP_REASONS
+from instructlit.labelling.refusals import Invalid, NotAllowed, Stale
+from instructlit.labelling.schema import Assignment, Flag, Person, Revision, Task
+from instructlit.labelling.tasks import refresh_state
+
+MAX_NOTE = 2_000
+_SLACK_SECONDS = 5.0
+
+
+def save(
+    session: Session,
+    person: Person,
+    assignment_id: int,
+    version: int,
+    answer: dict[str, Any],
+    *,
+    seconds: float,
+    lease_seconds: float,
+    nonce: str | None = None,
+) -> Assignment:
+    """Store a draft and renew the lease. A save that was stored already, its reply lost, is recognised by its `nonce`.
+
+    Args:
+        session: a session of `Database.write`.
+        person: whose assignment it is.
+        assignment_id: which.
+        version: the version that the draft was made from.
+        answer: the whole answer, lists in the order of the task's completions.
+        seconds: time worked since the last save.
+        lease_seconds: how long the task stays with this person without another save.
+        nonce: any text that is new for every save, and the same when one is sent again.
+
+    Raises:
+        Stale: the assignment has another version; Invalid: the answer is none; NotAllowed: it is not open any more.
+    """
+    assignment = _open(session, person, assignment_id)
+    if nonce is not None and assignment.version and _revision(session, assignment, assignment.version).nonce == nonce:
+        return assignment
+    _expect(assignment, version)
+    _spend(assignment, seconds)
+    draft = checked(assignment.task.kind, len(assignment.task.completions), answer)
+    assignment.lease_until = assignment.updated_at + lease_seconds
+    if draft != assignment.answer:
+        _advance(session, person, assignment, "save", draft, parent=version, redo=None, nonce=nonce)
+    return assignment
+
+
+def step(session: Session, person: Person, assignment_id: int, version: int, direction: str) -> Assignment:
+    """Undo ("undo") the last change, or do again ("redo") what was undone; without one to step to nothing happens.
+
+    Raises:
+        Stale: the assignment has another version; NotAllowed: it is not open any more.
+    """
+    assignment = _open(session, person, assignment_id)
+    _expect(assignment, version)
+    head = _revision(session, assignment, version)
+    to = head.redo if direction == "redo" else head.parent
+    if to is not None:
+        target = _revision(session, assignment, to)
+        redo = target.redo if direction == "redo" else version
+        _advance(session, person, assignment, direction, target.answer, parent=target.parent, redo=redo, nonce=None)
+    return assignment
+
+
+def submit(session: Session, person: Person, assignment_id: int, version: int) -> Assignment:
+    """Hand the answer in. It counts even where the lease ran out and others were given the task meanwhile.
+
+    Raises:
+        Stale: the assignment has another version; Invalid: something is missing; NotAllowed: it is not open any more.
+    """
+    assignment = _open(session, person, assignment_id)
+    _expect(assignment, version)
+    problems = missing(assignment.task.kind, shown(assignment.answer, assignment.order))
+    if problems:
+        raise Invalid(" ".join(problems))
+    _finish(session, person, assignment, "done", "submit")
+    return assignment
+
+
+def skip(session: Session, person: Person, assignment_id: int, reason: str, note: str) -> Assignment:
+    """Give a task back with a reason; somebody else gets it, and the draft stays."""
+    if reason not in SKIP_REASONS:
+        raise Invalid("found something else", where="reason", expected=", ".join(SKIP_REASONS))
+    assignment = _open(session, person, assignment_id)
+    assignment.reason, assignment.note = reason, text(note, "note", MAX_NOTE)
+    _finish(session, person, assignment, "skipped", "skip", reason=reason)
+    return assignment
+
+
+def flag(session: Session, person: Person, assignment_id: int, kind: str, note: str) -> Assignment:
+    """Report the prompt; nobody is given it, and nothing of it exported, until the owner has decided."""
+    if kind not in FLAG_KINDS:
+        raise Invalid("found something else", where="kind", expected=", ".join(FLAG_KINDS))
+    assignment = _open(session, person, assignment_id)
+    said = text(note, "note", MAX_NOTE)
+    session.add(Flag(task_id=assignment.task_id, person_id=person.id, kind=kind, note=said, created_at=time.time()))
+    assignment.reason, assignment.note = kind, said
+    _finish(session, person, assignment, "flagged", "flag", kind=kind)
+    if assignment.task.state != "withdrawn":
+        assignment.task.state = "held"
+    return assignment
+
+
+def reopen(session: Session, person: Person, assignment_id: int, lease_seconds: float) -> Assignment:
+    """Take a finished or skipped task up again: undo for having handed it in.
+
+    Raises:
+        NotAllowed: it is open, it was flagged, or the owner holds it back.
+    """
+    assignment = _locked(session, person, assignment_id)
+    if assignment.state not in ("done", "skipped"):
+        raise NotAllowed(f"this task is {assignment.state}", expected="one that you handed in or skipped")
+    now = time.time()
+    assignment.state, assignment.finished_at, assignment.updated_at = "open", None, now
+    assignment.lease_until = now + lease_seconds
+    refresh_state(session, assignment.task)
+    audit.note(session, person.name, "reopen", f"assignment {assignment.id}", task=assignment.task_id)
+    return assignment
+
+
+def readable(assignment: Assignment) -> Assignment:
+    """The assignment, if its owner may still see the prompt.
+
+    Raises:
+        NotAllowed: the prompt was flagged or withdrawn.
+    """
+    if assignment.task.state in ("held", "withdrawn"):
+        raise NotAllowed("this prompt was reported and is held back", fix="your work on it is kept; take another task")
+    return assignment
+
+
+def head(session: Session, assignment: Assignment) -> Revision:
+    """The revision that the assignment is at, which says whether there is something to undo or to redo."""
+    return _revision(session, assignment, assignment.version)
+
+
+def _locked(session: Session, person: Person, assignment_id: int) -> Assignment:
+    """The assignment and its task, locked in the same order by everybody."""
+    task_id = find_assignment(session, person, assignment_id).task_id
+    session.get(Task, task_id, with_for_update=True, populate_existing=True)
+    return readable(find_assignment(session, person, assignment_id, lock=True))
+
+
+def _open(session: Session, person: Person, assignment_id: int) -> Assignment:
+    assignment = _locked(session, person, assignment_id)
+    if assignment.state != "open":
+        raise NotAllowed("this task is not open any more", fix="it can be reopened from your history")
+    return assignment
+
+
+def _expect(assignment: Assignment, version: int) -> None:
+    if assignment.version != version:
+        what = f"this task was changed elsewhere: it is at version {assignment.version}, not {version}"
+        raise Stale(what, fix="load the page again; nothing of the other change is lost")
+
+
+def _spend(assignment: Assignment, seconds: float) -> None:
+    """Count time worked, but no more than has passed since the last save."""
+    now = time.time()
+    passed = max(0.0, now - assignment.updated_at) + _SLACK_SECONDS
+    assignment.seconds += min(max(0.0, seconds), passed)
+    assignment.updated_at = now
+
+
+def _revision(session: Session, assignment: Assignment, version: int) -> Revision:
+    query = select(Revision).where(Revision.assignment_id == assignment.id, Revision.version == version)
+    return session.scalars(query).one()
+
+
+def _advance(
+    session: Session,
+    person: Person,
+    assignment: Assignment,
+    action: str,
+    answer: dict[str, Any],
+    *,
+    parent: int | None,
+    redo: int | None,
+    nonce: str | None,
+) -> None:
+    assignment.version += 1
+    assignment.answer = answer
+    assignment.updated_at = time.time()
+    session.add(
+        Revision(
+            assignment_id=assignment.id,
+            version=assignment.version,
+            answer=answer,
+            parent=parent,
+            redo=redo,
+            nonce=nonce[:64] if nonce else None,
+            created_at=assignment.updated_at,
+        )
+    )
+    audit.note(session, person.name, action, f"assignment {assignment.id}", version=assignment.version)
+
+
+def _finish(session: Session, person: Person, assignment: Assignment, state: str, action: str, **detail: Any) -> None:
+    assignment.state = state
+    assignment.finished_at = assignment.updated_at = time.time()
+    refresh_state(session, assignment.task)
+    subject = f"assignment {assignment.id}"
+    audit.note(session, person.name, action, subject, task=assignment.task_id, version=assignment.version, **detail)

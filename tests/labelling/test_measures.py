@@ -1,0 +1,102 @@
+"""Agreement and bias of labels, against counts worked out by hand."""
+
+import pytest
+
+from instructlit.intervals import wilson_interval
+from instructlit.labelling.measures import Share, measure, ordered_pairs
+
+DAY = 24 * 3600
+
+
+def record(labeler: str, ranks: list[int], task: int = 1, **more) -> dict:
+    plain = {
+        "task": task,
+        "kind": "comparison",
+        "prompt": "p",
+        "completions": ["a", "bb", "ccc"],
+        "order": [2, 0, 1],
+        "labeler": labeler,
+        "ranks": ranks,
+        "ratings": [4, 4, 4],
+        "flags": [{"x": False}] * 3,
+        "gold": None,
+        "seconds": 10.0,
+        "submitted_at": 3 * DAY + 5.0,
+    }
+    return plain | more
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([1, 2, 3], [1, 2, 3], (3, 3)),
+        ([1, 2, 3], [3, 2, 1], (0, 3)),
+        ([1, 2, 3], [1, 3, 2], (2, 3)),
+        ([1, 2, 3], [1, 1, 2], (2, 2)),
+        ([1, 1, 1], [1, 2, 3], (0, 0)),
+    ],
+)
+def test_pairs_that_both_order(ours: list[int], theirs: list[int], expected: tuple[int, int]) -> None:
+    assert ordered_pairs(ours, theirs) == expected
+    assert ordered_pairs(theirs, ours) == expected
+
+
+def test_agreement_counts_every_two_labelers_of_a_task_once() -> None:
+    found = measure([record("a", [1, 2, 3]), record("b", [1, 3, 2]), record("c", [1, 1, 2]), record("a", [1, 2, 3], 2)])
+    # a-b agree on 2 of 3; a-c on 2 of 2 (c ties the first two); b-c on (0,2) yes and (1,2) no: 1 of 2
+    assert found.agreement["comparison"] == Share(5, 7)
+    assert found.labelers["a"].others == Share(4, 5)
+    assert found.labelers["b"].others == Share(3, 5)
+    assert found.labelers["c"].others == Share(3, 4)
+    assert found.labelers["c"].ties == Share(1, 3)
+    assert found.labels == {"comparison": 4}
+    assert found.days == {3: 4}
+
+
+def test_position_and_length() -> None:
+    # shown: ccc, a, bb. Pairs of positions: ccc-a, ccc-bb, a-bb
+    found = measure([record("a", [2, 3, 1])])  # ccc, then a, then bb: always the first shown
+    assert found.first == Share(3, 3)
+    assert found.longer == Share(2, 3)  # ccc over a and bb, but a over bb
+    found = measure([record("a", [3, 2, 1], completions=["aa", "bb", "c"])])  # c, bb, aa; shown c, aa, bb
+    assert found.first == Share(2, 3)
+    assert found.longer == Share(0, 2)  # aa and bb are equally long: no trial
+
+
+def test_gold_is_apart_from_the_agreement_with_others() -> None:
+    found = measure([record("a", [1, 2, 3], gold=[1, 3, 2]), record("b", [3, 2, 1], task=2, gold=[1, 3, 2])])
+    assert (found.labelers["a"].gold, found.labelers["b"].gold) == (Share(2, 3), Share(1, 3))
+    assert found.labelers["a"].others == Share()
+
+
+def test_flags_agree_where_both_answered() -> None:
+    ours = record("a", [1, 2, 3], flags=[{"x": True, "y": True}, {}, {"x": False}])
+    theirs = record("b", [1, 2, 3], flags=[{"x": True, "y": False}, {"x": True}, {"x": False}])
+    assert measure([ours, theirs]).flag_agreement == Share(2, 3)
+
+
+def test_disputed_tasks_come_worst_first_and_agreed_ones_not_at_all() -> None:
+    records = [
+        *(record(name, [1, 2, 3], task=1) for name in "ab"),
+        *(record(name, ranks, task=2) for name, ranks in (("a", [1, 2, 3]), ("b", [1, 3, 2]))),
+        *(record(name, ranks, task=3) for name, ranks in (("a", [1, 2, 3]), ("b", [3, 2, 1]))),
+        *(record(name, [1, 2, 3], task=4, ratings=[r, 4, 4]) for name, r in (("a", 1), ("b", 7))),
+    ]
+    disputes = measure(records).disputes
+    assert [(d.task, d.agreement.hits, d.rating_gap) for d in disputes] == [(3, 0, 0), (2, 2, 0), (4, 3, 6)]
+
+
+def test_demonstrations_count_for_throughput_only() -> None:
+    plain = {name: record("a", [])[name] for name in ("task", "labeler", "seconds", "submitted_at", "gold", "prompt")}
+    found = measure(
+        [plain | {"kind": "demonstration"}, plain | {"kind": "demonstration", "labeler": "b", "seconds": 4.0}]
+    )
+    assert found.labels == {"demonstration": 2}
+    assert found.labelers["a"].median_seconds == 10.0
+    assert found.disputes == []
+
+
+def test_a_share_without_trials_says_so() -> None:
+    assert Share().value is None
+    assert Share().interval == (0.0, 1.0)
+    assert Share(8, 10).interval == wilson_interval(8, 10)

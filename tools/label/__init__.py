@@ -1,0 +1,1 @@
+"""`instructlit label`: the web application in which people write, rate and rank, and the commands around it."""

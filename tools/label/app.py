@@ -1,0 +1,89 @@
+"""The application: middleware, routes, and what becomes of errors."""
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp
+
+from instructlit.errors import UserError
+from instructlit.labelling.database import is_busy
+from instructlit.labelling.refusals import Invalid, NotAllowed, NotFound, Stale
+from instructlit.tools.label import labeling, owner, owner_tasks, sign_in
+from instructlit.tools.label.security import Guard, check_csrf
+from instructlit.tools.label.site import FOLDER, SignInNeeded, Site, to
+
+_FAULT = ("Something went wrong here, and it has been written down.", "Try again in a moment.")
+_STATUS = {NotFound: 404, NotAllowed: 403, Stale: 409, Invalid: 422}
+_TITLES = {
+    403: "Not allowed",
+    404: "Not found",
+    405: "Not found",
+    409: "Changed elsewhere",
+    422: "Not complete",
+    503: "Busy",
+    500: "Our fault",
+}
+
+
+def create_app(site: Site, hosts: list[str] | None = None) -> ASGIApp:
+    """The application of one site.
+
+    Args:
+        site: the site.
+        hosts: names that browsers may use for it; any when not given.
+    """
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, dependencies=[Depends(check_csrf)])
+    app.state.site = site
+    app.mount("/static", StaticFiles(directory=FOLDER / "static"))
+    for module in (sign_in, labeling, owner, owner_tasks):
+        app.include_router(module.router)
+    app.add_exception_handler(SignInNeeded, lambda request, error: _sign_in_needed(request))
+    app.add_exception_handler(UserError, _refused)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
+    app.add_exception_handler(
+        RequestValidationError, lambda request, error: _say(request, 404, "There is no such page.")
+    )
+    app.add_exception_handler(DBAPIError, _database_error)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, lambda request, error: _say(request, 500, *_FAULT))
+    if hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    return Guard(app, https=site.cookies.https)  # around everything: a page of ours about an error is guarded too
+
+
+def wants_json(request: Request) -> bool:
+    """Whether a script asks, not a person."""
+    return "application/json" in request.headers.get("accept", "")
+
+
+def _say(request: Request, status: int, what: str, fix: str | None = None) -> Response:
+    if wants_json(request):
+        return JSONResponse({"error": what, "fix": fix}, status_code=status)
+    title = _TITLES.get(status, "That did not work")
+    return request.app.state.site.page(request, "error.html", status, title=title, what=what, fix=fix)
+
+
+def _sign_in_needed(request: Request) -> Response:
+    if wants_json(request):
+        return JSONResponse({"error": "You are not signed in any more.", "fix": "Sign in in another tab."}, 401)
+    return to("/sign-in")
+
+
+def _refused(request: Request, error: UserError) -> Response:
+    parts = (error.where, error.what, error.expected and f"expected {error.expected}")
+    what = ": ".join(part for part in parts if part)
+    return _say(request, _STATUS.get(type(error), 400), f"{what[:1].upper()}{what[1:]}", error.fix)
+
+
+def _http_error(request: Request, error: HTTPException) -> Response:
+    what = {404: "There is no such page.", 413: "That is too large."}.get(error.status_code, "That cannot be done.")
+    return _say(request, error.status_code, what)
+
+
+def _database_error(request: Request, error: DBAPIError) -> Response:
+    if is_busy(error):
+        return _say(request, 503, "The database is busy.", "Try again in a moment; nothing is lost.")
+    raise error

@@ -1,0 +1,68 @@
+"""Rows of files as tasks, and labels as rows of files."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from instructlit.labelling.questions import KINDS
+from instructlit.labelling.records import label_records, row_of
+from instructlit.labelling.refusals import Invalid
+
+_OURS = ("prompt", "completions", "use_case", "user", "round", "overlap", "priority")
+_POLICIES = ("policies", "policy", "models")
+_LABELS = ("ranks", "ratings", "flags", "labeler", "completion", "kind")
+
+
+def task_record(row: Mapping[str, Any], where: str, kind: str, gold: bool, round_: int | None = None) -> dict[str, Any]:
+    """A row as `tasks.add_tasks` takes it: what has a meaning there, and whatever else the row says as `extra`.
+
+    Args:
+        row: with `prompt`, `completions` (but for demonstrations), optional `policy` (one, or one a completion),
+            `use_case`, `user`, `round`, `overlap`, `priority`.
+        where: file and line, for messages.
+        kind: what is to be done.
+        gold: whether the row's `ranks` are the right answer.
+        round_: the round of rows that name none.
+    """
+    record: dict[str, Any] = {name: row[name] for name in _OURS if row.get(name) is not None}
+    if kind == "demonstration":
+        record.pop("completions", None)
+    elif policies := next((row[name] for name in _POLICIES if row.get(name) is not None), None):
+        record["policies"] = policies
+    if gold:
+        if "ranks" not in row:
+            raise Invalid("there are no ranks", where=where, expected="the right ranks: the rows are gold questions")
+        record["gold"] = row["ranks"]
+    known = (*_OURS, *_POLICIES, *_LABELS)
+    record["extra"] = {name: value for name, value in row.items() if name not in known}
+    record.setdefault("round", round_)
+    return record | {"kind": kind, "where": where}
+
+
+def parsed_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of JSON Lines, each with its place.
+
+    Raises:
+        Invalid: a line that is no JSON object.
+    """
+    for number, line in enumerate(lines, 1):
+        where = f"{name}:{number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise Invalid("this line is not JSON", where=where, expected="one JSON object a line, UTF-8") from error
+        if not isinstance(row, dict):
+            raise Invalid("this line is no object", where=where, expected="one JSON object a line")
+        yield where, row
+
+
+def exported(session: Session, kind: str, gold: bool = False) -> Iterator[str]:
+    """The labels of a kind as lines of JSON."""
+    if kind not in KINDS:
+        raise Invalid(f"there is no kind {kind[:40]!r}", expected=", ".join(KINDS))
+    for record in label_records(session, [kind], gold=gold):
+        yield json.dumps(row_of(record), ensure_ascii=False) + "\n"

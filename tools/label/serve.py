@@ -1,0 +1,126 @@
+"""`instructlit label`: the server."""
+
+import ipaddress
+import socket
+import ssl
+
+import uvicorn
+
+from instructlit.errors import UserError
+from instructlit.labelling import people
+from instructlit.labelling.database import Database
+from instructlit.tools.label.app import create_app
+from instructlit.tools.label.security import Cookies
+from instructlit.tools.label.site import Site
+
+LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
+
+
+def label(
+    *,
+    database: str = "labels.db",
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    title: str = "Labelling",
+    lease_minutes: float = 60,
+    tls_certificate: str | None = None,
+    tls_key: str | None = None,
+    behind_proxy: bool = False,
+    plain_http: bool = False,
+    hostnames: list[str] | None = None,
+) -> None:
+    """Serve the web application in which people write demonstrations, rate and rank answers, and evaluate models.
+
+    The first owner is made by `instructlit label add-labeler NAME --role owner`. Only this machine is listened to
+    unless `host` says otherwise, and others only by TLS.
+
+    Args:
+        database: file, or URL of a PostgreSQL server; brought to the newest schema, a copy of an older file kept.
+        host: address to listen on.
+        port: port to listen on.
+        title: what the pages are headed with.
+        lease_minutes: how long a task stays with somebody who does nothing.
+        tls_certificate: file of the certificate chain, PEM.
+        tls_key: file of its key, PEM, without a password.
+        behind_proxy: a proxy on this machine does TLS and passes requests on with X-Forwarded-For and -Proto.
+        plain_http: listen to other machines without TLS: tokens and prompts then cross the network readable.
+        hostnames: names that browsers may reach it by; other Host headers are refused. On loopback, its own names.
+    """
+    _check(host, port, lease_minutes, tls_certificate, tls_key, plain_http)
+    opened = Database(database)
+    with opened.read() as session:
+        if not people.has_owner(session):
+            fix = f"instructlit label add-labeler NAME --role owner --database {opened}"
+            raise UserError("nobody can sign in as owner yet", where=str(opened), fix=fix)
+    if opened.backup:
+        print(f"The schema of {opened} was renewed; the file as it was: {opened.backup}", flush=True)
+    https = behind_proxy or tls_certificate is not None
+    site = Site(opened, title, lease_minutes * 60, Cookies(https))
+    allowed = hostnames or (LOOPBACK_NAMES if _is_loopback(host) and not behind_proxy else None)
+    config = uvicorn.Config(
+        create_app(site, allowed),
+        ssl_certfile=tls_certificate,
+        ssl_keyfile=tls_key,
+        proxy_headers=behind_proxy,
+        forwarded_allow_ips="127.0.0.1,::1",
+        server_header=False,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=75,  # people think between two requests
+        timeout_graceful_shutdown=10,
+    )
+    _load_tls(config)
+    listener = _listen(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    scheme = "https" if tls_certificate else "http"
+    print(f"Labelling {opened} at {scheme}://{shown}:{listener.getsockname()[1]}  (Ctrl-C ends)", flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
+    opened.close()
+
+
+def _check(
+    host: str, port: int, lease_minutes: float, certificate: str | None, key: str | None, plain_http: bool
+) -> None:
+    if not 0 <= port <= 65535:
+        raise UserError(f"there is no port {port}", where="--port", expected="0 (any free one) to 65535")
+    if not 1 <= lease_minutes <= 7 * 24 * 60:
+        raise UserError(f"found {lease_minutes:g}", where="--lease_minutes", expected="1 to 10080 (a week)")
+    if (certificate is None) != (key is None):
+        raise UserError("one of --tls_certificate and --tls_key is missing", expected="both, or neither")
+    if not _is_loopback(host) and certificate is None and not plain_http:
+        raise UserError(
+            f"{host} can be reached from other machines, and there is no TLS",
+            where="--host",
+            expected="--tls_certificate and --tls_key, or a proxy with TLS before 127.0.0.1 (--behind_proxy)",
+            fix="--plain_http if the network between is your own",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _load_tls(config: uvicorn.Config) -> None:
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"the certificate or its key cannot be used: {reason}", where="--tls_certificate") from error
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)  # who calls from now on is answered
+    except OSError as error:
+        what = f"{host}:{port} cannot be listened on: {error.strerror}"
+        raise UserError(what, where="--port", fix="choose another --port, or --port 0 for any free one") from error
+    return listener
