@@ -108,7 +108,7 @@ def load_answerer(model: str, *, template: str, dtype: Dtype, device: str) -> An
     """
     check_source(model, weights=True, where="model")
     tokenizer = load_tokenizer(model)
-    place = _device(device)
+    place = device_of(device)
     held = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
     policy: Any = load_causal_lm(Backbone(model, dtype=held), where="model")
     policy.requires_grad_(False).eval().to(place)
@@ -121,7 +121,12 @@ def encoded(answerer: Answerer, prompt: Prompt, new_tokens: int, where: str) -> 
     return EncodedPrompt(answerer.encode(prompt.prompt, new_tokens, where), prompt)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means.
+
+    Raises:
+        UserError: it is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

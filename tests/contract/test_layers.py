@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    *("errors", "redaction", "types"),
-    *("world", "ops", "losses", "data", "models", "rollout", "checkpoints", "modules", "memory"),
+    *("errors", "redaction", "types", "agreement"),
+    *("world", "ops", "losses", "data", "labelling", "models", "rollout", "checkpoints", "modules", "memory"),
     *("cli", "callbacks", "tools"),
 )
 
@@ -24,6 +24,7 @@ PURE = {
     "errors": {"torch", "numpy"},
     "redaction": {"torch", "numpy", "lightning"},
     "types": {"transformers", "lightning", "numpy"},
+    "agreement": {"torch", "transformers", "lightning", "numpy"},
     "world": {"torch", "transformers", "lightning"},
     "ops": {"transformers", "lightning", "datasets", "numpy"},
     "losses": {"transformers", "lightning", "datasets", "numpy"},

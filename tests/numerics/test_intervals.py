@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructlit.ops.statistics import wilson_interval
-from instructlit.tools.world.measure import ordered_pairs
+from instructlit.tools.scoring import ordered_pairs
 from instructlit.tools.world.shares import grouped_share, wins
 
 
