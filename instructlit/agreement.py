@@ -36,19 +36,24 @@ class Share:
     """
 
     value: float  # nan where there is no pair
-    half_width: float
+    half_width: float  # nan where one prompt alone says nothing of the others
     pairs: int
     units: int  # prompts the pairs come from
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.1f} ± {100 * self.half_width:.1f} %" if self.pairs else "no pair to compare"
+        if not self.pairs:
+            return "no pair to compare"
+        width = "unknown" if math.isnan(self.half_width) else f"{100 * self.half_width:.1f} %"
+        return f"{100 * self.value:.1f} ± {width}"
 
 
 def share(counts: Iterable[tuple[float, float]]) -> Share:
     """The pooled share of (successes, trials) of each unit. The units, not the trials, are taken as independent.
 
     The variance is that of a ratio of sums (Cochran 1977, section 2.11), and the interval 1.96 standard errors to both
-    sides ("error bars throughout the paper are 95 % confidence intervals", arXiv 2203.02155, figure 1).
+    sides ("error bars throughout the paper are 95 % confidence intervals", arXiv 2203.02155, figure 1). Where every
+    trial ends alike that would be no width at all; then it is the reach of Wilson's interval for as many trials as
+    units.
     """
     kept = [(s, n) for s, n in counts if n > 0]
     trials = sum(n for _, n in kept)
@@ -56,8 +61,11 @@ def share(counts: Iterable[tuple[float, float]]) -> Share:
         return Share(math.nan, math.nan, 0, 0)
     value = sum(s for s, _ in kept) / trials
     units = len(kept)
-    correction = units / (units - 1) if units > 1 else 1.0
-    variance = correction * sum((s - value * n) ** 2 for s, n in kept) / trials**2
+    if value in (0.0, 1.0):
+        return Share(value, Z**2 / (units + Z**2), round(trials), units)
+    if units == 1:
+        return Share(value, math.nan, round(trials), units)
+    variance = units / (units - 1) * sum((s - value * n) ** 2 for s, n in kept) / trials**2
     return Share(value, Z * math.sqrt(variance), round(trials), units)
 
 

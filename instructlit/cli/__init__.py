@@ -28,11 +28,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "labels import": (f"{TOOLS}.labels.read:labels_import", "labels that were given in another tool"),
     "labels agreement": (f"{TOOLS}.labels.agreement:labels_agreement", "how far labelers agree"),
     "iterate": (f"{TOOLS}.iterate:iterate", "rounds of collecting, labelling, a new reward model and PPO"),
+    "iterate measure": (
+        f"{TOOLS}.iterate.measure:iterate_measure",
+        "measure one round: reward models and policies, old and new",
+    ),
     "lineage": (f"{TOOLS}.iterate.lineage:lineage", "what every round of a loop was made from"),
     "soak": (f"{TOOLS}.soak:soak", "kill a stage again and again, and compare it with one that was never killed"),
     "world": (f"{TOOLS}.world.generate:world", "write the embedded world's data, to train on it by hand"),
     "world label": (f"{TOOLS}.world.label:world_label", "sample completions and have simulated labelers rank them"),
     "world rank": (f"{TOOLS}.world.rank:world_rank", "have simulated labelers answer a file of tasks"),
+    "world compare": (f"{TOOLS}.world.compare:world_compare", "which of two policies the gold scorer prefers"),
     "world evaluate": (f"{TOOLS}.world.evaluate:world_evaluate", "measure every model of a quickstart run"),
     "world report": (f"{TOOLS}.world.report:world_report", "draw the page of a quickstart run"),
 }
@@ -40,8 +45,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GROUPS = (
     ("train", ("fit", "validate", "test", "predict")),
     ("use", ("generate", "chat", "export", "data check", "memory")),
-    ("people in the loop", ("collect", "labels export", "labels import", "labels agreement", "iterate", "lineage")),
-    ("see it work", ("quickstart", "soak", "world", "world label", "world rank", "world evaluate", "world report")),
+    (
+        "people in the loop",
+        ("collect", "labels export", "labels import", "labels agreement", "iterate", "iterate measure", "lineage"),
+    ),
+    (
+        "see it work",
+        ("quickstart", "soak", "world", "world label", "world rank", "world compare", "world evaluate", "world report"),
+    ),
 )
 
 

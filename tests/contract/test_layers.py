@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
     *("errors", "redaction", "types", "agreement"),
-    *("world", "ops", "losses", "data", "labelling", "models", "rollout", "checkpoints", "modules", "memory"),
+    *("world", "ops", "losses", "data", "labels", "models", "rollout", "checkpoints", "modules", "memory"),
     *("cli", "callbacks", "tools"),
 )
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from instructlit.errors import UserError
 
 if TYPE_CHECKING:
-    from instructlit.labelling import LabelKind
+    from instructlit.labels import LabelKind
+    from instructlit.tools.collect.answers import Drawing, Source
     from instructlit.types import Prompt
 
 Select = Literal["random", "use_case", "disagreement"]
@@ -72,11 +73,14 @@ def collect(
     if kind == "evaluation":
         least = most = len(policies)
     _check(kind, policies, select, limit, ensemble, attempts, batch_size)
+    from instructlit.models.folders import check_source
     from instructlit.tools.collect.answers import Drawing, draw_answers, score_answers
     from instructlit.tools.collect.journal import Journal
     from instructlit.tools.collect.selection import at_random, evenly, of_use_cases
 
     sources = [_source(text) for text in policies]
+    for model in [*(source.folder for source in sources), *(ensemble or []), *([reward] if reward else [])]:
+        check_source(model, weights=True, where=model)  # before hours of sampling
     how = Drawing(
         sources, least, most, max_new_tokens, batch_size, attempts if kind == "comparison" else 1,
         kind == "comparison", seed, template, dtype, device,
@@ -91,7 +95,8 @@ def collect(
     asked, places = [asked[i] for i in chosen], [places[i] for i in chosen]
 
     target = Path(output)
-    record = _identity(how, asked, kind, select, limit, ensemble, reward, round)
+    told = {"kind": kind, "select": select, "limit": limit, "ensemble": ensemble, "reward": reward, "round": round}
+    record = _identity(how, asked, told)
     made = target.with_name(f"{target.stem}.made.json")
     if target.is_file() and made.is_file() and json.loads(made.read_text(encoding="utf-8")).get("from") == record:
         print(f"{target}: finished before")
@@ -120,8 +125,8 @@ def _write(
 ) -> None:
     """The tasks with their key, each in an order of its own, and the record of what they were made from."""
     from instructlit.data.readers import file_hash
-    from instructlit.labelling import Task, write_tasks
-    from instructlit.labelling.records import key_file, task_id
+    from instructlit.labels import Task, write_tasks
+    from instructlit.labels.records import key_file, task_id
 
     tasks = []
     for prompt, wanted, scores in rows:
@@ -173,37 +178,31 @@ def _distinct(files: list[str]) -> tuple[list["Prompt"], list[str]]:
     return [prompt for prompt, _ in found.values()], [where for _, where in found.values()]
 
 
-def _identity(how: Any, asked: list["Prompt"], *rest: Any) -> dict[str, Any]:
+def _identity(how: "Drawing", asked: list["Prompt"], told: dict[str, Any]) -> dict[str, Any]:
     """All that decides the answers, the weights of the models included."""
     import hashlib
 
     from instructlit.data.splits import prompt_key
     from instructlit.models.lineage import weights_digest
 
-    kind, select, limit, ensemble, reward, round = rest
-    models = dict.fromkeys([*(s.folder for s in how.sources), *(ensemble or []), *([reward] if reward else [])])
+    models = [*(source.folder for source in how.sources), *(told["ensemble"] or []), told["reward"]]
     text = "\x00".join(prompt_key(prompt.prompt) for prompt in asked)
     return {
         "policies": [source.name for source in how.sources],
-        "weights_sha256": {model: weights_digest(model) for model in models},
+        "weights_sha256": {model: weights_digest(model) for model in models if model},
         "prompts": hashlib.sha256(text.encode("utf-8")).hexdigest(),
-        "kind": kind,
         "completions": [how.least, how.most],
-        "select": select,
-        "limit": limit,
-        "ensemble": ensemble,
-        "reward": reward,
-        "round": round,
         "seed": how.seed,
         "max_new_tokens": how.max_new_tokens,
         "batch_size": how.batch_size,
         "attempts": how.attempts,
         "template": how.template,
         "dtype": how.dtype,
+        **told,
     }
 
 
-def _source(text: str) -> Any:
+def _source(text: str) -> "Source":
     from instructlit.tools.collect.answers import Source
     from instructlit.tools.sources import parse_source
 

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from instructlit.errors import UserError
 
@@ -12,7 +12,7 @@ class Journal:
     """Results by key in a file that only grows; the line that a kill has cut short does not count.
 
     Args:
-        path: the file, made if it is not there.
+        path: the file, made with the first result.
         identity: what decides the results; a journal of another identity is refused.
 
     Raises:
@@ -20,8 +20,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]):
-        self.path, self._found = path, {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self._identity = path, identity
         whole = 0
         lines: list[Any] = []
         if path.exists():
@@ -30,13 +29,11 @@ class Journal:
                     break
                 whole += len(line)
                 lines.append(self._parse(line))
-        self._file = path.open("a+b")
-        self._file.truncate(whole)
-        if not lines:
-            self._append(identity)
-        elif lines[0] != json.loads(json.dumps(identity)):
+        if lines and lines[0] != json.loads(json.dumps(identity)):
             raise self._other(lines[0], identity)
-        self._found = dict(lines[1:])
+        self._found: dict[str, Any] = dict(lines[1:])
+        self._whole = whole  # bytes of the lines that are complete
+        self._file: BinaryIO | None = None
 
     def __contains__(self, key: str) -> bool:
         return key in self._found
@@ -49,19 +46,32 @@ class Journal:
 
     def put(self, key: str, value: Any) -> None:
         """Keeps a result; it is on disk when this returns."""
-        self._append([key, value])
+        if self._file is None:
+            self._file = self._begin()
+        self._append(self._file, [key, value])
         self._found[key] = value
 
     def close(self, remove: bool = False) -> None:
         """Closes the file, and removes it where all of it has gone into something else."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if remove:
             self.path.unlink(missing_ok=True)
 
-    def _append(self, value: Any) -> None:
-        self._file.write(json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def _begin(self) -> BinaryIO:
+        """The file, opened behind its last whole line, with the identity first."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("ab")
+        file.truncate(self._whole)
+        if not self._whole:
+            self._append(file, self._identity)
+        return file
+
+    @staticmethod
+    def _append(file: BinaryIO, value: Any) -> None:
+        file.write(json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
     def _parse(self, line: bytes) -> Any:
         try:

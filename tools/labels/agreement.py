@@ -1,10 +1,12 @@
 """`instructlit labels agreement`: how far the labelers agree."""
 
 import json
+import math
 from typing import Any
 
-from instructlit.labelling import read_labels
-from instructlit.labelling.report import agreement_report
+from instructlit.agreement import Share
+from instructlit.labels import read_labels
+from instructlit.labels.report import agreement_report
 
 
 def labels_agreement(labels: list[str], as_json: bool = False) -> None:
@@ -35,7 +37,9 @@ def labels_agreement(labels: list[str], as_json: bool = False) -> None:
 def _share(found: dict[str, Any]) -> str:
     if not found["pairs"]:
         return "nothing to compare"
-    return f"{100 * found['agreement']:.1f} ± {100 * found['half_width']:.1f} % ({found['pairs']} pairs, {found['tasks']} tasks)"
+    width = math.nan if found["half_width"] is None else found["half_width"]
+    share = Share(found["agreement"], width, found["pairs"], found["tasks"])
+    return f"{share} ({share.pairs} pairs, {share.units} tasks)"
 
 
 def _number(value: float | None) -> str:

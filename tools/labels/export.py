@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from instructlit.errors import UserError
-from instructlit.labelling import Label, Task, read_labels, read_tasks
-from instructlit.labelling.export import export
-from instructlit.labelling.records import with_policies, write_rows
+from instructlit.labels import Label, Task, read_labels, read_tasks
+from instructlit.labels.export import export
+from instructlit.labels.records import with_policies, write_rows
 
 Target = Literal["native", "trl", "argilla", "label_studio"]
 
@@ -76,7 +76,7 @@ def tasks_of(labels: list[Label]) -> list[Task]:
 
 def _for_tool(to: str, tasks: list[Task], labels: list[Label], folder: Path) -> None:
     if to == "argilla":
-        from instructlit.labelling.argilla import to_argilla
+        from instructlit.labels.argilla import to_argilla
 
         lost = Counter("skipped" for label in labels if label.skipped) + Counter(
             "with flags or a time, which Argilla's records have no place for"
@@ -87,7 +87,7 @@ def _for_tool(to: str, tasks: list[Task], labels: list[Label], folder: Path) -> 
         for what, count in lost.items():
             print(f"not told to Argilla: {count} labels {what}")
         return
-    from instructlit.labelling.label_studio import labeling_config, to_label_studio
+    from instructlit.labels.label_studio import labeling_config, to_label_studio
 
     _write_array(folder / "label_studio.json", list(to_label_studio(tasks, labels)))
     most = max((len(task.completions) for task in tasks), default=0)
@@ -97,7 +97,7 @@ def _for_tool(to: str, tasks: list[Task], labels: list[Label], folder: Path) -> 
 
 def _pairs(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """The pairs of comparison rows; demonstrations have none."""
-    from instructlit.labelling.trl import to_pairs
+    from instructlit.labels.trl import to_pairs
 
     return list(to_pairs(rows)) if not name.startswith("demonstrations") else []
 

@@ -3,8 +3,8 @@
 from typing import Literal
 
 from instructlit.errors import UserError
-from instructlit.labelling import read_tasks, write_labels
-from instructlit.labelling.records import parse_label, read_rows, with_policies
+from instructlit.labels import read_tasks, write_labels
+from instructlit.labels.records import parse_label, read_rows, with_policies
 
 
 def labels_import(
@@ -24,9 +24,9 @@ def labels_import(
         tasks: the files of tasks that were labelled there, with their keys beside them: which policy wrote what.
         labeler: whose labels they are, where the format does not say (TRL).
     """
-    from instructlit.labelling.argilla import from_argilla
-    from instructlit.labelling.label_studio import from_label_studio
-    from instructlit.labelling.trl import from_pairs
+    from instructlit.labels.argilla import from_argilla
+    from instructlit.labels.label_studio import from_label_studio
+    from instructlit.labels.trl import from_pairs
 
     rows = [row for file in files for row in read_rows(file)]
     if source == "argilla":

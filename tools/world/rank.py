@@ -3,7 +3,7 @@
 import random
 
 from instructlit.errors import UserError
-from instructlit.labelling import Label, Task, read_tasks, write_labels
+from instructlit.labels import Label, Task, read_tasks, write_labels
 from instructlit.world import World, rank_completions
 
 

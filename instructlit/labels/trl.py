@@ -5,7 +5,7 @@ from itertools import combinations
 from typing import Any
 
 from instructlit.data.formats import read_records
-from instructlit.labelling.records import Label, task_id
+from instructlit.labels.records import Label, task_id
 from instructlit.types import Comparison
 
 

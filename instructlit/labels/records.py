@@ -98,6 +98,14 @@ def task_id(kind: str, prompt: PromptText, completions: Iterable[str], round: in
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
+def for_database(task: Task) -> dict[str, Any]:
+    """A task as the labelling database takes it; the database itself keeps the policies from the labelers."""
+    told = {"kind": task.kind, "prompt": task.prompt, "completions": task.completions, "policies": task.policy}
+    about = {"use_case": task.use_case, "user": task.user, "round": task.round}
+    extra = {"task": task.task, "scores": task.scores}
+    return {name: value for name, value in {**told, **about, "extra": extra}.items() if value is not None}
+
+
 def key_file(tasks: str | Path) -> Path:
     """Where the policies and scores of a file of tasks stand."""
     path = Path(tasks)
@@ -140,31 +148,42 @@ def read_labels(path: str | Path) -> list[Label]:
 
 
 def with_policies(labels: Iterable[Label], tasks: Iterable[Task]) -> list[Label]:
-    """Labels that come back from a blind task, with what the task knows: policy, round, use case, user.
+    """Labels that come back from a blind task, with what the task knows: its id, policies, round, use case, user.
 
-    The completions of a label may be in another order than the task's.
+    A label finds its task by the id, or by what was asked where another tool has given it an id of its own. The
+    completions of a label may be in another order than the task's.
 
     Raises:
         UserError: a label of a task that is not among `tasks`, or of other completions.
     """
-    known = {task.task: task for task in tasks}
+    tasks = list(tasks)
+    known = {task.task: task for task in tasks} | {_question(task): task for task in tasks}
     found = []
     for label in labels:
-        task = known.get(label.task)
+        task = known.get(label.task) or known.get(_question(label))
         if task is None:
             raise UserError("no such task", where=f"label of task {label.task!r}", expected="a task of the given file")
         policy = None
         if task.policy is not None and label.kind != "demonstration":
-            writers = dict(zip(task.completions, task.policy, strict=True))
-            if set(label.completions) != set(writers):
+            writers: dict[str, list[str]] = {}  # of equal completions, which an evaluation may have, in their order
+            for completion, name in zip(task.completions, task.policy, strict=True):
+                writers.setdefault(completion, []).append(name)
+            if sorted(label.completions) != sorted(task.completions):
                 raise UserError(
                     "the label has other completions than its task",
                     where=f"label of task {label.task!r} by {label.labeler!r}",
                     expected="labels of this very file of tasks",
                 )
-            policy = [writers[completion] for completion in label.completions]
-        found.append(replace(label, policy=policy, round=task.round, use_case=task.use_case, user=task.user))
+            policy = [writers[completion].pop(0) for completion in label.completions]
+        told = {"round": task.round, "use_case": task.use_case, "user": task.user}
+        found.append(replace(label, task=task.task, policy=policy, **told))
     return found
+
+
+def _question(asked: Task | Label) -> str:
+    """What is asked, whatever number another tool has given it and in whatever order it showed the completions."""
+    shown = [] if asked.kind == "demonstration" else sorted(asked.completions)
+    return task_id(asked.kind, asked.prompt, shown, asked.round)
 
 
 def parse_task(row: dict[str, Any], where: str) -> Task:
@@ -190,11 +209,14 @@ def parse_task(row: dict[str, Any], where: str) -> Task:
 
 
 def parse_label(row: dict[str, Any], where: str) -> Label:
-    """A row as a label.
+    """A row as a label. `policies` is read as `policy`, and `completion` as the one of a demonstration.
 
     Raises:
         UserError: naming `where` and the field.
     """
+    row = {"policy": row.get("policies"), **row}
+    if row.get("kind") == "demonstration" and "completion" in row:
+        row |= {"completions": [row["completion"]], "policy": None}
     given = Fields(row, where)
     kind, skipped = _kind(given), given.name("skipped")
     at_least = 1 if kind == "demonstration" else 2

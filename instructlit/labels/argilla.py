@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 from instructlit.errors import UserError
-from instructlit.labelling.fields_by_name import COMPLETION, completion_names, rating_name
-from instructlit.labelling.records import KINDS, Label, LabelKind, Task, task_id
+from instructlit.labels.fields_by_name import COMPLETION, completion_names, rating_name
+from instructlit.labels.records import KINDS, Label, LabelKind, Task, task_id
 
 RANKING, DEMONSTRATION = "ranking", "demonstration"
 

@@ -14,7 +14,7 @@ import numpy as np
 from instructlit.agreement import pairwise
 from instructlit.data.splits import hash64, held_out, prompt_key
 from instructlit.errors import UserError, nearest
-from instructlit.labelling.records import Label, LabelKind
+from instructlit.labels.records import Label, LabelKind
 
 FILES: dict[LabelKind, str] = {
     "comparison": "comparisons",

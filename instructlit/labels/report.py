@@ -7,8 +7,8 @@ from itertools import combinations
 from typing import Any
 
 from instructlit.agreement import Share, fleiss_kappa, krippendorff_alpha, pair_agreement, pairwise, share
-from instructlit.labelling.export import aligned, by_task, rankings
-from instructlit.labelling.records import Label
+from instructlit.labels.export import aligned, by_task, rankings
+from instructlit.labels.records import Label
 
 
 def agreement_report(labels: Iterable[Label]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any, cast
 from xml.sax.saxutils import quoteattr
 
 from instructlit.errors import UserError
-from instructlit.labelling.fields_by_name import completion_names, rating_name
-from instructlit.labelling.records import KINDS, Label, LabelKind, Task, task_id
+from instructlit.labels.fields_by_name import completion_names, rating_name
+from instructlit.labels.records import KINDS, Label, LabelKind, Task, task_id
 
 _UNPLACED = "_"
 """The bucket in which Label Studio leaves the items that nobody has moved."""
