@@ -21,20 +21,22 @@ PromptText = str | list[Message]
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt with the answer a labeler wrote for it."""
+    """A prompt with the answer a labeler wrote for it. `weight` is how often the row comes in an epoch."""
 
     prompt: PromptText
     completion: str
     use_case: str | None = None
     labeler: str | None = None
     user: str | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Comparison:
     """K >= 2 completions of one prompt in one labeler's order.
 
-    `ranks[k]` belongs to `completions[k]`: 1 is best and equal ranks are a tie. `ratings` are 1 (worst) to 7.
+    `ranks[k]` belongs to `completions[k]`: 1 is best and equal ranks are a tie. `ratings` are 1 (worst) to 7. `weight`
+    is how often the row comes in an epoch.
     """
 
     prompt: PromptText
@@ -46,6 +48,7 @@ class Comparison:
     policy: list[str] | str | None = None
     use_case: str | None = None
     user: str | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

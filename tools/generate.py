@@ -91,18 +91,14 @@ def _read(files: list[str] | None, text: str | None, limit: int | None) -> "Iter
     """Each prompt with where it stands."""
     from itertools import islice
 
-    from instructlit.data.readers import open_source
-    from instructlit.data.records import records_of
-    from instructlit.data.sources import Source
     from instructlit.types import Prompt
+
+    from .sources import read_prompts
 
     if text is not None:
         yield "--prompt", Prompt(text)
         return
-    rows = [rows for name in files or [] for rows in open_source(Source(name), "prompts")]
-    for file, row, _, _, record in islice(records_of(rows, "prompt"), limit):
-        assert isinstance(record, Prompt)
-        yield rows[file].where(row), record
+    yield from islice(read_prompts(files or []), limit)
 
 
 def _row(prompt: "Prompt", answers: list[tuple[str, bool]], model: str) -> dict[str, Any]:

@@ -32,9 +32,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "label labelers": (f"{TOOLS}.label.commands:labelers", "who may sign in"),
     "label import": (f"{TOOLS}.label.commands:import_tasks", "prompts and completions in, as tasks"),
     "label export": (f"{TOOLS}.label.commands:export_labels", "labels out, as files that training reads"),
+    "collect": (f"{TOOLS}.collect:collect", "sample answers to prompts as blind tasks for labelers"),
+    "labels export": (f"{TOOLS}.labels.export:labels_export", "labels as files for training, or for other tools"),
+    "labels import": (f"{TOOLS}.labels.read:labels_import", "labels that were given in another tool"),
+    "labels agreement": (f"{TOOLS}.labels.agreement:labels_agreement", "how far labelers agree"),
+    "iterate": (f"{TOOLS}.iterate:iterate", "rounds of collecting, labelling, a new reward model and PPO"),
+    "iterate measure": (
+        f"{TOOLS}.iterate.measure:iterate_measure",
+        "measure one round: reward models and policies, old and new",
+    ),
+    "lineage": (f"{TOOLS}.iterate.lineage:lineage", "what every round of a loop was made from"),
     "soak": (f"{TOOLS}.soak:soak", "kill a stage again and again, and compare it with one that was never killed"),
     "world": (f"{TOOLS}.world.generate:world", "write the embedded world's data, to train on it by hand"),
     "world label": (f"{TOOLS}.world.label:world_label", "sample completions and have simulated labelers rank them"),
+    "world rank": (f"{TOOLS}.world.rank:world_rank", "have simulated labelers answer a file of tasks"),
+    "world compare": (f"{TOOLS}.world.compare:world_compare", "which of two policies the gold scorer prefers"),
     "world evaluate": (f"{TOOLS}.world.evaluate:world_evaluate", "measure every model of a quickstart run"),
     "world report": (f"{TOOLS}.world.report:world_report", "draw the page of a quickstart run"),
 }
@@ -43,12 +55,17 @@ GROUPS = (
     ("train", ("fit", "validate", "test", "predict")),
     ("use", ("generate", "chat", "export", "evaluate", "data check", "memory", "benchmark")),
     (
-        "label",
-        tuple(
-            f"label{name}" for name in ("", " add-labeler", " new-token", " revoke", " labelers", " import", " export")
+        "people in the loop",
+        (
+            *("collect", "label"),
+            *(f"label {name}" for name in ("add-labeler", "new-token", "revoke", "labelers", "import", "export")),
+            *("labels export", "labels import", "labels agreement", "iterate", "iterate measure", "lineage"),
         ),
     ),
-    ("see it work", ("quickstart", "soak", "world", "world label", "world evaluate", "world report")),
+    (
+        "see it work",
+        ("quickstart", "soak", "world", "world label", "world rank", "world compare", "world evaluate", "world report"),
+    ),
 )
 
 

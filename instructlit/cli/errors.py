@@ -12,7 +12,10 @@ DEBUG = "INSTRUCTLIT_DEBUG"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LABEL = ("alembic", "fastapi", "jinja2", "markdown_it", "python_multipart", "sqlalchemy", "starlette", "uvicorn")
 EXTRAS = {
-    **{"bitsandbytes": "8bit", "detoxify": "eval", "lm_eval": "eval", "wandb": "wandb"},
+    "bitsandbytes": "8bit",
+    "detoxify": "eval",
+    "lm_eval": "eval",
+    "wandb": "wandb",
     **dict.fromkeys(_LABEL, "label"),
 }
 

@@ -54,6 +54,16 @@ class Fields:
             self.wrong(name, f"found {_kind(value)}", "text or a whole number")
         return value
 
+    def weight(self, name: str = "weight") -> float:
+        """An optional number above 0, 1 where it is not given."""
+        value = self.row.get(name)
+        if value is None:
+            return 1.0
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < float("inf"):
+            self.wrong(name, f"found {_kind(value)}", "a number above 0; leave out the rows that weigh nothing")
+        return float(value)
+
     def prompt(self, name: str = "prompt") -> PromptText:
         """A prompt: text, or messages that end before the assistant's turn."""
         value = self.value(name, "text, or a list of messages")

@@ -85,7 +85,9 @@ def _demonstration(fields: Fields, form: str) -> Demonstration:
     else:
         prompt = fields.prompt()
         completion = fields.answer(fields.value("completion", "text"), "completion")
-    return Demonstration(prompt, completion, fields.name("use_case"), fields.name("labeler"), fields.name("user"))
+    return Demonstration(
+        prompt, completion, fields.name("use_case"), fields.name("labeler"), fields.name("user"), fields.weight()
+    )
 
 
 def _comparison(fields: Fields, form: str) -> Comparison:
@@ -110,6 +112,7 @@ def _comparison(fields: Fields, form: str) -> Comparison:
         labeler=fields.name("labeler"),
         use_case=fields.name("use_case"),
         user=fields.name("user"),
+        weight=fields.weight(),
     )
 
 
@@ -132,6 +135,7 @@ def _native_comparison(fields: Fields) -> Comparison:
         policy=_policy(fields, k),
         use_case=fields.name("use_case"),
         user=fields.name("user"),
+        weight=fields.weight(),
     )
 
 

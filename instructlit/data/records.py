@@ -38,6 +38,7 @@ class Scan:
     prompt: np.ndarray  # uint64, hash of the prompt
     prefix: np.ndarray  # uint64, hash of the prompt's beginning; zero where not asked for
     user: np.ndarray  # uint64, hash of the user; zero where the row names none
+    weight: np.ndarray  # float64, how often the record comes in an epoch, beside the weight of its source
     tokens: np.ndarray  # int32
     truncated: np.ndarray  # bool
     kept: np.ndarray  # bool
@@ -65,13 +66,15 @@ class Scan:
         return report
 
     def groups(self, chosen: np.ndarray) -> tuple[list[np.ndarray], list[float]]:
-        """The kept and `chosen` (bool) records of each source, and the sources' weights."""
+        """The kept and `chosen` (bool) records that share a source and a weight of their own, and what they weigh."""
         weights, indices = [], []
         file_source = np.array([id(rows.source) for rows in self.files])
         for source in dict.fromkeys(file_source.tolist()):
             mine = np.isin(self.file, np.flatnonzero(file_source == source))
-            indices.append(np.flatnonzero(mine & self.kept & chosen))
-            weights.append(next(rows.source.weight for rows in self.files if id(rows.source) == source))
+            whole = next(rows.source.weight for rows in self.files if id(rows.source) == source)
+            for own in np.unique(self.weight[mine]).tolist() or [1.0]:
+                indices.append(np.flatnonzero(mine & (self.weight == own) & self.kept & chosen))
+                weights.append(whole * own)
         return indices, weights
 
 
@@ -90,7 +93,10 @@ def scan(files: Sequence[Rows], kind: Kind, measure: Callable[[Record], Measure]
     Raises:
         UserError: the first row that is wrong, or that the chat template refuses, by file and line.
     """
-    columns = {name: array(code) for name, code in (("file", "i"), ("row", "q"), ("part", "i"), ("tokens", "i"))}
+    columns = {
+        name: array(code)
+        for name, code in (("file", "i"), ("row", "q"), ("part", "i"), ("weight", "d"), ("tokens", "i"))
+    }
     hashes = {name: array("Q") for name in ("prompt", "prefix", "user")}
     truncated, reasons, formats = array("b"), [], {}
     for f, row, part, form, record in records_of(files, kind):
@@ -99,7 +105,8 @@ def scan(files: Sequence[Rows], kind: Kind, measure: Callable[[Record], Measure]
         except UserError as error:
             where = f"{files[f].where(row)}: {error.where or 'prompt'}"
             raise UserError(error.what, where=where, expected=error.expected, fix=error.fix) from error
-        for name, value in (("file", f), ("row", row), ("part", part), ("tokens", measured.tokens)):
+        weight = getattr(record, "weight", 1.0)
+        for name, value in zip(columns, (f, row, part, weight, measured.tokens), strict=True):
             columns[name].append(value)
         prompt, user = ("", None) if isinstance(record, Text) else (record.prompt, record.user)
         hashes["prompt"].append(hash64(record.text if isinstance(record, Text) else prompt_key(prompt)))

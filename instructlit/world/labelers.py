@@ -132,15 +132,3 @@ def _see_flags(verdict: Verdict, spec: PromptSpec, rng: random.Random) -> dict[s
 def _deviation(values: list[float]) -> float:
     mean = sum(values) / len(values)
     return (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5
-
-
-def pair_agreement(one: Sequence[int], two: Sequence[int]) -> tuple[int, int]:
-    """Pairs that two rankings of the same completions order alike, and pairs that neither ties."""
-    agree = total = 0
-    for i in range(len(one)):
-        for j in range(i):
-            a, b = one[i] - one[j], two[i] - two[j]
-            if a and b:
-                total += 1
-                agree += (a > 0) == (b > 0)
-    return agree, total

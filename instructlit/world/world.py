@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+from instructlit.agreement import pair_agreement
 from instructlit.world import gold, labelers
 from instructlit.world.facts import Facts
 from instructlit.world.gold import Verdict
@@ -88,6 +89,6 @@ def pairwise_agreement(
         first, second = rng.sample(list(team or world.labelers), 2)
         one = rank_completions(world, prompt, completions, rng, first)
         two = rank_completions(world, prompt, completions, rng, second)
-        same, pairs = labelers.pair_agreement(one.ranks, two.ranks)
+        same, pairs = pair_agreement(one.ranks, two.ranks)
         agree, total = agree + same, total + pairs
     return agree / total if total else float("nan")

@@ -12,10 +12,13 @@ import yaml
 from instructlit.cli.config import Config, read
 from instructlit.cli.fit import InstructCLI, check, composed
 from instructlit.errors import UserError
+from instructlit.tools.iterate.config import composed as load_loop
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 STAGES = ("pretrain", "sft", "reward", "ppo", "quickstart")
-FILES = sorted(p for p in ROOT.rglob("*.yaml") if p.parent.name != "evaluate")  # suites: unit/test_evaluate_suite.py
+OTHERS = [f for kind in ("evaluate", "iterate") for f in (ROOT / kind).glob("*.yaml")]
+"""Configs of `instructlit evaluate` and `instructlit iterate`, which are of other kinds."""
+FILES = [f for f in sorted(ROOT.rglob("*.yaml")) if f not in OTHERS]
 RECIPES = [f for f in FILES if "model" in yaml.safe_load(f.read_text()) and f.parent.name in STAGES]
 RECIPES = [f for f in RECIPES if "class_path" in yaml.safe_load(f.read_text())["model"]]
 
@@ -70,6 +73,18 @@ def test_there_is_a_recipe_of_every_size_for_every_stage() -> None:
 def test_checks_against_the_real_signatures(path: Path) -> None:
     pytest.importorskip("bitsandbytes" if "8bit" in path.name else "yaml")
     check("fit", composed(layers(path)))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "iterate").glob("*.yaml")), ids=name)
+def test_a_loop_parses_and_refuses_every_typo(path: Path, tmp_path: Path) -> None:
+    loop = load_loop([str(path)], {})
+    for stage in (*loop.reward, *loop.ppo):
+        assert read(stage).values, "its stages are recipes that ship"
+    for key in read(str(path)).values:
+        wrong = tmp_path / "loop.yaml"
+        wrong.write_text(path.read_text().replace(f"{key}:", f"{key}x:", 1))
+        with pytest.raises(UserError, match=f"no option `{key}x`"):
+            load_loop([str(wrong)], {})
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)

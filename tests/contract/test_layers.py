@@ -15,9 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    *("errors", "redaction", "types", "intervals"),
-    *("world", "ops", "losses", "data", "models", "rollout", "evaluation", "checkpoints", "modules", "memory"),
-    "labelling",
+    *("errors", "redaction", "types", "intervals", "agreement"),
+    *("world", "ops", "losses", "data", "labels", "models", "rollout", "evaluation", "checkpoints", "modules"),
+    *("memory", "labelling"),
     *("cli", "callbacks", "tools"),
 )
 
@@ -25,6 +25,7 @@ PURE = {
     "errors": {"torch", "numpy"},
     "redaction": {"torch", "numpy", "lightning"},
     "types": {"transformers", "lightning", "numpy"},
+    "agreement": {"torch", "transformers", "lightning", "numpy"},
     "world": {"torch", "transformers", "lightning"},
     "ops": {"transformers", "lightning", "datasets", "numpy"},
     "losses": {"transformers", "lightning", "datasets", "numpy"},

@@ -7,7 +7,7 @@ import pytest
 
 from instructlit.evaluation.intervals import grouped_share, wins
 from instructlit.ops.statistics import wilson_interval
-from instructlit.tools.world.measure import ordered_pairs
+from instructlit.tools.scoring import ordered_pairs
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 12), (3, 10), (50, 100), (337, 600), (9, 9)])

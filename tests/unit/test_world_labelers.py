@@ -6,7 +6,8 @@ from itertools import islice
 
 import pytest
 
-from instructlit.world import World, draw_k, pair_agreement, pairwise_agreement, rank_completions, sample_spec
+from instructlit.agreement import pair_agreement
+from instructlit.world import World, draw_k, pairwise_agreement, rank_completions, sample_spec
 from instructlit.world.candidates import FAULTS, answer, faulty
 from instructlit.world.customers import requests
 from instructlit.world.demonstrations import demonstrations

@@ -94,8 +94,8 @@ class Attempt:
         (self.folder / self.stage.stamp).unlink(missing_ok=True)
         if self.stage.trains:
             shutil.rmtree(self.folder / self.stage.checkpoints, ignore_errors=True)
-            shutil.rmtree(self.folder / "logs" / self.stage.name, ignore_errors=True)
-            (self.folder / "samples" / f"{self.stage.name}.jsonl").unlink(missing_ok=True)
+            shutil.rmtree(self.folder / self.stage.kept("logs"), ignore_errors=True)
+            (self.folder / self.stage.kept("samples", ".jsonl")).unlink(missing_ok=True)
 
 
 def _failure(stage: Stage, status: int, log: Path) -> UserError:

@@ -50,15 +50,17 @@ class Job:
         command: program and arguments.
         log: receives the output as plain lines.
         environment: of the command.
+        folder: its working directory.
     """
 
     command: Sequence[str]
     log: TextIO
     environment: Mapping[str, str]
+    folder: Path
 
 
-def run_logged(jobs: Mapping[str, Job], *, folder: Path, keep_open: Sequence[int] = ()) -> dict[str, int | None]:
-    """Runs commands side by side in `folder` and returns the exit status of each, under the names of `jobs`.
+def run_logged(jobs: Mapping[str, Job], *, keep_open: Sequence[int] = ()) -> dict[str, int | None]:
+    """Runs commands side by side and returns the exit status of each, under the names of `jobs`.
 
     A single command gets a terminal of its own where there is one, so that its progress bars draw themselves. Several
     get pipes, and every line shown begins with the name of its command. When one ends with an error the others are
@@ -67,12 +69,11 @@ def run_logged(jobs: Mapping[str, Job], *, folder: Path, keep_open: Sequence[int
 
     Args:
         jobs: the commands by name.
-        folder: working directory of the commands.
         keep_open: file descriptors the commands inherit.
     """
     terminal = len(jobs) == 1 and sys.stdout.isatty() and os.name == "posix"
     width = max(map(len, jobs)) if len(jobs) > 1 else 0
-    running = [_Running(name, job, folder, keep_open, terminal, width) for name, job in jobs.items()]
+    running = [_Running(name, job, keep_open, terminal, width) for name, job in jobs.items()]
     try:
         _pump(running)
         return {one.name: None if one.stopped else one.process.wait() for one in running}
@@ -87,14 +88,14 @@ def run_logged(jobs: Mapping[str, Job], *, folder: Path, keep_open: Sequence[int
 class _Running:
     """A started command with the end of its output that is read here."""
 
-    def __init__(self, name: str, job: Job, folder: Path, keep_open: Sequence[int], terminal: bool, width: int):
+    def __init__(self, name: str, job: Job, keep_open: Sequence[int], terminal: bool, width: int):
         self.name, self.lines, self._width, self._line = name, LineLog(job.log), width, b""
         self.reader, writer = os.openpty() if terminal else os.pipe()
         if terminal:
             _copy_size(writer)
         self.process = subprocess.Popen(
             job.command,
-            cwd=folder,
+            cwd=job.folder,
             env=dict(job.environment),
             stdin=subprocess.DEVNULL,
             stdout=writer,

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,18 +32,24 @@ class Runner:
     Args:
         folder: the run folder, made if it is not there.
         plan: the stages in order.
-        configs: folder whose YAML files are copied to `configs/` of the run folder, where the commands find them.
+        configs: folder whose YAML files are copied to `configs/` of the run folder, where the commands find them; or
+            the files themselves, by the names they get there.
         program: what stands before a stage's arguments; by default this very package's command.
+        brief: say of a stage only once that it is finished, and nothing at the end: for a plan that grows and is run
+            again and again.
     """
 
     def __init__(
         self,
         folder: Path,
         plan: Sequence[Stage],
-        configs: Path,
+        configs: Path | Mapping[str, Path],
         program: Sequence[str] = (sys.executable, "-m", "instructlit"),
+        brief: bool = False,
     ):
         self.folder, self.plan, self.configs, self.program = folder, list(plan), configs, list(program)
+        self.brief = brief
+        self._told: set[str] = set()  # stages of which something has been said
         self.environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
 
     def run(self) -> dict[str, float]:
@@ -62,6 +68,8 @@ class Runner:
             except KeyboardInterrupt:
                 print("\nStopped. The same command continues here.", flush=True)
                 raise SystemExit(130) from None
+        if self.brief:
+            return seconds
         page = self.folder / "report.html"
         done = f"Done in {clock(time.monotonic() - began)}."
         print(f"\n{done} The page: {page}" if page.exists() else f"\n{done}", flush=True)
@@ -112,9 +120,12 @@ class Runner:
                 if self._finished(stage, stamp, prints[stage.name]) and stale.isdisjoint(stage.needs):
                     assert stamp is not None
                     seconds[stage.name] = stamp.seconds
-                    print(f"{head} (finished before)", flush=True)
+                    if not self.brief or stage.name not in self._told:
+                        print(f"{head} (finished before)", flush=True)
+                    self._told.add(stage.name)
                     continue
                 stale.add(stage.name)
+                self._told.add(stage.name)
                 open_stages.append(stage)
                 print(f"\n{head}\n      $ {stage.shown()}", flush=True)
             if not open_stages:
@@ -154,9 +165,11 @@ class Runner:
             jobs = {}
             for name, attempt in attempts.items():
                 log = files.enter_context(attempt.begin())
-                jobs[name] = Job([*self.program, *attempt.stage.command], log, environment)
+                where = self.folder / attempt.stage.folder
+                where.mkdir(parents=True, exist_ok=True)
+                jobs[name] = Job([*self.program, *attempt.stage.command], log, environment, where)
             try:
-                statuses = run_logged(jobs, folder=self.folder, keep_open=[lock])
+                statuses = run_logged(jobs, keep_open=[lock])
             finally:
                 for attempt in attempts.values():
                     attempt.save(time.monotonic() - start)
@@ -168,11 +181,14 @@ class Runner:
     def _copy_configs(self) -> None:
         target = self.folder / "configs"
         target.mkdir(exist_ok=True)
-        sources = sorted(self.configs.glob("*.yaml"))
+        if isinstance(self.configs, Path):
+            sources = {source.name: source for source in sorted(self.configs.glob("*.yaml"))}
+        else:
+            sources = dict(self.configs)
         if not sources:
             raise UserError("holds no YAML file", where=str(self.configs), expected="pretrain.yaml, sft.yaml and so on")
-        for source in sources:
-            shutil.copyfile(source, target / source.name)
+        for name, source in sources.items():
+            shutil.copyfile(source, target / name)
 
     def _write_commands(self) -> None:
         rows = [

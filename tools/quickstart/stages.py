@@ -13,14 +13,18 @@ CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs" / "quickstar
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of the main job."""
+    """One command of a job.
+
+    What stands before the last slash of its name is the folder, inside the run folder, that it runs in and that keeps
+    its log, stamp and checkpoints: `rounds/2/reward` runs in `rounds/2`.
+    """
 
     name: str
     title: str  # what happens, in a few plain words
     command: tuple[str, ...]  # the arguments after `instructlit`
     needs: tuple[str, ...]  # names of the stages whose results it reads
     outputs: tuple[str, ...]  # what must exist when it is finished, relative to the run folder
-    configs: tuple[str, ...] = ()  # files it is told with --config, relative to the run folder
+    configs: tuple[str, ...] = ()  # files whose content decides its result, relative to the run folder
     expected_seconds: float = 30.0  # on two CPU cores; weighs the estimate of the time left, nothing else
     always: bool = False  # runs even where nothing has changed
 
@@ -30,9 +34,14 @@ class Stage:
         return self.command[0] == "fit"
 
     @property
+    def folder(self) -> str:
+        """Where it runs, relative to the run folder."""
+        return self.name.rpartition("/")[0] or "."
+
+    @property
     def checkpoints(self) -> str:
         """Where a training stage keeps its checkpoints, relative to the run folder."""
-        return f"checkpoints/{self.name}"
+        return self.kept("checkpoints")
 
     @property
     def resume(self) -> str:
@@ -42,15 +51,20 @@ class Stage:
     @property
     def stamp(self) -> str:
         """Where it is remembered whether the stage is finished, relative to the run folder."""
-        return f"stamps/{self.name}.json"
+        return self.kept("stamps", ".json")
 
     @property
     def log(self) -> str:
         """Where its terminal output goes, relative to the run folder."""
-        return f"logs/{self.name}.log"
+        return self.kept("logs", ".log")
+
+    def kept(self, kind: str, ending: str = "") -> str:
+        """Where something of the stage is kept, relative to the run folder: `logs/reward.log`."""
+        before, slash, last = self.name.rpartition("/")
+        return f"{before}{slash}{kind}/{last}{ending}"
 
     def shown(self) -> str:
-        """The command as a user would type it inside the run folder."""
+        """The command as a user would type it in the folder it runs in."""
         return shlex.join(("instructlit", *self.command))
 
 

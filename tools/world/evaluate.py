@@ -2,7 +2,7 @@
 
 Answers are sampled at temperature 1 from the full softmax, several to a prompt, since that distribution is what PPO
 optimises and what the KL is measured on; greedy answers would hide how far it has spread or sharpened. Two samples of a
-prompt are not independent trials, so the intervals take prompts as units (`shares.grouped_share`).
+prompt are not independent trials, so the intervals take prompts as units (`intervals.grouped_share`).
 """
 
 import json
@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 
-from instructlit.data.collate import collate_tokens
 from instructlit.data.tokenization import Encoded, Encoder
-from instructlit.data.tokenizers import load_tokenizer
 from instructlit.evaluation.intervals import grouped_share
 from instructlit.evaluation.store import write_text
-from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.ops.kl import sequence_kl
 from instructlit.rollout.engine import Sampling
 from instructlit.rollout.forward import response_log_probs
+from instructlit.tools.scoring import Scorer
 from instructlit.tools.world import measure
 from instructlit.tools.world.answers import Policy, best_device, log_prob_sums, sample, seed_of
 from instructlit.tools.world.folder import read_prompts, read_world, rows
@@ -208,28 +206,11 @@ def without_end(encoder: Encoder, context: str, choice: str) -> Encoded:
     return replace(example, ids=example.ids[:-1])
 
 
-@torch.no_grad()
 def reward_accuracy(
     model: Path, comparisons: Path, device: torch.device, batch_size: int = 512
 ) -> tuple[float, float, float]:
     """The share of held-out pairs that the reward model orders as the labeler did, with its interval by prompt."""
-    tokenizer: Any = load_tokenizer(str(model))
-    encoder = Encoder(tokenizer)
-    network = load_scalar_model(Backbone(str(model)), require_head=True).eval().to(device)
-    records = list(rows(comparisons))
-    encoded = [encoder.example(row["prompt"], text) for row in records for text in row["completions"]]
-    scores: list[float] = []
-    for start in range(0, len(encoded), batch_size):
-        batch = collate_tokens(encoded[start : start + batch_size], tokenizer.pad_token_id)
-        scores += network.score(batch.input_ids.to(device), batch.attention_mask.to(device)).tolist()
-    successes, trials, start = [], [], 0
-    for row in records:
-        own = scores[start : start + len(row["ranks"])]
-        start += len(own)
-        right, pairs = measure.ordered_pairs(own, row["ranks"])
-        successes.append(right)
-        trials.append(pairs)
-    return grouped_share(successes, trials)
+    return grouped_share(*Scorer(str(model), device, batch_size).ordered(list(rows(comparisons))))
 
 
 def rounded(value: Any) -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructlit.errors import UserError
 from instructlit.rollout.engine import Sampling
+from instructlit.tools.sources import parse_source
 from instructlit.tools.world.answers import Policy, best_device, sample, seed_of
 from instructlit.tools.world.folder import read_prompts, read_world
 from instructlit.types import Prompt
@@ -68,26 +68,6 @@ def world_label(
     report["labeler_agreement"] = agreement
     (folder / "agreement.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"two labelers agree on {agreement:.1%} of the held-out pairs that neither of them ties")
-
-
-def parse_source(text: str) -> tuple[str, float]:
-    """`models/sft@1.3` as folder and temperature.
-
-    Raises:
-        UserError: what follows the last `@` is not a number above 0.
-    """
-    folder, at, temperature = text.rpartition("@")
-    if not at:
-        return text, 1.0
-    try:
-        value = float(temperature)
-    except ValueError:
-        value = 0.0
-    if value <= 0:
-        raise UserError(
-            f"{temperature!r} is not a temperature", where=f"--policies {text}", expected="FOLDER or FOLDER@TEMPERATURE"
-        )
-    return folder, value
 
 
 Completion = tuple[str, str]

@@ -66,19 +66,6 @@ def mean(values: Sequence[float | bool]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def ordered_pairs(scores: Sequence[float], ranks: Sequence[int]) -> tuple[float, int]:
-    """Of the pairs that the labeler did not tie: those the scores order alike (equal scores half), and how many."""
-    right, pairs = 0.0, 0
-    for i in range(len(ranks)):
-        for j in range(i + 1, len(ranks)):
-            if ranks[i] == ranks[j]:
-                continue
-            better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
-            pairs += 1
-            right += 1.0 if scores[better] > scores[worse] else 0.5 if scores[better] == scores[worse] else 0.0
-    return right, pairs
-
-
 def sample_rows(
     prompts: Sequence[Prompt],
     texts: Mapping[str, Sequence[Sequence[str]]],

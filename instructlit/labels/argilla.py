@@ -1,0 +1,130 @@
+"""Argilla's JSON: records as `dataset.records.to_json` writes them and `from_json` reads them (Argilla 2).
+
+A record has `fields` (the prompt and the completions by name) and, by question, the `responses` of its users. A ranking
+names the fields of completions, the best first. Where two are equal the form with ranks of Argilla's HTTP interface is
+written, `{"value": ..., "rank": ...}`, since a plain list has no ties; both are read.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+from instructlit.errors import UserError
+from instructlit.labels.fields_by_name import COMPLETION, completion_names, rating_name
+from instructlit.labels.records import KINDS, Label, LabelKind, Task, task_id
+
+RANKING, DEMONSTRATION = "ranking", "demonstration"
+
+
+def to_argilla(tasks: Iterable[Task], labels: Iterable[Label] = ()) -> Iterator[dict[str, Any]]:
+    """One record a task, with the labels on it as responses. Policies and scores are left out: Argilla shows metadata.
+
+    A skipped label is no response; flags and times have no place in a record.
+    """
+    given: dict[str, list[Label]] = {}
+    for label in labels:
+        if label.skipped is None:
+            given.setdefault(label.task, []).append(label)
+    for task in tasks:
+        names = completion_names(task.completions)
+        responses: dict[str, list[dict[str, Any]]] = {}
+        for label in given.get(task.task, ()):
+            for question, value in _answers(label, task, names).items():
+                responses.setdefault(question, []).append({"value": value, "user_id": label.labeler})
+        told = {"kind": task.kind, "round": task.round, "use_case": task.use_case, "user": task.user}
+        yield {
+            "id": task.task,
+            "fields": {"prompt": task.prompt, **dict(zip(names, task.completions, strict=True))},
+            "metadata": {name: value for name, value in told.items() if value is not None},
+            "suggestions": {},
+            "responses": responses,
+            "vectors": {},
+        }
+
+
+def from_argilla(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Label]:
+    """The labels in exported records: rankings, and demonstrations where a record has no completions.
+
+    The question of the ranking is the one whose value is a list; ratings are those of questions `rating_1` and so on.
+    Drafts and discarded responses, where the export names them, do not count.
+
+    Raises:
+        UserError: a record whose fields or responses cannot be understood, by file and line.
+    """
+    for where, row in rows:
+        fields = row.get("fields")
+        if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str | list):
+            raise UserError(
+                "no prompt in it", where=f"{where}: fields", expected="a field `prompt` and the completions"
+            )
+        names = sorted((name for name in fields if COMPLETION.fullmatch(name)), key=lambda n: int(n.rpartition("_")[2]))
+        completions = [fields[name] for name in names]
+        told = row.get("metadata") or {}
+        kind = told.get("kind", "comparison" if names else "demonstration")
+        if kind not in KINDS:
+            raise UserError(f"found {kind!r}", where=f"{where}: metadata.kind", expected=f"one of {', '.join(KINDS)}")
+        task = row.get("id") or task_id(kind, fields["prompt"], completions)
+        for labeler, answers in _by_user(row, where).items():
+            main = answers.get(RANKING if names else DEMONSTRATION)
+            if main is None:
+                continue
+            yield Label(
+                str(task),
+                cast(LabelKind, kind),
+                fields["prompt"],
+                labeler,
+                completions if names else [str(main)],
+                _ranks(main, names, f"{where}: responses.{RANKING}") if names else None,
+                _ratings(answers, len(names)),
+                round=told.get("round"),
+                use_case=told.get("use_case"),
+                user=told.get("user"),
+            )
+
+
+def _answers(label: Label, task: Task, names: list[str]) -> dict[str, Any]:
+    """A label as the values of Argilla's questions."""
+    if label.kind == "demonstration":
+        return {DEMONSTRATION: label.completions[0]}
+    by_text = dict(zip(task.completions, names, strict=True))
+    own = [by_text[completion] for completion in label.completions]
+    ordered = sorted(zip(label.ranks or [], own, strict=True))
+    tied = len({rank for rank, _ in ordered}) < len(ordered)
+    ranking = [{"value": name, "rank": rank} if tied else name for rank, name in ordered]
+    rated = zip(own, label.ratings or [], strict=False)
+    return {RANKING: ranking} | {rating_name(name): value for name, value in rated if value is not None}
+
+
+def _by_user(row: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """Question to value for each user."""
+    found: dict[str, dict[str, Any]] = {}
+    responses = row.get("responses") or {}
+    if not isinstance(responses, dict):
+        raise UserError(
+            "found a list", where=f"{where}: responses", expected="responses by question, as `records.to_json` writes"
+        )
+    for question, given in responses.items():
+        for response in given:
+            if response.get("status", "submitted") != "submitted":
+                continue
+            is_ranking = isinstance(response["value"], list)
+            found.setdefault(str(response.get("user_id")), {})[RANKING if is_ranking else question] = response["value"]
+    return found
+
+
+def _ranks(value: Any, names: list[str], where: str) -> list[int]:
+    """Ranks by name from a list, the best first, or from values with ranks."""
+    ranks: dict[str, int] = {}
+    for place, entry in enumerate(value, start=1):
+        name, rank = (entry.get("value"), entry.get("rank", place)) if isinstance(entry, dict) else (entry, place)
+        ranks[str(name).replace("-", "_")] = rank
+    if set(ranks) != set(names):
+        raise UserError(
+            f"ranks {', '.join(sorted(ranks)) or 'nothing'}", where=where, expected=f"each of {', '.join(names)}, once"
+        )
+    order = sorted(set(ranks.values()))
+    return [order.index(ranks[name]) + 1 for name in names]
+
+
+def _ratings(answers: dict[str, Any], count: int) -> list[int | None] | None:
+    ratings = [answers.get(f"rating_{number}") for number in range(1, count + 1)]
+    return ratings if any(rating is not None for rating in ratings) else None

@@ -1,0 +1,184 @@
+"""Labels as the rows that training and evaluation read: comparisons, demonstrations, evaluations.
+
+Nothing is decided here that a user could not read off the counts: every label that is left out is counted by its
+reason.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from instructlit.agreement import pairwise
+from instructlit.data.splits import hash64, held_out, prompt_key
+from instructlit.errors import UserError, nearest
+from instructlit.labels.records import Label, LabelKind
+
+FILES: dict[LabelKind, str] = {
+    "comparison": "comparisons",
+    "demonstration": "demonstrations",
+    "evaluation": "evaluations",
+}
+"""What the file of each kind is called; that of the held-out prompts has `_validation` behind it."""
+
+SKIPPED, REPORTED, TIED = "skipped by the labeler", "of a prompt reported as unfit", "with all completions tied"
+DISPUTED, WEIGHTLESS, REVISED = "of a disputed task", "by a labeler of weight 0", "revised later by the same labeler"
+
+
+@dataclass
+class Exported:
+    """Rows by kind and split, and what was left out."""
+
+    train: dict[LabelKind, list[dict[str, Any]]] = field(default_factory=lambda: {kind: [] for kind in FILES})
+    validation: dict[LabelKind, list[dict[str, Any]]] = field(default_factory=lambda: {kind: [] for kind in FILES})
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def files(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Name (without ending) and rows of every file that has any."""
+        for kind, name in FILES.items():
+            for rows, file in ((self.train[kind], name), (self.validation[kind], f"{name}_validation")):
+                if rows:
+                    yield file, rows
+
+
+def export(
+    labels: Iterable[Label],
+    validation_fraction: float = 0.05,
+    weights: Mapping[str, float] | None = None,
+    min_agreement: float | None = None,
+) -> Exported:
+    """Rows in the form that the datamodules read, with labeler, ratings, flags, policy, round and task.
+
+    Of two labels of one task by one labeler the later counts. A comparison that ties everything teaches nothing and is
+    left out; an evaluation that does so is a result and stays. Evaluations are never held out.
+
+    Args:
+        labels: in the order they were given.
+        validation_fraction: share of the prompts whose rows go to validation. Which these are follows from the prompt
+            alone, so that a prompt never changes sides from one round to the next.
+        weights: how often a labeler's rows come in an epoch, 1 for those who are not named; 0 leaves them out.
+        min_agreement: least share of the pairs that a task's labelers must order alike; tasks below are left out. It
+            says nothing of tasks with one labeler, or without a pair that two of them do not tie.
+
+    Raises:
+        UserError: a fraction or weight out of range, or a weight for somebody who labelled nothing.
+    """
+    _check_share("validation_fraction", validation_fraction)
+    if min_agreement is not None:
+        _check_share("min_agreement", min_agreement)
+    found = Exported()
+    kept = _latest(list(labels), found.left_out)
+    _check_weights(weights or {}, {label.labeler for label in kept})
+    unfit = {prompt_key(label.prompt) for label in kept if label.reported}
+    disputed = _disputed(kept, min_agreement) if min_agreement is not None else set()
+    rows: list[tuple[Label, dict[str, Any]]] = []
+    for label in kept:
+        weight = (weights or {}).get(label.labeler, 1.0)
+        reason = _reason(label, unfit, disputed, weight)
+        if reason:
+            found.left_out[reason] += 1
+        else:
+            rows.append((label, row(label, weight)))
+    keys = np.array([hash64(prompt_key(label.prompt)) for label, _ in rows], dtype=np.uint64)
+    for (label, made), out in zip(rows, held_out(keys, validation_fraction), strict=True):
+        validates = bool(out) and label.kind != "evaluation"
+        (found.validation if validates else found.train)[label.kind].append(made)
+    return found
+
+
+def row(label: Label, weight: float = 1.0) -> dict[str, Any]:
+    """A label as a row of its kind's file; ratings only where all completions have one."""
+    made: dict[str, Any] = {"prompt": label.prompt}
+    if label.kind == "demonstration":
+        made["completion"] = label.completions[0]
+    else:
+        made |= {"completions": label.completions, "ranks": label.ranks}
+    told = {
+        "labeler": label.labeler,
+        "ratings": label.ratings if label.ratings and None not in label.ratings else None,
+        "flags": label.flags,
+        "policy": label.policy,
+        "use_case": label.use_case,
+        "user": label.user,
+        "weight": weight if weight != 1.0 else None,
+        "round": label.round,
+        "task": label.task,
+        "seconds": label.seconds,
+    }
+    return made | {name: value for name, value in told.items() if value is not None}
+
+
+def _reason(label: Label, unfit: set[str], disputed: set[str], weight: float) -> str | None:
+    """Why a label makes no row."""
+    reasons = {
+        SKIPPED: label.skipped is not None,
+        REPORTED: prompt_key(label.prompt) in unfit,
+        WEIGHTLESS: weight == 0,
+        DISPUTED: label.task in disputed,
+        TIED: label.kind == "comparison" and label.ranks is not None and len(set(label.ranks)) == 1,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _latest(labels: Sequence[Label], left_out: Counter[str]) -> list[Label]:
+    """The last label of every labeler on every task, in the order of the first."""
+    latest: dict[tuple[str, str], Label] = {}
+    for label in labels:
+        left_out[REVISED] += (label.task, label.labeler) in latest
+        latest[label.task, label.labeler] = label
+    left_out += Counter()  # drops the entries that are 0
+    return list(latest.values())
+
+
+def by_task(labels: Iterable[Label]) -> dict[str, list[Label]]:
+    """The ranked labels of each task, their completions in the order of the first."""
+    tasks: dict[str, list[Label]] = {}
+    for label in labels:
+        if label.ranks is not None and label.skipped is None:
+            tasks.setdefault(label.task, []).append(label)
+    return tasks
+
+
+def rankings(labels: Sequence[Label]) -> list[list[int]]:
+    """The ranks of one task's labels, all in the order of the first one's completions.
+
+    Raises:
+        UserError: two labels of the task are of different completions.
+    """
+    return [aligned(label, labels[0], label.ranks or []) for label in labels]
+
+
+def aligned(label: Label, first: Label, values: Sequence[Any]) -> list[Any]:
+    """Values of a label's completions in the order in which `first` has them."""
+    if label.completions == first.completions:
+        return list(values)
+    if sorted(label.completions) != sorted(first.completions):
+        raise UserError(
+            f"{label.labeler!r} and {first.labeler!r} ordered different completions",
+            where=f"task {label.task!r}",
+            expected="the same completions in every label of a task",
+        )
+    places = {completion: place for place, completion in enumerate(label.completions)}
+    return [values[places[completion]] for completion in first.completions]
+
+
+def _disputed(labels: Sequence[Label], least: float) -> set[str]:
+    shares = {task: pairwise([rankings(group)]) for task, group in by_task(labels).items() if len(group) > 1}
+    return {task for task, share in shares.items() if share.pairs and share.value < least}
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value < 1 and not (name == "min_agreement" and value == 1):
+        raise UserError(f"found {value}", where=name, expected="a share between 0 and 1")
+
+
+def _check_weights(weights: Mapping[str, float], labelers: set[str]) -> None:
+    for name, weight in weights.items():
+        if name not in labelers:
+            near = nearest(name, labelers)
+            hint = f"did you mean {near}?" if near else f"one of {', '.join(sorted(labelers))}"
+            raise UserError(f"no label is by {name!r}", where="weights", expected=hint)
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"the weight of {name!r} is {weight}", where="weights", expected="a number of 0 or more")

@@ -1,0 +1,182 @@
+"""Label Studio's JSON: tasks with `data` and `annotations`, as its importer takes and its JSON export gives them.
+
+Completions are the items of a `List`; a `Ranker` with one `Bucket` a rank orders them, so that ties can be said. A
+ranker without buckets (a plain order) and a `Pairwise` choice are read as well.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+from xml.sax.saxutils import quoteattr
+
+from instructlit.errors import UserError
+from instructlit.labels.fields_by_name import completion_names, rating_name
+from instructlit.labels.records import KINDS, Label, LabelKind, Task, task_id
+
+_UNPLACED = "_"
+"""The bucket in which Label Studio leaves the items that nobody has moved."""
+
+
+def labeling_config(most: int = 9) -> str:
+    """The labelling interface (XML) for a project of such tasks.
+
+    Args:
+        most: completions of the largest task: so many ranks and ratings.
+    """
+    buckets = "".join(
+        f"    <Bucket name={quoteattr(f'rank_{rank}')} title={quoteattr(f'Rank {rank}')}/>\n"
+        for rank in range(1, most + 1)
+    )
+    ratings = "".join(
+        f'  <Rating name={quoteattr(f"rating_{number}")} toName="prompt" maxRating="7"/>\n'
+        for number in range(1, most + 1)
+    )
+    return (
+        '<View>\n  <Text name="prompt" value="$prompt"/>\n  <List name="items" value="$items" title="Answers"/>\n'
+        f'  <Ranker name="ranking" toName="items">\n{buckets}  </Ranker>\n{ratings}'
+        '  <TextArea name="demonstration" toName="prompt" rows="8"/>\n</View>\n'
+    )
+
+
+def to_label_studio(tasks: Iterable[Task], labels: Iterable[Label] = ()) -> Iterator[dict[str, Any]]:
+    """One Label Studio task a task, with the labels on it as annotations. Policies and scores are left out."""
+    given: dict[str, list[Label]] = {}
+    for label in labels:
+        given.setdefault(label.task, []).append(label)
+    for task in tasks:
+        names = completion_names(task.completions)
+        items = [{"id": name, "title": "", "body": text} for name, text in zip(names, task.completions, strict=True)]
+        told = {"kind": task.kind, "round": task.round, "use_case": task.use_case, "user": task.user}
+        data = {"task": task.task, "prompt": _shown(task), "messages": task.prompt, "items": items}
+        yield {
+            "data": data | {name: value for name, value in told.items() if value is not None},
+            "annotations": [_annotation(label, task, names) for label in given.get(task.task, ())],
+        }
+
+
+def from_label_studio(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Label]:
+    """The labels in exported tasks, one an annotation; a cancelled annotation is a skipped task.
+
+    Raises:
+        UserError: a task or annotation that cannot be understood, by file and line.
+    """
+    for where, row in rows:
+        data = row.get("data")
+        if not isinstance(data, dict) or "prompt" not in data:
+            raise UserError("no prompt in it", where=f"{where}: data", expected="`prompt`, and `items` to order")
+        prompt = data.get("messages", data["prompt"])
+        items = _items(data)
+        kind = data.get("kind", "comparison" if items else "demonstration")
+        if kind not in KINDS:
+            raise UserError(f"found {kind!r}", where=f"{where}: data.kind", expected=f"one of {', '.join(KINDS)}")
+        task = str(data.get("task") or task_id(kind, prompt, items.values()))
+        for number, annotation in enumerate(row.get("annotations") or []):
+            place = f"{where}: annotations[{number}]"
+            results = {result["type"]: result["value"] for result in annotation["result"]}
+            by_name = {result["from_name"]: result["value"] for result in annotation["result"]}
+            skipped = bool(annotation.get("was_cancelled"))
+            completions = list(items.values())
+            ranks = None
+            if not skipped and kind == "demonstration":
+                completions = ["\n".join(results.get("textarea", {}).get("text", [])).strip()]
+                if not completions[0]:
+                    raise UserError("no text written", where=place, expected="a result of type textarea")
+            elif not skipped:
+                ranks = _ranks(results, list(items), place)
+            yield Label(
+                task,
+                cast(LabelKind, kind),
+                prompt,
+                _who(annotation),
+                completions,
+                ranks,
+                _ratings(by_name, items),
+                round=data.get("round"),
+                seconds=annotation.get("lead_time"),
+                skipped="cancelled" if skipped else None,
+                use_case=data.get("use_case"),
+                user=data.get("user"),
+            )
+
+
+def _annotation(label: Label, task: Task, names: list[str]) -> dict[str, Any]:
+    results: list[dict[str, Any]] = []
+    if label.kind == "demonstration" and label.completions:
+        results.append(_result("demonstration", "prompt", "textarea", {"text": label.completions}))
+    elif label.ranks is not None:
+        by_text = dict(zip(task.completions, names, strict=True))
+        own = [by_text[completion] for completion in label.completions]
+        buckets: dict[str, list[str]] = {}
+        for rank, name in sorted(zip(label.ranks, own, strict=True)):
+            buckets.setdefault(f"rank_{rank}", []).append(name)
+        results.append(_result("ranking", "items", "ranker", {"ranker": buckets}))
+        for name, rating in zip(own, label.ratings or [], strict=False):
+            if rating is not None:
+                results.append(_result(rating_name(name), "prompt", "rating", {"rating": rating}))
+    return {
+        "completed_by": label.labeler,
+        "was_cancelled": label.skipped is not None,
+        "lead_time": label.seconds,
+        "result": results,
+    }
+
+
+def _result(name: str, to: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {"from_name": name, "to_name": to, "type": kind, "value": value}
+
+
+def _shown(task: Task) -> str:
+    """The prompt as text for the `Text` tag; the messages themselves go along in `messages`."""
+    if isinstance(task.prompt, str):
+        return task.prompt
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in task.prompt)
+
+
+def _items(data: dict[str, Any]) -> dict[str, str]:
+    """Id to text of the completions: those of a list, or the two of a pairwise project."""
+    if isinstance(data.get("items"), list):
+        return {str(item["id"]): str(item.get("body") or item.get("title") or "") for item in data["items"]}
+    pair = [data.get(name) for name in ("text1", "text2")]
+    return {"left": str(pair[0]), "right": str(pair[1])} if None not in pair else {}
+
+
+def _ranks(results: dict[str, Any], names: list[str], where: str) -> list[int]:
+    if "pairwise" in results:
+        better = results["pairwise"].get("selected")
+        if better not in ("left", "right") or len(names) != 2:
+            raise UserError(f"selected is {better!r}", where=where, expected="left or right, of two texts")
+        return [1, 2] if better == "left" else [2, 1]
+    value = results.get("ranker", {}).get("ranker")
+    groups: list[list[str]]
+    if isinstance(value, list):
+        groups = [[name] for name in value]
+    elif isinstance(value, dict):
+        buckets = {name: ids for name, ids in value.items() if name != _UNPLACED and ids}
+        groups = [buckets[name] for name in sorted(buckets, key=lambda name: _bucket_rank(name, where))]
+    else:
+        raise UserError("no ranking in it", where=where, expected="a result of type ranker or pairwise")
+    placed = [name for group in groups for name in group]
+    if sorted(placed) != sorted(names):
+        missing = ", ".join(sorted(set(names) - set(placed))) or "nothing is missing, something is there twice"
+        raise UserError(f"not ranked: {missing}", where=where, expected="every item in one bucket")
+    return [next(rank for rank, group in enumerate(groups, start=1) if name in group) for name in names]
+
+
+def _bucket_rank(name: str, where: str) -> int:
+    number = re.search(r"\d+$", name)
+    if number is None:
+        raise UserError(f"bucket {name!r}", where=where, expected="buckets that end in their rank, as rank_1")
+    return int(number.group())
+
+
+def _ratings(by_name: dict[str, Any], items: dict[str, str]) -> list[int | None] | None:
+    found = [by_name.get(f"rating_{number}", {}).get("rating") for number in range(1, len(items) + 1)]
+    return found if any(rating is not None for rating in found) else None
+
+
+def _who(annotation: dict[str, Any]) -> str:
+    """The labeler: Label Studio gives an id, or an object with an e-mail address."""
+    by = annotation.get("completed_by")
+    if isinstance(by, dict):
+        by = by.get("email") or by.get("id")
+    return str(by)

@@ -1,0 +1,332 @@
+"""Tasks for labelers and the labels they give, as records and as JSON Lines.
+
+A file of tasks is blind: which policy wrote a completion, and how a reward model scored it, stand in a file of their
+own beside it (`tasks.jsonl` and `tasks.key.jsonl`). Whoever has the tasks alone cannot tell the policies apart.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from instructlit.data.fields import Fields
+from instructlit.data.readers import open_source
+from instructlit.data.sources import Source
+from instructlit.data.splits import prompt_key
+from instructlit.errors import UserError
+from instructlit.types import PromptText
+
+LabelKind = Literal["comparison", "demonstration", "evaluation"]
+KINDS = get_args(LabelKind)
+
+_HIDDEN = ("policy", "scores")
+"""Fields of a task that no labeler may see."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a labeler is asked: order completions, write a demonstration, or compare named models without their names.
+
+    Args:
+        task: an id, the same for the same question.
+        kind: "comparison" (trains a reward model), "evaluation" (tells models apart), "demonstration" (write an
+            answer).
+        prompt: what the completions answer.
+        completions: 2 to 9 of them in the order they are shown; none for a demonstration.
+        policy: who wrote each; never shown.
+        scores: a reward model's score of each; never shown.
+        round: the round of the loop it belongs to, from 1.
+        use_case: as in the prompt's file.
+        user: who sent the prompt.
+    """
+
+    task: str
+    kind: LabelKind
+    prompt: PromptText
+    completions: list[str] = field(default_factory=list)
+    policy: list[str] | None = None
+    scores: list[float] | None = None
+    round: int | None = None
+    use_case: str | None = None
+    user: str | None = None
+
+
+@dataclass(frozen=True)
+class Label:
+    """One labeler's answer to a task.
+
+    Args:
+        task: the id of the task.
+        kind: that of the task.
+        prompt: that of the task.
+        labeler: who answered.
+        completions: as the task has them; of a demonstration the one that was written.
+        ranks: the rank of each completion: 1 is best, equal is a tie.
+        ratings: 1 (worst) to 7 of each completion; None where it was not rated.
+        flags: yes/no metadata of each completion.
+        policy: who wrote each completion.
+        round: the round of the loop.
+        seconds: time on the task.
+        skipped: why it was not answered.
+        reported: what is wrong with the prompt itself, such as "private" or "harmful".
+        use_case: of the prompt.
+        user: who sent the prompt.
+    """
+
+    task: str
+    kind: LabelKind
+    prompt: PromptText
+    labeler: str
+    completions: list[str] = field(default_factory=list)
+    ranks: list[int] | None = None
+    ratings: list[int | None] | None = None
+    flags: list[dict[str, bool]] | None = None
+    policy: list[str] | None = None
+    round: int | None = None
+    seconds: float | None = None
+    skipped: str | None = None
+    reported: list[str] = field(default_factory=list)
+    use_case: str | None = None
+    user: str | None = None
+
+
+def task_id(kind: str, prompt: PromptText, completions: Iterable[str], round: int | None = None) -> str:
+    """An id that follows from the question: adding the same task twice adds it once."""
+    text = json.dumps([kind, prompt_key(prompt), list(completions), round], ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def for_database(task: Task) -> dict[str, Any]:
+    """A task as the labelling database takes it; the database itself keeps the policies from the labelers."""
+    told = {"kind": task.kind, "prompt": task.prompt, "completions": task.completions, "policies": task.policy}
+    about = {"use_case": task.use_case, "user": task.user, "round": task.round}
+    extra = {"task": task.task, "scores": task.scores}
+    return {name: value for name, value in {**told, **about, "extra": extra}.items() if value is not None}
+
+
+def key_file(tasks: str | Path) -> Path:
+    """Where the policies and scores of a file of tasks stand."""
+    path = Path(tasks)
+    return path.with_name(f"{path.stem}.key{path.suffix}")
+
+
+def write_tasks(path: str | Path, tasks: Iterable[Task]) -> None:
+    """Writes the tasks without what is hidden, and beside them the key."""
+    rows = [_row(task) for task in tasks]
+    write_rows(path, ({k: v for k, v in row.items() if k not in _HIDDEN} for row in rows))
+    hidden = [{"task": row["task"], **{k: row[k] for k in _HIDDEN if k in row}} for row in rows]
+    write_rows(key_file(path), hidden)
+
+
+def read_tasks(path: str | Path) -> list[Task]:
+    """The tasks of a file, with the policies and scores of its key where the key is there.
+
+    Raises:
+        UserError: a row that is wrong, by file, line and field.
+    """
+    key = {row["task"]: row for _, row in read_rows(key_file(path))} if key_file(path).is_file() else {}
+    tasks = [parse_task(row | {k: v for k, v in key.get(row.get("task"), {}).items() if k in _HIDDEN}, where)
+             for where, row in read_rows(path)]  # fmt: skip
+    _check_once(tasks, path)
+    return tasks
+
+
+def write_labels(path: str | Path, labels: Iterable[Label]) -> None:
+    """Writes labels as JSON Lines."""
+    write_rows(path, map(_row, labels))
+
+
+def read_labels(path: str | Path) -> list[Label]:
+    """The labels of a file.
+
+    Raises:
+        UserError: a row that is wrong, by file, line and field.
+    """
+    return [parse_label(row, where) for where, row in read_rows(path)]
+
+
+def with_policies(labels: Iterable[Label], tasks: Iterable[Task]) -> list[Label]:
+    """Labels that come back from a blind task, with what the task knows: its id, policies, round, use case, user.
+
+    A label finds its task by the id, or by what was asked where another tool has given it an id of its own. The
+    completions of a label may be in another order than the task's.
+
+    Raises:
+        UserError: a label of a task that is not among `tasks`, or of other completions.
+    """
+    tasks = list(tasks)
+    known = {task.task: task for task in tasks} | {_question(task): task for task in tasks}
+    found = []
+    for label in labels:
+        task = known.get(label.task) or known.get(_question(label))
+        if task is None:
+            raise UserError("no such task", where=f"label of task {label.task!r}", expected="a task of the given file")
+        policy = None
+        if task.policy is not None and label.kind != "demonstration":
+            writers: dict[str, list[str]] = {}  # of equal completions, which an evaluation may have, in their order
+            for completion, name in zip(task.completions, task.policy, strict=True):
+                writers.setdefault(completion, []).append(name)
+            if sorted(label.completions) != sorted(task.completions):
+                raise UserError(
+                    "the label has other completions than its task",
+                    where=f"label of task {label.task!r} by {label.labeler!r}",
+                    expected="labels of this very file of tasks",
+                )
+            policy = [writers[completion].pop(0) for completion in label.completions]
+        told = {"round": task.round, "use_case": task.use_case, "user": task.user}
+        found.append(replace(label, task=task.task, policy=policy, **told))
+    return found
+
+
+def _question(asked: Task | Label) -> str:
+    """What is asked, whatever number another tool has given it and in whatever order it showed the completions."""
+    shown = [] if asked.kind == "demonstration" else sorted(asked.completions)
+    return task_id(asked.kind, asked.prompt, shown, asked.round)
+
+
+def parse_task(row: dict[str, Any], where: str) -> Task:
+    """A row as a task.
+
+    Raises:
+        UserError: naming `where` and the field.
+    """
+    given = Fields(row, where)
+    kind = _kind(given)
+    completions = [] if kind == "demonstration" else given.texts("completions", at_least=2)
+    return Task(
+        task=_text(given, "task"),
+        kind=kind,
+        prompt=given.prompt(),
+        completions=completions,
+        policy=_texts(given, "policy", len(completions)),
+        scores=_numbers(given, "scores", len(completions)),
+        round=_round(given),
+        use_case=given.name("use_case"),
+        user=given.name("user"),
+    )
+
+
+def parse_label(row: dict[str, Any], where: str) -> Label:
+    """A row as a label. `policies` is read as `policy`, and `completion` as the one of a demonstration.
+
+    Raises:
+        UserError: naming `where` and the field.
+    """
+    row = {"policy": row.get("policies"), **row}
+    if row.get("kind") == "demonstration" and "completion" in row:
+        row |= {"completions": [row["completion"]], "policy": None}
+    given = Fields(row, where)
+    kind, skipped = _kind(given), given.name("skipped")
+    at_least = 1 if kind == "demonstration" else 2
+    completions = given.texts("completions", at_least) if skipped is None or "completions" in given else []
+    k = len(completions)
+    ranks = None
+    if kind != "demonstration" and skipped is None:
+        ranks = given.integers("ranks", k, 1, k, "1 is best, equal is a tie")
+        if min(ranks) != 1:
+            given.wrong("ranks", f"the best rank is {min(ranks)}", "ranks that start at 1")
+    seconds = _numbers({"seconds": [row["seconds"]]}, "seconds", 1, where) if row.get("seconds") is not None else None
+    return Label(
+        task=_text(given, "task"),
+        kind=kind,
+        prompt=given.prompt(),
+        labeler=_text(given, "labeler"),
+        completions=completions,
+        ranks=ranks,
+        ratings=_ratings(given, k),
+        flags=given.flags("flags", k) if row.get("flags") is not None else None,
+        policy=_texts(given, "policy", k),
+        round=_round(given),
+        seconds=seconds[0] if seconds else None,
+        skipped=skipped,
+        reported=_texts(given, "reported", None) or [],
+        use_case=given.name("use_case"),
+        user=given.name("user"),
+    )
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row of a data file with the place it stands, for messages."""
+    for rows in open_source(Source(str(path)), str(path)):
+        for index in range(len(rows)):
+            yield rows.where(index), rows[index]
+
+
+def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes JSON Lines beside the name and renames, so that the file is whole or absent."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(path)) from error
+
+
+def _row(record: Task | Label) -> dict[str, Any]:
+    """The fields that say something."""
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    return {name: value for name, value in values.items() if value is not None and value != []}
+
+
+def _check_once(tasks: Iterable[Task], path: str | Path) -> None:
+    seen: set[str] = set()
+    for task in tasks:
+        if task.task in seen:
+            raise UserError(f"task {task.task!r} is there twice", where=str(path), expected="an id of its own for each")
+        seen.add(task.task)
+
+
+def _kind(given: Fields) -> LabelKind:
+    kind = given.row.get("kind", "comparison")
+    if kind not in KINDS:
+        given.wrong("kind", f"found {kind!r}", f"one of {', '.join(KINDS)}")
+    return cast(LabelKind, kind)
+
+
+def _text(given: Fields, name: str) -> str:
+    given.value(name, "text")
+    return given.name(name) or given.text(name, blank=False)
+
+
+def _texts(given: Fields, name: str, length: int | None) -> list[str] | None:
+    value = given.row.get(name)
+    if value is None:
+        return None
+    right = isinstance(value, list) and all(isinstance(v, str) for v in value)
+    if not right or (length is not None and len(value) != length):
+        given.wrong(name, f"found {value!r:.60}", "a list of texts" + (f", {length} of them" if length else ""))
+    return list(value)
+
+
+def _numbers(given: Fields | dict[str, Any], name: str, length: int, where: str = "") -> list[float] | None:
+    fields = given if isinstance(given, Fields) else Fields(given, where)
+    value = fields.row.get(name)
+    if value is None:
+        return None
+    right = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    if not right or len(value) != length:
+        fields.wrong(name, f"found {value!r:.60}", "a number" if length == 1 else f"{length} numbers")
+    return [float(v) for v in value]
+
+
+def _ratings(given: Fields, k: int) -> list[int | None] | None:
+    value = given.row.get("ratings")
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != k:
+        given.wrong("ratings", f"found {value!r:.60}", f"{k} ratings, null where there is none")
+    given_ones = [rating for rating in value if rating is not None]
+    Fields({"ratings": given_ones}, given.where).integers("ratings", len(given_ones), 1, 7, "ratings")
+    return list(value)
+
+
+def _round(given: Fields) -> int | None:
+    value = given.row.get("round")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        given.wrong("round", f"found {value!r:.60}", "a whole number")
+    return value

@@ -1,0 +1,80 @@
+"""Agreement of a set of labels, in the terms of the literature."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any
+
+from instructlit.agreement import Share, fleiss_kappa, krippendorff_alpha, pair_agreement, pairwise, share
+from instructlit.labels.export import aligned, by_task, rankings
+from instructlit.labels.records import Label
+
+
+def agreement_report(labels: Iterable[Label]) -> dict[str, Any]:
+    """What the labelers of the same tasks agree on, as plain JSON values; null where nothing can be said.
+
+    Returns:
+        `pairwise` (agreement, half_width, pairs, tasks), `alpha_ranks` and `alpha_ratings` (Krippendorff, ordinal),
+        `kappa_flags` (Fleiss, by flag), `labelers` (each one's pairwise agreement with the others), `tasks` and
+        `overlapping_tasks`.
+    """
+    tasks = by_task(labels)
+    shared = [group for group in tasks.values() if len(group) > 1]
+    return {
+        "tasks": len(tasks),
+        "overlapping_tasks": len(shared),
+        "pairwise": _plain(pairwise(rankings(group) for group in shared)),
+        "alpha_ranks": _number(krippendorff_alpha(_columns(rankings(group) for group in shared))),
+        "alpha_ratings": _number(krippendorff_alpha(_ratings(shared))),
+        "kappa_flags": {name: _number(fleiss_kappa(units)) for name, units in sorted(_flags(shared).items())},
+        "labelers": {name: _plain(found) for name, found in sorted(each_labeler(shared).items())},
+    }
+
+
+def each_labeler(shared: Iterable[Sequence[Label]]) -> dict[str, Share]:
+    """How often each labeler orders a pair as another labeler of the same task does."""
+    counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for group in shared:
+        ranks = rankings(group)
+        for i, j in combinations(range(len(group)), 2):
+            found = pair_agreement(ranks[i], ranks[j])
+            counts[group[i].labeler].append(found)
+            counts[group[j].labeler].append(found)
+    return {name: share(found) for name, found in counts.items()}
+
+
+def _columns(rankings_of_tasks: Iterable[Sequence[Sequence[int]]]) -> list[tuple[int, ...]]:
+    """For every completion the ranks its labelers gave."""
+    return [column for ranks in rankings_of_tasks for column in zip(*ranks, strict=True)]
+
+
+def _ratings(shared: Iterable[Sequence[Label]]) -> list[list[int]]:
+    units = []
+    for group in shared:
+        rated = [aligned(label, group[0], label.ratings) for label in group if label.ratings]
+        units += [[value for value in column if value is not None] for column in zip(*rated, strict=True)]
+    return units
+
+
+def _flags(shared: Iterable[Sequence[Label]]) -> dict[str, list[list[bool]]]:
+    units: dict[str, list[list[bool]]] = defaultdict(list)
+    for group in shared:
+        flagged = [aligned(label, group[0], label.flags) for label in group if label.flags]
+        for column in zip(*flagged, strict=True):
+            for name in {name for flags in column for name in flags}:
+                units[name].append([flags[name] for flags in column if name in flags])
+    return units
+
+
+def _plain(found: Share) -> dict[str, Any]:
+    return {
+        "agreement": _number(found.value),
+        "half_width": _number(found.half_width),
+        "pairs": found.pairs,
+        "tasks": found.units,
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)

@@ -1,0 +1,47 @@
+"""Pairs as TRL reads them: `prompt`, `chosen`, `rejected`, as text or as messages."""
+
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+from typing import Any
+
+from instructlit.data.formats import read_records
+from instructlit.labels.records import Label, task_id
+from instructlit.types import Comparison
+
+
+def to_pairs(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every pair of a comparison row that is not a tie; conversational where the prompt is messages."""
+    for row in rows:
+        ranked = sorted(zip(row["ranks"], row["completions"], strict=True), key=lambda one: one[0])
+        for (better, chosen), (worse, rejected) in combinations(ranked, 2):
+            if better != worse:
+                yield {"prompt": row["prompt"], "chosen": _as(row, chosen), "rejected": _as(row, rejected)}
+
+
+def from_pairs(rows: Iterable[tuple[str, dict[str, Any]]], labeler: str) -> Iterator[Label]:
+    """Preference rows as labels of two completions.
+
+    Args:
+        rows: where each stands, and the row.
+        labeler: whose they are, where a row does not say.
+
+    Raises:
+        UserError: a row that is no preference.
+    """
+    for where, row in rows:
+        for record in read_records(row, where, "comparison", "preference")[1]:
+            assert isinstance(record, Comparison)
+            yield Label(
+                task_id("comparison", record.prompt, sorted(record.completions)),
+                "comparison",
+                record.prompt,
+                record.labeler or labeler,
+                record.completions,
+                record.ranks,
+                use_case=record.use_case,
+                user=record.user,
+            )
+
+
+def _as(row: dict[str, Any], text: str) -> Any:
+    return text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]

@@ -1,0 +1,271 @@
+"""The loop of rounds, with a small program in the place of its commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from instructlit.errors import UserError
+from instructlit.labels import Label, Task, write_labels, write_tasks
+from instructlit.tools import iterate as loops
+from instructlit.tools.iterate.config import Loop, load
+from instructlit.tools.iterate.measure import preference
+from instructlit.tools.iterate.plan import Planner
+from instructlit.tools.iterate.report import falls_and_recovers, write_report
+from instructlit.tools.quickstart import runner as quickstart_runner
+
+PROGRAM = """
+import json, pathlib, sys
+words = sys.argv[1:]
+here = pathlib.Path.cwd()
+with open(here.parents[1] / "calls.jsonl", "a") as file:
+    file.write(json.dumps([here.name, *words]) + "\\n")
+given = {word: words[at + 1] for at, word in enumerate(words) if word.startswith("--")}
+if (here / "fail").exists():
+    sys.exit(3)
+if words[0] == "collect":
+    kind = given.get("--kind", "comparison")
+    output = pathlib.Path(given["--output"])
+    output.parent.mkdir(exist_ok=True)
+    rows = [{"task": f"{kind}-{n}", "kind": kind, "prompt": f"p{n}", "completions": ["x", "y"]} for n in range(3)]
+    output.write_text("".join(json.dumps(row) + "\\n" for row in rows))
+elif words[:2] == ["labels", "export"]:
+    for name in ("comparisons", "comparisons_validation"):
+        pathlib.Path("data").mkdir(exist_ok=True)
+        pathlib.Path("data", name + ".jsonl").write_text("{}")
+elif words[0] == "fit":
+    pathlib.Path("models", "ppo" if "policy.path" in " ".join(words) else "reward").mkdir(parents=True)
+elif words[:2] == ["iterate", "measure"]:
+    low = json.loads((here.parents[1] / "lows.json").read_text())[int(words[2]) - 1]
+    result = {"round": int(words[2]), "labels": 3, "preference": 0.6, "preference_low": low, "preference_high": 0.7}
+    result |= {name + end: 0.6 for name in ("accuracy", "accuracy_before") for end in ("", "_low", "_high")}
+    pathlib.Path(given["--output"] if "--output" in given else "round.json").write_text(json.dumps(result))
+else:
+    pathlib.Path(given["--output"]).write_text("labels")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a loop's inputs, whose commands are run by the small program."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "p"}\n')
+    (tmp_path / "stage.yaml").write_text("x: 1\n")
+    values = {"sft": "sft", "prompts": ["prompts.jsonl"], "reward": ["stage.yaml"], "ppo": ["stage.yaml"]}
+    (tmp_path / "loop.yaml").write_text(yaml.safe_dump(values | {"label": "judge tasks", "rounds": 3}))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lows.json").write_text("[0.55, 0.55, 0.55]")
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    command = (sys.executable, str(program))
+    monkeypatch.setattr(quickstart_runner.Runner.__init__, "__defaults__", (command, False))
+    return tmp_path
+
+
+def calls(folder: Path) -> list[list[str]]:
+    """The commands since the last time, each with the round it ran in."""
+    path = folder / "run" / "calls.jsonl"
+    if not path.exists():
+        return []
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    path.unlink()
+    return found
+
+
+def run(**options: Any) -> None:
+    loops.iterate(["loop.yaml"], "run", **options)
+
+
+def change(folder: Path, **values: Any) -> None:
+    path = folder / "loop.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
+
+
+ROUND = ["collect", "judge", "labels", "fit", "fit", "collect", "judge", "iterate"]
+
+
+def test_rounds_build_on_those_before(folder: Path) -> None:
+    change(folder, rounds=2, age_decay=0.5, start="last", policies=["last", "last@1.2", "sft"])
+    run()
+    found = calls(folder)
+    assert [call[:2] for call in found] == [[str(n), word] for n in (1, 2) for word in ROUND]
+    second = [call[1:] for call in found if call[0] == "2"]
+    assert second[0][1:4] == ["../../rounds/1/models/ppo", "../../rounds/1/models/ppo@1.2", "../../../sft"]
+    options = dict(zip(second[3], second[3][1:], strict=False))
+    assert json.loads(options["--data.init_args.train"]) == [
+        {"path": "../1/data/comparisons.jsonl", "weight": 0.5},
+        {"path": "data/comparisons.jsonl", "weight": 1.0},
+    ]
+    assert json.loads(options["--data.init_args.validation"])[0] == "../1/data/comparisons_validation.jsonl"
+    assert options["--model.init_args.model.path"] == "../../../sft"
+    options = dict(zip(second[4], second[4][1:], strict=False))
+    assert options["--model.init_args.policy.path"] == "../../rounds/1/models/ppo"
+    assert options["--model.init_args.reference.path"] == "../../../sft", "the KL stays that from the SFT model"
+    assert options["--model.init_args.reward.init_args.model.path"] == "models/reward"
+    assert second[5][1:3] == ["models/ppo", "../../rounds/1/models/ppo"]
+    assert found[0][2:3] == ["../../../sft"], "the first round's policy is the SFT model"
+    assert (folder / "run" / "report.html").is_file()
+    run()
+    assert calls(folder) == [], "what is finished is not repeated"
+
+
+def test_from_the_sft_model_every_time(folder: Path) -> None:
+    run(rounds=2)
+    ppo = [call for call in calls(folder) if call[1] == "fit"][-1]
+    assert ppo[ppo.index("--model.init_args.policy.path") + 1] == "../../../sft"
+    assert "--model.init_args.reference.path" not in ppo
+
+
+def test_it_stops_where_there_is_no_gain(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "run" / "lows.json").write_text("[0.55, 0.45, 0.55]")
+    run()
+    assert {call[0] for call in calls(folder)} == {"1", "2"}
+    assert "The loop ends here" in capsys.readouterr().out
+    change(folder, stop="never")
+    run()
+    assert [call[:2] for call in calls(folder)] == [["3", word] for word in ROUND], "told otherwise it goes on"
+
+
+def test_a_failed_step_is_repeated_and_nothing_else(folder: Path) -> None:
+    (folder / "run" / "rounds" / "2").mkdir(parents=True)
+    (folder / "run" / "rounds" / "2" / "fail").touch()
+    with pytest.raises(UserError, match="rounds/2/collect failed with exit status 3"):
+        run(rounds=2)
+    assert [call[1] for call in calls(folder)] == [*ROUND, "collect"]
+    (folder / "run" / "rounds" / "2" / "fail").unlink()
+    run(rounds=2)
+    assert [call[:2] for call in calls(folder)] == [["2", word] for word in ROUND]
+
+
+def test_a_changed_config_runs_its_stage_of_every_round_again(folder: Path) -> None:
+    (folder / "ppo.yaml").write_text("x: 1\n")
+    change(folder, ppo=["ppo.yaml"], contest=0)
+    run(rounds=2)
+    calls(folder)
+    (folder / "ppo.yaml").write_text("x: 2\n")
+    for home in (folder / "run" / "rounds").iterdir():
+        (home / "models" / "ppo").rmdir()
+        if home.name == "2":
+            (home / "models" / "reward").rmdir()  # its answers are of another policy now
+    run(rounds=2)
+    assert [call[:2] for call in calls(folder)] == [
+        ["1", "fit"], *[["2", word] for word in ("collect", "judge", "labels", "fit", "fit", "iterate")],
+    ]  # fmt: skip
+
+
+def answer(tasks: Path, labels: Path, labelers: list[str], count: int = 3) -> None:
+    kind = "evaluation" if tasks.parent.name == "contest" else "comparison"
+    given = [Label(f"{kind}-{n}", kind, f"p{n}", name, ["y", "x"], [1, 2]) for n in range(count) for name in labelers]
+    write_labels(labels, given)
+
+
+def test_people_are_waited_for_and_the_same_command_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(folder, label="people", labelers=2, rounds=1)
+    run()
+    assert [call[1] for call in calls(folder)] == ["collect"]
+    told = capsys.readouterr().out
+    assert "0 of 3 tasks have 2 labels" in told
+    assert "same command again" in told
+    home = folder / "run" / "rounds" / "1"
+    answer(home / "tasks.jsonl", home / "labels.jsonl", ["anna", "bob"], count=2)
+    run()
+    assert calls(folder) == []
+    assert "2 of 3 tasks have 2 labels" in capsys.readouterr().out
+    answer(home / "tasks.jsonl", home / "labels.jsonl", ["anna", "bob"])
+    run()
+    assert [call[1] for call in calls(folder)] == ["labels", "fit", "fit", "collect"]
+    answer(home / "contest" / "tasks.jsonl", home / "contest" / "labels.jsonl", ["anna", "bob"])
+    run()
+    assert [call[1] for call in calls(folder)] == ["iterate"]
+    for model in ("reward", "ppo"):
+        (home / "models" / model).rmdir()
+    answer(home / "tasks.jsonl", home / "labels.jsonl", ["anna", "carl"])
+    run()
+    assert [call[1] for call in calls(folder)] == ["labels", "fit", "fit", "collect", "iterate"], (
+        "other labels, other models"
+    )
+
+
+def test_a_stage_can_be_asked_for_again(folder: Path) -> None:
+    run(rounds=1)
+    calls(folder)
+    for model in ("reward", "ppo"):
+        (folder / "run" / "rounds" / "1" / "models" / model).rmdir()
+    run(rounds=1, restart_from="rounds/1/reward")
+    assert [call[1] for call in calls(folder)] == ["fit", "fit", "collect", "judge", "iterate"]
+    with pytest.raises(UserError, match="no stage `rounds/1/rewards`"):
+        run(rounds=1, restart_from="rounds/1/rewards")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"roudns": 2}, r"loop\.yaml:\d+: roudns: there is no option `roudns`\n.*rounds"),
+        ({"rounds": "many"}, r"loop\.yaml:\d+: rounds: 'many' is not valid"),
+        ({"start": "first"}, "start"),
+        ({"sft": "nowhere"}, "no such model folder"),
+        ({"prompts": ["nowhere.jsonl"]}, "no such file"),
+        ({"age_decay": 0}, "age_decay"),
+        ({"ppo": []}, "ppo: is needed"),
+    ],
+)
+def test_a_wrong_config_is_told(folder: Path, values: dict[str, Any], told: str) -> None:
+    change(folder, **values)
+    with pytest.raises(UserError, match=f"(?s){told}"):
+        load(["loop.yaml"], {})
+
+
+def test_plan_has_a_segment_for_every_wait() -> None:
+    loop = Loop("sft", ["p"], ["r"], ["q"])
+    planner = Planner(loop, Path("run"), {"reward": ["r.yaml"], "ppo": ["q.yaml"]})
+    waits = [segment.waits_for for segment in planner.round(2)]
+    assert waits == [
+        None,
+        ("rounds/2/tasks.jsonl", "rounds/2/labels.jsonl"),
+        ("rounds/2/contest/tasks.jsonl", "rounds/2/contest/labels.jsonl"),
+    ]
+    alone = Planner(Loop("sft", ["p"], ["r"], ["q"], contest=0), Path("run"), planner.configs)
+    assert [segment.waits_for for segment in alone.round(1)] == [
+        None,
+        ("rounds/1/tasks.jsonl", "rounds/1/labels.jsonl"),
+        None,
+    ]
+
+
+def test_preference_by_hand() -> None:
+    def one(task: str, ranks: list[int], policy: list[str]) -> Label:
+        return Label(task, "evaluation", task, "anna", ["x", "y"], ranks, policy=policy)
+
+    labels = [
+        one("a", [1, 2], ["new", "old"]),  # won
+        one("a", [1, 1], ["new", "old"]),  # by another labeler a tie: together 1.5 of 2
+        one("b", [1, 2], ["old", "new"]),  # lost
+        one("c", [1, 2], ["new", "old"]),
+        one("d", [1, 2], ["new", "other"]),  # of somebody else
+    ]
+    found = preference(labels, "new", "old")
+    assert found["preference"] == pytest.approx(2.5 / 4)
+    assert found["contest_tasks"] == 3
+    assert found["preference_low"] < 0.5 < found["preference_high"]
+    with pytest.raises(UserError, match="no label compares"):
+        preference(labels, "new", "stranger")
+
+
+def test_report_shows_the_fall_and_the_recovery(tmp_path: Path) -> None:
+    first = {"round": 1, "labels": 9, **{f"accuracy{end}": 0.7 for end in ("", "_low", "_high")}}
+    second = {"round": 2, "labels": 9, **{f"accuracy{end}": 0.65 for end in ("", "_low", "_high")}}
+    second |= {f"accuracy_before{end}": 0.5 for end in ("", "_low", "_high")}
+    assert falls_and_recovers([first, second]) == [(1.0, 0.7), (1.5, 0.5), (2.0, 0.65)]
+    page = write_report(tmp_path, [first, second]).read_text()
+    assert "<svg" in page
+    assert "50.0%" in page
+    assert "<script" not in page
+
+
+def test_tasks_of_a_waiting_round_are_blind(tmp_path: Path) -> None:
+    write_tasks(tmp_path / "tasks.jsonl", [Task("t", "comparison", "p", ["x", "y"], ["new", "old"])])
+    assert "new" not in (tmp_path / "tasks.jsonl").read_text()

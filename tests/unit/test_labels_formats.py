@@ -1,0 +1,163 @@
+"""Argilla, Label Studio and TRL: files as those tools write them, and there and back."""
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from instructlit.cli import main
+from instructlit.data.formats import read_records
+from instructlit.errors import UserError
+from instructlit.labels import Label, Task, read_labels, write_labels, write_tasks
+from instructlit.labels.argilla import from_argilla, to_argilla
+from instructlit.labels.label_studio import from_label_studio, labeling_config, to_label_studio
+from instructlit.labels.trl import from_pairs, to_pairs
+
+CHAT = [{"role": "user", "content": "Say <hello> & bye."}]
+TASKS = [
+    Task("c1", "comparison", "Count.", ["one", "two", "three"], ["m1", "m2", "m1"], [1.0, 2.0, 3.0], 2, "other", "u"),
+    Task("e1", "evaluation", CHAT, ["hi", "hello"], ["m1", "m2"]),
+    Task("d1", "demonstration", "Write."),
+]
+LABELS = [
+    Label("c1", "comparison", "Count.", "anna", ["one", "two", "three"], [2, 1, 2], [5, 7, None], round=2,
+          use_case="other", user="u"),
+    Label("c1", "comparison", "Count.", "bob", ["one", "two", "three"], [3, 1, 2], round=2, use_case="other", user="u"),
+    Label("e1", "evaluation", CHAT, "anna", ["hi", "hello"], [2, 1]),
+    Label("d1", "demonstration", "Write.", "bob", ["A text."]),
+]  # fmt: skip
+
+
+def placed(rows: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Rows as they come from a file."""
+    return [(f"file:{number}", row) for number, row in enumerate(json.loads(json.dumps(list(rows))), start=1)]
+
+
+@pytest.mark.parametrize(("there", "back"), [(to_argilla, from_argilla), (to_label_studio, from_label_studio)])
+def test_there_and_back(there: Any, back: Any) -> None:
+    made = placed(there(TASKS, LABELS))
+    assert "m1" not in json.dumps(made), "no policy is told"
+    assert sorted(back(made), key=LABELS.index) == LABELS
+
+
+def test_label_studio_keeps_time_and_skips() -> None:
+    given = [Label("c1", "comparison", "Count.", "anna", TASKS[0].completions, [1, 2, 3], seconds=4.5, round=2,
+                   use_case="other", user="u"),
+             Label("c1", "comparison", "Count.", "bob", TASKS[0].completions, skipped="cancelled", round=2,
+                   use_case="other", user="u")]  # fmt: skip
+    assert list(from_label_studio(placed(to_label_studio(TASKS[:1], given)))) == given
+
+
+def test_argilla_as_its_client_writes_it() -> None:
+    row = {
+        "id": "7",
+        "fields": {"prompt": "Count.", "response_1": "one", "response_2": "two", "note": "not a completion"},
+        "metadata": {},
+        "suggestions": {},
+        "responses": {
+            "preference": [
+                {"value": ["response-2", "response-1"], "user_id": "u-1"},
+                {"value": [{"value": "response-1", "rank": 1}, {"value": "response-2", "rank": 1}], "user_id": "u-2"},
+                {"value": ["response-1"], "user_id": "u-3", "status": "draft"},
+            ],
+            "rating_1": [{"value": 3, "user_id": "u-1"}],
+            "comment": [{"value": "nice", "user_id": "u-1"}],
+        },
+        "vectors": {},
+        "_server_id": None,
+    }
+    one, two = from_argilla([("file:1", row)])
+    assert (one.labeler, one.ranks, one.ratings) == ("u-1", [2, 1], [3, None])
+    assert (two.labeler, two.ranks) == ("u-2", [1, 1])
+    row["responses"]["preference"] = [{"value": ["response-1"], "user_id": "u-1"}]
+    with pytest.raises(UserError, match=r"file:1.*ranks response_1"):
+        list(from_argilla([("file:1", row)]))
+
+
+def studio(value: dict[str, Any], kind: str = "ranker", **data: Any) -> dict[str, Any]:
+    items = [{"id": "a", "title": "one"}, {"id": "b", "body": "two"}, {"id": "c", "body": "three"}]
+    return {
+        "id": 1,
+        "data": {"prompt": "Count.", "items": items, **data},
+        "annotations": [
+            {
+                "id": 11,
+                "completed_by": {"id": 3, "email": "anna@example.org"},
+                "was_cancelled": False,
+                "lead_time": 9.5,
+                "result": [{"from_name": "rank", "to_name": "items", "type": kind, "value": value}],
+            }
+        ],
+    }
+
+
+def test_label_studio_as_it_exports() -> None:
+    def read(row: dict[str, Any]) -> Label:
+        (found,) = from_label_studio([("file:1", row)])
+        return found
+
+    plain = read(studio({"ranker": ["c", "a", "b"]}))
+    assert (plain.completions, plain.ranks) == (["one", "two", "three"], [2, 3, 1])
+    assert (plain.labeler, plain.seconds) == ("anna@example.org", 9.5)
+    bucketed = studio({"ranker": {"rank_10": ["a"], "rank_2": ["b", "c"], "_": []}})
+    assert read(bucketed).ranks == [2, 1, 1], "buckets go by number, not by letter"
+    pair = studio({"selected": "right"}, "pairwise", text1="x", text2="y")
+    del pair["data"]["items"]
+    assert (read(pair).completions, read(pair).ranks) == (["x", "y"], [2, 1])
+    with pytest.raises(UserError, match=r"annotations\[0\]: not ranked: a, b"):
+        read(studio({"ranker": {"rank_1": ["c"], "_": ["a", "b"]}}))
+    with pytest.raises(UserError, match="no ranking in it"):
+        read(studio({"choices": ["c"]}, "choices"))
+
+
+def test_the_labelling_interface_is_xml_with_a_bucket_a_rank() -> None:
+    view = ElementTree.fromstring(labeling_config(4))
+    assert [bucket.get("name") for bucket in view.iter("Bucket")] == ["rank_1", "rank_2", "rank_3", "rank_4"]
+    assert {rating.get("maxRating") for rating in view.iter("Rating")} == {"7"}
+
+
+def test_trl_pairs() -> None:
+    row = {"prompt": "p", "completions": ["a", "b", "c", "d"], "ranks": [2, 1, 2, 3]}
+    pairs = list(to_pairs([row]))
+    assert [(p["chosen"], p["rejected"]) for p in pairs] == [("b", "a"), ("b", "c"), ("b", "d"), ("a", "d"), ("c", "d")]
+    (chat,) = to_pairs([{"prompt": CHAT, "completions": ["x", "y"], "ranks": [2, 1]}])
+    assert chat["chosen"] == [{"role": "assistant", "content": "y"}]
+    for pair in (*pairs, chat):
+        assert read_records(pair, "x", "comparison")[0] == "preference", "our own reader takes them"
+    one, *_ = from_pairs(placed(pairs), "team")
+    assert (one.prompt, one.completions, one.ranks, one.labeler) == ("p", ["b", "a"], [1, 2], "team")
+
+
+def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks, labels = tmp_path / "tasks.jsonl", tmp_path / "labels.jsonl"
+    write_tasks(tasks, TASKS)
+    write_labels(labels, LABELS)
+
+    def run(*words: Any) -> str:
+        status = main([str(word) for word in words])
+        told = capsys.readouterr()
+        assert status == 0, told.err
+        return told.out
+
+    for tool in ("argilla", "label_studio"):
+        run("labels", "export", labels, "--tasks", tasks, "--output", tmp_path, "--to", tool)
+        back = tmp_path / f"{tool}-back.jsonl"
+        run("labels", "import", tmp_path / f"{tool}.json", "--source", tool, "--tasks", tasks, "--output", back)
+        found = {(one.task, one.labeler): one for one in read_labels(back)}
+        assert found["c1", "anna"].policy == ["m1", "m2", "m1"], "the key knows what the tool did not"
+        assert found["c1", "anna"].ranks == [2, 1, 2]
+    assert (tmp_path / "label_studio.xml").is_file()
+    told = run("labels", "agreement", labels)
+    assert "100.0 ± 79.3 % (2 pairs, 1 tasks)" in told, "a pair that anna ties does not count"
+    out = run("labels", "export", labels, "--tasks", tasks, "--output", tmp_path / "data", "--weights", '{"anna": 2}')
+    assert "comparisons.jsonl: 2 rows by 2 labelers" in out
+    rows = [json.loads(line) for line in (tmp_path / "data" / "comparisons.jsonl").read_text().splitlines()]
+    assert [row.get("weight") for row in rows] == [2, None]
+    assert (tmp_path / "data" / "evaluations.jsonl").is_file()
+    run("labels", "export", labels, "--output", tmp_path / "trl", "--to", "trl")
+    assert main(["labels", "export", str(labels), "--weights", '{"ana": 2}']) == 2
+    assert "did you mean anna" in capsys.readouterr().err
+    assert main(["labels", "import", str(tasks), "--source", "argilla"]) == 2
+    assert "tasks.jsonl:1: fields" in capsys.readouterr().err

@@ -1,0 +1,245 @@
+"""`instructlit collect`: answers of policies to prompts, as blind tasks for labelers."""
+
+import json
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from instructlit.errors import UserError
+
+if TYPE_CHECKING:
+    from instructlit.labels import LabelKind
+    from instructlit.tools.collect.answers import Drawing, Source
+    from instructlit.types import Prompt
+
+Select = Literal["random", "use_case", "disagreement"]
+MOST = 9
+"""Completions that a labeler orders at once (paper, section 3.5)."""
+
+
+def collect(
+    policies: list[str],
+    prompts: list[str],
+    *,
+    output: str = "tasks.jsonl",
+    kind: Literal["comparison", "evaluation"] = "comparison",
+    completions: list[int] = [4],  # noqa: B006
+    select: Select = "random",
+    limit: int | None = None,
+    pool: int | None = None,
+    use_cases: list[str] | None = None,
+    ensemble: list[str] | None = None,
+    reward: str | None = None,
+    round: int | None = None,
+    seed: int = 0,
+    max_new_tokens: int = 256,
+    batch_size: int = 64,
+    attempts: int = 4,
+    template: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "auto",
+) -> None:
+    """Sample answers to prompts from one or several policies and write them as tasks for labelers.
+
+    The answers to a prompt differ, and stand in an order that says nothing of where they come from. The tasks do not
+    name policies or scores: those stand in a key beside them (tasks.key.jsonl). Interrupted, the same command goes on
+    where it was and gives the same answers; finished, it does nothing.
+
+    Args:
+        policies: model folders, or Hub names, in equal shares, each with `@` and a temperature where that is not 1,
+            as in `models/ppo@0.7`.
+        prompts: files of prompts, in any of the forms that training reads.
+        output: file of tasks.
+        kind: `comparison` trains a reward model; `evaluation` tells policies apart: every policy answers every prompt
+            once and equal answers stay, being ties.
+        completions: answers to each prompt, 2 to 9: one number, or the least and the most, as in `4 9`.
+        select: which prompts, where there is a limit: at `random`, evenly by `use_case`, or those on whose answers the
+            reward models of `ensemble` disagree most.
+        limit: so many prompts.
+        pool: answer only so many prompts, chosen at random, before the disagreement is looked at; all unless given.
+        use_cases: only prompts of these use cases.
+        ensemble: two reward models or more, for `disagreement`.
+        reward: a reward model whose scores go into the key.
+        round: the round of the loop, noted in every task.
+        seed: seed of the choice, the sampling and the order.
+        max_new_tokens: longest answer.
+        batch_size: answers sampled together.
+        attempts: times that an answer is drawn before a prompt does with fewer; with fewer than two it is left out.
+        template: as for the datamodules.
+        dtype: dtype to compute in.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+    """
+    least, most = _range(completions)
+    if kind == "evaluation":
+        least = most = len(policies)
+    _check(kind, policies, select, limit, ensemble, attempts, batch_size)
+    from instructlit.models.folders import check_source
+    from instructlit.tools.collect.answers import Drawing, draw_answers, score_answers
+    from instructlit.tools.collect.journal import Journal
+    from instructlit.tools.collect.selection import at_random, evenly, of_use_cases
+
+    sources = [_source(text) for text in policies]
+    for model in [*(source.folder for source in sources), *(ensemble or []), *([reward] if reward else [])]:
+        check_source(model, weights=True, where=model)  # before hours of sampling
+    how = Drawing(
+        sources, least, most, max_new_tokens, batch_size, attempts if kind == "comparison" else 1,
+        kind == "comparison", seed, template, dtype, device,
+    )  # fmt: skip
+    asked, places = _distinct(prompts)
+    chosen = of_use_cases(asked, use_cases) if use_cases else list(range(len(asked)))
+    rng = random.Random(f"collect {seed} prompts")
+    if select == "use_case" and limit is not None:
+        chosen = evenly(asked, chosen, limit, rng)
+    elif (first := limit if select == "random" else pool) is not None:
+        chosen = at_random(chosen, first, rng)
+    asked, places = [asked[i] for i in chosen], [places[i] for i in chosen]
+
+    target = Path(output)
+    told = {"kind": kind, "select": select, "limit": limit, "ensemble": ensemble, "reward": reward, "round": round}
+    record = _identity(how, asked, told)
+    made = target.with_name(f"{target.stem}.made.json")
+    if target.is_file() and made.is_file() and json.loads(made.read_text(encoding="utf-8")).get("from") == record:
+        print(f"{target}: finished before")
+        return
+    journal = Journal(target.with_name(f"{target.stem}.partial.jsonl"), record)
+    rows = draw_answers(asked, places, how, journal)
+    kept = [row for row, wanted in enumerate(rows) if len(wanted.answers) > 1]
+    if select == "disagreement" and limit is not None:
+        kept = _most_disputed(
+            kept, [score_answers(model, asked, rows, how, journal) for model in ensemble or []], limit
+        )
+    scores = score_answers(reward, asked, rows, how, journal) if reward else None
+    if not kept:
+        raise UserError(
+            "no prompt has two different answers", where="--policies", fix="raise --attempts or temperatures"
+        )
+    _write(target, made, record, kind, round, [(asked[i], rows[i], scores[i] if scores else None) for i in kept], seed)
+    repeated = sum(wanted.repeated for wanted in rows)
+    print(f"{target}: {len(kept)} tasks with {sum(len(rows[i].answers) for i in kept)} answers")
+    print(f"{repeated} repeated answers were drawn again; {len(rows) - len(kept)} prompts are not among the tasks")
+    journal.close(remove=True)
+
+
+def _write(
+    target: Path, made: Path, record: dict[str, Any], kind: "LabelKind", round: int | None, rows: list[Any], seed: int
+) -> None:
+    """The tasks with their key, each in an order of its own, and the record of what they were made from."""
+    from instructlit.data.readers import file_hash
+    from instructlit.labels import Task, write_tasks
+    from instructlit.labels.records import key_file, task_id
+
+    tasks = []
+    for prompt, wanted, scores in rows:
+        order = list(range(len(wanted.answers)))
+        random.Random(f"order {seed} {prompt.prompt}").shuffle(order)
+        texts = [wanted.answers[i].text for i in order]
+        tasks.append(
+            Task(
+                task_id(kind, prompt.prompt, texts, round),
+                kind,
+                prompt.prompt,
+                texts,
+                [wanted.answers[i].policy for i in order],
+                None if scores is None else [round_to(scores[i]) for i in order],
+                round,
+                prompt.use_case,
+                prompt.user,
+            )
+        )
+    write_tasks(target, tasks)
+    told = {
+        "from": record,
+        "tasks": len(tasks),
+        "sha256": {f.name: file_hash(str(f)) for f in (target, key_file(target))},
+    }
+    made.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def round_to(score: float) -> float:
+    """A score as the key holds it."""
+    return round(score, 6)
+
+
+def _most_disputed(kept: list[int], scores: list[list[list[float]]], limit: int) -> list[int]:
+    from instructlit.tools.collect.selection import disagreement
+
+    value = {row: disagreement([model[row] for model in scores]) for row in kept}
+    return sorted(sorted(kept, key=lambda row: (-value[row], row))[:limit])
+
+
+def _distinct(files: list[str]) -> tuple[list["Prompt"], list[str]]:
+    """The prompts of the files, each text once, and where each stands."""
+    from instructlit.data.splits import prompt_key
+    from instructlit.tools.sources import read_prompts
+
+    found: dict[str, tuple[Prompt, str]] = {}
+    for where, prompt in read_prompts(files):
+        found.setdefault(prompt_key(prompt.prompt), (prompt, where))
+    return [prompt for prompt, _ in found.values()], [where for _, where in found.values()]
+
+
+def _identity(how: "Drawing", asked: list["Prompt"], told: dict[str, Any]) -> dict[str, Any]:
+    """All that decides the answers, the weights of the models included."""
+    import hashlib
+
+    from instructlit.data.splits import prompt_key
+    from instructlit.models.lineage import weights_digest
+
+    models = [*(source.folder for source in how.sources), *(told["ensemble"] or []), told["reward"]]
+    text = "\x00".join(prompt_key(prompt.prompt) for prompt in asked)
+    return {
+        "policies": [source.name for source in how.sources],
+        "weights_sha256": {model: weights_digest(model) for model in models if model},
+        "prompts": hashlib.sha256(text.encode("utf-8")).hexdigest(),
+        "completions": [how.least, how.most],
+        "seed": how.seed,
+        "max_new_tokens": how.max_new_tokens,
+        "batch_size": how.batch_size,
+        "attempts": how.attempts,
+        "template": how.template,
+        "dtype": how.dtype,
+        **told,
+    }
+
+
+def _source(text: str) -> "Source":
+    from instructlit.tools.collect.answers import Source
+    from instructlit.tools.sources import parse_source
+
+    return Source(*parse_source(text))
+
+
+def _range(completions: list[int]) -> tuple[int, int]:
+    least, most = (completions * 2)[:2] if len(completions) == 1 else completions if len(completions) == 2 else (0, 0)
+    if not 2 <= least <= most <= MOST:
+        found = " ".join(map(str, completions)) or "nothing"
+        raise UserError(f"found {found}", where="--completions", expected=f"one number of 2 to {MOST}, or two: 4 9")
+    return least, most
+
+
+def _check(
+    kind: str,
+    policies: list[str],
+    select: Select,
+    limit: int | None,
+    ensemble: list[str] | None,
+    attempts: int,
+    batch_size: int,
+) -> None:
+    if not policies:
+        raise UserError("no policy is given", where="--policies", expected="one model folder or more")
+    if kind == "evaluation" and not 2 <= len(set(policies)) == len(policies) <= MOST:
+        raise UserError(
+            f"{len(policies)} policies are given",
+            where="--policies",
+            expected=f"2 to {MOST} different ones to tell apart",
+        )
+    for name, value in (("limit", limit), ("attempts", attempts), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"found {value}", where=f"--{name}", expected="1 or more")
+    if (select == "disagreement") != bool(ensemble) or (ensemble and len(ensemble) < 2):
+        raise UserError(
+            f"{len(ensemble or [])} reward models for --select {select}",
+            where="--ensemble",
+            expected="two or more with `--select disagreement`, none otherwise",
+        )

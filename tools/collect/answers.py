@@ -1,0 +1,160 @@
+"""Distinct answers to prompts from several policies, one policy in memory at a time, each batch kept when it is done.
+
+The random numbers of a batch follow from the seed and from its place in the plan alone, and the plan from the options
+and the answers before it: a run that was killed and started again gives the answers of one that was not.
+"""
+
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from instructlit.evaluation.language_model import usable_device
+from instructlit.rollout.engine import Sampling
+from instructlit.tools.answering import Answerer, Dtype, encoded, load_answerer
+from instructlit.tools.collect.journal import Journal
+from instructlit.tools.scoring import Scorer
+from instructlit.types import Prompt
+
+
+@dataclass(frozen=True)
+class Source:
+    """A policy at a temperature."""
+
+    folder: str
+    temperature: float
+
+    @property
+    def name(self) -> str:
+        """What it is called in lineage: the folder, with `@` and the temperature where that is not 1."""
+        return self.folder if self.temperature == 1.0 else f"{self.folder}@{self.temperature:g}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion and where it came from."""
+
+    text: str
+    ended: bool
+    policy: str
+
+
+@dataclass
+class Wanted:
+    """What a prompt still lacks, and what it has."""
+
+    sources: list[int]  # a source each for the answers it lacks
+    answers: list[Answer] = field(default_factory=list)
+    repeated: int = 0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How answers are drawn."""
+
+    sources: Sequence[Source]
+    least: int
+    most: int
+    max_new_tokens: int
+    batch_size: int
+    attempts: int
+    distinct: bool
+    seed: int
+    template: str
+    dtype: Dtype
+    device: str
+
+
+def draw_answers(prompts: Sequence[Prompt], places: Sequence[str], how: Drawing, journal: Journal) -> list[Wanted]:
+    """`least` to `most` answers to each prompt, the policies in equal shares.
+
+    An answer that a prompt already has is drawn again from the same policy, up to `attempts` times in all.
+
+    Args:
+        prompts: the prompts.
+        places: where each stands, for messages.
+        how: the options.
+        journal: keeps every batch.
+    """
+    rows = [Wanted(_plan(how, row)) for row in range(len(prompts))]
+    for attempt in range(how.attempts):
+        for number, source in enumerate(how.sources):
+            jobs = [row for row, wanted in enumerate(rows) for one in wanted.sources if one == number]
+            if jobs:
+                _draw(source, number, attempt, jobs, rows, prompts, places, how, journal)
+        if not any(wanted.sources for wanted in rows):
+            break
+    return rows
+
+
+def _plan(how: Drawing, row: int) -> list[int]:
+    """The source of each of a prompt's answers: every source once before any comes twice, in an order of its own."""
+    rng = random.Random(f"collect {how.seed} {row}")
+    count, chosen = rng.randint(how.least, how.most), []
+    while len(chosen) < count:
+        chosen += rng.sample(range(len(how.sources)), len(how.sources))
+    return chosen[:count]
+
+
+def _draw(
+    source: Source,
+    number: int,
+    attempt: int,
+    jobs: list[int],
+    rows: list[Wanted],
+    prompts: Sequence[Prompt],
+    places: Sequence[str],
+    how: Drawing,
+    journal: Journal,
+) -> None:
+    """One answer for every job, given to its prompt where it is a new one."""
+    policy: Answerer | None = None
+    sampling = Sampling(how.max_new_tokens, source.temperature)
+    for batch, part in enumerate(_batches(jobs, prompts, how.batch_size)):
+        key = f"draw {attempt} {number} {batch}"
+        if key not in journal:
+            policy = policy or load_answerer(source.folder, template=how.template, dtype=how.dtype, device=how.device)
+            ids = [encoded(policy, prompts[row], how.max_new_tokens, places[row]) for row in part]
+            generator = policy.generator(zlib.crc32(f"{how.seed} {key}".encode()))
+            generation = policy.answer(ids, sampling, generator)
+            journal.put(key, list(zip(generation.texts, generation.ended.tolist(), strict=True)))
+            print(f"\r{source.name}: {batch + 1} batches of {how.batch_size}", end="", flush=True)
+        for row, (text, ended) in zip(part, journal[key], strict=True):
+            _give(rows[row], Answer(text, ended, source.name), number, how.distinct)
+    if policy is not None:
+        print()
+
+
+def _batches(jobs: Sequence[int], prompts: Sequence[Prompt], size: int) -> Iterator[list[int]]:
+    """Prompts of like length together: less padding."""
+    order = sorted(jobs, key=lambda row: (len(str(prompts[row].prompt)), row))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _give(wanted: Wanted, answer: Answer, source: int, distinct: bool) -> None:
+    if distinct and any(answer.text == had.text for had in wanted.answers):
+        wanted.repeated += 1
+        return
+    wanted.answers.append(answer)
+    wanted.sources.remove(source)
+
+
+def score_answers(
+    model: str, prompts: Sequence[Prompt], rows: Sequence[Wanted], how: Drawing, journal: Journal
+) -> list[list[float]]:
+    """A reward model's scores of every prompt's answers, each batch of prompts kept when it is done."""
+    scorer: Scorer | None = None
+    found: list[list[float]] = []
+    size = max(1, how.batch_size // how.most)
+    for start in range(0, len(rows), size):
+        key = f"score {model} {start}"
+        part = range(start, min(start + size, len(rows)))
+        if key not in journal:
+            if scorer is None:
+                scorer = Scorer(model, usable_device(how.device), how.batch_size, how.template)
+            flat = [(prompts[row].prompt, one.text, one.ended) for row in part for one in rows[row].answers]
+            journal.put(key, scorer.scores(flat))
+        scores = iter(journal[key])
+        found += [[next(scores) for _ in rows[row].answers] for row in part]
+    return found

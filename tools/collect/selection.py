@@ -1,0 +1,69 @@
+"""Which prompts are worth a labeler's time."""
+
+import math
+import random
+from collections.abc import Sequence
+from itertools import combinations, zip_longest
+
+from instructlit.errors import UserError
+from instructlit.types import Prompt
+
+
+def of_use_cases(prompts: Sequence[Prompt], wanted: Sequence[str]) -> list[int]:
+    """Places of the prompts of the named use cases.
+
+    Raises:
+        UserError: no prompt is of one of them.
+    """
+    there = {prompt.use_case for prompt in prompts if prompt.use_case}
+    for name in wanted:
+        if name not in there:
+            raise UserError(
+                f"no prompt has the use case {name!r}",
+                where="--use_cases",
+                expected=f"of {', '.join(sorted(there))}" if there else "prompts with a field `use_case`",
+            )
+    return [place for place, prompt in enumerate(prompts) if prompt.use_case in wanted]
+
+
+def at_random(places: Sequence[int], count: int, rng: random.Random) -> list[int]:
+    """`count` of the places, in the order they had."""
+    return sorted(rng.sample(list(places), min(count, len(places))))
+
+
+def evenly(prompts: Sequence[Prompt], places: Sequence[int], count: int, rng: random.Random) -> list[int]:
+    """`count` of the places, as equally as can be from each use case, in the order they had.
+
+    A use case with few prompts gives all it has; the others then give more.
+    """
+    groups: dict[str | None, list[int]] = {}
+    for place in places:
+        groups.setdefault(prompts[place].use_case, []).append(place)
+    for group in groups.values():
+        rng.shuffle(group)
+    dealt = [place for turn in zip_longest(*groups.values()) for place in turn if place is not None]
+    return sorted(dealt[:count])
+
+
+def disagreement(scores: Sequence[Sequence[float]]) -> float:
+    """How little an ensemble of reward models agrees on a prompt's completions, from 0 (wholly) to 0.5.
+
+    For every pair of completions each model says how likely the first is preferred, sigmoid(difference of its scores);
+    their standard deviation over the models is averaged over the pairs. A shift of a model's scores changes nothing.
+
+    Args:
+        scores: for each model the scores of the K completions.
+    """
+    pairs = list(combinations(range(len(scores[0])), 2))
+    if not pairs:
+        return 0.0
+    return sum(_deviation([_sigmoid(own[i] - own[j]) for own in scores]) for i, j in pairs) / len(pairs)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

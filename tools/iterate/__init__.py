@@ -1,0 +1,129 @@
+"""`instructlit iterate`: rounds of collecting, labelling, a new reward model and PPO, until they bring nothing more."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instructlit.errors import UserError
+
+if TYPE_CHECKING:
+    from instructlit.tools.iterate.config import Loop
+
+POLL_SECONDS = 30.0
+
+
+def iterate(
+    config: list[str],
+    output: str = "runs/loop",
+    rounds: int | None = None,
+    seed: int | None = None,
+    wait: bool = False,
+    restart_from: str | None = None,
+) -> None:
+    """Run rounds: sample answers, have them ranked, train a reward model on all rounds, run PPO, compare the policies.
+
+    Every round is a folder, rounds/N, with all it read and made. Stopped at any step, after minutes or days, the same
+    command goes on there; where people label, it ends with the files it waits for and is given again when the labels
+    are there. It stops by itself when the interval says that a round brought no gain.
+
+    Args:
+        config: YAML files of the loop, a later one over an earlier; docs/iterating.md lists the options.
+        output: folder of the run.
+        rounds: most rounds, in place of the config's.
+        seed: in place of the config's.
+        wait: where people label, stay and look for their labels every half minute.
+        restart_from: a stage that is run again with all that builds on it, such as `rounds/2/reward`.
+    """
+    from instructlit.cli.config import find
+    from instructlit.tools.iterate.config import load
+    from instructlit.tools.iterate.plan import Planner
+    from instructlit.tools.quickstart.runner import Runner
+
+    changed = {name: value for name, value in (("rounds", rounds), ("seed", seed)) if value is not None}
+    loop, folder = load(config, changed), Path(output)
+    files = {
+        f"{name}-{place}.yaml": find(file)
+        for name, layers in (("loop", config), ("reward", loop.reward), ("ppo", loop.ppo))
+        for place, file in enumerate(layers, start=1)
+    }
+    configs = {name: [file for file in files if file.startswith(f"{name}-")] for name in ("reward", "ppo")}
+    planner = Planner(loop, folder, configs)
+    runner = Runner(folder, [], files, brief=True)
+    number = 0
+    for number in range(1, loop.rounds + 1):
+        for segment in planner.round(number):
+            if segment.waits_for and not _labelled(folder, segment.waits_for, loop, wait):
+                return
+            runner.plan += segment.stages
+            if restart_from in {stage.name for stage in segment.stages}:
+                runner.forget(str(restart_from))
+                restart_from = None
+            runner.run()
+        result = json.loads((folder / "rounds" / str(number) / "round.json").read_text(encoding="utf-8"))
+        print(f"\n{told(result)}", flush=True)
+        reason = ended(result, loop)
+        if reason and number < loop.rounds:
+            print(f"The loop ends here: {reason}.")
+            break
+    if restart_from is not None:
+        raise UserError(f"there is no stage `{restart_from}`", where="--restart_from", expected="rounds/1/reward or so")
+    _write_report(folder, number)
+
+
+def ended(result: dict[str, Any], loop: "Loop") -> str | None:
+    """Why no further round is run, or None."""
+    if "preference" not in result or loop.stop == "never":
+        return None
+    low, high = result["preference_low"], result["preference_high"]
+    interval = f"the 95 % interval of the preference, {low:.3f} to {high:.3f},"
+    if loop.stop == "no_gain" and low <= 0.5:
+        return f"{interval} does not lie above one half"
+    if high < 0.5:
+        return f"{interval} lies below one half"
+    return None
+
+
+def told(result: dict[str, Any]) -> str:
+    """A round in one line."""
+    parts = [f"round {result['round']}: {result['labels']} comparisons"]
+    if "accuracy_before" in result:
+        parts.append(f"the old reward model orders {result['accuracy_before']:.1%} of the new policy's pairs right")
+    parts.append(f"the new one {result['accuracy']:.1%}")
+    if "preference" in result:
+        low, high = result["preference_low"], result["preference_high"]
+        parts.append(f"preferred to the policy before {result['preference']:.1%} ({low:.1%} to {high:.1%})")
+    return ", ".join(parts)
+
+
+def _labelled(folder: Path, files: tuple[str, str], loop: "Loop", wait: bool) -> bool:
+    """Whether every task has its labels; says what is missing, and waits for it where that is asked."""
+    from instructlit.labels import read_labels, read_tasks
+    from instructlit.labels.records import with_policies
+
+    tasks, labels = (folder / file for file in files)
+    said = None
+    while True:
+        known = read_tasks(tasks)
+        given = with_policies(read_labels(labels), known) if labels.is_file() and labels.stat().st_size else []
+        by_task: dict[str, set[str]] = {}
+        for label in given:
+            by_task.setdefault(label.task, set()).add(label.labeler)
+        done = sum(len(by_task.get(task.task, ())) >= loop.labelers for task in known)
+        if done == len(known):
+            return True
+        if done != said:
+            print(f"{done} of {len(known)} tasks have {loop.labelers} labels: {labels} for the tasks of {tasks}")
+            said = done
+        if not wait:
+            print("Give the same command again when the labels are there.")
+            return False
+        time.sleep(POLL_SECONDS)
+
+
+def _write_report(folder: Path, last: int) -> None:
+    from instructlit.tools.iterate.report import write_report
+
+    files = [folder / "rounds" / str(number) / "round.json" for number in range(1, last + 1)]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    print(f"\nThe page: {write_report(folder, results)}")

@@ -1,0 +1,46 @@
+"""`instructlit labels agreement`: how far the labelers agree."""
+
+import json
+import math
+from typing import Any
+
+from instructlit.agreement import Share
+from instructlit.labels import read_labels
+from instructlit.labels.report import agreement_report
+
+
+def labels_agreement(labels: list[str], as_json: bool = False) -> None:
+    """Say how far labelers of the same tasks agree.
+
+    Prints the share of the pairs of completions that two labelers order alike, of those that neither ties, with its
+    95 % interval by task (the paper reports 72.6 ± 1.5 %); Krippendorff's alpha (ordinal) of ranks and ratings;
+    Fleiss' kappa of each flag; and each labeler's agreement with the others.
+
+    Args:
+        labels: files of labels.
+        as_json: print JSON instead of a table.
+    """
+    found = agreement_report([label for file in labels for label in read_labels(file)])
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"{found['overlapping_tasks']} of {found['tasks']} ranked tasks have two labelers or more")
+    print(f"pairs ordered alike: {_share(found['pairwise'])}")
+    for name in ("alpha_ranks", "alpha_ratings"):
+        print(f"Krippendorff's alpha, ordinal, {name.removeprefix('alpha_')}: {_number(found[name])}")
+    for name, value in found["kappa_flags"].items():
+        print(f"Fleiss' kappa, {name}: {_number(value)}")
+    for name, share in found["labelers"].items():
+        print(f"{name} with the others: {_share(share)}")
+
+
+def _share(found: dict[str, Any]) -> str:
+    if not found["pairs"]:
+        return "nothing to compare"
+    width = math.nan if found["half_width"] is None else found["half_width"]
+    share = Share(found["agreement"], width, found["pairs"], found["tasks"])
+    return f"{share} ({share.pairs} pairs, {share.units} tasks)"
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"

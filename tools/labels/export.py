@@ -1,0 +1,115 @@
+"""`instructlit labels export`: labels as the files that training reads, or as other tools read them."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from instructlit.errors import UserError
+from instructlit.labels import Label, Task, read_labels, read_tasks
+from instructlit.labels.export import export
+from instructlit.labels.records import with_policies, write_rows
+
+Target = Literal["native", "trl", "argilla", "label_studio"]
+
+
+def labels_export(
+    labels: list[str] | None = None,
+    output: str = "data",
+    tasks: list[str] | None = None,
+    to: Target = "native",
+    validation_fraction: float = 0.05,
+    weights: dict[str, float] | None = None,
+    min_agreement: float | None = None,
+) -> None:
+    """Write labels as the comparison, demonstration and evaluation files that training reads, or for other tools.
+
+    A row keeps its labeler, ratings, flags, policy, round and task. The split is by prompt: all labels of a prompt
+    are on one side, in this round and in every other. What is left out is counted and said.
+
+    Args:
+        labels: files of labels (JSON Lines); with several, a later label of one task by one labeler replaces an
+            earlier.
+        output: folder to write in.
+        tasks: the files of tasks that were labelled, with their keys beside them: they say which policy wrote what,
+            where the labels do not. With `argilla` and `label_studio` tasks alone may be exported, to be labelled
+            there.
+        to: `native` (comparisons.jsonl and so on), `trl` (pairs of chosen and rejected), `argilla`, `label_studio`.
+        validation_fraction: share of the prompts in files of their own.
+        weights: how often a labeler's rows come in an epoch, as in '{"anna": 2, "bob": 0.5}'; 0 leaves a labeler out.
+        min_agreement: leave out tasks whose labelers order less than this share of the pairs alike.
+    """
+    asked = [task for file in tasks or [] for task in read_tasks(file)]
+    given = [label for file in labels or [] for label in read_labels(file)]
+    if not asked and not given:
+        raise UserError("there is nothing to export", where="instructlit labels export", expected="labels, or --tasks")
+    if asked and given:
+        given = with_policies(given, asked)
+    folder = Path(output)
+    if to in ("argilla", "label_studio"):
+        _for_tool(to, asked or tasks_of(given), given, folder)
+        return
+    found = export(given, validation_fraction, weights, min_agreement)
+    written = 0
+    for name, rows in found.files():
+        rows = _pairs(rows, name) if to == "trl" else rows
+        if rows:
+            _write(folder / f"{name}.jsonl", rows)
+            written += len(rows)
+    for reason, count in sorted(found.left_out.items()):
+        print(f"left out: {count} {reason}")
+    if not written:
+        raise UserError("no row is left", where=str(output), expected="labels that may be used")
+
+
+def tasks_of(labels: list[Label]) -> list[Task]:
+    """The tasks that labels answer, as far as labels tell."""
+    found: dict[str, Task] = {}
+    for label in labels:
+        shown = [] if label.kind == "demonstration" else label.completions
+        task = Task(
+            label.task, label.kind, label.prompt, shown, round=label.round, use_case=label.use_case, user=label.user
+        )
+        found.setdefault(label.task, task)
+    return list(found.values())
+
+
+def _for_tool(to: str, tasks: list[Task], labels: list[Label], folder: Path) -> None:
+    if to == "argilla":
+        from instructlit.labels.argilla import to_argilla
+
+        lost = Counter("skipped" for label in labels if label.skipped) + Counter(
+            "with flags or a time, which Argilla's records have no place for"
+            for label in labels
+            if label.flags or label.seconds
+        )
+        _write_array(folder / "argilla.json", list(to_argilla(tasks, labels)))
+        for what, count in lost.items():
+            print(f"not told to Argilla: {count} labels {what}")
+        return
+    from instructlit.labels.label_studio import labeling_config, to_label_studio
+
+    _write_array(folder / "label_studio.json", list(to_label_studio(tasks, labels)))
+    most = max((len(task.completions) for task in tasks), default=0)
+    (folder / "label_studio.xml").write_text(labeling_config(most), encoding="utf-8")
+    print(f"{folder / 'label_studio.xml'}: the labelling interface of the project")
+
+
+def _pairs(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The pairs of comparison rows; demonstrations have none."""
+    from instructlit.labels.trl import to_pairs
+
+    return list(to_pairs(rows)) if not name.startswith("demonstrations") else []
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_rows(path, rows)
+    labelers = Counter(row["labeler"] for row in rows if "labeler" in row)
+    by = f" by {len(labelers)} labelers" if labelers else ""
+    print(f"{path}: {len(rows)} rows{by}")
+
+
+def _write_array(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    print(f"{path}: {len(rows)} tasks")

@@ -1,0 +1,41 @@
+"""What several commands are given: policies with their temperatures, files of prompts."""
+
+from collections.abc import Iterator, Sequence
+
+from instructlit.data.readers import open_source
+from instructlit.data.records import records_of
+from instructlit.data.sources import Source
+from instructlit.errors import UserError
+from instructlit.types import Prompt
+
+
+def parse_source(text: str) -> tuple[str, float]:
+    """`models/sft@1.3` as folder and temperature.
+
+    Raises:
+        UserError: what follows the last `@` is not a number above 0.
+    """
+    folder, at, temperature = text.rpartition("@")
+    if not at:
+        return text, 1.0
+    try:
+        value = float(temperature)
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise UserError(
+            f"{temperature!r} is not a temperature", where=f"--policies {text}", expected="FOLDER or FOLDER@TEMPERATURE"
+        )
+    return folder, value
+
+
+def read_prompts(files: Sequence[str]) -> Iterator[tuple[str, Prompt]]:
+    """Each prompt of files in any of the forms that training reads, with where it stands.
+
+    Raises:
+        UserError: a file or row that cannot be read.
+    """
+    rows = [rows for name in files for rows in open_source(Source(name), "prompts")]
+    for file, row, _, _, record in records_of(rows, "prompt"):
+        assert isinstance(record, Prompt)
+        yield rows[file].where(row), record

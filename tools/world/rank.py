@@ -1,0 +1,56 @@
+"""`instructlit world rank`: the world's simulated labelers in the place of people, for any file of tasks."""
+
+import random
+
+from instructlit.errors import UserError
+from instructlit.labels import Label, Task, read_tasks, write_labels
+from instructlit.world import World, rank_completions
+
+
+def world_rank(
+    tasks: str,
+    output: str = "labels.jsonl",
+    world: int = 1,
+    labelers: int = 1,
+    seed: int = 1,
+) -> None:
+    """Have simulated labelers of the embedded world answer a file of tasks, as people would.
+
+    They see what people see: a prompt and completions, no policy. Their labels carry ranks, ratings and flags.
+
+    Args:
+        tasks: file of tasks over prompts of the world.
+        output: file of labels to write.
+        world: seed of the world that the prompts are of.
+        labelers: how many different labelers answer each task.
+        seed: of the labelers' choice and errors.
+    """
+    team = World(world)
+    if not 1 <= labelers <= len(team.labelers):
+        raise UserError(f"found {labelers}", where="--labelers", expected=f"1 to {len(team.labelers)}")
+    labels = [label for task in read_tasks(tasks) for label in answers(team, task, labelers, seed)]
+    write_labels(output, labels)
+    print(f"{output}: {len(labels)} labels by simulated labelers")
+
+
+def answers(world: World, task: Task, labelers: int, seed: int) -> list[Label]:
+    """The labels of one task; they follow from the task and the seed, not from the tasks around it."""
+    if not isinstance(task.prompt, str):
+        raise UserError("the prompt is a conversation", where=f"task {task.task}", expected="a prompt of the world")
+    rng = random.Random(f"rank {seed} {task.task}")
+    found = []
+    for labeler in rng.sample(world.labelers, labelers):
+        if task.kind == "demonstration":
+            given = {"completions": [world.ideal(task.prompt, rng)]}
+        else:
+            ranking = rank_completions(world, task.prompt, task.completions, rng, labeler)
+            given = {
+                "completions": ranking.completions,
+                "ranks": ranking.ranks,
+                "ratings": ranking.ratings,
+                "flags": ranking.flags,
+                "policy": task.policy,
+            }
+        about = {"round": task.round, "use_case": task.use_case, "user": task.user}
+        found.append(Label(task.task, task.kind, task.prompt, labeler.name, **given, **about))
+    return found
