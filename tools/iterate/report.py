@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from instructlit.tools.world.page_style import CSS
+from instructlit.tools.reporting.style import CSS
 from instructlit.tools.world.plots import curve_plot
 
 COLUMNS = (
