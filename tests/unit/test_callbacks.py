@@ -168,7 +168,9 @@ def test_samples_of_every_validation_with_the_look_before_training(tmp_path: Pat
 class LateRestore(SingleDeviceStrategy):
     """Reads a checkpoint as strategies that shard do: after `on_fit_start`."""
 
-    restore_checkpoint_after_setup = True
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
 
 
 @pytest.mark.parametrize("strategy", [SingleDeviceStrategy, LateRestore])
