@@ -5,7 +5,6 @@ the precision, there is a value at every position, the last one is found by the 
 is added.
 """
 
-import inspect
 from typing import Any, Self
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from instructlit.errors import UserError
 from instructlit.models.adapters import unwrapped
 from instructlit.models.branches import Branches
-from instructlit.models.packed import Packed, can_pack, shows_what_it_sees
+from instructlit.models.packed import Packed, can_pack, shows_what_it_sees, takes_positions
 from instructlit.ops.masking import gather_last
 from instructlit.ops.masking import position_ids as positions_of
 
@@ -124,8 +123,8 @@ class ScalarModel(nn.Module):
 
     def _values(self, inputs: dict[str, Tensor]) -> Tensor:
         trunk = self.hf.base_model
-        if "position_ids" not in inspect.signature(trunk.forward).parameters:
-            inputs.pop("position_ids")  # such architectures have none (ALiBi), or count them along the mask themselves
+        if not takes_positions(self.backbone):
+            inputs.pop("position_ids")
         output = trunk(**{**inputs, "use_cache": False})
         return self.head(output.last_hidden_state).squeeze(-1) + self.shift
 

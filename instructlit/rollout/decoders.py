@@ -32,7 +32,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def read(self, slots: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Put prompts into slots; logits (n, V) of what comes next.
+        """Put prompts into slots; logits (n, V) of what comes next, of any float dtype.
 
         Args:
             slots: (n,) int64; all of them, in order, where the decoder does not refill.
@@ -204,15 +204,16 @@ class LlamaDecoder(Decoder):
     def _forward(self, ids: Tensor, positions: Tensor, attend: Any) -> Tensor:
         """Hidden states (W, d) float32 of tokens (W,) at their positions."""
         cos, sin = self._cos[positions], self._sin[positions]
-        kinds = [self._heads, self._kv_heads, self._kv_heads]
         with torch.autocast(ids.device.type, enabled=False):
             x = F.embedding(ids, self._embedding).float()
             for i, layer in enumerate(self._layers):
                 heads = layer.qkv(layer.before_attention(x)).view(len(ids), -1, self._size)
-                query, key, value = heads.split(kinds, dim=1)
+                turned, value = heads.split([self._heads + self._kv_heads, self._kv_heads], dim=1)
                 if layer.head_norms is not None:
-                    query, key = layer.head_norms[0](query), layer.head_norms[1](key)
-                query, key = (_rotated(h, cos, sin).to(self.dtype) for h in (query, key))
+                    query, key = turned.split([self._heads, self._kv_heads], dim=1)
+                    turned = torch.cat([layer.head_norms[0](query), layer.head_norms[1](key)], dim=1)
+                turned = _rotated(turned, cos, sin).to(self.dtype)
+                query, key = turned.split([self._heads, self._kv_heads], dim=1)
                 x = x + layer.out(attend(i, query, key, value).reshape(len(ids), -1))
                 gate, up = layer.gate_up(layer.before_mlp(x)).chunk(2, dim=-1)
                 x = x + layer.down(layer.activation(gate) * up)
@@ -220,7 +221,7 @@ class LlamaDecoder(Decoder):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            return self._head(hidden)
+            return self._head(hidden).float()
 
 
 class _Norm:
