@@ -76,7 +76,7 @@ def shows_what_it_sees(model: nn.Module) -> bool:
     config = trunk.config.get_text_config()
     layers = getattr(config, "layer_types", None)
     windows = getattr(config, "sliding_window", None) if layers is None else any(x != "full_attention" for x in layers)
-    return config._attn_implementation in ("sdpa", SEGMENTS) and not windows and _takes_positions(type(trunk))
+    return config._attn_implementation in ("sdpa", SEGMENTS) and not windows and takes_positions(model)
 
 
 def can_pack(model: nn.Module) -> bool:
@@ -92,6 +92,11 @@ def prepare(model: PreTrainedModel) -> None:
     """Let a model that was loaded with SDPA attend by segments, where its attention comes from the registry."""
     if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
         model.set_attn_implementation(SEGMENTS)
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether positions can be given; architectures without have none (ALiBi), or count them along the mask."""
+    return _takes_positions(type(unwrapped(model).base_model))
 
 
 @lru_cache(maxsize=64)

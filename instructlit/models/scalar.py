@@ -5,7 +5,6 @@ the precision, there is a value at every position, the last one is found by the 
 is added.
 """
 
-import inspect
 from typing import Any, Self
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from instructlit.errors import UserError
 from instructlit.models.adapters import unwrapped
 from instructlit.models.branches import Branches
-from instructlit.models.packed import Packed, can_pack, shows_what_it_sees
+from instructlit.models.packed import Packed, can_pack, shows_what_it_sees, takes_positions
 from instructlit.ops.masking import gather_last
 from instructlit.ops.masking import position_ids as positions_of
 
@@ -73,8 +72,15 @@ class ScalarModel(nn.Module):
         """The head, called with hidden states; under peft, its switch between the trained head and the first one."""
         return self.hf.score
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """Values (B, T) float32 of the text up to and including each token; 0 where the mask is False.
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        group: Tensor | None = None,
+    ) -> Tensor:
+        """Values (B, T) float32 of the text up to and including each token, 0 where the mask is False; with a `group`
+        the scores (B,) of `score_branches`.
 
         Only the last layer's hidden states are kept, and no cache of keys and values.
 
@@ -82,8 +88,11 @@ class ScalarModel(nn.Module):
             input_ids: (B, T) int64, padded on either side.
             attention_mask: (B, T), true on real tokens.
             position_ids: (B, T) int64; by default counted along the mask, so that padding changes no value.
+            group: (B,) int64, of right-padded rows. They come through here, where sharded weights are gathered.
         """
         mask = attention_mask.bool()
+        if group is not None:
+            return self._branch_scores(Branches.of(input_ids, mask, group))
         if position_ids is None:
             if can_pack(self.backbone):
                 values = self._values(Packed.of(input_ids, mask).inputs)
@@ -115,7 +124,9 @@ class ScalarModel(nn.Module):
                 expected="position ids, and `sdpa` attention without a sliding window",
                 fix="set shared_prefix: false",
             )
-        branches = Branches.of(input_ids, attention_mask.bool(), group)
+        return self(input_ids, attention_mask, group=group)
+
+    def _branch_scores(self, branches: Branches) -> Tensor:
         if can_pack(self.backbone):
             whole, last = branches.packed()
             return self._values(whole.inputs)[0, last]
@@ -124,8 +135,8 @@ class ScalarModel(nn.Module):
 
     def _values(self, inputs: dict[str, Tensor]) -> Tensor:
         trunk = self.hf.base_model
-        if "position_ids" not in inspect.signature(trunk.forward).parameters:
-            inputs.pop("position_ids")  # such architectures have none (ALiBi), or count them along the mask themselves
+        if not takes_positions(self.backbone):
+            inputs.pop("position_ids")
         output = trunk(**{**inputs, "use_cache": False})
         return self.head(output.last_hidden_state).squeeze(-1) + self.shift
 

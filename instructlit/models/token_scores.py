@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from instructlit.models.adapters import unwrapped
-from instructlit.models.packed import Packed, can_pack
+from instructlit.models.packed import Packed, can_pack, takes_positions
 from instructlit.ops.log_probs import token_log_probs
 from instructlit.ops.masking import position_ids
 from instructlit.types import TokenBatch
@@ -55,40 +55,38 @@ def at_tokens(
         # tokens that are read in the order of the rows, among all tokens in that order
         places = F.pad(mask, (input_ids.shape[1] - mask.shape[1], 0))[attention_mask][None]
         found = _found(model, read, ids[mask], places, Packed.of(input_ids, attention_mask).inputs)
-    else:
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask.long(),
-            "position_ids": position_ids(attention_mask),
-            "use_cache": False,
-        }
-        if mask.shape[1] < input_ids.shape[1]:
-            inputs["logits_to_keep"] = mask.shape[1]
-        found = _found(model, read, ids[mask], mask, inputs)
-    return _spread(found, mask)
+        return _spread(found[places], mask)
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long(), "use_cache": False}
+    if takes_positions(model):
+        inputs["position_ids"] = position_ids(attention_mask)
+    if mask.shape[1] < input_ids.shape[1]:
+        inputs["logits_to_keep"] = mask.shape[1]
+    return _found(model, read, ids[mask], mask, inputs)
 
 
 def _found(model: nn.Module, read: Read, ids: Tensor, mask: Tensor, inputs: dict[str, Any]) -> Tensor:
-    """What `read` finds (M, C) for ids (M,) where the mask (B, K) of the logits' positions is True."""
+    """What `read` finds for ids (M,) where the mask (B, K) of the logits' positions is True; zero elsewhere, (B, K, C).
+
+    It is the model's own output where it can be: sharded weights are gathered for the backward pass when the gradient
+    comes to that.
+    """
     find = getattr(unwrapped(model), "get_output_embeddings", None)
     head = find() if find is not None else None
     if head is not None and model not in _post_processed:
         found: list[Tensor] = []
-        passed: list[Tensor] = []
 
         def scores(hidden: Tensor) -> Tensor:
             rows = max(1, HEAD_ELEMENTS // head.weight.shape[0])
-            found.append(_pieces(head_forward, hidden[mask], ids, read, rows))
-            passed.append(_spread(found[0], mask))
-            return passed[0]
+            found.append(_spread(_pieces(head_forward, hidden[mask], ids, read, rows), mask))
+            return found[0]
 
         with _replaced(head, scores) as head_forward:
             returned = model(**inputs).logits
-        if len(found) == 1 and (returned is passed[0] or torch.equal(returned, passed[0].to(returned.dtype))):
+        if len(found) == 1 and (returned is found[0] or torch.equal(returned, found[0].to(returned.dtype))):
             return found[0]
         _post_processed.add(model)
     logits = model(**inputs).logits
-    return read(logits[mask], ids)
+    return _spread(read(logits[mask], ids), mask)
 
 
 def target_scores(model: nn.Module, batch: TokenBatch, read: Read) -> Tensor:

@@ -298,8 +298,7 @@ class StageModule(pl.LightningModule):
         if isinstance(self.trainer.strategy.model, DistributedDataParallel):
             sum_gradients(models)
         optimizer = self.optimizers()
-        bound = float("inf") if self.gradient_clip_norm is None else self.gradient_clip_norm
-        norms = [self._clip(model, bound) for model in models]
+        norms = [self._clip(model) for model in models]
         figures = {**losses, **{f"gradient norm {i}": norm for i, norm in enumerate(norms, start=1)}}
         taken = self.guard.passes(figures, self.trainer.global_step, self._batch_in_use)
         if taken:
@@ -309,10 +308,13 @@ class StageModule(pl.LightningModule):
             scheduler.step()  # type: ignore[union-attr,call-arg]
         return norms
 
-    def _clip(self, model: nn.Module, bound: float) -> Tensor:
-        root = self.trainer.strategy.model
+    def _clip(self, model: nn.Module) -> Tensor:
+        """The gradient's norm before it is cut down."""
+        root, bound = self.trainer.strategy.model, self.gradient_clip_norm
         if isinstance(root, FullyShardedDataParallel):  # whose parameters are this rank's parts, and look like wholes
-            return root.clip_grad_norm_(bound)
+            return root.clip_grad_norm_(float("inf") if bound is None else bound)
+        if bound is None:  # a factor of 1 would be written to every gradient
+            return whole(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
         return whole(nn.utils.clip_grad_norm_(model.parameters(), bound))
 
     def _backward(self, loss: Tensor) -> None:

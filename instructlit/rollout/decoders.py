@@ -6,6 +6,7 @@ as they are now; where the forward runs in 16 bits by autocast they are cast onc
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def read(self, slots: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Put prompts into slots; logits (n, V) of what comes next.
+        """Put prompts into slots; logits (n, V) of what comes next, of any float dtype.
 
         Args:
             slots: (n,) int64; all of them, in order, where the decoder does not refill.
@@ -141,8 +142,8 @@ class LlamaDecoder(Decoder):
         like = torch.empty(0, dtype=torch.float32, device=device)
         self._cos, self._sin = (x[0, :, None] for x in trunk.rotary_emb(like, positions[None]))
         self._length = length
-        shape = (len(self._layers), slots, self._kv_heads, 0, self._size)
-        self._keys, self._values = (torch.zeros(shape, dtype=self.dtype, device=device) for _ in range(2))
+        nothing = torch.zeros((slots, self._kv_heads, 0, self._size), dtype=self.dtype, device=device)
+        self._keys, self._values = ([nothing] * len(self._layers) for _ in range(2))
         self._filled = torch.zeros(slots, dtype=torch.int64, device=device)  # tokens in each slot
         self._bias = torch.zeros((slots, 0), dtype=self.dtype, device=device)  # 0 where a slot is filled, else -inf
 
@@ -161,7 +162,7 @@ class LlamaDecoder(Decoder):
             parts = (x.split(lengths.tolist()) for x in (key, value))
             for cache, pieces in zip((self._keys, self._values), parts, strict=True):
                 for into, piece in zip(slot_of, pieces, strict=True):
-                    cache[layer, into, :, : len(piece)] = piece.transpose(0, 1)
+                    cache[layer][into, :, : len(piece)] = piece.transpose(0, 1)
             q, k, v = (x.transpose(0, 1)[None] for x in (query, _repeated(key, groups), _repeated(value, groups)))
             return by_segments(q, k, v, segments, 0.0, self._scale)[0].transpose(0, 1)
 
@@ -183,7 +184,7 @@ class LlamaDecoder(Decoder):
         bias = self._bias.repeat_interleave(self._kv_heads, dim=0)[:, None].expand(-1, groups, -1)
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            self._keys[layer, slots, :, places], self._values[layer, slots, :, places] = key, value
+            self._keys[layer][slots, :, places], self._values[layer][slots, :, places] = key, value
             keys, values = (x[layer].flatten(0, 1) for x in (self._keys, self._values))
             scores = torch.baddbmm(bias, query.reshape(batches, groups, -1), keys.transpose(1, 2), alpha=self._scale)
             return torch.bmm(torch.softmax(scores, dim=-1), values).view(len(tokens), self._heads, -1)
@@ -191,28 +192,35 @@ class LlamaDecoder(Decoder):
         return self._logits(self._forward(tokens, places, attend))
 
     def keep(self, slots: Tensor) -> None:
-        self._keys, self._values = self._keys[:, slots], self._values[:, slots]
+        self._each_layer(lambda cache: cache[slots])
         self._filled, self._bias = self._filled[slots], self._bias[slots]
 
     def _grow(self, length: int) -> None:
         """Room for so many tokens in every slot."""
         more = min(-(-length // COLUMNS) * COLUMNS, self._length) - self._bias.shape[1]
         if more > 0:
-            self._keys, self._values = (F.pad(x, (0, 0, 0, more)) for x in (self._keys, self._values))
+            self._each_layer(lambda cache: F.pad(cache, (0, 0, 0, more)))
             self._bias = F.pad(self._bias, (0, more), value=-torch.inf)
+
+    def _each_layer(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace the keys and values of one layer after the other, so that both are there for one of them only."""
+        for caches in (self._keys, self._values):
+            for i, cache in enumerate(caches):
+                caches[i] = change(cache)
 
     def _forward(self, ids: Tensor, positions: Tensor, attend: Any) -> Tensor:
         """Hidden states (W, d) float32 of tokens (W,) at their positions."""
         cos, sin = self._cos[positions], self._sin[positions]
-        kinds = [self._heads, self._kv_heads, self._kv_heads]
         with torch.autocast(ids.device.type, enabled=False):
             x = F.embedding(ids, self._embedding).float()
             for i, layer in enumerate(self._layers):
                 heads = layer.qkv(layer.before_attention(x)).view(len(ids), -1, self._size)
-                query, key, value = heads.split(kinds, dim=1)
+                turned, value = heads.split([self._heads + self._kv_heads, self._kv_heads], dim=1)
                 if layer.head_norms is not None:
-                    query, key = layer.head_norms[0](query), layer.head_norms[1](key)
-                query, key = (_rotated(h, cos, sin).to(self.dtype) for h in (query, key))
+                    query, key = turned.split([self._heads, self._kv_heads], dim=1)
+                    turned = torch.cat([layer.head_norms[0](query), layer.head_norms[1](key)], dim=1)
+                turned = _rotated(turned, cos, sin).to(self.dtype)
+                query, key = turned.split([self._heads, self._kv_heads], dim=1)
                 x = x + layer.out(attend(i, query, key, value).reshape(len(ids), -1))
                 gate, up = layer.gate_up(layer.before_mlp(x)).chunk(2, dim=-1)
                 x = x + layer.down(layer.activation(gate) * up)
@@ -220,7 +228,7 @@ class LlamaDecoder(Decoder):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            return self._head(hidden)
+            return self._head(hidden).float()
 
 
 class _Norm:

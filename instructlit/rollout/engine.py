@@ -205,9 +205,9 @@ class _Decoding:
             tokens = self.logits.argmax(-1)
         else:
             tokens = draw(self.logits, temperature, self.chance[row, said, None])
-        self.response_ids[row[live], said[live]] = tokens[live]
-        self.log_probs[row[live], said[live]] = token_log_probs(self.logits, tokens, temperature)[live]
-        self.lengths[row[live]] = said[live] + 1
+        log_probs, place = token_log_probs(self.logits, tokens, temperature), (row[live], said[live])
+        self.response_ids[place], self.log_probs[place] = tokens[live], log_probs[live]  # a free slot speaks too
+        self.lengths[place[0]] = place[1] + 1
         last = self.sampling.max_new_tokens - 1
         self.live = live & (tokens != self.eos) & (said < last)
         self.said = (said + 1).clamp_max(last)
@@ -247,7 +247,8 @@ def draw(logits: Tensor, temperature: float, chance: Tensor) -> Tensor:
     Returns:
         (B,) int64. The sums run in float64, so that the last of 100,000 tokens keeps its exact share.
     """
-    cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
+    cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1, dtype=torch.float64)
     return torch.searchsorted(cumulative, chance * cumulative[:, -1:], right=True).clamp_max(logits.shape[1] - 1)[:, 0]
 
 
