@@ -70,7 +70,7 @@ def test_a_difference_of_ratios_is_that_of_its_parts() -> None:
     assert figure.n == 2
 
 
-def covered(draw, truth: float, times: int = 300) -> float:  # type: ignore[no-untyped-def]
+def covered(draw, truth: float, times: int = 1000) -> float:  # type: ignore[no-untyped-def]
     """The share of intervals that hold the truth."""
     generator = np.random.default_rng(11)
     found = 0
@@ -87,8 +87,8 @@ def test_coverage_of_a_mean_of_few_prompts() -> None:
 
 def test_coverage_of_a_ratio() -> None:
     def draw(generator: np.random.Generator, seed: int) -> intervals.Figure:
-        tokens = generator.integers(5, 50, size=50).astype(float)
-        return intervals.ratio(tokens * 2.0 + generator.normal(0, 12, 50), tokens, seed)
+        tokens = generator.integers(5, 50, size=40).astype(float)
+        return intervals.ratio(tokens * 2.0 + generator.normal(0, 12, 40), tokens, seed)
 
     assert 0.93 <= covered(draw, 2.0) <= 0.97
 

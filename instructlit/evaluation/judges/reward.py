@@ -20,9 +20,9 @@ from instructlit.ops.micro_batches import spans
 class RewardJudge(Judge):
     """A trained reward model: the answer with the higher score is better, equal scores tie.
 
-    It knows no scale from 1 to 7, so a rating is unreadable to it; its score, with the shift that makes demonstrations
-    average 0, is what it gives for "score". A statement is decided by which reply to the judging prompt it scores
-    higher, "Yes" or "No": take that for what it is worth, a reward model was not trained on it.
+    It knows no scale from 1 to 7; it scores on its own, with the shift that makes demonstrations average 0. A statement
+    is decided by which reply to the judging prompt it scores higher, "Yes" or "No": take that for what it is worth, a
+    reward model was not trained on it.
 
     Args:
         model: folder of a reward model.
@@ -32,7 +32,7 @@ class RewardJudge(Judge):
         template: the template it was trained with.
     """
 
-    scores = True
+    answers = frozenset(("compare", "decide", "score"))
 
     def __init__(
         self,
@@ -101,15 +101,13 @@ def _asked(question: Question) -> list[tuple[Any, str]]:
     """The prompt and response pairs whose scores answer a question."""
     if question.kind == "decide":
         return [(judging_prompt(question), "Yes"), (judging_prompt(question), "No")]
-    return [(question.prompt, answer) for answer in question.answers] if question.kind != "rate" else []
+    return [(question.prompt, answer) for answer in question.answers]
 
 
 def _verdict(question: Question, scores: Sequence[float]) -> Verdict:
     told = ", ".join(f"{score:.4f}" for score in scores)
     if question.kind == "score":
         return Verdict(scores[0], told)
-    if question.kind == "rate":
-        return Verdict(None, "a reward model has no scale from 1 to 7")
     first, second = scores
     return Verdict(1.0 if first > second else 0.0 if first < second else 0.5, told)
 
