@@ -253,12 +253,14 @@ class Endpoint:
     def __init__(self, reply: Callable[[int, str], tuple[int, Any]]):
         self.calls: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.calls.append(body)
+                outer.paths.append(self.path)
                 outer.headers.append(dict(self.headers.items()))
                 status, said = reply(len(outer.calls), json.dumps(body))
                 text = json.dumps(said if isinstance(said, dict) else {"choices": [{"message": {"content": said}}]})
@@ -376,7 +378,7 @@ def test_perspective_sends_the_key_in_a_header_only(
     asked = [Question("decide", "", (text,), about="toxic") for text in ("you fool", "  ")]
     assert [v.value for _, v in scorer.verdicts(asked)] == [0.75, 0.0]
     assert server.headers[-1]["X-Goog-Api-Key"] == "k-1234"
-    assert "k-1234" not in json.dumps(server.calls)
+    assert "k-1234" not in json.dumps([server.calls, server.paths])
     refusing = PerspectiveScorer(url=endpoint(lambda n, body: (403, {})).url)
     with pytest.raises(UserError, match="status 403") as caught:
         list(refusing.verdicts(asked))
