@@ -1,5 +1,6 @@
 """A reward model as a judge."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -67,9 +68,15 @@ class RewardJudge(Judge):
 
     @torch.no_grad()
     def scored(self, pairs: Sequence[tuple[Any, str]]) -> list[float]:
-        """Scores of (prompt, response) pairs, each response with its EOS."""
+        """Scores of (prompt, response) pairs, each response with its EOS.
+
+        A pair that is there twice is scored once: in another batch its score could differ in the last digit, and equal
+        answers would not tie.
+        """
         network, encoder = self._loaded()
-        rows = [encoder.example(prompt, response) for prompt, response in pairs]
+        places: dict[str, int] = {}
+        own = [places.setdefault(json.dumps(pair), len(places)) for pair in pairs]
+        rows = [encoder.example(*json.loads(pair)) for pair in places]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         found = [0.0] * len(rows)
 
@@ -81,7 +88,7 @@ class RewardJudge(Judge):
             batch = collate_tokens([_whole(rows[i]) for i in chosen], self._pad).to(self._place)
             for i, score in zip(chosen, network.score(batch.input_ids, batch.attention_mask).tolist(), strict=True):
                 found[i] = score
-        return found
+        return [found[place] for place in own]
 
     def _loaded(self) -> tuple[Any, Encoder]:
         if self._network is None or self._encoder is None:
