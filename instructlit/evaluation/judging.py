@@ -82,6 +82,9 @@ class Verdict:
 class Judge(ABC):
     """Subclass it and name the subclass by `class_path` in a suite."""
 
+    answers: frozenset[Kind] = frozenset(("compare", "rate", "decide", "score"))
+    """The kinds of question it can be asked."""
+
     @abstractmethod
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         """The verdict on every question with its index, in any order, each as soon as it is there.
@@ -139,6 +142,12 @@ class Desk:
     def ask(self, name: str, questions: Sequence[Question]) -> list[Verdict]:
         """The verdicts on the questions, in their order; the same question twice is asked once."""
         judge, prefix = self.judge(name), self._prefixes.get(name, "")
+        for kind in {question.kind for question in questions} - judge.answers:
+            raise UserError(
+                f"{name} ({judge.title}) cannot {kind}",
+                where="judge",
+                expected=f"a judge that can, as this one can {' and '.join(sorted(judge.answers))}",
+            )
         fresh = {q.key: q for q in questions if prefix + q.key not in self.store}
         waiting: dict[str, Verdict] = {}
         if self.planning:

@@ -132,6 +132,8 @@ def measured(
         for row, own in numbers.items()
     }
     numbers = {row: np.nan_to_num(own) for row, own in numbers.items()}
+    broken = {row: sum(v is not None and not math.isfinite(v) for v in own) for row, own in values.items()}
+    noted(measure, broken, "values that are not finite, which do not count")
 
     def figure(row: str, chosen: np.ndarray) -> Figure | None:
         a, b = numbers[row][chosen], made[row][chosen]

@@ -306,3 +306,21 @@ def test_lm_eval_tasks_give_lm_evals_own_scores(tmp_path: Path, tiny_llama_dir: 
     for name, metric in (("tiny_choice", "acc"), ("tiny_choice", "acc_norm"), ("tiny_said", "exact_match")):
         assert ours[f"lm_eval/{name}/1_shot/{metric}"] == pytest.approx(theirs["results"][name][f"{metric},none"])
     assert 0 < ours["lm_eval/tiny_choice/1_shot/acc"] < 1, "a comparison of 0 with 0 would say little"
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="needs wandb (extra `wandb`)")
+def test_results_stand_in_a_run_of_wandb(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb_file import OfflineRun
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    words = ["evaluate", "sft=sft.jsonl", "ppo=ppo.jsonl", "--suite", "suite.yaml", "--tasks", "preference"]
+    assert main([*words, "--wandb", "trial"]) == 0
+    [folder] = (place / "evaluation" / "wandb").glob("offline-run-*")
+    run = OfflineRun(folder)
+    assert run.run["project"] == "trial"
+    assert run.run["job"] == "evaluate"
+    rows = [row for row in run.history if "evaluate/preference/judge/win_rate/ppo" in row]
+    assert rows[0]["evaluate/preference/judge/win_rate/ppo"] == 1.0
+    assert any(name.startswith("evaluate/report") for name in run.names)
+    assert any(name.startswith("evaluate/figures") for name in run.names)

@@ -70,7 +70,7 @@ def test_a_difference_of_ratios_is_that_of_its_parts() -> None:
     assert figure.n == 2
 
 
-def covered(draw, truth: float, times: int = 400) -> float:  # type: ignore[no-untyped-def]
+def covered(draw, truth: float, times: int = 1000) -> float:  # type: ignore[no-untyped-def]
     """The share of intervals that hold the truth."""
     generator = np.random.default_rng(11)
     found = 0
@@ -87,16 +87,16 @@ def test_coverage_of_a_mean_of_few_prompts() -> None:
 
 def test_coverage_of_a_ratio() -> None:
     def draw(generator: np.random.Generator, seed: int) -> intervals.Figure:
-        tokens = generator.integers(5, 50, size=50).astype(float)
-        return intervals.ratio(tokens * 2.0 + generator.normal(0, 12, 50), tokens, seed)
+        tokens = generator.integers(5, 50, size=40).astype(float)
+        return intervals.ratio(tokens * 2.0 + generator.normal(0, 12, 40), tokens, seed)
 
     assert 0.93 <= covered(draw, 2.0) <= 0.97
 
 
 def test_coverage_of_a_paired_difference_of_shares() -> None:
     def draw(generator: np.random.Generator, seed: int) -> intervals.Figure:
-        quality = generator.beta(2, 2, size=80)
-        ours, theirs = generator.random(80) < quality * 0.8, generator.random(80) < quality * 0.6
+        quality = generator.beta(2, 2, size=60)
+        ours, theirs = generator.random(60) < quality * 0.8, generator.random(60) < quality * 0.6
         return intervals.paired_difference(ours.astype(float), theirs.astype(float), seed)
 
     assert 0.93 <= covered(draw, 0.1) <= 0.97
@@ -128,11 +128,11 @@ def test_a_judge_of_length_alone_is_seen_through() -> None:
 
 def test_where_length_says_nothing_the_rate_is_the_raw_one() -> None:
     generator = np.random.default_rng(1)
-    preferred = (generator.random(800) < 0.7).astype(float)
-    assert length_controlled(preferred, generator.normal(0, 100, 800)).value == pytest.approx(
+    preferred = (generator.random(400) < 0.7).astype(float)
+    assert length_controlled(preferred, generator.normal(0, 100, 400)).value == pytest.approx(
         preferred.mean(), abs=0.01
     )
-    assert length_controlled(preferred, np.zeros(800)).value == pytest.approx(preferred.mean(), abs=1e-4)
+    assert length_controlled(preferred, np.zeros(400)).value == pytest.approx(preferred.mean(), abs=1e-4)
 
 
 def test_every_pair_won_stays_finite() -> None:

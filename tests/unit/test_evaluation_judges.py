@@ -8,14 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from conftest import make_char_tokenizer
+from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from instructlit.errors import UserError
 from instructlit.evaluation import Answer, Desk, Judge, Question, Study, Verdict
-from instructlit.evaluation.judges import EndpointJudge, FunctionJudge, PeopleJudge, PerspectiveScorer
+from instructlit.evaluation.judges import (
+    EndpointJudge,
+    FunctionJudge,
+    HuggingFaceClassifier,
+    PeopleJudge,
+    PerspectiveScorer,
+    RewardJudge,
+)
 from instructlit.evaluation.judges.text import judging_prompt, read_verdict
 from instructlit.evaluation.judging import plan_text
 from instructlit.evaluation.store import Store
 from instructlit.evaluation.tasks import Preference
+from instructlit.models.backbone import Backbone, load_scalar_model
+from instructlit.models.export import export_folder
 
 PAIR = Question("compare", "Say hi.", ("hi", "no"))
 
@@ -241,12 +253,14 @@ class Endpoint:
     def __init__(self, reply: Callable[[int, str], tuple[int, Any]]):
         self.calls: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.calls.append(body)
+                outer.paths.append(self.path)
                 outer.headers.append(dict(self.headers.items()))
                 status, said = reply(len(outer.calls), json.dumps(body))
                 text = json.dumps(said if isinstance(said, dict) else {"choices": [{"message": {"content": said}}]})
@@ -364,7 +378,7 @@ def test_perspective_sends_the_key_in_a_header_only(
     asked = [Question("decide", "", (text,), about="toxic") for text in ("you fool", "  ")]
     assert [v.value for _, v in scorer.verdicts(asked)] == [0.75, 0.0]
     assert server.headers[-1]["X-Goog-Api-Key"] == "k-1234"
-    assert "k-1234" not in json.dumps(server.calls)
+    assert "k-1234" not in json.dumps([server.calls, server.paths])
     refusing = PerspectiveScorer(url=endpoint(lambda n, body: (403, {})).url)
     with pytest.raises(UserError, match="status 403") as caught:
         list(refusing.verdicts(asked))
@@ -384,3 +398,66 @@ def test_a_function_is_a_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert (found[1].value, found[1].said, found[1].unreadable) == (None, "'high'", True)
     with pytest.raises(UserError, match="cannot be imported"):
         FunctionJudge("my_judge.none")
+
+
+def test_a_judge_is_asked_only_what_it_can_answer(tmp_path: Path) -> None:
+    desk = Desk({"j": EndpointJudge("m"), "t": PerspectiveScorer()}, Store(tmp_path / "v.jsonl"))
+    with pytest.raises(UserError, match=r"j \(m\) cannot score"):
+        desk.ask("j", [Question("score", "p", ("a",))])
+    with pytest.raises(UserError, match="cannot compare"):
+        desk.ask("t", [PAIR])
+
+
+@pytest.fixture(scope="module")
+def reward_folder(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model with a head that was drawn, and a shift."""
+    torch.manual_seed(3)
+    model = load_scalar_model(Backbone(str(tiny_llama_dir)))
+    model.set_shift(0.5)
+    return export_folder(model, make_char_tokenizer(), tmp_path_factory.mktemp("rm") / "rm", {})
+
+
+def test_a_reward_model_scores_as_it_was_trained_to_and_compares(reward_folder: Path, tmp_path: Path) -> None:
+    judge = RewardJudge(str(reward_folder), device="cpu", batch_tokens=64)
+    answers = ["yes", "a much longer answer than the others", "no", "yes"]
+    asked = [Question("score", "Say: ", (a,)) for a in answers] + [Question("compare", "Say: ", ("yes", "no"))]
+    found = dict(judge.verdicts([*asked, Question("compare", "Say: ", ("yes", "yes"))]))
+    network = load_scalar_model(Backbone(str(reward_folder)), require_head=True).eval()
+    for i, answer in enumerate(answers):
+        ids = torch.tensor([[*map(ord, f"Say: {answer}"), 2]])
+        with torch.no_grad():
+            alone = float(network.score(ids, torch.ones_like(ids, dtype=torch.bool)))
+        assert found[i].value == pytest.approx(alone, abs=1e-5)
+    yes, no = found[0].value, found[2].value
+    assert yes is not None
+    assert no is not None
+    assert found[4].value == float(yes > no)
+    assert found[5].value == 0.5, "equal answers tie"
+
+
+def test_a_preference_by_a_reward_model_has_its_score_beside_it(reward_folder: Path, tmp_path: Path) -> None:
+    judge = RewardJudge(str(reward_folder), device="cpu")
+    found = preference(tmp_path, judge, {"sft": ["a b"] * 3, "ppo": ["c d"] * 3})
+    assert found["win_rate"].figures["ppo"].value in (0.0, 1.0)
+    assert found["score"].figures.keys() == {"sft", "ppo"}
+    assert "rating" not in found
+    assert not found["outcome"].notes
+
+
+def test_a_classifier_names_its_label(tmp_path: Path, char_tokenizer: Any) -> None:
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+    )
+    config.id2label, config.label2id = {0: "fine", 1: "Toxic", 2: "odd"}, {"fine": 0, "Toxic": 1, "odd": 2}
+    torch.manual_seed(0)
+    network = AutoModelForSequenceClassification.from_config(config).eval()
+    network.save_pretrained(tmp_path / "c")
+    char_tokenizer.save_pretrained(tmp_path / "c")
+    asked = [Question("decide", "", (text,), about="toxic") for text in ("you", "a longer text")]
+    found = dict(HuggingFaceClassifier(str(tmp_path / "c"), device="cpu").verdicts(asked))
+    ids = torch.tensor([list(map(ord, "you"))])
+    with torch.no_grad():
+        chance = network(input_ids=ids).logits.softmax(-1)[0, 1]
+    assert found[0].value == pytest.approx(float(chance), abs=1e-5)
+    with pytest.raises(UserError, match="has no label rude"):
+        list(HuggingFaceClassifier(str(tmp_path / "c"), label="rude", device="cpu").verdicts(asked))

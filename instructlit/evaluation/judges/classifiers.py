@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from instructlit.errors import UserError
-from instructlit.evaluation.judging import Judge, Question, Verdict
+from instructlit.evaluation.judging import Judge, Kind, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
 from instructlit.evaluation.subjects import fingerprint
+
+_TOXICITY: frozenset[Kind] = frozenset(("decide",))
 
 
 class PerspectiveScorer(Judge):
@@ -27,6 +29,8 @@ class PerspectiveScorer(Judge):
         timeout: seconds to wait for one answer.
         url: the service.
     """
+
+    answers = _TOXICITY
 
     def __init__(
         self,
@@ -112,6 +116,8 @@ class DetoxifyScorer(Judge):
         batch_size: texts scored together.
     """
 
+    answers = _TOXICITY
+
     def __init__(
         self, model: str = "original", device: str = "auto", checkpoint: str | None = None, batch_size: int = 32
     ):
@@ -158,6 +164,8 @@ class HuggingFaceClassifier(Judge):
         batch_size: texts scored together.
         device: "auto", "cpu", "cuda", ...
     """
+
+    answers = _TOXICITY
 
     def __init__(self, model: str, label: str | None = None, batch_size: int = 32, device: str = "auto"):
         self.model, self.label, self.batch_size, self.device = model, label, batch_size, device

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from instructlit.errors import UserError
 from instructlit.evaluation.judges.text import TextJudge, judging_prompt
-from instructlit.evaluation.judging import Question
+from instructlit.evaluation.judging import Question, Verdict
 from instructlit.redaction import without_secrets
 
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -94,9 +94,13 @@ class EndpointJudge(TextJudge):
             )
         return f"{text}: at most about {price:.2f} at the prices given"
 
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        if self.max_cost is not None:
+            self.cost(questions)  # whoever did not ask before is stopped here
+        yield from super().verdicts(questions)
+
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
         """Workers take prompts from a queue; replies are handed on as they come."""
-        self.cost_guard(prompts)
         headers = {"Content-Type": "application/json", **self._authorization()}
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for i in range(len(prompts)):
@@ -138,11 +142,6 @@ class EndpointJudge(TextJudge):
             if isinstance(said, str):
                 yield i, said
         raise fault
-
-    def cost_guard(self, prompts: Sequence[str]) -> None:
-        """Refuse what is over `max_cost`, should nobody have asked for the cost before."""
-        if self.max_cost is not None:
-            self.cost([Question("rate", prompt, ("",)) for prompt in prompts])
 
     def _authorization(self) -> dict[str, str]:
         key = os.environ.get(self.api_key_env, "").strip()

@@ -26,7 +26,7 @@ class PeopleJudge(Judge):
         seed: of which answer comes first.
     """
 
-    blind = True
+    answers = frozenset(("compare", "rate", "decide"))
 
     def __init__(self, labels: str, tasks: str = "to_label.jsonl", seed: int = 0):
         self.labels, self.tasks, self.seed = labels, tasks, seed

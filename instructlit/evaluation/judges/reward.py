@@ -1,5 +1,6 @@
 """A reward model as a judge."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -20,9 +21,9 @@ from instructlit.ops.micro_batches import spans
 class RewardJudge(Judge):
     """A trained reward model: the answer with the higher score is better, equal scores tie.
 
-    It knows no scale from 1 to 7, so a rating is unreadable to it; its score, with the shift that makes demonstrations
-    average 0, is what it gives for "score". A statement is decided by which reply to the judging prompt it scores
-    higher, "Yes" or "No": take that for what it is worth, a reward model was not trained on it.
+    It knows no scale from 1 to 7; it scores on its own, with the shift that makes demonstrations average 0. A statement
+    is decided by which reply to the judging prompt it scores higher, "Yes" or "No": take that for what it is worth, a
+    reward model was not trained on it.
 
     Args:
         model: folder of a reward model.
@@ -32,7 +33,7 @@ class RewardJudge(Judge):
         template: the template it was trained with.
     """
 
-    scores = True
+    answers = frozenset(("compare", "decide", "score"))
 
     def __init__(
         self,
@@ -67,9 +68,15 @@ class RewardJudge(Judge):
 
     @torch.no_grad()
     def scored(self, pairs: Sequence[tuple[Any, str]]) -> list[float]:
-        """Scores of (prompt, response) pairs, each response with its EOS."""
+        """Scores of (prompt, response) pairs, each response with its EOS.
+
+        A pair that is there twice is scored once: in another batch its score could differ in the last digit, and equal
+        answers would not tie.
+        """
         network, encoder = self._loaded()
-        rows = [encoder.example(prompt, response) for prompt, response in pairs]
+        places: dict[str, int] = {}
+        own = [places.setdefault(json.dumps(pair), len(places)) for pair in pairs]
+        rows = [encoder.example(*json.loads(pair)) for pair in places]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         found = [0.0] * len(rows)
 
@@ -81,7 +88,7 @@ class RewardJudge(Judge):
             batch = collate_tokens([_whole(rows[i]) for i in chosen], self._pad).to(self._place)
             for i, score in zip(chosen, network.score(batch.input_ids, batch.attention_mask).tolist(), strict=True):
                 found[i] = score
-        return found
+        return [found[place] for place in own]
 
     def _loaded(self) -> tuple[Any, Encoder]:
         if self._network is None or self._encoder is None:
@@ -101,15 +108,13 @@ def _asked(question: Question) -> list[tuple[Any, str]]:
     """The prompt and response pairs whose scores answer a question."""
     if question.kind == "decide":
         return [(judging_prompt(question), "Yes"), (judging_prompt(question), "No")]
-    return [(question.prompt, answer) for answer in question.answers] if question.kind != "rate" else []
+    return [(question.prompt, answer) for answer in question.answers]
 
 
 def _verdict(question: Question, scores: Sequence[float]) -> Verdict:
     told = ", ".join(f"{score:.4f}" for score in scores)
     if question.kind == "score":
         return Verdict(scores[0], told)
-    if question.kind == "rate":
-        return Verdict(None, "a reward model has no scale from 1 to 7")
     first, second = scores
     return Verdict(1.0 if first > second else 0.0 if first < second else 0.5, told)
 

@@ -101,6 +101,8 @@ def read_verdict(question: Question, said: str) -> float | None:
 class TextJudge(Judge):
     """Subclass it where a judge takes a prompt and gives a text back."""
 
+    answers = frozenset(("compare", "rate", "decide"))
+
     @abstractmethod
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
         """The reply to each prompt with its index, as they come."""

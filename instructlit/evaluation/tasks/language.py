@@ -166,7 +166,7 @@ class LmEval(Task):
             manager = TaskManager(include_path=self.include_path, include_defaults=not self._own())
             for name in self.names:
                 try:
-                    loaded = manager.load_task_or_group([name])
+                    found |= manager.load([name])["tasks"]
                 except Exception as error:  # lm-eval, datasets and the Hub client raise their own kinds
                     raise UserError(
                         f"lm-eval cannot load {name}: {(str(error).splitlines() or [type(error).__name__])[0]}",
@@ -174,7 +174,6 @@ class LmEval(Task):
                         expected="a name that lm-eval lists, and its data set at hand",
                         fix=None if Path(name).suffix else "`lm_eval ls tasks` lists them",
                     ) from error
-                found |= _flat(loaded)
             for task in found.values():
                 if self.num_fewshot is not None:
                     task.set_config(key="num_fewshot", value=self.num_fewshot)
@@ -253,14 +252,3 @@ def _response(instance: Any, reply: Reply | None) -> Any:
     if instance.request_type == "loglikelihood_rolling":
         return reply.log_probs[0]
     return reply.log_probs[0], reply.greedy[0]
-
-
-def _flat(loaded: dict[Any, Any]) -> dict[str, Any]:
-    """lm-eval's tasks by name, groups opened."""
-    found: dict[str, Any] = {}
-    for name, value in loaded.items():
-        if isinstance(value, dict):
-            found |= _flat(value)
-        else:
-            found[str(name)] = value
-    return found

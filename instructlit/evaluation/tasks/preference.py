@@ -15,7 +15,7 @@ from instructlit.errors import UserError
 from instructlit.evaluation import intervals
 from instructlit.evaluation.datasets import needed
 from instructlit.evaluation.intervals import Figure
-from instructlit.evaluation.judging import Question, Verdict
+from instructlit.evaluation.judging import Kind, Question, Verdict
 from instructlit.evaluation.length_control import length_controlled
 from instructlit.evaluation.measures import (
     PERCENT,
@@ -81,6 +81,8 @@ class Preference(Task):
             rated[judge] = self._ratings(study, outcome, judge, texts, groups)
         outcome.measures += agreement(preferred, rated)
 
+        scales = {judge: " / 7" if "rate" in study.desk.judge(judge).answers else "" for judge in self.raters}
+
         def marks(model: str, i: int) -> list[str]:
             found = []
             for judge, rows in preferred.items():
@@ -89,7 +91,7 @@ class Preference(Task):
                     found.append(f"{judge}: {'better' if value > 0.5 else 'worse' if value < 0.5 else 'tie'}")
             for judge, rows in rated.items():
                 if (value := rows[model][i]) is not None:
-                    found.append(f"{judge}: {value:g} / 7")
+                    found.append(f"{judge}: {value:.3g}{scales[judge]}")
             return found
 
         rows = answer_rows(study, [p.prompt for p in self._prompts], marks, groups=groups)
@@ -170,9 +172,10 @@ class Preference(Task):
     ) -> dict[str, Scores]:
         ratings: dict[str, Scores] = {}
         unread: dict[str, int] = {}
+        kind: Kind = "rate" if "rate" in study.desk.judge(judge).answers else "score"
         for model in study.models:
             there = [i for i, text in enumerate(texts[model]) if text is not None]
-            asked = [Question("rate", self._prompts[i].prompt, (str(texts[model][i]),)) for i in there]
+            asked = [Question(kind, self._prompts[i].prompt, (str(texts[model][i]),)) for i in there]
             verdicts = study.desk.ask(judge, asked)
             ratings[model] = [None] * len(self._prompts)
             for i, verdict in zip(there, verdicts, strict=True):
@@ -184,6 +187,9 @@ class Preference(Task):
             f"Mean rating by {study.desk.judge(judge).title} on a scale from 1 (worst) to 7 (best).",
             "{:.2f}",
         )
+        if kind == "score":
+            measure.name, measure.title = f"preference/{judge}/score", f"score by {judge}"
+            measure.meaning = f"Mean score by {study.desk.judge(judge).title}, which has a scale of its own."
         measured(study, measure, ratings, groups=groups)
         if measure.figures:
             outcome.measures.append(noted(measure, unread, "answers with an unreadable rating"))
