@@ -1,6 +1,6 @@
 """The pages in Chromium: autosave, keys, dragging with a mouse and with a finger, two windows, a lost connection.
 
-Skips where there is no Chromium or no Playwright for Python; tests/labelling/test_app.py covers the same routes without.
+Skips where there is no Chromium or no Playwright for Python; tests/labelling/test_app.py covers the routes without.
 """
 
 import os
@@ -91,7 +91,7 @@ def begin(page: Any, kind: str = "comparison") -> str:
 
 
 def saved(page: Any) -> None:
-    page.wait_for_function("document.querySelector('#status').textContent === 'Saved'")
+    playwright.expect(page.locator("#status")).to_have_text("Saved")
 
 
 def records_in(database: Database) -> list[dict]:
@@ -136,8 +136,7 @@ def test_arrows_move_the_card_that_has_the_focus(open_as: Open, file_database: D
     assert page.evaluate("document.activeElement.dataset.place") == "1"
     saved(page)
     page.keyboard.press("Control+z")
-    page.wait_for_load_state()
-    page.wait_for_function("document.querySelector('[name=rank_1]').value !== '2'")
+    playwright.expect(page.locator("[name=rank_1]")).not_to_have_value("2")
 
 
 @pytest.mark.parametrize("finger", [False, True], ids=["mouse", "finger"])
@@ -188,9 +187,9 @@ def test_what_is_typed_is_saved_and_undone_across_a_reload(open_as: Open, file_d
     page.reload()
     assert page.input_value("#completion") == "One. Two."
     page.click("#undo button")
-    page.wait_for_function("document.querySelector('#completion').value === 'One.'")
+    playwright.expect(page.locator("#completion")).to_have_value("One.")
     page.click("#redo button")
-    page.wait_for_function("document.querySelector('#completion').value === 'One. Two.'")
+    playwright.expect(page.locator("#completion")).to_have_value("One. Two.")
 
 
 def test_a_second_window_is_told_and_the_first_ones_text_stays(open_as: Open, file_database: Database) -> None:
@@ -214,7 +213,7 @@ def test_a_lost_connection_is_said_and_made_good(open_as: Open, file_database: D
     begin(page, "demonstration")
     page.context.set_offline(True)
     page.fill("#completion", "written in a tunnel")
-    page.wait_for_function("document.querySelector('#status').textContent.startsWith('Not saved')")
+    playwright.expect(page.locator("#status")).to_contain_text("Not saved")
     page.context.set_offline(False)
     saved(page)
     with file_database.read() as session:
