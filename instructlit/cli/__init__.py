@@ -139,7 +139,7 @@ def _meant_inner(words: Sequence[str]) -> bool:
     from instructlit.errors import nearest
 
     inner = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{words[0]} ")]
-    return bool(inner) and len(words) > 1 and nearest(words[1], inner) is not None
+    return bool(inner) and len(words) > 1 and words[1][:1] != "-" and nearest(words[1], inner) is not None
 
 
 def help_text() -> str:

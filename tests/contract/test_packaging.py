@@ -50,6 +50,15 @@ def test_every_config_is_package_data() -> None:
     assert others == []
 
 
+def test_every_file_of_the_labelling_pages_is_package_data() -> None:
+    folder = ROOT / "tools" / "label"
+    patterns = SETUPTOOLS["package-data"]["instructlit.tools.label"]
+    declared = {path for pattern in patterns for path in folder.glob(pattern)}
+    files = {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert files == declared
+    assert len(files) > 10
+
+
 def test_one_home_for_the_version() -> None:
     assert "version" in PROJECT["project"]["dynamic"]
     assert SETUPTOOLS["dynamic"]["version"] == {"attr": "instructlit.__version__"}

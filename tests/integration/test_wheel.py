@@ -73,6 +73,12 @@ def test_the_wheel_holds_one_top_level_package_and_every_config(wheel: Path) -> 
     for beside in ("callbacks", "tools"):
         sources |= {f"instructlit/{beside}/{p.relative_to(ROOT / beside)}" for p in (ROOT / beside).rglob("*.py")}
     assert sources <= set(names)
+    pages = {
+        p.relative_to(ROOT / "tools")
+        for p in (ROOT / "tools" / "label").rglob("*")
+        if p.suffix in (".html", ".css", ".js")
+    }
+    assert {f"instructlit/tools/{page}" for page in pages} <= set(names)
     assert "instructlit/py.typed" in names
     assert any(n.endswith("LICENSE") for n in names)
 

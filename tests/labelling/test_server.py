@@ -19,10 +19,11 @@ import pytest
 from label_helpers import add_people, add_tasks, comparisons, label
 from sqlalchemy import select, text
 
-from instructlit.cli import main
+from instructlit.cli import main, split_command
 from instructlit.data.readers import open_source
 from instructlit.data.records import records_of
 from instructlit.data.sources import Source
+from instructlit.errors import UserError
 from instructlit.labelling.database import Database
 from instructlit.labelling.schema import Assignment, Event, Revision
 from instructlit.tools.label.security import csrf_token
@@ -183,6 +184,13 @@ def test_a_port_in_use_and_a_certificate_that_is_none(tmp_path: Path, capsys: py
     options = ("--tls_certificate", str(tmp_path / "c.pem"), "--tls_key", str(tmp_path / "c.pem"))
     assert run("--database", str(path), *options) == 2
     assert "the certificate or its key cannot be used" in capsys.readouterr().err
+
+
+def test_an_option_is_not_taken_for_a_slip_in_a_second_word() -> None:
+    assert split_command(["label", "--port", "1"]) == ("label", ["--port", "1"])  # --port is much like import
+    assert split_command(["label", "import", "x"]) == ("label import", ["x"])
+    with pytest.raises(UserError, match="no command `label imports`"):
+        split_command(["label", "imports", "x"])
 
 
 def test_people_come_and_go_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

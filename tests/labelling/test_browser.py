@@ -1,0 +1,260 @@
+"""The pages in Chromium: autosave, keys, dragging with a mouse and with a finger, two windows, a lost connection.
+
+Skips where there is no Chromium or no Playwright for Python; tests/labelling/test_app.py covers the routes without.
+"""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from label_helpers import QUESTIONS, add_people, add_tasks, comparisons
+from sqlalchemy import select
+
+from instructlit.labelling import people
+from instructlit.labelling.database import Database
+from instructlit.labelling.records import label_records
+from instructlit.labelling.schema import Assignment
+from instructlit.tools.label.app import create_app
+from instructlit.tools.label.security import Cookies
+from instructlit.tools.label.site import Site
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on the path")
+
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+HOSTILE = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script> [x](javascript:window.hacked=1)"
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def address(file_database: Database) -> Iterator[str]:
+    """A running site on the empty database."""
+    site = Site(file_database, "Tests", 600, Cookies(https=False))
+    server = uvicorn.Server(uvicorn.Config(create_app(site), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    yield f"http://localhost:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def open_as(browser: Any, address: str, file_database: Database) -> Iterator[Open]:
+    """A window of somebody new, signed in; whatever the console says against a page fails the test."""
+    complaints: list[str] = []
+    contexts = []
+
+    def window(name: str, role: str = "labeler", **options: Any) -> Any:
+        with file_database.write() as session:
+            token = people.add_person(session, "test", name, role)
+        context = browser.new_context(base_url=address, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.goto("/sign-in")
+        page.fill("#token", token)
+        page.click("main button")
+        page.wait_for_url(lambda url: not url.endswith("/sign-in"))
+        return page
+
+    yield window
+    for context in contexts:
+        context.close()
+    expected = ("ERR_INTERNET_DISCONNECTED", "409", "ERR_FAILED")
+    assert [text for text in complaints if not any(word in text for word in expected)] == []
+
+
+def begin(page: Any, kind: str = "comparison") -> str:
+    page.goto("/")
+    page.click(f"button[value={kind}]")
+    page.wait_for_url("**/work/**")
+    return page.url
+
+
+def saved(page: Any) -> None:
+    playwright.expect(page.locator("#status")).to_have_text("Saved")
+
+
+def records_in(database: Database) -> list[dict]:
+    with database.read() as session:
+        return list(label_records(session))
+
+
+def test_a_comparison_by_keys_alone(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, *comparisons(1))
+    page = open_as("anna")
+    begin(page)
+    for rating in ("7", "2", "2"):
+        page.keyboard.press(rating)
+        page.keyboard.press("y")  # the first question, then on to the second
+        page.keyboard.press("n")
+        page.keyboard.press("a")  # the third may not apply
+        page.keyboard.press("r")
+        before = page.url
+        page.keyboard.press("Control+Enter")
+        page.wait_for_url(lambda url, before=before: url != before)
+    for key in ("1", "2", "2"):  # each key ranks the chosen output and chooses the next
+        page.keyboard.press(key)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url("**/?none=comparison")
+    (record,) = records_in(file_database)
+    assert [record["ranks"][i] for i in record["order"]] == [1, 2, 2]
+    assert [record["ratings"][i] for i in record["order"]] == [7, 2, 2]
+    first, second, third = (question.name for question in QUESTIONS[:3])
+    for flags in record["flags"]:
+        assert (flags[first], flags[second], third in flags, len(flags)) == (True, False, False, 10)
+    assert record["seconds"] > 0
+
+
+def test_arrows_move_the_card_that_has_the_focus(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, *comparisons(1))
+    page = open_as("anna")
+    page.goto(begin(page).rsplit("/", 1)[0] + "/rank")
+    page.focus(".card[data-place='1']")
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+    assert page.locator(".column[data-rank='2'] .card").get_attribute("data-place") == "1"
+    assert page.evaluate("document.activeElement.dataset.place") == "1"
+    saved(page)
+    page.keyboard.press("Control+z")
+    playwright.expect(page.locator("[name=rank_1]")).not_to_have_value("2")
+
+
+@pytest.mark.parametrize("finger", [False, True], ids=["mouse", "finger"])
+def test_outputs_are_dragged_into_columns(open_as: Open, file_database: Database, finger: bool) -> None:
+    add_tasks(file_database, *comparisons(1))
+    options = {"viewport": {"width": 390, "height": 844}, "has_touch": True} if finger else {}
+    page = open_as("anna", **options)
+    page.goto(begin(page).rsplit("/", 1)[0] + "/rank")
+    page.locator(".columns").scroll_into_view_if_needed()
+    start = page.locator(".card[data-place='0'] .letter").bounding_box()
+    end = page.locator(".column[data-rank='3'] .slot").bounding_box()
+    path = [(start["x"] + 5, start["y"] + 5), (start["x"] + 40, start["y"] + 40), (end["x"] + 20, end["y"] + 10)]
+    if finger:
+        drag_by_finger(page, path)
+    else:
+        page.mouse.move(*path[0])
+        page.mouse.down()
+        for point in path[1:]:
+            page.mouse.move(*point, steps=4)
+        page.mouse.up()
+    assert page.input_value("[name=rank_0]") == "3"
+    saved(page)
+    page.reload()
+    assert page.locator(".column[data-rank='3'] .card").get_attribute("data-place") == "0"
+
+
+def drag_by_finger(page: Any, path: list[tuple[float, float]]) -> None:
+    """Touches as the screen of a phone sends them."""
+    screen = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        given = [{"x": x, "y": y} for x, y in points]
+        screen.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": given})
+
+    touch("touchStart", path[0])
+    for point in path[1:]:
+        touch("touchMove", point)
+    touch("touchEnd")
+
+
+def test_what_is_typed_is_saved_and_undone_across_a_reload(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
+    page = open_as("anna")
+    begin(page, "demonstration")
+    for text in ("One.", "One. Two."):
+        page.fill("#completion", text)
+        saved(page)
+    page.reload()
+    assert page.input_value("#completion") == "One. Two."
+    page.click("#undo button")
+    playwright.expect(page.locator("#completion")).to_have_value("One.")
+    page.click("#redo button")
+    playwright.expect(page.locator("#completion")).to_have_value("One. Two.")
+
+
+def test_a_second_window_is_told_and_the_first_ones_text_stays(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
+    page = open_as("anna")
+    url = begin(page, "demonstration")
+    other = page.context.new_page()
+    other.goto(url)
+    page.fill("#completion", "from the first")
+    saved(page)
+    other.fill("#completion", "from the second")
+    other.wait_for_selector("#conflict:not([hidden])")
+    assert "changed elsewhere" in other.inner_text("#conflict")
+    with file_database.read() as session:
+        assert session.scalars(select(Assignment)).one().answer["completion"] == "from the first"
+
+
+def test_a_lost_connection_is_said_and_made_good(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
+    page = open_as("anna")
+    begin(page, "demonstration")
+    page.context.set_offline(True)
+    page.fill("#completion", "written in a tunnel")
+    playwright.expect(page.locator("#status")).to_contain_text("Not saved")
+    page.context.set_offline(False)
+    saved(page)
+    with file_database.read() as session:
+        assert session.scalars(select(Assignment)).one().answer["completion"] == "written in a tunnel"
+
+
+def test_hostile_text_does_nothing_in_a_real_browser(open_as: Open, file_database: Database) -> None:
+    hostile = {"prompt": HOSTILE, "completions": [HOSTILE, f"{HOSTILE}!"], "policies": HOSTILE}
+    add_tasks(file_database, {"kind": "comparison"} | hostile, {"kind": "evaluation"} | hostile)
+    anna, olga = open_as("anna"), open_as("olga", "owner")
+    pages = []
+    for kind in ("comparison", "evaluation"):
+        begin(anna, kind)
+        pages.append(anna.evaluate("window.hacked === undefined && !document.querySelector('main img')"))
+        anna.click("#plain")
+        pages.append(anna.evaluate("window.hacked === undefined"))
+    olga.goto("/owner/tasks/1")
+    pages.append(olga.evaluate("window.hacked === undefined"))
+    assert all(pages)
+
+
+def test_without_scripts_the_work_can_be_done_all_the_same(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, {"kind": "evaluation", "prompt": "Which?", "completions": ["a", "b", "c"]})
+    page = open_as("anna", java_script_enabled=False)
+    begin(page, "evaluation")
+    for place, rank in enumerate(("2", "1", "3")):
+        page.select_option(f"[name=rank_{place}]", rank)
+    page.click("#go")
+    page.wait_for_url("**/?none=evaluation")
+    (record,) = records_in(file_database)
+    assert [record["ranks"][i] for i in record["order"]] == [2, 1, 3]
+
+
+def test_no_page_is_wider_than_a_phone(open_as: Open, file_database: Database) -> None:
+    wide = ["x" * 400, "```\n" + "y" * 400 + "\n```", "|a|b|\n|-|-|\n|" + "z" * 400 + "|b|"]
+    add_tasks(file_database, *comparisons(1, completions=wide, policies=None), overlap=2)
+    add_people(file_database, "ben")
+    phone = {"viewport": {"width": 360, "height": 740}}
+    anna, olga = open_as("anna", **phone), open_as("olga", "owner", **phone)
+    url = begin(anna).rsplit("/", 1)[0]
+    for page, paths in ((anna, ("/", f"{url}/1", f"{url}/3", f"{url}/rank")), (olga, ("/owner", "/owner/tasks/1"))):
+        for path in paths:
+            page.goto(path)
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
