@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from instructlit.data import ComparisonData, DemonstrationData
-from instructlit.data.formats import read_records
+from instructlit.data.formats import Kind, read_records
 from instructlit.data.readers import open_source
 from instructlit.data.records import Measure, scan
 from instructlit.data.sampling import ShuffledPlan
 from instructlit.data.sources import Source
 from instructlit.errors import UserError
-from instructlit.labels import Label, Task, read_labels, read_tasks, write_labels, write_tasks
+from instructlit.labels import Label, LabelKind, Task, read_labels, read_tasks, write_labels, write_tasks
 from instructlit.labels.export import DISPUTED, REPORTED, REVISED, SKIPPED, TIED, WEIGHTLESS, export
 from instructlit.labels.records import for_database, key_file, parse_label, task_id, with_policies
 from instructlit.labels.report import agreement_report
+from instructlit.types import Prompt, Text
 
 CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Say hello."}]
 
@@ -123,20 +124,8 @@ def test_an_id_is_that_of_the_question() -> None:
     assert task_id("comparison", "p", ["a", "b"]) == task_id(
         "comparison", [{"role": "user", "content": "p"}], ["a", "b"]
     )
-    assert (
-        len(
-            {
-                task_id(*question)
-                for question in (
-                    ("comparison", "p", ["a"]),
-                    ("comparison", "p", ["b"]),
-                    ("evaluation", "p", ["a"]),
-                    ("comparison", "p", ["a"], 2),
-                )
-            }
-        )
-        == 4
-    )
+    ids = [task_id("comparison", "p", ["a"]), task_id("comparison", "p", ["b"]), task_id("evaluation", "p", ["a"])]
+    assert len({*ids, task_id("comparison", "p", ["a"], 2)}) == 4
 
 
 def test_exported_rows_are_what_the_datamodules_read(tmp_path: Path, char_tokenizer_dir: Path) -> None:
@@ -159,10 +148,14 @@ def test_exported_rows_are_what_the_datamodules_read(tmp_path: Path, char_tokeni
         Label(f"e{n}", "evaluation", f"prompt t{n}", "anna", ["x", "y"], [1, 1], policy=["a", "b"]) for n in range(20)
     ]
     found = export(labels, validation_fraction=0.3)
-    for kind, name in (("comparison", "comparison"), ("evaluation", "comparison"), ("demonstration", "demonstration")):
+    names: dict[LabelKind, Kind] = {
+        "comparison": "comparison", "evaluation": "comparison", "demonstration": "demonstration",
+    }  # fmt: skip
+    for kind, name in names.items():
         for row in found.train[kind] + found.validation[kind]:
             (record,) = read_records(row, "x", name)[1]
-            assert record.labeler  # type: ignore[union-attr]
+            assert not isinstance(record, Prompt | Text)
+            assert record.labeler
     first = found.train["comparison"][0]
     assert first["ratings"] == [7, 4, 4]
     assert (first["policy"], first["round"], first["task"]) == (["a", "b", "b"], 1, first["prompt"].split()[1])
@@ -189,7 +182,7 @@ def test_a_prompt_never_changes_sides() -> None:
     labels = [label(f"t{n}") for n in range(60)]
     few = {row["prompt"] for row in export(labels[:30], 0.2).validation["comparison"]}
     many = {row["prompt"] for row in export(labels, 0.2).validation["comparison"]}
-    assert few == many & {one.prompt for one in labels[:30]}
+    assert few == many & {str(one.prompt) for one in labels[:30]}
 
 
 def test_what_is_left_out_is_counted_by_its_reason() -> None:
