@@ -385,11 +385,6 @@ def test_perspective_sends_the_key_in_a_header_only(
     assert "k-1234" not in str(caught.value)
 
 
-def prompt_length(question: Question) -> float:
-    """A judge as a function."""
-    return float(len(question.prompt_text))
-
-
 def test_a_function_is_a_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "my_judge.py").write_text("def odd(q):\n    return 'high' if q.prompt == 'Q1' else 2\n")
     monkeypatch.syspath_prepend(tmp_path)
