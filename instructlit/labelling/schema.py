@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import JSON, Double, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 APPEND_ONLY = ("revision", "event")
@@ -25,7 +25,7 @@ class Base(DeclarativeBase):
     """Constraint names are fixed, so that migrations can refer to them on either database."""
 
     metadata = MetaData(naming_convention=_NAMES)
-    type_annotation_map = {str: Text, dict[str, Any]: _JSON, list[Any]: _JSON}
+    type_annotation_map = {str: Text, float: Double, dict[str, Any]: _JSON, list[Any]: _JSON}
 
 
 class Person(Base):

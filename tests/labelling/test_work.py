@@ -87,6 +87,26 @@ def test_many_at_once_never_exceed_the_overlap(database: Database) -> None:
     assert len(exported(database)) == 16
 
 
+def test_a_task_taken_between_finding_and_locking_it_is_not_given_out(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna, ben = add_people(database, "anna", "ben")
+    add_tasks(database, *comparisons(2))
+    taken = take(database, anna)
+    assert taken is not None
+    find, found = assign._candidate, []
+
+    def found_too_early(session, *rest):
+        found.append(session.get(Task, taken.task_id) if not found else find(session, *rest))
+        return found[-1]
+
+    monkeypatch.setattr(assign, "_candidate", found_too_early)
+    given = take(database, ben)
+    assert given is not None
+    assert given.task_id != taken.task_id
+    assert len(found) == 2
+
+
 def test_of_two_windows_the_second_to_save_is_told_and_overwrites_nothing(database: Database) -> None:
     (anna,) = add_people(database, "anna")
     add_tasks(database, *comparisons(1))
