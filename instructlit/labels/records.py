@@ -151,20 +151,24 @@ def with_policies(labels: Iterable[Label], tasks: Iterable[Task]) -> list[Label]
     """Labels that come back from a blind task, with what the task knows: its id, policies, round, use case, user.
 
     A label finds its task by the id, or by what was asked where another tool has given it an id of its own. The
-    completions of a label may be in another order than the task's.
+    completions of a label may be in another order than the task's. Labels that name a round in which none of the tasks
+    is are left out: a labelling database gives those of all rounds.
 
     Raises:
         UserError: a label of a task that is not among `tasks`, or of other completions.
     """
     tasks = list(tasks)
     known = {task.task: task for task in tasks} | {_question(task): task for task in tasks}
+    rounds = {task.round for task in tasks}
     found = []
     for label in labels:
+        if label.round is not None and None not in rounds and label.round not in rounds:
+            continue
         task = known.get(label.task) or known.get(_question(label))
         if task is None:
             raise UserError("no such task", where=f"label of task {label.task!r}", expected="a task of the given file")
         policy = None
-        if task.policy is not None and label.kind != "demonstration":
+        if task.policy is not None and task.kind != "demonstration":
             writers: dict[str, list[str]] = {}  # of equal completions, which an evaluation may have, in their order
             for completion, name in zip(task.completions, task.policy, strict=True):
                 writers.setdefault(completion, []).append(name)
@@ -176,14 +180,14 @@ def with_policies(labels: Iterable[Label], tasks: Iterable[Task]) -> list[Label]
                 )
             policy = [writers[completion].pop(0) for completion in label.completions]
         told = {"round": task.round, "use_case": task.use_case, "user": task.user}
-        found.append(replace(label, task=task.task, policy=policy, **told))
+        found.append(replace(label, task=task.task, kind=task.kind, policy=policy, **told))
     return found
 
 
 def _question(asked: Task | Label) -> str:
     """What is asked, whatever number another tool has given it and in whatever order it showed the completions."""
     shown = [] if asked.kind == "demonstration" else sorted(asked.completions)
-    return task_id(asked.kind, asked.prompt, shown, asked.round)
+    return task_id("", asked.prompt, shown, asked.round)
 
 
 def parse_task(row: dict[str, Any], where: str) -> Task:
@@ -215,8 +219,8 @@ def parse_label(row: dict[str, Any], where: str) -> Label:
         UserError: naming `where` and the field.
     """
     row = {"policy": row.get("policies"), **row}
-    if row.get("kind") == "demonstration" and "completion" in row:
-        row |= {"completions": [row["completion"]], "policy": None}
+    if "completion" in row and row.get("kind", "demonstration") == "demonstration":
+        row |= {"kind": "demonstration", "completions": [row["completion"]], "policy": None}
     given = Fields(row, where)
     kind, skipped = _kind(given), given.name("skipped")
     at_least = 1 if kind == "demonstration" else 2

@@ -82,6 +82,25 @@ def test_rows_of_the_labelling_database_are_labels() -> None:
     )
 
 
+def test_an_export_of_the_database_finds_its_tasks() -> None:
+    """Its rows carry ids of its own and no kind, and are of all rounds."""
+    tasks = [
+        Task("e", "evaluation", "p", ["a", "b"], ["new", "old"], round=2),
+        Task("d", "demonstration", "write", round=2),
+    ]
+    shared = {"labeler": "anna", "round": 2}
+    rows = [
+        {"task": 11, "prompt": "p", "completions": ["b", "a"], "ranks": [1, 2], **shared},
+        {"task": 12, "prompt": "write", "completion": "text", **shared},
+        {"task": 3, "prompt": "earlier", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "anna", "round": 1},
+    ]
+    contest, written = with_policies([parse_label(row, "x") for row in rows], tasks)
+    assert (contest.task, contest.kind, contest.policy) == ("e", "evaluation", ["old", "new"])
+    assert (written.task, written.kind, written.completions) == ("d", "demonstration", ["text"])
+    with pytest.raises(UserError, match="no such task"):
+        with_policies([parse_label({**rows[0], "prompt": "another"}, "x")], tasks)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -44,7 +44,9 @@ def labels_export(
     if not asked and not given:
         raise UserError("there is nothing to export", where="instructlit labels export", expected="labels, or --tasks")
     if asked and given:
-        given = with_policies(given, asked)
+        every, given = len(given), with_policies(given, asked)
+        if len(given) < every:
+            print(f"left out: {every - len(given)} of other rounds than the tasks")
     folder = Path(output)
     if to in ("argilla", "label_studio"):
         _for_tool(to, asked or tasks_of(given), given, folder)
