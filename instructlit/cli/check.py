@@ -61,7 +61,8 @@ class Checker:
         if value is None or hint is None:
             return None
         if key[-1] == "class_path" or (classes_of(hint) and not value.lstrip().startswith(("{", "["))):
-            if "." not in value or value.endswith(FILES):
+            number = takes_words(hint) and not all(part.isidentifier() for part in value.split("."))  # such as 0.25
+            if "." not in value or value.endswith(FILES) or number:
                 return None
             import_class(value, classes_of(hint), f"--{name}")
             return None if name.endswith("+") else key[:-1] if key[-1] == "class_path" else key

@@ -5,12 +5,13 @@ pairs that either calls a tie are left out (their share is told). Intervals are 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import median
 from typing import Any
 
+from instructlit.agreement import pair_agreement
 from instructlit.intervals import wilson_interval
 
 Record = Mapping[str, Any]
@@ -108,20 +109,6 @@ def measure(records: Iterable[Record]) -> Measures:
     return found
 
 
-def ordered_pairs(ours: Sequence[int], theirs: Sequence[int]) -> tuple[int, int]:
-    """Pairs that two rankings order the same way, and pairs that both order at all.
-
-    Example: 1, 2, 3 against 1, 3, 2 agree on 2 of 3; against 1, 1, 2 on 2 of 2.
-    """
-    agreed = both = 0
-    for i, j in combinations(range(len(ours)), 2):
-        mine, other = ours[i] - ours[j], theirs[i] - theirs[j]
-        if mine and other:
-            both += 1
-            agreed += (mine > 0) == (other > 0)
-    return agreed, both
-
-
 def _count(found: Measures, record: Record) -> None:
     labeler = found.labelers[record["labeler"]]
     found.labels[record["kind"]] += 1
@@ -131,7 +118,7 @@ def _count(found: Measures, record: Record) -> None:
     if "ranks" not in record:
         return
     if record["gold"] is not None:
-        labeler.gold.add(*ordered_pairs(record["ranks"], record["gold"]))
+        labeler.gold.add(*pair_agreement(record["ranks"], record["gold"]))
     ranks, lengths = record["ranks"], [len(text) for text in record["completions"]]
     for earlier, later in combinations(record["order"], 2):
         tie = ranks[earlier] == ranks[later]
@@ -151,7 +138,7 @@ def _compare(found: Measures, labels: list[Record]) -> None:
     on_task, gap = Share(), 0
     for ours, theirs in combinations(labels, 2):
         if "ranks" in ours:
-            agreed, both = ordered_pairs(ours["ranks"], theirs["ranks"])
+            agreed, both = pair_agreement(ours["ranks"], theirs["ranks"])
             for share in (on_task, found.agreement[ours["kind"]]):
                 share.add(agreed, both)
             for name in (ours["labeler"], theirs["labeler"]):

@@ -2,8 +2,9 @@
 
 import pytest
 
+from instructlit.agreement import pair_agreement
 from instructlit.intervals import wilson_interval
-from instructlit.labelling.measures import Share, measure, ordered_pairs
+from instructlit.labelling.measures import Share, measure
 
 DAY = 24 * 3600
 
@@ -37,8 +38,8 @@ def record(labeler: str, ranks: list[int], task: int = 1, **more) -> dict:
     ],
 )
 def test_pairs_that_both_order(ours: list[int], theirs: list[int], expected: tuple[int, int]) -> None:
-    assert ordered_pairs(ours, theirs) == expected
-    assert ordered_pairs(theirs, ours) == expected
+    assert pair_agreement(ours, theirs) == expected
+    assert pair_agreement(theirs, ours) == expected
 
 
 def test_agreement_counts_every_two_labelers_of_a_task_once() -> None:

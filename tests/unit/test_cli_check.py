@@ -31,6 +31,11 @@ def test_the_recipe_itself_is_right(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("value", ["0.25", "100", "00:00:30:00"])
+def test_a_number_is_no_class_where_both_may_stand(value: str, folder: Path) -> None:
+    check("fit", composed([read("recipe.yaml")]), ["--trainer.val_check_interval", value])
+
+
 @pytest.mark.parametrize(
     ("overlay", "place", "near"),
     [

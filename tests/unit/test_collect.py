@@ -99,6 +99,25 @@ def test_killed_and_started_again_it_repeats_nothing(
     assert "finished before" in capsys.readouterr().out
 
 
+def test_tasks_go_into_the_labelling_database_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    pytest.importorskip("alembic")
+    from instructlit.labelling.database import Database
+    from instructlit.labelling.schema import Task
+
+    words = ["sft@1.5", "ppo", "--prompts", "prompts.jsonl", "--completions", "4", "--limit", "3", "--round", "2"]
+    words += ["--output", "tasks.jsonl", "--database", "labels.db", "--overlap", "2"]
+    assert collect(*words) == 0
+    assert "labels.db: 3 new tasks, 0 there already" in capsys.readouterr().out
+    assert collect(*words) == 0
+    assert "labels.db: 0 new tasks, 3 there already" in capsys.readouterr().out
+    with Database("labels.db").read() as session:
+        found = list(session.scalars(sqlalchemy.select(Task).order_by(Task.id)))
+    for task, asked in zip(found, read_tasks("tasks.jsonl"), strict=True):
+        assert (task.prompt, task.completions, task.policies) == (asked.prompt, asked.completions, asked.policy)
+        assert (task.kind, task.overlap, task.round, task.extra["task"]) == ("comparison", 2, 2, asked.task)
+
+
 def test_an_interrupted_run_with_other_options_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begun = Journal(folder / "t.partial.jsonl", {"seed": 5})
     begun.put("draw 0 0 0", [])

@@ -98,10 +98,10 @@ def test_runs_in_order_and_skips_what_is_finished(runner: Runner, capfd: pytest.
     assert "      b | did b" not in (runner.folder / "logs" / "b.log").read_text()
 
 
-def test_a_changed_config_runs_its_stage_and_what_builds_on_it(runner: Runner) -> None:
+def test_a_changed_config_runs_its_stage_and_what_builds_on_it(runner: Runner, configs: Path) -> None:
     runner.run()
     calls(runner)
-    (runner.configs / "b.yaml").write_text("x: 2\n")
+    (configs / "b.yaml").write_text("x: 2\n")
     runner.run()
     assert calls(runner) == ["b", "evaluate", "report"], "c does not build on b"
 
@@ -131,10 +131,10 @@ def test_failure_shows_the_last_lines_stops_the_one_beside_and_is_repeated(runne
     assert [row[1] for row in again[2:]] == ["evaluate", "report"]
 
 
-def test_what_finished_beside_a_failure_stays_finished(runner: Runner) -> None:
+def test_what_finished_beside_a_failure_stays_finished(runner: Runner, configs: Path) -> None:
     runner.folder.mkdir()
     (runner.folder / "fail_b").touch()
-    runner.configs.joinpath("c.yaml").write_text("x: 1\n")
+    (configs / "c.yaml").write_text("x: 1\n")
     with pytest.raises(UserError, match="stage b failed"):
         runner.run()
     finished = Stamp.load(runner.folder / "stamps" / "c.json")
@@ -191,13 +191,13 @@ def test_interrupted_training_continues_from_its_checkpoint(runner: Runner, tmp_
     assert seconds["b"] >= stamp.seconds
 
 
-def test_an_outdated_checkpoint_is_not_continued(runner: Runner) -> None:
+def test_an_outdated_checkpoint_is_not_continued(runner: Runner, configs: Path) -> None:
     runner.run()
     calls(runner)
     old = runner.folder / "checkpoints" / "b" / "last.ckpt"
     old.parent.mkdir(parents=True)
     old.write_text("x")
-    (runner.configs / "b.yaml").write_text("x: 3\n")
+    (configs / "b.yaml").write_text("x: 3\n")
     runner.run()
     assert not old.exists()
     assert rows(runner)[0] == ["fit", "b"]

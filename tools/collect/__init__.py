@@ -38,6 +38,8 @@ def collect(
     template: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
+    database: str | None = None,
+    overlap: int = 1,
 ) -> None:
     """Sample answers to prompts from one or several policies and write them as tasks for labelers.
 
@@ -68,6 +70,9 @@ def collect(
         template: as for the datamodules.
         dtype: dtype to compute in.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        database: a labelling database (`instructlit label`) that the tasks are put into as well; those that are there
+            already are left out.
+        overlap: how many people label a task there.
     """
     least, most = _range(completions)
     if kind == "evaluation":
@@ -100,6 +105,7 @@ def collect(
     made = target.with_name(f"{target.stem}.made.json")
     if target.is_file() and made.is_file() and json.loads(made.read_text(encoding="utf-8")).get("from") == record:
         print(f"{target}: finished before")
+        _put_into(database, overlap, target)
         return
     journal = Journal(target.with_name(f"{target.stem}.partial.jsonl"), record)
     rows = draw_answers(asked, places, how, journal)
@@ -118,6 +124,23 @@ def collect(
     print(f"{target}: {len(kept)} tasks with {sum(len(rows[i].answers) for i in kept)} answers")
     print(f"{repeated} repeated answers were drawn again; {len(rows) - len(kept)} prompts are not among the tasks")
     journal.close(remove=True)
+    _put_into(database, overlap, target)
+
+
+def _put_into(database: str | None, overlap: int, target: Path) -> None:
+    """The tasks of a file into a labelling database, where one is named; policies and scores are kept from labelers."""
+    if database is None:
+        return
+    from instructlit.labelling.audit import COMMAND_LINE
+    from instructlit.labelling.database import Database
+    from instructlit.labelling.tasks import add_tasks
+    from instructlit.labels import read_tasks
+    from instructlit.labels.records import for_database
+
+    records = map(for_database, read_tasks(target))
+    with Database(database).write() as session:
+        added = add_tasks(session, COMMAND_LINE, records, overlap=overlap, source=target.name)
+    print(f"{database}: {added.new} new tasks, {added.known} there already")
 
 
 def _write(

@@ -4,9 +4,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.datastructures import UploadFile
 
+from instructlit.agreement import pair_agreement
 from instructlit.labelling import overview, tasks
 from instructlit.labelling.assign import find_assignment_of_task
-from instructlit.labelling.measures import ordered_pairs
 from instructlit.labelling.questions import KINDS
 from instructlit.labelling.records import record_of
 from instructlit.labelling.refusals import Invalid, NotFound
@@ -37,7 +37,7 @@ def show_task(request: Request, site: SiteDep, person: OwnerDep, task_id: int) -
         found = overview.assignments(session, task)
     records = [record_of(a, task, name) for a, name in found if a.state == "done"]
     others = [(a, name) for a, name in found if a.state != "done"]
-    gold = {r["labeler"]: ordered_pairs(r["ranks"], task.gold) for r in records} if task.gold else {}
+    gold = {r["labeler"]: pair_agreement(r["ranks"], task.gold) for r in records} if task.gold else {}
     return site.page(request, "task.html", task=task, records=records, others=others, gold=gold)
 
 
