@@ -29,7 +29,7 @@ def new_token(name: str, *, database: str = "labels.db") -> None:
     """Print a further token for somebody; revoke first to end the ones before.
 
     Args:
-        name: whose.
+        name: the person the token belongs to.
         database: file, or URL of a PostgreSQL server.
     """
     with Database(database, create=False).write() as session:
@@ -41,7 +41,7 @@ def revoke(name: str, *, database: str = "labels.db") -> None:
     """Revoke every token of somebody. Browsers that signed in with them are out at once; labels stay.
 
     Args:
-        name: whose.
+        name: the person the token belongs to.
         database: file, or URL of a PostgreSQL server.
     """
     with Database(database, create=False).write() as session:
