@@ -29,6 +29,10 @@ SEGMENTS = "instructlit_sdpa"
 ALONE = -1
 """The parent of a segment that continues none."""
 
+SEGMENT_COST = 600_000
+"""What a segment costs, in tokens times the square of the model's width: as much as computing 37 tokens of a model 128
+wide or 2 of one 512 wide. Measured on two cores, forward and backward; only speed depends on it."""
+
 _LAYOUT = torch.int32  # a mask is of booleans or floats, so that the dtype tells a layout from one
 _PLAIN_SCORES = 1 << 18
 """Scores of a head (queries x keys) up to which a CPU is faster with plain matrix products than with its SDPA."""
@@ -86,6 +90,23 @@ def can_pack(model: nn.Module) -> bool:
     trunk: Any = unwrapped(model).base_model
     by_segments = trunk.config.get_text_config()._attn_implementation == SEGMENTS
     return by_segments and next(trunk.parameters()).device.type == "cpu" and shows_what_it_sees(model)
+
+
+def pays(model: nn.Module, mask: Tensor, segments: int) -> bool:
+    """Whether rows are packed: where they can be, and the padding left out is worth more than a segment's own calls.
+
+    Short rows of like length have next to no padding, and attention segment by segment then costs more than it saves.
+
+    Args:
+        model: the model that reads them.
+        mask: bool, True on real tokens, in the form that the rows would have with padding.
+        segments: so many segments the rows would be.
+    """
+    if not can_pack(model):
+        return False
+    trunk: Any = unwrapped(model).base_model
+    saved = mask.numel() - int(mask.sum())
+    return saved * trunk.config.get_text_config().hidden_size ** 2 > SEGMENT_COST * segments
 
 
 def prepare(model: PreTrainedModel) -> None:

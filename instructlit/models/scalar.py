@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from instructlit.errors import UserError
 from instructlit.models.adapters import unwrapped
 from instructlit.models.branches import Branches
-from instructlit.models.packed import Packed, can_pack, shows_what_it_sees, takes_positions
+from instructlit.models.packed import Packed, pays, shows_what_it_sees, takes_positions
 from instructlit.ops.masking import gather_last
 from instructlit.ops.masking import position_ids as positions_of
 
@@ -94,7 +94,7 @@ class ScalarModel(nn.Module):
         if group is not None:
             return self._branch_scores(Branches.of(input_ids, mask, group))
         if position_ids is None:
-            if can_pack(self.backbone):
+            if pays(self.backbone, mask, len(mask)):
                 values = self._values(Packed.of(input_ids, mask).inputs)
                 return values.new_zeros(mask.shape).masked_scatter(mask, values)
             position_ids = positions_of(mask)
@@ -127,7 +127,7 @@ class ScalarModel(nn.Module):
         return self(input_ids, attention_mask, group=group)
 
     def _branch_scores(self, branches: Branches) -> Tensor:
-        if can_pack(self.backbone):
+        if pays(self.backbone, branches.owner >= 0, len(branches.last) + len(branches.owner)):
             whole, last = branches.packed()
             return self._values(whole.inputs)[0, last]
         inputs = {"input_ids": branches.input_ids, "position_ids": branches.position_ids}

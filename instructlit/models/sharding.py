@@ -16,17 +16,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from instructlit.errors import UserError
-from instructlit.models.scalar import ScalarHead, ScalarModel
+from instructlit.models.scalar import ScalarHead
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -97,8 +90,6 @@ def shard(model: M, plan: Plan, where: str = "model") -> M:
         fully_shard(
             unit, mesh=plan.mesh, reshard_after_forward=True, mp_policy=plan.precision, offload_policy=plan.offload
         )
-    if isinstance(model, ScalarModel):
-        register_fsdp_forward_method(model, "score_branches")  # a forward too, under another name
     return model
 
 

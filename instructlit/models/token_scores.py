@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from instructlit.models.adapters import unwrapped
-from instructlit.models.packed import Packed, can_pack, takes_positions
+from instructlit.models.packed import Packed, pays, takes_positions
 from instructlit.ops.log_probs import token_log_probs
 from instructlit.ops.masking import position_ids
 from instructlit.types import TokenBatch
@@ -51,7 +51,7 @@ def at_tokens(
     Returns:
         (B, K, C), zero where the mask is False.
     """
-    if can_pack(model):
+    if pays(model, attention_mask, len(attention_mask)):
         # tokens that are read in the order of the rows, among all tokens in that order
         places = F.pad(mask, (input_ids.shape[1] - mask.shape[1], 0))[attention_mask][None]
         found = _found(model, read, ids[mask], places, Packed.of(input_ids, attention_mask).inputs)

@@ -49,10 +49,15 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue(f"tiny_{request.param}_dir"))
 
 
+@pytest.fixture(autouse=True)
+def packed_whatever_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "SEGMENT_COST", -1)
+
+
 def padded(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on rows keep their padding."""
     for module in ("token_scores", "scalar"):
-        monkeypatch.setattr(f"instructlit.models.{module}.can_pack", lambda model: False)
+        monkeypatch.setattr(f"instructlit.models.{module}.pays", lambda *_: False)
 
 
 def gradient(model: nn.Module, loss: Tensor) -> Tensor:
@@ -179,3 +184,15 @@ def test_a_mask_of_four_dimensions_is_still_a_mask(tiny_llama_dir: Path) -> None
     torch.testing.assert_close(
         model(input_ids=ids, position_ids=positions, attention_mask=causal).logits, by_layout, rtol=1e-5, atol=1e-5
     )
+
+
+def test_rows_with_little_padding_keep_it(monkeypatch: pytest.MonkeyPatch, tiny_llama_dir: Path) -> None:
+    monkeypatch.setattr(packed, "SEGMENT_COST", 600_000)
+    model = load_causal_lm(Backbone(str(tiny_llama_dir)))
+    worth = -(-600_000 // model.config.hidden_size**2)  # tokens of padding that a segment must save
+    mask = torch.ones(2, worth + 2, dtype=torch.bool)
+    assert not packed.pays(model, mask, 2)
+    mask[0, 1:] = mask[1, : worth - 1] = False  # 2 * worth tokens, of which a segment must save more than worth
+    assert not packed.pays(model, mask, 2)
+    mask[1, : worth + 1] = False
+    assert packed.pays(model, mask, 2)
