@@ -188,7 +188,7 @@ def test_a_mask_of_four_dimensions_is_still_a_mask(tiny_llama_dir: Path) -> None
 
 def test_rows_with_little_padding_keep_it(monkeypatch: pytest.MonkeyPatch, tiny_llama_dir: Path) -> None:
     monkeypatch.setattr(packed, "SEGMENT_COST", 600_000)
-    model = load_causal_lm(Backbone(str(tiny_llama_dir)))
+    model: Any = load_causal_lm(Backbone(str(tiny_llama_dir)))
     worth = 600_000 // model.config.hidden_size**2  # tokens of padding: a segment must save more than that
     mask = torch.ones(2, worth + 2, dtype=torch.bool)
     assert not packed.pays(model, mask, 2)
