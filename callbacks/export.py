@@ -94,6 +94,7 @@ class ExportHuggingFace(pl.Callback):
             except (UserError, OSError) as error:
                 place = None if is_sharded(module) else beside / "export" / Path(self.dirpath).name
                 fault = self._elsewhere(place, module, record, error)
+                fault.told = getattr(error, "told", False)
         raise_together(trainer, fault)  # where nothing failed, this only waits for the others
 
     def _written(self, module: pl.LightningModule, path: str, record: dict[str, Any]) -> list[Path]:

@@ -16,6 +16,15 @@ from instructlit.rollout import Sampling, Shaping, TextReward
 from instructlit.types import ComparisonBatch, Prompt, PromptBatch, TokenBatch
 
 EOS = 2
+TINY_SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+}
+"""Of a transformers config, for a model that is made on the spot."""
 
 
 def sgd(lr: float) -> Callable[[Any], torch.optim.Optimizer]:

@@ -319,18 +319,18 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
     try:
         with quiet_transformers():
             if backbone.random_init:
-                hf = auto.from_config(config, **options)
-                packed.prepare(hf)
-                return hf, set()
-            if backbone.quantization:
-                options["quantization_config"] = _quantisation(backbone)
-            hf, info = auto.from_pretrained(
-                resolved(source, backbone.revision, f"{where}.path"),
-                config=config,
-                revision=backbone.revision,
-                output_loading_info=True,
-                **options,
-            )
+                hf, missing = auto.from_config(config, **options), ()
+            else:
+                if backbone.quantization:
+                    options["quantization_config"] = _quantisation(backbone)
+                hf, info = auto.from_pretrained(
+                    resolved(source, backbone.revision, f"{where}.path"),
+                    config=config,
+                    revision=backbone.revision,
+                    output_loading_info=True,
+                    **options,
+                )
+                missing = info["missing_keys"]
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise explained(error, backbone.path, where) from error
     packed.prepare(hf)
@@ -339,7 +339,7 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
         # the kernel it takes from then on has no gradient: a policy that has sampled would lose that of its trunk.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-    return hf, set(info["missing_keys"])
+    return hf, set(missing)
 
 
 def _quantisation(backbone: Backbone) -> BitsAndBytesConfig:

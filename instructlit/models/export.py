@@ -79,6 +79,7 @@ def _on_first_rank(write: Callable[[], None]) -> None:
     told = [fault]
     distributed.broadcast_object_list(told, src=0)
     if told[0] is not None:
+        told[0].told = distributed.get_rank() != 0  # the first says it
         raise told[0]
 
 

@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from instructlit.models.adapters import unwrapped
+from instructlit.ops.masking import position_ids
 
 SEGMENTS = "instructlit_sdpa"
 """The name of the attention in transformers' registry: SDPA, and by segments where a layout stands for the mask."""
@@ -55,7 +56,7 @@ class Packed:
             attention_mask: (B, T) bool, True on real tokens.
         """
         lengths = attention_mask.sum(dim=1)
-        positions = (attention_mask.cumsum(dim=1) - 1)[attention_mask]
+        positions = position_ids(attention_mask)[attention_mask]
         return cls(input_ids[attention_mask][None], positions[None], layout(lengths, torch.full_like(lengths, ALONE)))
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from instructlit.models.adapters import unwrapped
 from instructlit.models.packed import ALONE, by_segments, shows_what_it_sees
@@ -72,10 +73,10 @@ class ModelDecoder(Decoder):
         self._mask = self._positions = torch.empty(0)
 
     def read(self, slots: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        rows, inverse = torch.unique(torch.cat([mask.long(), ids], dim=1), dim=0, return_inverse=True)
-        once = len(rows) < len(ids)  # a prompt that is there several times is read once
+        different, shown, inverse = _different(ids, mask)
+        once = len(different) < len(ids)
         if once:
-            ids, shown = rows[:, ids.shape[1] :], rows[:, : ids.shape[1]].bool()
+            ids = different
         else:
             shown = mask
         out = self.model(
@@ -148,14 +149,12 @@ class LlamaDecoder(Decoder):
         self._bias = torch.zeros((slots, 0), dtype=self.dtype, device=device)  # 0 where a slot is filled, else -inf
 
     def read(self, slots: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        # A prompt that is there several times is read once; the prompts follow one another without padding.
-        rows, inverse = torch.unique(torch.cat([mask.long(), ids], dim=1), dim=0, return_inverse=True)
-        mask, ids = rows[:, : ids.shape[1]].bool(), rows[:, ids.shape[1] :]
+        ids, mask, inverse = _different(ids, mask)  # they follow one another without padding
         lengths = mask.sum(dim=1)
         self._grow(int(lengths.max()))
-        positions = (mask.cumsum(dim=1) - 1)[mask]
+        positions = position_ids(mask)[mask]
         segments = [[length, ALONE] for length in lengths.tolist()]
-        slot_of = [slots[inverse == i] for i in range(len(rows))]
+        slot_of = [slots[inverse == i] for i in range(len(ids))]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             groups = self._heads // self._kv_heads
@@ -163,7 +162,8 @@ class LlamaDecoder(Decoder):
             for cache, pieces in zip((self._keys, self._values), parts, strict=True):
                 for into, piece in zip(slot_of, pieces, strict=True):
                     cache[layer][into, :, : len(piece)] = piece.transpose(0, 1)
-            q, k, v = (x.transpose(0, 1)[None] for x in (query, _repeated(key, groups), _repeated(value, groups)))
+            q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+            k, v = repeat_kv(k, groups), repeat_kv(v, groups)
             return by_segments(q, k, v, segments, 0.0, self._scale)[0].transpose(0, 1)
 
         hidden = self._forward(ids[mask], positions, attend)[lengths.cumsum(dim=0) - 1]
@@ -278,9 +278,11 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def _repeated(x: Tensor, groups: int) -> Tensor:
-    """Keys or values (W, H, size) once for each of the `groups` queries that share them."""
-    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
+def _different(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of prompts (n, L) each once, with its mask, and where each of the n is among them: a prompt that is there several
+    times is read once."""
+    rows, inverse = torch.unique(torch.cat([mask.long(), ids], dim=1), dim=0, return_inverse=True)
+    return rows[:, ids.shape[1] :], rows[:, : ids.shape[1]].bool(), inverse
 
 
 def _is_llama(model: nn.Module) -> bool:

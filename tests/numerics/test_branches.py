@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stage_helpers import TINY_SHAPE
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoXConfig, MistralConfig, PretrainedConfig, Qwen2Config
 
@@ -20,17 +21,7 @@ ROWS = [
     [[11, 12, 13, 2], [11, 12, 13, 2, 14, 2]],
     [[21, 22, 23, 24, 2], [21, 22, 23, 24, 2], [21, 22, 25, 2], [21, 22, 26, 27, 28, 29, 30, 2]],
 ]
-SHAPE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-    "bos_token_id": None,
-    "eos_token_id": 2,
-    "pad_token_id": PAD_ID,
-}
+SHAPE = TINY_SHAPE | {"vocab_size": 64, "eos_token_id": 2, "pad_token_id": PAD_ID}
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:

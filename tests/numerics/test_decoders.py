@@ -1,12 +1,11 @@
 """Our own decoder of Llama's family gives the logits of the models, whichever rows share it and whenever they come."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import EOS_ID, make_char_tokenizer
-from stage_helpers import prompt_batch
+from stage_helpers import TINY_SHAPE, prompt_batch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -24,15 +23,10 @@ from instructlit.rollout.decoders import LlamaDecoder, ModelDecoder, decoder_for
 from instructlit.rollout.forward import response_log_probs
 from instructlit.types import Generation
 
-SHAPE: dict[str, Any] = {
+SHAPE = TINY_SHAPE | {
     "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
-    "bos_token_id": None,
     "eos_token_id": EOS_ID,
     "pad_token_id": 0,
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from stage_helpers import token_batch
+from stage_helpers import TINY_SHAPE, token_batch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -23,17 +23,7 @@ from instructlit.models.token_scores import target_log_probs
 from instructlit.types import TokenBatch
 
 BATCH = token_batch([("say red: ", "der"), ("no", "on"), ("count to five: ", "1 2 3 4 5"), ("a", "b")])
-SHAPE: dict[str, Any] = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-    "bos_token_id": None,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+SHAPE = TINY_SHAPE | {"vocab_size": 128, "eos_token_id": 2, "pad_token_id": 0}
 CONFIGS: dict[str, PretrainedConfig] = {
     "gpt_neox": GPTNeoXConfig(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=16),

@@ -11,22 +11,16 @@ from instructlit.modules import PPOModule
 from instructlit.ops.kl_control import FixedKL
 from instructlit.rollout import RewardModel, Sampling, Shaping
 
-from .work import Clock, InOrder, Work
+from .work import Clock, Work
 
 RATE, MINIBATCHES = 1e-5, 4
 
 
 def run(work: Work) -> dict[str, Any]:
     size = work.batch_size or 32
-
-    class Prompts(PromptData):
-        def plan(self, split: Any, batch_size: int, bucketing: bool = False) -> Any:
-            return InOrder(work.order(len(split.rows)), batch_size)
-
     clock = Clock("ppo/objective/kl")
     with work.files() as (folder, file):
-        assert work.reward_model is not None
-        data = Prompts(
+        data = work.in_order(PromptData)(
             work.model, str(file), validation_fraction=0.0, batch_size=size, template="plain", duplicate_prefix=0
         )
         with file.open(encoding="utf-8") as lines:
@@ -34,8 +28,8 @@ def run(work: Work) -> dict[str, Any]:
         episodes = rows // size * size
         module = PPOModule(
             Backbone(work.model),
-            RewardModel(Backbone(work.reward_model)),
-            Backbone(work.reward_model),
+            RewardModel(Backbone(work.scalar)),
+            Backbone(work.scalar),
             episodes=episodes,
             minibatch_size=size // MINIBATCHES,
             ppo_epochs=work.ppo_epochs,
@@ -49,8 +43,7 @@ def run(work: Work) -> dict[str, Any]:
             gradient_clip_norm=None,
             self_check=False,
         )
-        trainer = work.trainer(folder, clock, max_epochs=1)
-        work.fit(trainer, module, data)
+        trainer = work.train(folder, clock, module, data)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {
         **clock.figures(work, "kl"),

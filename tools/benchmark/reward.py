@@ -8,26 +8,21 @@ from instructlit.models.schedules import LinearToZero
 from instructlit.modules import RewardModule
 
 from .sft import adamw
-from .work import Clock, InOrder, Work
+from .work import Clock, Work
 
 
 def run(work: Work) -> dict[str, Any]:
     size = work.batch_size or 4
 
-    class Comparisons(ComparisonData):
-        def plan(self, split: Any, batch_size: int, bucketing: bool = False) -> Any:
-            return InOrder(work.order(len(split.rows)), batch_size)
-
+    class Comparisons(work.in_order(ComparisonData)):
         def demonstration_dataloader(self) -> Any:
             return None  # nothing to centre the scores on
 
     clock = Clock("reward/train/loss")
     with work.files() as (folder, file):
-        assert work.reward_model is not None
-        data = Comparisons(work.reward_model, str(file), validation_fraction=0.0, batch_size=size, template="plain")
-        module = RewardModule(Backbone(work.reward_model), optimizer=adamw, lr_scheduler=LinearToZero)
-        trainer = work.trainer(folder, clock, max_epochs=1)
-        work.fit(trainer, module, data)
+        data = Comparisons(work.scalar, str(file), validation_fraction=0.0, batch_size=size, template="plain")
+        module = RewardModule(Backbone(work.scalar), optimizer=adamw, lr_scheduler=LinearToZero)
+        work.train(folder, clock, module, data)
         split = data.splits["train"]
         chosen = work.order(len(split.rows))[: len(clock.values) * size]
         pairs = sum(_pairs(split.dataset[int(row)].ranks) for row in chosen)

@@ -9,24 +9,20 @@ from instructlit.models.backbone import Backbone
 from instructlit.models.schedules import LinearToZero
 from instructlit.modules import SFTModule
 
-from .work import Clock, InOrder, Work
+from .work import Clock, Work
 
 RATE = 1e-4
 
 
 def run(work: Work) -> dict[str, Any]:
     size = work.batch_size or 16
-
-    class Demonstrations(DemonstrationData):
-        def plan(self, split: Any, batch_size: int, bucketing: bool = False) -> Any:
-            return InOrder(work.order(len(split.rows)), batch_size)
-
     clock = Clock("sft/train/loss")
     with work.files() as (folder, file):
-        data = Demonstrations(work.model, str(file), validation_fraction=0.0, batch_size=size, template="plain")
+        data = work.in_order(DemonstrationData)(
+            work.model, str(file), validation_fraction=0.0, batch_size=size, template="plain"
+        )
         module = SFTModule(Backbone(work.model), optimizer=adamw, lr_scheduler=LinearToZero)
-        trainer = work.trainer(folder, clock, max_epochs=1)
-        work.fit(trainer, module, data)
+        work.train(folder, clock, module, data)
         split = data.splits["train"]
         chosen = work.order(len(split.rows))[: len(clock.values) * size]
         tokens = int(split.lengths[chosen].sum())  # type: ignore[index]

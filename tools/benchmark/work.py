@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from instructlit.data.datamodule import DataModule
 from instructlit.errors import UserError
 
+D = TypeVar("D", bound=DataModule)
 MEBIBYTE = 1 << 20
 
 
@@ -50,10 +52,13 @@ class Work:
             raise UserError(f"{self.device} is not there", where="--device", expected="auto, cpu or cuda")
         if self.threads:
             torch.set_num_threads(self.threads)
-        beside = Path(f"{self.model.rstrip('/')}-rm")
-        if self.reward_model is None:
-            self.reward_model = str(beside) if beside.is_dir() else self.model
         pl.seed_everything(self.seed, verbose=False)
+
+    @property
+    def scalar(self) -> str:
+        """The folder that reward and value model start from."""
+        beside = Path(f"{self.model.rstrip('/')}-rm")
+        return self.reward_model or (str(beside) if beside.is_dir() else self.model)
 
     @contextlib.contextmanager
     def files(self) -> Iterator[tuple[Path, Path]]:
@@ -71,30 +76,39 @@ class Work:
         """In which the rows come, (rows,) int64."""
         return torch.randperm(rows, generator=torch.Generator().manual_seed(self.seed)).numpy()
 
-    def trainer(self, folder: Path, clock: pl.Callback, **options: Any) -> pl.Trainer:
-        """One device, every step logged to a file, as a run of one's own has it; nothing on stdout."""
+    def in_order(self, kind: type[D]) -> type[D]:
+        """A datamodule's class with its rows in `order`."""
+        order = self.order
+
+        class Ordered(kind):  # type: ignore[misc,valid-type]
+            def plan(self, split: Any, batch_size: int, bucketing: bool = False) -> Any:
+                return InOrder(order(len(split.rows)), batch_size)
+
+        return Ordered  # type: ignore[return-value]
+
+    def train(
+        self, folder: Path, clock: pl.Callback, module: pl.LightningModule, data: pl.LightningDataModule
+    ) -> pl.Trainer:
+        """One epoch on one device, every step logged to a file, as a run of one's own has it; nothing on stdout."""
         from instructlit.callbacks import CSVLogger
 
         with contextlib.redirect_stdout(sys.stderr):
-            return pl.Trainer(
+            trainer = pl.Trainer(
                 accelerator="gpu" if self.device == "cuda" else "cpu",
                 devices=1,
                 precision=self.precision,  # type: ignore[arg-type]
                 logger=CSVLogger(str(folder)),
                 log_every_n_steps=1,
+                max_epochs=1,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
                 callbacks=[clock],
                 default_root_dir=folder,
-                **options,
             )
-
-    def fit(self, trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule) -> None:
-        """Train; what is said meanwhile goes to stderr."""
-        with contextlib.redirect_stdout(sys.stderr):
             trainer.fit(module, data)
+        return trainer
 
     def told(self) -> dict[str, Any]:
         """What was asked for."""
