@@ -31,6 +31,7 @@ from instructlit.modules.lifeline import Lifeline
 from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.modules.random_state import on_every_rank, own_share, random_state, restore_random_state
 from instructlit.modules.rescue import Rescue
+from instructlit.modules.step_log import log_again
 from instructlit.modules.strategy import FSDP2Strategy
 from instructlit.ops.micro_batches import spans
 from instructlit.types import TokenBatch
@@ -203,6 +204,11 @@ class StageModule(pl.LightningModule):
         if self._random_state is not None:
             restore_random_state(self._random_state)
             self._random_state = None
+
+    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **options: Any) -> None:
+        """As Lightning's, but quicker from the second step on where no option is given."""
+        if args or options or not log_again(self, dictionary):
+            super().log_dict(dictionary, *args, **options)
 
     def on_validation_start(self) -> None:
         self._before_validation = random_state()  # looking at held-out data must not change what is trained on

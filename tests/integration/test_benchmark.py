@@ -103,6 +103,13 @@ def test_generate(line: Line) -> None:
     assert found["new_tokens_per_s"] == pytest.approx(20 / found["seconds"], rel=0.01)
 
 
+def test_overhead(line: Line) -> None:
+    found = line("overhead", DEMONSTRATIONS, "--limit", "12", "--threads", "1")
+    assert found["steps"] == 3
+    assert len(found["overhead_ms_all"]) == 3
+    assert sorted(found["overhead_ms_all"])[1] == found["overhead_ms"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

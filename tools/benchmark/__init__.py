@@ -4,7 +4,7 @@ from typing import Literal
 
 
 def benchmark(
-    workload: Literal["sft", "reward", "ppo", "generate"],
+    workload: Literal["sft", "reward", "ppo", "generate", "overhead"],
     *,
     model: str,
     data: str,
@@ -26,8 +26,9 @@ def benchmark(
     another program can be given the same work.
 
     Args:
-        workload: sft (a file of demonstrations), reward (comparisons), ppo (prompts), or generate (prompts of exactly
-            32 tokens, sampled to the length limit whatever EOS says).
+        workload: sft (a file of demonstrations), reward (comparisons), ppo (prompts), generate (prompts of exactly
+            32 tokens, sampled to the length limit whatever EOS says), or overhead (demonstrations: what a step of sft
+            costs beside its work, in CPU milliseconds; one thread and a model of one layer show it best).
         model: folder of a causal language model; where a reward model is trained, of what it starts from.
         data: the file.
         reward_model: folder of the reward model, which the value model and a reward model in training start from too;
@@ -35,7 +36,8 @@ def benchmark(
         limit: use the first so many rows.
         precision: that of the Trainer; generation decodes in 16 bits where it has bf16 in it.
         threads: CPU threads; those that torch takes when not given.
-        batch_size: rows of a step: 16 demonstrations, 4 comparisons, 32 episodes of a rollout, 32 prompts by default.
+        batch_size: rows of a step: by default 16 demonstrations (4 in overhead), 4 comparisons, 32 episodes of a
+            rollout, 32 prompts.
         max_new_tokens: most tokens of a response.
         ppo_epochs: passes over each rollout.
         seed: of the order of the rows and of the sampling.
