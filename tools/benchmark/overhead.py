@@ -1,5 +1,5 @@
-"""What a step costs beside its work: fine-tuning through the Trainer, with five figures logged at every step, less a bare
-loop over the same batches with the same forwards, backwards, clipping and optimiser steps. In CPU seconds of this
+"""What a step costs beside its work: fine-tuning through the Trainer, with five figures logged at every step, less a
+bare loop over the same batches with the same forwards, backwards, clipping and optimiser steps. In CPU seconds of this
 process, so that it is to be run with one thread."""
 
 import statistics
