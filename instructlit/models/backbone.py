@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -168,6 +167,8 @@ def load_scalar_model(
     model = ScalarModel(hf, shift=float(saved.get("reward_shift") or 0.0))
     if not trained:
         model.head.initialise()  # type: ignore[operator]
+        from lightning.pytorch.utilities import rank_zero_info  # 75 MiB that most readers of a model do not need
+
         rank_zero_info(f"{where}: {backbone.path} has no scalar head; a new one was drawn")
     model.backbone = _prepared(hf, backbone, scalar=True, where=where)
     return model.requires_grad_(False).eval() if frozen else model

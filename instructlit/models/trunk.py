@@ -12,7 +12,6 @@ import copy
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -51,6 +50,8 @@ class Trunks:
             model, missing = _with_head(auto, config, found[0]), {f"{HEAD}.weight"}
         if found is None or model is None:
             return None
+        from lightning.pytorch.utilities import rank_zero_info  # 75 MiB that most readers of a model do not need
+
         rank_zero_info(f"{where}: shares its frozen weights with {found[1]}")
         return model, missing
 

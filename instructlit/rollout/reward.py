@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
@@ -128,6 +127,8 @@ class RewardModel(RewardFunction):
         scores = torch.cat([network.score(i, m) for i, m in zip(ids.split(size), mask.split(size), strict=True)])
         if not self._cost_told:
             self._cost_told = True
+            from lightning.pytorch.utilities import rank_zero_info  # 75 MiB that most readers of a model do not need
+
             rank_zero_info(
                 f"The reward model {self.model.path} has another tokenizer than the policy and reads the responses as "
                 f"text. That costs {encoded - began:.2g} s for the {len(responses)} responses of the first batch, "

@@ -16,6 +16,7 @@ from instructlit.models.token_scores import target_log_probs
 from instructlit.modules import SFTModule
 
 from .sft import adamw
+from .training import train
 from .work import Work
 
 ROUNDS = 3
@@ -41,7 +42,7 @@ def run(work: Work) -> dict[str, Any]:
                 work.model, str(file), validation_fraction=0.0, batch_size=size, template="plain"
             )
             module = SFTModule(Backbone(work.model), optimizer=adamw, lr_scheduler=LinearToZero)
-            steps = work.train(folder, clock, module, data).global_step
+            steps = train(work, folder, clock, module, data).global_step
             whole.append(1000 * clock.spent / steps)
             bare.append(1000 * _bare(work, data, steps) / steps)
     beside = [a - b for a, b in zip(whole, bare, strict=True)]

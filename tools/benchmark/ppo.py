@@ -11,7 +11,8 @@ from instructlit.modules import PPOModule
 from instructlit.ops.kl_control import FixedKL
 from instructlit.rollout import RewardModel, Sampling, Shaping
 
-from .work import Clock, Work
+from .training import Clock, train
+from .work import Work
 
 RATE, MINIBATCHES = 1e-5, 4
 
@@ -43,7 +44,7 @@ def run(work: Work) -> dict[str, Any]:
             gradient_clip_norm=None,
             self_check=False,
         )
-        trainer = work.train(folder, clock, module, data)
+        trainer = train(work, folder, clock, module, data)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {
         **clock.figures(work, "kl"),

@@ -8,7 +8,8 @@ from instructlit.models.schedules import LinearToZero
 from instructlit.modules import RewardModule
 
 from .sft import adamw
-from .work import Clock, Work
+from .training import Clock, train
+from .work import Work
 
 
 def run(work: Work) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def run(work: Work) -> dict[str, Any]:
     with work.files() as (folder, file):
         data = Comparisons(work.scalar, str(file), validation_fraction=0.0, batch_size=size, template="plain")
         module = RewardModule(Backbone(work.scalar), optimizer=adamw, lr_scheduler=LinearToZero)
-        work.train(folder, clock, module, data)
+        train(work, folder, clock, module, data)
         split = data.splits["train"]
         chosen = work.order(len(split.rows))[: len(clock.values) * size]
         pairs = sum(_pairs(split.dataset[int(row)].ranks) for row in chosen)

@@ -9,7 +9,8 @@ from instructlit.models.backbone import Backbone
 from instructlit.models.schedules import LinearToZero
 from instructlit.modules import SFTModule
 
-from .work import Clock, Work
+from .training import Clock, train
+from .work import Work
 
 RATE = 1e-4
 
@@ -22,7 +23,7 @@ def run(work: Work) -> dict[str, Any]:
             work.model, str(file), validation_fraction=0.0, batch_size=size, template="plain"
         )
         module = SFTModule(Backbone(work.model), optimizer=adamw, lr_scheduler=LinearToZero)
-        work.train(folder, clock, module, data)
+        train(work, folder, clock, module, data)
         split = data.splits["train"]
         chosen = work.order(len(split.rows))[: len(clock.values) * size]
         tokens = int(split.lengths[chosen].sum())  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""What the workloads of `instructlit benchmark` share: the rows and their order, the clock, what was spent."""
+"""What the workloads of `instructlit benchmark` share: the options, the rows and their order, what was spent."""
 
 import contextlib
 import resource
@@ -11,14 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from instructlit.data.datamodule import DataModule
 from instructlit.errors import UserError
 
-D = TypeVar("D", bound=DataModule)
+D = TypeVar("D")
 MEBIBYTE = 1 << 20
 
 
@@ -52,7 +50,7 @@ class Work:
             raise UserError(f"{self.device} is not there", where="--device", expected="auto, cpu or cuda")
         if self.threads:
             torch.set_num_threads(self.threads)
-        pl.seed_everything(self.seed, verbose=False)
+        torch.manual_seed(self.seed)
 
     @property
     def scalar(self) -> str:
@@ -85,30 +83,6 @@ class Work:
                 return InOrder(order(len(split.rows)), batch_size)
 
         return Ordered  # type: ignore[return-value]
-
-    def train(
-        self, folder: Path, clock: pl.Callback, module: pl.LightningModule, data: pl.LightningDataModule
-    ) -> pl.Trainer:
-        """One epoch on one device, every step logged to a file, as a run of one's own has it; nothing on stdout."""
-        from instructlit.callbacks import CSVLogger
-
-        with contextlib.redirect_stdout(sys.stderr):
-            trainer = pl.Trainer(
-                accelerator="gpu" if self.device == "cuda" else "cpu",
-                devices=1,
-                precision=self.precision,  # type: ignore[arg-type]
-                logger=CSVLogger(str(folder)),
-                log_every_n_steps=1,
-                max_epochs=1,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                callbacks=[clock],
-                default_root_dir=folder,
-            )
-            trainer.fit(module, data)
-        return trainer
 
     def told(self) -> dict[str, Any]:
         """What was asked for."""
@@ -153,37 +127,3 @@ class InOrder:
     def batch(self, number: int) -> np.ndarray:
         place = number % len(self) * self.batch_size
         return self.order[place : place + self.batch_size]
-
-
-class Clock(pl.Callback):
-    """Seconds from the first batch to the end of training, and a metric at every step.
-
-    Args:
-        metric: the name it is logged under.
-    """
-
-    def __init__(self, metric: str):
-        self.metric = metric
-        self.seconds = self.started = 0.0
-        self.values: list[torch.Tensor] = []
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.values.append(trainer.callback_metrics[self.metric])
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds = time.perf_counter() - self.started
-
-    def figures(self, work: Work, name: str = "loss") -> dict[str, Any]:
-        """Seconds, and the first and last value of the metric."""
-        return {
-            "seconds": round(self.seconds, 4),
-            "prep_s": round(self.started - work.began, 2),
-            "steps": len(self.values),
-            f"{name}_first": round(float(self.values[0]), 4),
-            f"{name}_last": round(float(self.values[-1]), 4),
-        }

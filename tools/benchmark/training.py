@@ -1,0 +1,71 @@
+"""The Trainer and the clock of the workloads that train."""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from instructlit.callbacks import CSVLogger
+
+from .work import Work
+
+
+def train(
+    work: Work, folder: Path, clock: pl.Callback, module: pl.LightningModule, data: pl.LightningDataModule
+) -> pl.Trainer:
+    """One epoch on one device, every step logged to a file, as a run of one's own has it; nothing on stdout."""
+    with contextlib.redirect_stdout(sys.stderr):
+        trainer = pl.Trainer(
+            accelerator="gpu" if work.device == "cuda" else "cpu",
+            devices=1,
+            precision=work.precision,  # type: ignore[arg-type]
+            logger=CSVLogger(str(folder)),
+            log_every_n_steps=1,
+            max_epochs=1,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            callbacks=[clock],
+            default_root_dir=folder,
+        )
+        trainer.fit(module, data)
+    return trainer
+
+
+class Clock(pl.Callback):
+    """Seconds from the first batch to the end of training, and a metric at every step.
+
+    Args:
+        metric: the name it is logged under.
+    """
+
+    def __init__(self, metric: str):
+        self.metric = metric
+        self.seconds = self.started = 0.0
+        self.values: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.values.append(trainer.callback_metrics[self.metric])
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self.started
+
+    def figures(self, work: Work, name: str = "loss") -> dict[str, Any]:
+        """Seconds, and the first and last value of the metric."""
+        return {
+            "seconds": round(self.seconds, 4),
+            "prep_s": round(self.started - work.began, 2),
+            "steps": len(self.values),
+            f"{name}_first": round(float(self.values[0]), 4),
+            f"{name}_last": round(float(self.values[-1]), 4),
+        }
