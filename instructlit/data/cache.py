@@ -100,6 +100,8 @@ def _found(entry: Path) -> Store | None:
 
 
 def _made(entry: Path, fill: Fill, what: str) -> Store:
+    for left in entry.parent.glob(f"{entry.name}.*/"):  # by a process that was killed: who holds the lock is alone
+        shutil.rmtree(left, ignore_errors=True)
     making = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=entry.parent))
     try:
         writer = Writer(making)

@@ -48,4 +48,5 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
     try:
         yield show
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()

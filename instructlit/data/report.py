@@ -75,7 +75,7 @@ class DataReport:
 
 
 def plain(value: Any) -> Any:
-    """A report as containers that JSON knows (`asdict` fails on a Counter); of an array of hashes, how many there are."""
+    """A report as containers that JSON knows (`asdict` fails on a Counter); of an array, how many it holds."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
