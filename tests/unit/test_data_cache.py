@@ -93,7 +93,7 @@ def test_a_second_start_tokenises_nothing_and_trains_on_the_same(
     made = batches(first)
     assert encodings
     encodings.clear()
-    second = ready(kind, tiny_llama_dir, shutil.copy(path, tmp_path / "elsewhere.jsonl"))
+    second = ready(kind, tiny_llama_dir, Path(shutil.copy(path, tmp_path / "elsewhere.jsonl")))
     found = batches(second)
     assert not encodings
     monkeypatch.setenv("INSTRUCTLIT_CACHE", "off")
