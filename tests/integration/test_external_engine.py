@@ -142,7 +142,7 @@ def test_the_folder_of_the_policy_is_never_written_over(
 def test_a_worker_that_fails_or_dies_is_told(
     worker: WorkerEngine, model: Any, char_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(UserError, match="process that samples failed: .*/no/such/folder"):
+    with pytest.raises(UserError, match=r"process that samples failed: .*/no/such/folder"):
         worker.reload(Path("/no/such/folder"))
     worker.sync(model, char_tokenizer)
     assert worker._process is not None

@@ -341,6 +341,7 @@ def test_the_sampler_correction_weighs_the_policy_step(tmp_path, tiny_llama_dir,
     corrected, module = moved(Off(), 1.05)
     torch.testing.assert_close(corrected, expected * plain, atol=2e-6, rtol=1e-4)
     rollout = module.last_rollout
+    assert rollout is not None
     gap = (rollout.old_log_probs - rollout.sampled_log_probs)[rollout.response_mask]
     torch.testing.assert_close(gap, torch.full_like(gap, math.log(factor)), atol=1e-5, rtol=0)
 
