@@ -19,7 +19,8 @@ from instructlit.rollout.external import ExternalEngine, Sample
 
 
 class WorkerEngine(ExternalEngine):
-    """`CachedEngine` in a process of its own: on another device, in another precision, or under another Python.
+    """`CachedEngine` in a process of its own: on another device, in another precision, or under another Python. Each
+    rank starts one.
 
     Args:
         device: where it samples, such as "cuda:1".

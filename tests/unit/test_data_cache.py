@@ -16,6 +16,7 @@ from instructlit.data import ComparisonData, DemonstrationData, Encoder, PromptD
 from instructlit.data.cache import cache_folder, kept
 from instructlit.data.datamodule import DataModule
 from instructlit.data.store import Store, Writer
+from instructlit.data.tokenization import Encoded
 from instructlit.errors import UserError
 
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -105,6 +106,19 @@ def test_a_second_start_tokenises_nothing_and_trains_on_the_same(
     assert first.report.as_dict() == second.report.as_dict() == third.report.as_dict()
     assert second.splits["train"].fingerprint == third.splits["train"].fingerprint
     assert second.splits["train"].dataset.where(3).replace("elsewhere", "d") == first.splits["train"].dataset.where(3)
+
+
+def test_what_is_kept_of_a_record_is_what_the_encoder_makes_of_it(tmp_path: Path, tiny_llama_dir: Path) -> None:
+    for _ in range(2):
+        for kind in ("demonstration", "comparison", "prompt"):
+            data = ready(kind, tiny_llama_dir, written(tmp_path / f"{kind}.jsonl", kind))
+            dataset = data.splits["train"].dataset
+            for i, row in enumerate(ROWS[kind]):
+                answers = row.get("completions", [row.get("completion")])
+                expected = [data.encoder.example(row["prompt"], answer) for answer in answers if answer is not None]
+                found = dataset.scanned.sequences(i)
+                assert found == (expected or [Encoded(data.encoder.prompt(row["prompt"]), 0)])
+                assert dataset.scanned.tokens[i] == sum(len(one.ids) for one in found)
 
 
 def test_ids_are_tokenised_once_in_a_run_however_many_epochs(
