@@ -220,6 +220,7 @@ class Rollout(Responses):
     """
 
     old_log_probs: Tensor  # (B, R) float32, policy at the rollout
+    sampled_log_probs: Tensor  # (B, R) float32, what was drawn from: the same, unless the trainer computed its own
     ref_log_probs: Tensor  # (B, R) float32, frozen reference
     values: Tensor  # (B, R) float32, value model at the rollout
     scores: Tensor  # (B,) float32, from the reward, before the missing-EOS rule

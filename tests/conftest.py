@@ -13,6 +13,7 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("INSTRUCTLIT_CACHE", "off")
 
 import numpy as np
 import pytest

@@ -77,6 +77,7 @@ def stage(
         value=Backbone(str(paths.get("value", files.model))),
         episodes=16,
         minibatch_size=2,
+        sampler_correction=2.0,
         sampling=Sampling(max_new_tokens=4),
         optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3),
     )

@@ -1,6 +1,6 @@
 """`instructlit memory`: what a run needs of a device's memory, before anything is loaded."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from instructlit.memory import Change, Estimate, Run
@@ -13,6 +13,7 @@ def memory(
     devices: int | None = None,
     completions: int = 4,
     stand_in: str | None = None,
+    device: Literal["auto", "cpu", "gpu"] = "auto",
     json: bool = False,
 ) -> int:
     """What a run needs of a device's memory, phase by phase: weights, gradients, optimiser state, activations, logits,
@@ -26,6 +27,8 @@ def memory(
         completions: completions of a prompt, where a reward model is trained.
         stand_in: model folder or Hub name whose config.json is read for folders that are not there yet, such as the
             SFT model of a run to come.
+        device: what it runs on; on a CPU, PPO's decoder holds some weights once more. By default as the config's
+            accelerator says, and a GPU where that is not "cpu".
         json: print bytes as JSON instead of the table.
     """
     from instructlit.errors import UserError
@@ -36,7 +39,7 @@ def memory(
     size = parsed_size(fit, "--fit") if fit else None
     if devices is not None and devices < 1:
         raise UserError(f"devices is {devices}", where="--devices", expected="at least 1")
-    run, shapes = _run(config, devices, completions, stand_in), Shapes()
+    run, shapes = _run(config, devices, completions, stand_in, device), Shapes()
     found = estimate(run, shapes)
     fits = size is None or found.peak <= size
     changes = [] if fits or size is None else fitting(run, size, shapes)
@@ -49,7 +52,7 @@ def memory(
     return 0 if reached else 1
 
 
-def _run(paths: list[str], devices: int | None, completions: int, stand_in: str | None) -> "Run":
+def _run(paths: list[str], devices: int | None, completions: int, stand_in: str | None, device: str) -> "Run":
     from instructlit.cli.config import read
     from instructlit.cli.fit import composed
     from instructlit.cli.parts import built
@@ -66,6 +69,7 @@ def _run(paths: list[str], devices: int | None, completions: int, stand_in: str 
         devices=count,
         strategy=_strategy(trainer.get("strategy"), count),
         completions=completions,
+        cpu=(device if device != "auto" else trainer.get("accelerator")) == "cpu",
     )
     return run.standing_in(stand_in) if stand_in else run
 

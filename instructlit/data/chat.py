@@ -54,6 +54,11 @@ class Renderer:
             self._probe()
 
     @property
+    def template(self) -> str | None:
+        """The chat template that is used, None for the plain layout."""
+        return str(self.tokenizer.chat_template) if self.uses_template else None
+
+    @property
     def adds_special_tokens(self) -> bool:
         """Whether the tokenizer may add its own BOS: a chat template writes BOS itself, plain text does not."""
         return not self.uses_template

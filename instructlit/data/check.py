@@ -1,24 +1,30 @@
 """What training would see, counted before any GPU is used: the facts behind `instructlit data check`.
 
-Rows are read one at a time; only counts, lengths and hashes stay. A wrong row is counted and told, and the next is
-read.
+Rows are read one at a time; only counts and 24 bytes a row (hashes) stay. A wrong row is counted and told, and the next
+is read.
 """
 
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
 from instructlit.data.chat import plain_text
 from instructlit.data.check_report import CheckReport, Lengths, Pairs, Problem, SourceReport
+from instructlit.data.comparisons import ComparisonData
 from instructlit.data.datamodule import DataModule
 from instructlit.data.formats import Kind, Record, detect_kind, read_records
 from instructlit.data.hygiene import personal_data, prefix_hash
+from instructlit.data.progress import progress
 from instructlit.data.readers import Rows, open_source
 from instructlit.data.records import Measure
 from instructlit.data.sources import Source, Sources, as_sources
 from instructlit.data.splits import hash64, prompt_key
-from instructlit.data.tokenization import Encoder
+from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.errors import UserError
 from instructlit.types import Comparison, Demonstration, Text
 
@@ -33,7 +39,7 @@ class Target:
     name: str
     kind: Kind
     sources: Sources
-    measure: Callable[[Any], Measure] | None = None
+    measure: Callable[[Any, list[Encoded]], Measure] | None = None
 
 
 def targets_of(data: DataModule) -> Iterator[Target]:
@@ -42,8 +48,8 @@ def targets_of(data: DataModule) -> Iterator[Target]:
     for name, sources in (("train", o.train), ("validation", o.validation), ("test", o.test)):
         if sources:
             yield Target(name, data.kind, sources, data.measure if data.kind != "text" else None)
-    if demonstrations := getattr(data, "demonstrations", None):
-        yield Target("demonstrations", "demonstration", demonstrations, getattr(data, "measure_demonstration", None))
+    if isinstance(data, ComparisonData) and data.demonstrations:
+        yield Target("demonstrations", "demonstration", data.demonstrations, data.measure_demonstration)
     if pretraining := getattr(data, "pretraining", None):
         yield Target("pretraining", "text", pretraining)
 
@@ -82,32 +88,43 @@ class _Counter:
         unit = "tokens" if encoder else "characters"
         self.report = SourceReport(target.name, target.kind, [rows.path for rows in files], unit)
         self.report.pairs = Pairs() if target.kind == "comparison" else None
-        self.lengths: dict[str, list[int]] = {"prompt": [], "response": [], "whole": []}
-        self.seen: set[int] = set()
-        self.prefixes: set[int] = set()
+        self.lengths: dict[str, Counter[int]] = {"prompt": Counter(), "response": Counter(), "whole": Counter()}
+        self.records, self.prompts, self.prefixes = (array("Q") for _ in range(3))  # a hash of each
 
     def count(self) -> SourceReport:
-        report = self.report
-        for rows in self.files:
-            for i in range(len(rows)):
-                report.rows += 1
-                try:
-                    form, records = read_records(rows[i], rows.where(i), self.target.kind, rows.source.format)
-                    for record in records:
-                        self._record(record)
-                    report.formats[form] += len(records)
-                except UserError as error:
-                    report.wrong += 1
-                    if len(report.wrong_rows) < _TOLD:
-                        report.wrong_rows.append(str(error))
+        report, total = self.report, sum(map(len, self.files))
+        with progress(f"{report.name}: checking", total, "rows") as show:
+            for rows in self.files:
+                for i in range(len(rows)):
+                    self._row(rows, i)
+                    show(report.rows)
+        report.prompts = distinct(self.prompts)
+        report.duplicates = len(self.records) - len(distinct(self.records))
+        report.repeated_prompts = len(self.prompts) - len(report.prompts)
+        # how a prompt begins is a function of the prompt: every beginning has one prompt that is no near duplicate
+        report.near_duplicates = len(report.prompts) - len(distinct(self.prefixes))
         report.prompt_lengths = Lengths.of(self.lengths["prompt"])
         report.response_lengths = Lengths.of(self.lengths["response"])
         report.lengths = Lengths.of(self.lengths["whole"])
         return report
 
-    def _record(self, record: Record) -> None:
+    def _row(self, rows: Rows, index: int) -> None:
         report = self.report
-        measured = self.target.measure(record) if self.target.measure else Measure(0)
+        report.rows += 1
+        try:
+            form, records = read_records(rows[index], rows.where(index), self.target.kind, rows.source.format)
+            for record in records:
+                self._record(record)
+            report.formats[form] += len(records)
+        except UserError as error:
+            report.wrong += 1
+            if len(report.wrong_rows) < _TOLD:
+                report.wrong_rows.append(str(error))
+
+    def _record(self, record: Record) -> None:
+        report, sequences = self.report, self._sequences(record)
+        cut = [sequence.cut(self.max_length) for sequence in sequences]
+        measured = self.target.measure(record, cut) if self.target.measure else Measure(0)
         report.records += 1
         report.truncated += measured.truncated and not measured.dropped
         if measured.dropped:
@@ -116,44 +133,50 @@ class _Counter:
             if not record.text.strip():
                 report.dropped["blank documents"] += 1
                 return
-            self._once(record.text)
-            self.lengths["whole"].append(len(self.encoder.document(record.text)) if self.encoder else len(record.text))
+            self.records.append(hash64(record.text))
+            self.lengths["whole"][len(self.encoder.document(record.text)) if self.encoder else len(record.text)] += 1
             return
         prompt = prompt_key(record.prompt)
         self._prompt(prompt)
         report.conversations += isinstance(record.prompt, list)
         if isinstance(record, Demonstration):
-            self._once(f"{prompt}\0{record.completion}")
-            self._example(record, record.completion, measured)
+            self.records.append(hash64(f"{prompt}\0{record.completion}"))
+            self._example(record, record.completion, measured, sequences[:1])
         elif isinstance(record, Comparison):
-            self._once("\0".join([prompt, record.labeler or "", *record.completions]))
+            self.records.append(hash64("\0".join([prompt, record.labeler or "", *record.completions])))
             assert report.pairs is not None
-            report.pairs.add(record, [self._example(record, one, measured) for one in record.completions])
+            responses = [
+                self._example(record, one, measured, sequences[k : k + 1]) for k, one in enumerate(record.completions)
+            ]
+            report.pairs.add(record, responses)
         else:
-            self._once(prompt)
-            length = len(self.encoder.prompt(record.prompt)) if self.encoder else len(plain_text(record.prompt))
-            self.lengths["prompt"].append(length)
+            self.records.append(hash64(prompt))
+            self.lengths["prompt"][len(sequences[0].ids) if sequences else len(plain_text(record.prompt))] += 1
 
-    def _once(self, text: str) -> None:
-        key = hash64(text)
-        self.report.duplicates += key in self.seen
-        self.seen.add(key)
+    def _sequences(self, record: Record) -> list[Encoded]:
+        """Ids of a record, not cut; none without a tokenizer."""
+        if self.encoder is None or isinstance(record, Text):
+            return []
+        if isinstance(record, Demonstration):
+            return [self.encoder.example(record.prompt, record.completion)]
+        if isinstance(record, Comparison):
+            return [self.encoder.example(record.prompt, completion) for completion in record.completions]
+        return [Encoded(self.encoder.prompt(record.prompt), 0)]
 
     def _prompt(self, prompt: str) -> None:
-        report, key, prefix = self.report, hash64(prompt), prefix_hash(prompt, self.prefix)
-        report.repeated_prompts += key in report.prompts
-        report.near_duplicates += prefix in self.prefixes and key not in report.prompts
-        report.prompts.add(key)
-        self.prefixes.add(prefix)
-        report.personal_data += personal_data(prompt) is not None
+        self.prompts.append(hash64(prompt))
+        self.prefixes.append(prefix_hash(prompt, self.prefix))
+        self.report.personal_data += personal_data(prompt) is not None
 
-    def _example(self, record: Demonstration | Comparison, completion: str, measured: Measure) -> int:
-        """Counts one sequence; the length of its response."""
+    def _example(
+        self, record: Demonstration | Comparison, completion: str, measured: Measure, sequence: list[Encoded]
+    ) -> int:
+        """Counts one sequence, given where there is a tokenizer; the length of its response."""
         report = self.report
         if self.encoder is None:
             prompt, response = len(plain_text(record.prompt)), len(completion)
         else:
-            encoded = self.encoder.example(record.prompt, completion)
+            (encoded,) = sequence
             prompt, response = encoded.start, len(encoded.ids) - encoded.start
             too_long = self.max_length is not None and len(encoded.ids) > self.max_length
             report.missing_eos += too_long and not measured.dropped
@@ -161,7 +184,7 @@ class _Counter:
             report.template_mismatch += self.encoder.renderer.differs(record.prompt, completion)
             report.merged_boundaries += not self.encoder.prompt_is_prefix(record.prompt, encoded)
         for name, length in (("prompt", prompt), ("response", response), ("whole", prompt + response)):
-            self.lengths[name].append(length)
+            self.lengths[name][length] += 1
         return response
 
 
@@ -234,7 +257,7 @@ def _shared(report: CheckReport) -> None:
     """Prompts that two of training, validation and test have in common."""
     named = [source for source in report.sources if source.name in ("train", "validation", "test")]
     for first, second in combinations(named, 2):
-        if shared := len(first.prompts & second.prompts):
+        if shared := len(np.intersect1d(first.prompts, second.prompts, assume_unique=True)):
             report.shared_prompts[f"{first.name}, {second.name}"] = shared
             what = f"{shared:,} prompts are in {second.name} too"
             report.problems.append(Problem("warning", first.name, what))
@@ -244,3 +267,8 @@ def guess_kind(path: str) -> Kind:
     """What the first row of a file is most likely meant for."""
     rows = open_source(Source(path), "files")[0]
     return detect_kind(rows[0])
+
+
+def distinct(hashes: Sequence[int]) -> np.ndarray:
+    """Every hash once, (n,) uint64, sorted."""
+    return np.unique(np.asarray(hashes, dtype=np.uint64))

@@ -1,5 +1,6 @@
 """What `instructlit data check` reports: lengths, pairs, counts of each option, and what they mean."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,12 +25,18 @@ class Lengths:
     longest: int
 
     @classmethod
-    def of(cls, values: Sequence[int]) -> "Lengths | None":
-        """The quantiles of `values`; None where there are none."""
-        if not len(values):
+    def of(cls, counted: Counter[int]) -> "Lengths | None":
+        """The quantiles of lengths, of each of which there are so many; None where there are none."""
+        count = counted.total()
+        if not count:
             return None
-        median, p90, p99 = np.quantile(values, [0.5, 0.9, 0.99], method="higher")
-        return cls(len(values), float(np.mean(values)), int(median), int(p90), int(p99), int(max(values)))
+        lengths = np.array(sorted(counted))
+        ranks = np.cumsum([counted[length] for length in lengths.tolist()])
+        # the length that stands at that place of the sorted row, rounded up
+        places = [math.ceil(share * (count - 1)) for share in (0.5, 0.9, 0.99)]
+        median, p90, p99 = (int(lengths[np.searchsorted(ranks, place, side="right")]) for place in places)
+        mean = sum(length * n for length, n in counted.items()) / count
+        return cls(count, mean, median, p90, p99, int(lengths[-1]))
 
 
 @dataclass
@@ -99,7 +106,7 @@ class SourceReport:
     response_lengths: Lengths | None = None
     lengths: Lengths | None = None
     pairs: Pairs | None = None
-    prompts: set[int] = field(default_factory=set, repr=False)
+    prompts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)  # hashes, each once
 
     @property
     def kept(self) -> int:

@@ -6,12 +6,13 @@ import numpy as np
 
 from instructlit.data.collate import EncodedComparison, collate_comparisons, collate_tokens, padded
 from instructlit.data.datamodule import DataModule, Options, Split
-from instructlit.data.demonstrations import measure_demonstration
-from instructlit.data.records import Measure, RecordDataset, scan
+from instructlit.data.demonstrations import demonstration_coder, measure_demonstration, only_sequence
+from instructlit.data.records import Coder, Measure, RecordDataset, scan
 from instructlit.data.sampling import PlannedLoader
 from instructlit.data.sources import Sources
+from instructlit.data.tokenization import Encoded
 from instructlit.errors import UserError
-from instructlit.types import ComparisonBatch, Demonstration
+from instructlit.types import Comparison, ComparisonBatch
 
 
 class ComparisonData(DataModule):
@@ -71,9 +72,18 @@ class ComparisonData(DataModule):
         self.max_prompt_length = max_prompt_length or max_length // 2
         self.demonstrations, self.length_bucketing = demonstrations, length_bucketing
 
-    def measure(self, record: Any) -> Measure:
+    def coder(self) -> Coder:
+        """Prompt, completion and EOS, for each completion."""
+        encoder, how = self.encoder, self.encoder.identity
+        return Coder(
+            "comparison",
+            lambda record: [encoder.example(record.prompt, completion) for completion in record.completions],
+            self.measure,
+            how=how and {**how, "max_prompt_length": self.max_prompt_length},
+        )
+
+    def measure(self, record: Comparison, rows: list[Encoded]) -> Measure:
         """All completions of a prompt together; dropped with too long a prompt, or where every completion is tied."""
-        rows = self.encode(record).completions
         if max(row.start for row in rows) > self.max_prompt_length:
             reason = f"with a prompt over {self.max_prompt_length} tokens"
         elif any(row.all_masked for row in rows):
@@ -82,10 +92,9 @@ class ComparisonData(DataModule):
             reason = "with all completions tied" if len(set(record.ranks)) == 1 else None
         return Measure(sum(len(row.ids) for row in rows), any(row.truncated for row in rows), reason)
 
-    def encode(self, record: Any) -> EncodedComparison:
-        """Prompt, completion and EOS, for each completion."""
-        rows = [self.encoder.example(record.prompt, completion) for completion in record.completions]
-        return EncodedComparison(rows, record.ranks, record.labeler)
+    def encoded(self, record: Any, sequences: list[Encoded]) -> EncodedComparison:
+        """The sequences with their ranks."""
+        return EncodedComparison(sequences, record.ranks, record.labeler)
 
     def collate(self, rows: list[EncodedComparison]) -> ComparisonBatch:
         """A right-padded batch, the completions of a prompt side by side."""
@@ -97,12 +106,13 @@ class ComparisonData(DataModule):
         if not self.demonstrations:
             return
         files = [file for group in self.open("demonstrations", self.demonstrations) for file in group]
-        scanned = scan(files, "demonstration", self.measure_demonstration)
+        scanned = scan(files, demonstration_coder(self.encoder, self.max_prompt_length), "demonstrations")
         report = scanned.report("demonstrations")
         report.require(self.options.max_dropped_fraction, frozenset())
         self.report.splits.append(report)
         groups, weights = scanned.groups(np.ones(len(scanned), dtype=bool))
-        self.splits["demonstrations"] = Split(RecordDataset(scanned, self._encode_demonstration), groups, weights)
+        dataset = RecordDataset(scanned, only_sequence)
+        self.splits["demonstrations"] = Split(dataset, groups, weights)
 
     def train_dataloader(self) -> Any:
         """Batches of one optimiser step."""
@@ -124,8 +134,6 @@ class ComparisonData(DataModule):
         assert isinstance(loader, PlannedLoader)
         return loader
 
-    def measure_demonstration(self, record: Any) -> Measure:
-        return measure_demonstration(self.encoder, record, self.max_prompt_length)
-
-    def _encode_demonstration(self, record: Demonstration) -> Any:
-        return self.encoder.example(record.prompt, record.completion)
+    def measure_demonstration(self, record: Any, sequences: list[Encoded]) -> Measure:
+        """See `instructlit.data.demonstrations.measure_demonstration`: for the demonstrations of the shift."""
+        return measure_demonstration(record, sequences[0], self.max_prompt_length)

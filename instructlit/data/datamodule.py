@@ -14,12 +14,12 @@ from instructlit.data.formats import Kind
 from instructlit.data.packing import Blocks, Documents, block_report, tokenise
 from instructlit.data.places import listed, place
 from instructlit.data.readers import Rows, open_source
-from instructlit.data.records import Measure, RecordDataset, Scan, scan
+from instructlit.data.records import Coder, Measure, RecordDataset, Scan, scan
 from instructlit.data.report import DataReport
 from instructlit.data.sampling import EvenPlan, Plan, PlannedLoader, ResumableDataLoader, ShuffledPlan, repeated
 from instructlit.data.sources import Sources, as_sources
 from instructlit.data.splits import held_out
-from instructlit.data.tokenization import Encoder
+from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
 
@@ -99,12 +99,16 @@ class DataModule(pl.LightningDataModule):
 
     # What a subclass says.
 
-    def measure(self, record: Any) -> Measure:
+    def coder(self) -> Coder:
+        """How records become ids, and which of them can be used."""
+        raise NotImplementedError
+
+    def measure(self, record: Any, sequences: list[Encoded]) -> Measure:
         """Length of a record in tokens, and whether it can be used."""
         raise NotImplementedError
 
-    def encode(self, record: Any) -> Any:
-        """Ids of a record."""
+    def encoded(self, record: Any, sequences: list[Encoded]) -> Any:
+        """A record and its ids as `collate` takes them."""
         raise NotImplementedError
 
     def collate(self, rows: list[Any]) -> Any:
@@ -166,9 +170,11 @@ class DataModule(pl.LightningDataModule):
         """(records,) uint64: records with one key are never parted by the validation split."""
         return scanned.prompt
 
-    def _scan(self, option: str, sources: Sources, kind: Kind | None = None) -> Scan:
+    def _scan(self, option: str, sources: Sources) -> Scan:
         files = [file for group in self.open(option, sources) for file in group]
-        return scan(files, kind or self.kind, self.measure)
+        coder = self.coder()
+        ours = all(getattr(type(self), name).__module__.startswith("instructlit.") for name in ("coder", "measure"))
+        return scan(files, coder if ours else replace(coder, how=None), option)  # of another's code nothing is known
 
     def open(self, option: str, sources: Sources) -> list[list[Rows]]:
         """The files of an option, by source; remembered for `data_files`."""
@@ -186,14 +192,14 @@ class DataModule(pl.LightningDataModule):
             report.dropped.clear()  # said with the training split, which was read from the same rows
         self.report.splits.append(report)
         groups, weights = scanned.groups(chosen)
-        self.splits[name] = Split(RecordDataset(scanned, self.encode), groups, weights, scanned.tokens)
+        self.splits[name] = Split(RecordDataset(scanned, self.encoded), groups, weights, scanned.tokens)
 
     def _text_splits(
         self, option: str, sources: Sources, block_size: int, packing: bool, fraction: float = 0.0
     ) -> list[Split]:
         """Blocks of text (or documents, without packing) to train on and, of a fraction held out, to validate on."""
         opened = self.open(option, sources)
-        stores = tokenise(opened, self.encoder, fraction)
+        stores = tokenise(opened, self.encoder, fraction, option)
         splits = []
         for name, files in zip((option, "validation"), stores, strict=True):
             if not files:

@@ -1,12 +1,13 @@
 """Demonstrations for supervised fine-tuning, alone or with a share of pretraining text."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import ConcatDataset
 
 from instructlit.data.collate import collate_tokens
 from instructlit.data.datamodule import DataModule, Options
-from instructlit.data.records import Measure
+from instructlit.data.records import Coder, Measure
 from instructlit.data.sampling import MixedPlan
 from instructlit.data.sources import Sources
 from instructlit.data.tokenization import Encoded, Encoder
@@ -14,9 +15,24 @@ from instructlit.errors import UserError
 from instructlit.types import Demonstration, TokenBatch
 
 
-def measure_demonstration(encoder: Encoder, record: Demonstration, max_prompt_length: int) -> Measure:
+def demonstration_coder(encoder: Encoder, max_prompt_length: int) -> Coder:
+    """How demonstrations become ids: prompt, completion and EOS."""
+    how = encoder.identity
+    return Coder(
+        "demonstration",
+        lambda record: [encoder.example(record.prompt, record.completion)],
+        lambda record, sequences: measure_demonstration(record, sequences[0], max_prompt_length),
+        how=how and {**how, "max_prompt_length": max_prompt_length},
+    )
+
+
+def only_sequence(record: Demonstration, sequences: list[Encoded]) -> Encoded:
+    """What a demonstration is collated from."""
+    return sequences[0]
+
+
+def measure_demonstration(record: Demonstration, encoded: Encoded, max_prompt_length: int) -> Measure:
     """A demonstration's tokens; dropped without completion, with too long a prompt, or with nothing left to learn."""
-    encoded = encoder.example(record.prompt, record.completion)
     if not record.completion.strip():
         reason = "with an empty completion"
     elif encoded.start > max_prompt_length:
@@ -97,13 +113,17 @@ class DemonstrationData(DataModule):
                 expected="at least one sequence of each kind in a batch",
             )
 
-    def measure(self, record: Any) -> Measure:
-        """See `measure_demonstration`."""
-        return measure_demonstration(self.encoder, record, self.max_prompt_length)
+    def coder(self) -> Coder:
+        """See `demonstration_coder`."""
+        return replace(demonstration_coder(self.encoder, self.max_prompt_length), measure=self.measure)
 
-    def encode(self, record: Any) -> Encoded:
+    def measure(self, record: Any, sequences: list[Encoded]) -> Measure:
+        """See `measure_demonstration`."""
+        return measure_demonstration(record, sequences[0], self.max_prompt_length)
+
+    def encoded(self, record: Any, sequences: list[Encoded]) -> Encoded:
         """Prompt, completion and EOS."""
-        return self.encoder.example(record.prompt, record.completion)
+        return only_sequence(record, sequences)
 
     def collate(self, rows: list[Encoded]) -> TokenBatch:
         """A right-padded batch."""

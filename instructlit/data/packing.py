@@ -1,88 +1,78 @@
 """Documents as one long row of ids on disk, read in blocks of equal length or each for itself."""
 
-import tempfile
+import struct
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from instructlit.data.cache import kept, key_of
 from instructlit.data.readers import Rows
-from instructlit.data.records import records_of
+from instructlit.data.records import ID, records_with_progress
 from instructlit.data.report import SplitReport
 from instructlit.data.splits import hash64, held_out
+from instructlit.data.store import Store, Writer
 from instructlit.data.tokenization import Encoded, Encoder
-from instructlit.errors import UserError
 from instructlit.types import Text
+
+_HELD = "held"
+
+
+DOCUMENT = np.dtype([("end", "<i8"), ("file", "<i4"), ("row", "<i8")])  # end of its ids, file and row it stands in
+_pack_document = struct.Struct("<qiq").pack
 
 
 class TokenFile:
-    """Ids of many documents, each with its EOS, one after the other in a temporary file (uint32, mapped, not read).
+    """Ids of many documents, each with its EOS, one after the other in a store (uint32, mapped, not read).
 
-    The file goes when this object does.
+    Args:
+        store: as `tokenise` has filled it.
+        name: of the part of it.
+        origins: the files that documents came from.
     """
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="instructlit-tokens-")
-        self.path = str(Path(self._folder.name) / "tokens.bin")
-        self._writer: Any = open(self.path, "wb")  # noqa: SIM115
-        self.ends = array("q")  # where each document ends
-        self.origins: list[Rows] = []  # the files that documents came from,
-        self._origin, self._row = array("i"), array("q")  # and for each document which of them and which row
-        self.tokens = self.blank = 0
-        self._map: np.ndarray | None = None
+    def __init__(self, store: Store, name: str, origins: Sequence[Rows]):
+        self._store, self._name, self._origins = store, name, origins
+        self.blank = int(store.facts["blank"][name])
+        self.tokens = int(self.ends[-1]) if self.documents else 0
+
+    @property
+    def ends(self) -> np.ndarray:
+        """(documents,) int64, where each document ends."""
+        return self._documents["end"]
 
     @property
     def documents(self) -> int:
         """How many there are."""
-        return len(self.ends)
-
-    def append(self, ids: Sequence[int], origin: Rows, row: int) -> None:
-        """Adds one document, which is that row of `origin`."""
-        with self._explained():
-            self._writer.write(np.asarray(ids, dtype=np.uint32).tobytes())
-        self.tokens += len(ids)
-        self.ends.append(self.tokens)
-        if not self.origins or self.origins[-1] is not origin:
-            self.origins.append(origin)
-        self._origin.append(len(self.origins) - 1)
-        self._row.append(row)
+        return len(self._documents)
 
     def read(self, start: int, end: int) -> list[int]:
         """Ids from `start` up to `end`."""
-        if self._map is None:
-            with self._explained():
-                if self._writer is not None:
-                    self._writer.close()
-                    self._writer = None
-                self._map = np.memmap(self.path, dtype=np.uint32, mode="r")
-        return self._map[start:end].tolist()
+        return self._store.table(f"{self._name}-ids", ID)[start:end].tolist()
 
     def where(self, position: int) -> str:
         """File and line of the document that the id at `position` belongs to."""
-        document = bisect_right(self.ends, position)
-        return self.origins[self._origin[document]].where(self._row[document])
+        found = self._documents[np.searchsorted(self.ends, position, side="right")]
+        return self._origins[found["file"]].where(int(found["row"]))
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"the temporary file for the ids of the text is of no use: {error.strerror}",
-                where=self.path,
-                expected="four bytes a token of room there, and that nobody clears the folder during the run",
-                fix="set TMPDIR to a folder that has both",
-            ) from error
+    @property
+    def _documents(self) -> np.ndarray:
+        return self._store.table(f"{self._name}-documents", DOCUMENT)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For worker processes: the file's name, not its content."""
-        self.read(0, 0)
-        return {**self.__dict__, "_folder": None, "_writer": None, "_map": None}
+
+class _Part:
+    """Documents of one part on their way into a store."""
+
+    def __init__(self, writer: Writer, name: str):
+        self._ids, self._documents = writer.table(f"{name}-ids"), writer.table(f"{name}-documents")
+        self._end = self.blank = 0
+
+    def add(self, ids: list[int], file: int, row: int) -> None:
+        self._end += len(ids)
+        self._ids.add(array("I", ids).tobytes())
+        self._documents.add(_pack_document(self._end, file, row))
 
 
 class TextRows(Dataset):
@@ -188,28 +178,52 @@ def _pieces(ends: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return start[stop - start > 1], stop[stop - start > 1]
 
 
-def tokenise(sources: Sequence[Sequence[Rows]], encoder: Encoder, validation_fraction: float) -> tuple[list, list]:
+def tokenise(
+    sources: Sequence[Sequence[Rows]], encoder: Encoder, validation_fraction: float, what: str
+) -> tuple[list[TokenFile], list[TokenFile]]:
     """Token files of each source for training, and of all held-out documents for validation.
 
-    Documents are held out whole, by the hash of their text. Two passes: one for the hashes, one for the ids.
+    Documents are held out whole, by the hash of their text.
+
+    Args:
+        sources: the files of each.
+        encoder: makes the ids.
+        validation_fraction: share of each source's documents to hold out.
+        what: the name of all that, for a person.
     """
-    train, validation = [], TokenFile()
-    for files in sources:
-        held = np.zeros(sum(map(len, files)), dtype=bool)
-        if validation_fraction:
-            texts = (record for *_, record in records_of(files, "text"))
-            keys = np.array([hash64(record.text) for record in texts if isinstance(record, Text)], dtype=np.uint64)
-            held = held_out(keys, validation_fraction)
-        store = TokenFile()
-        for i, (file, row, _, _, record) in enumerate(records_of(files, "text")):
-            assert isinstance(record, Text)
-            target = validation if held[i] else store
-            if record.text.strip():
-                target.append(encoder.document(record.text), files[file], row)
-            else:
-                target.blank += 1
-        train.append(store)
+    files = [rows for group in sources for rows in group]
+    how = encoder.identity
+    how = how and {**how, "text": True, "fraction": validation_fraction, "files": [len(group) for group in sources]}
+    store = kept(key_of(files, how), lambda writer: _fill(writer, sources, encoder, validation_fraction, what), what)
+    train = [TokenFile(store, str(number), files) for number in range(len(sources))]
+    validation = TokenFile(store, _HELD, files)
     return train, [validation] if validation.tokens else []
+
+
+def _fill(
+    writer: Writer, sources: Sequence[Sequence[Rows]], encoder: Encoder, fraction: float, what: str
+) -> dict[str, Any]:
+    """Writes the parts of a store. Two passes over each source: one for the hashes, where some are held out, one for
+    the ids."""
+    names = [*map(str, range(len(sources))), _HELD]
+    parts = {name: _Part(writer, name) for name in names}
+    before = 0
+    for name, files in zip(names, sources, strict=False):
+        held = np.zeros(sum(map(len, files)), dtype=bool)
+        if fraction:
+            texts = (record for *_, record in records_with_progress(files, "text", f"{what}: reading"))
+            keys = (hash64(record.text) for record in texts if isinstance(record, Text))
+            held = held_out(np.fromiter(keys, dtype=np.uint64, count=len(held)), fraction)
+        told = f"{what}: tokenising"
+        for i, (file, row, _, _, record) in enumerate(records_with_progress(files, "text", told)):
+            assert isinstance(record, Text)
+            part = parts[_HELD if held[i] else name]
+            if record.text.strip():
+                part.add(encoder.document(record.text), before + file, row)
+            else:
+                part.blank += 1
+        before += len(files)
+    return {"blank": {name: part.blank for name, part in parts.items()}}
 
 
 def block_report(name: str, rows: TextRows, documents: int) -> SplitReport:

@@ -7,9 +7,10 @@ import numpy as np
 from instructlit.data.collate import EncodedPrompt, collate_prompts, collate_tokens, padded
 from instructlit.data.datamodule import DataModule, Options
 from instructlit.data.hygiene import over_cap, personal_data, repeats
-from instructlit.data.records import Measure, Scan, scan
+from instructlit.data.records import Coder, Measure, Scan
 from instructlit.data.sources import Sources
 from instructlit.data.splits import prompt_key
+from instructlit.data.tokenization import Encoded
 from instructlit.types import Prompt, PromptBatch
 
 _DUPLICATE, _CAPPED = "near duplicates", "beyond the cap of their user"
@@ -86,15 +87,27 @@ class PromptData(DataModule):
         self.duplicate_prefix, self.max_prompts_per_user = duplicate_prefix, max_prompts_per_user
         self.split_by_user, self.filter_personal_data = split_by_user, filter_personal_data
 
-    def measure(self, record: Any) -> Measure:
-        """A prompt's tokens; dropped where they are too many."""
-        tokens = len(self.encoder.prompt(record.prompt))
-        too_long = tokens > self.max_prompt_length
-        return Measure(tokens, dropped=f"over {self.max_prompt_length} tokens" if too_long else None)
-
-    def encode(self, record: Prompt) -> EncodedPrompt:
+    def coder(self) -> Coder:
         """The prompt as the policy meets it."""
-        return EncodedPrompt(self.encoder.prompt(record.prompt), record)
+        encoder, how = self.encoder, self.encoder.identity
+        return Coder(
+            "prompt",
+            lambda record: [Encoded(encoder.prompt(record.prompt), 0)],
+            self.measure,
+            self.duplicate_prefix,
+            how and {**how, "max_prompt_length": self.max_prompt_length, "personal": self.filter_personal_data},
+        )
+
+    def measure(self, record: Prompt, sequences: list[Encoded]) -> Measure:
+        """A prompt's tokens; dropped where they are too many."""
+        tokens = len(sequences[0].ids)
+        dropped = f"over {self.max_prompt_length} tokens" if tokens > self.max_prompt_length else None
+        personal = self.filter_personal_data and personal_data(prompt_key(record.prompt)) is not None
+        return Measure(tokens, dropped=dropped, personal=personal)
+
+    def encoded(self, record: Any, sequences: list[Encoded]) -> EncodedPrompt:
+        """The prompt's ids with the record, which rewards of text read."""
+        return EncodedPrompt(sequences[0].ids, record)
 
     def collate(self, rows: list[EncodedPrompt]) -> PromptBatch:
         """A left-padded batch."""
@@ -105,12 +118,12 @@ class PromptData(DataModule):
         if self.duplicate_prefix:
             kept = np.flatnonzero(scanned.kept)
             again = np.zeros(len(scanned), dtype=bool)
-            again[kept] = repeats(scanned.prefix[kept])
+            again[kept] = repeats(scanned.records["prefix"][kept])
             scanned.drop(again, _DUPLICATE)
         if self.max_prompts_per_user:
             scanned.drop(over_cap(scanned.user, scanned.kept, self.max_prompts_per_user), _CAPPED)
         if training and self.filter_personal_data:
-            scanned.drop(self._personal, _PERSONAL)
+            scanned.drop(scanned.records["personal"], _PERSONAL)
 
     def split_keys(self, scanned: Scan) -> np.ndarray:
         """The user where there is one and it counts, else the prompt."""
@@ -141,16 +154,3 @@ class PromptData(DataModule):
     def predict_dataloader(self) -> Any:
         """The prompts of `test`, or of validation: for writing responses."""
         return self.test_dataloader()
-
-    def _scan(self, option: str, sources: Sources, kind: Any = None) -> Scan:
-        flags: list[bool] = []
-
-        def measure(record: Any) -> Measure:
-            flags.append(self.filter_personal_data and personal_data(prompt_key(record.prompt)) is not None)
-            return self.measure(record)
-
-        files = [file for group in self.open(option, sources) for file in group]
-        scanned = scan(files, self.kind, measure, self.duplicate_prefix)
-        if option == "train":
-            self._personal = np.array(flags, dtype=bool)
-        return scanned

@@ -8,12 +8,14 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
+from array import array
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from instructlit.data.hub import PATIENCE
+from instructlit.data.progress import progress
 from instructlit.data.sources import Source, expand, is_dataset_folder, is_hub_name
 from instructlit.data.unchanged import WatchedFile, WatchedFolder, changed, stamp
 from instructlit.errors import UserError
@@ -57,24 +59,31 @@ class JsonLines(Rows):
     def __init__(self, source: Source, path: str):
         super().__init__(source, path)
         seen = stamp(os.stat(path))
-        (self._starts, self._ends, self._lines), sha256 = _line_index(path)
+        self._breaks, self._lines, sha256 = _line_index(path)
         self._watched = WatchedFile(path, sha256, seen)
         self._file: tuple[int, int] | None = None  # process id, file descriptor
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._breaks) if self._lines is None else len(self._lines)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        start, descriptor = int(self._starts[index]), self._descriptor()
+        number, descriptor = self._line(index), self._descriptor()
+        start = int(self._breaks[number - 1]) + 1 if number else 0
         try:
-            line = os.pread(descriptor, int(self._ends[index]) - start, start)
+            line = os.pread(descriptor, int(self._breaks[number]) - start, start)
             self._watched.check(descriptor)
         except OSError as error:
             raise changed(self.path, f"cannot be read any more: {error.strerror}") from error
         return self._as_row(_parse(line, self.where(index)), index)
 
     def where(self, index: int) -> str:
-        return f"{self.path}:{self._lines[index]}"
+        return f"{self.path}:{self._line(index) + 1}"
+
+    def _line(self, index: int) -> int:
+        """Which line of the file row `index` is, from 0."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return index % len(self) if self._lines is None else int(self._lines[index])
 
     def _descriptor(self) -> int:
         """An open file of this process: workers read through their own."""
@@ -231,26 +240,30 @@ def _line_of_element(text: str, index: int) -> int:
     return text.count("\n", 0, position) + 1
 
 
-def _line_index(path: str) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], str]:
-    """Start and end byte (int64) and number (int64, from 1) of each line that is not blank, and the SHA-256 of the
-    file; one pass, a chunk at a time.
+def _line_index(path: str) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """Where each line ends (int64), which lines are not blank (int64, from 0; None where all are), and the SHA-256 of
+    the file; one pass, a chunk at a time.
     """
-    pieces, position, digest = [], 0, hashlib.sha256()
-    with open(path, "rb") as file:
+    found, position, digest = array("q"), 0, hashlib.sha256()
+    size = os.stat(path).st_size
+    with open(path, "rb") as file, progress(f"{path}: finding lines", size, "bytes") as show:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-            pieces.append(np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == 10).astype(np.int64) + position)
+            found.frombytes((np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == 10) + position).tobytes())
             position += len(chunk)
-        breaks = np.concatenate(pieces)
-        starts = np.concatenate([[0], breaks + 1])
-        ends = np.concatenate([breaks, [position]])
-        keep = ends - starts > 0
-        for i in np.flatnonzero(keep & (ends - starts <= 16)):  # short enough to be nothing but blanks
-            file.seek(starts[i])
-            keep[i] = bool(file.read(ends[i] - starts[i]).strip())
-    if not keep.any():
+            show(position)
+        if not found or found[-1] < position - 1:
+            found.append(position)
+        breaks = np.frombuffer(found, dtype=np.int64)
+        blank = []
+        for i in np.flatnonzero(np.diff(breaks, prepend=-1) <= 17).tolist():  # short enough to be nothing but blanks
+            start = int(breaks[i - 1]) + 1 if i else 0
+            file.seek(start)
+            if not file.read(int(breaks[i]) - start).strip():
+                blank.append(i)
+    if len(blank) == len(breaks):
         raise UserError("the file holds nothing but blank lines", where=path, expected="at least one row")
-    return (starts[keep], ends[keep], np.flatnonzero(keep) + 1), digest.hexdigest()
+    return breaks, np.delete(np.arange(len(breaks)), blank) if blank else None, digest.hexdigest()
 
 
 def _ask_hub(name: str) -> None:

@@ -1,6 +1,8 @@
-"""One pass over the rows of some sources that keeps integers only, and the dataset that reads them again when asked."""
+"""One pass over the rows of some sources, whose ids and figures are kept on disk, and the dataset that reads both."""
 
+import struct
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,13 +10,38 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from instructlit.data.cache import kept, key_of
 from instructlit.data.formats import Kind, Record, read_records
 from instructlit.data.hygiene import prefix_hash
+from instructlit.data.progress import progress
 from instructlit.data.readers import Rows
 from instructlit.data.report import SplitReport
 from instructlit.data.splits import hash64, prompt_key
+from instructlit.data.store import Store, Writer
+from instructlit.data.tokenization import Encoded
 from instructlit.errors import UserError
 from instructlit.types import Text
+
+RECORD = np.dtype(
+    [
+        ("file", "<i4"),  # index into the files
+        ("row", "<i8"),  # row of the file
+        ("part", "<i4"),  # record of the row (message trees have several)
+        ("prompt", "<u8"),  # hash of the prompt
+        ("prefix", "<u8"),  # hash of the prompt's beginning; zero where not asked for
+        ("user", "<u8"),  # hash of the user; zero where the row names none
+        ("weight", "<f8"),  # how often the record comes in an epoch, beside the weight of its source
+        ("tokens", "<i4"),
+        ("truncated", "?"),
+        ("personal", "?"),  # whether it seems to hold personal data; False where not asked for
+        ("reason", "<i2"),  # why it has to go: index into the facts' `reasons`, 0 where it stays
+        ("sequences", "<i8"),  # where its sequences end in their table
+    ]
+)
+SEQUENCE = np.dtype([("end", "<i8"), ("start", "<i4"), ("truncated", "?")])  # end of its ids, first response token
+ID = np.dtype("<u4")
+_pack_record = struct.Struct("<iqiQQQdi??hq").pack
+_pack_sequence = struct.Struct("<qi?").pack
 
 
 @dataclass(frozen=True)
@@ -24,34 +51,80 @@ class Measure:
     tokens: int
     truncated: bool = False
     dropped: str | None = None
+    personal: bool = False
+
+
+@dataclass(frozen=True)
+class Coder:
+    """How the records of one kind become ids.
+
+    Args:
+        kind: of the records.
+        tokenise: the sequences of a record.
+        measure: what a record and its sequences come to.
+        prefix_characters: how long the prompt's beginning is that is hashed; 0 hashes none.
+        how: all that the sequences and measures depend on beside the record, as JSON knows it; None where that cannot
+            be told, and they are made by every run.
+    """
+
+    kind: Kind
+    tokenise: Callable[[Any], list[Encoded]]
+    measure: Callable[[Any, list[Encoded]], Measure]
+    prefix_characters: int = 0
+    how: Any = None
 
 
 @dataclass
 class Scan:
-    """The records of some files as parallel arrays, one entry a record; no text."""
+    """The records of some files, and which of them stay."""
 
     files: list[Rows]
     kind: Kind
-    file: np.ndarray  # int32, index into files
-    row: np.ndarray  # int64, row of the file
-    part: np.ndarray  # int32, record of the row (message trees have several)
-    prompt: np.ndarray  # uint64, hash of the prompt
-    prefix: np.ndarray  # uint64, hash of the prompt's beginning; zero where not asked for
-    user: np.ndarray  # uint64, hash of the user; zero where the row names none
-    weight: np.ndarray  # float64, how often the record comes in an epoch, beside the weight of its source
-    tokens: np.ndarray  # int32
-    truncated: np.ndarray  # bool
-    kept: np.ndarray  # bool
-    reasons: list[str | None] = field(repr=False)  # one a record; shared strings
+    store: Store
+    kept: np.ndarray  # (records,) bool
+    reason: np.ndarray  # (records,) int16, index into `reasons`
+    reasons: list[str] = field(repr=False)
     formats: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.row)
+        return len(self.kept)
+
+    @property
+    def records(self) -> np.ndarray:
+        """(records,) of `RECORD`."""
+        return self.store.table("records", RECORD)
+
+    @property
+    def prompt(self) -> np.ndarray:
+        """(records,) uint64, hash of the prompt."""
+        return self.records["prompt"]
+
+    @property
+    def user(self) -> np.ndarray:
+        """(records,) uint64, hash of the user; zero where the row names none."""
+        return self.records["user"]
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """(records,) int32."""
+        return self.records["tokens"]
+
+    def sequences(self, index: int) -> list[Encoded]:
+        """The ids of a record."""
+        table, ids = self.store.table("sequences", SEQUENCE), self.store.table("ids", ID)
+        first = int(self.records["sequences"][index - 1]) if index else 0
+        last = int(self.records["sequences"][index])
+        begin, found = int(table["end"][first - 1]) if first else 0, []
+        for end, start, truncated in table[first:last].tolist():
+            found.append(Encoded(ids[begin:end].tolist(), start, truncated))
+            begin = end
+        return found
 
     def drop(self, rows: np.ndarray, reason: str) -> None:
         """Marks the kept ones among `rows` (bool) as dropped for `reason`."""
-        for i in np.flatnonzero(rows & self.kept):
-            self.reasons[i] = reason
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        self.reason[rows & self.kept] = self.reasons.index(reason)
         self.kept &= ~rows
 
     def report(self, name: str) -> SplitReport:
@@ -59,21 +132,23 @@ class Scan:
         report = SplitReport(
             name, self.kind, rows=sum(map(len, self.files)), records=len(self), kept=int(self.kept.sum())
         )
-        report.truncated = int((self.truncated & self.kept).sum())
-        report.tokens = int(self.tokens[self.kept].sum())
+        report.truncated = int((self.records["truncated"] & self.kept).sum())
+        report.tokens = int(self.tokens[self.kept].sum(dtype=np.int64))
         report.formats.update(self.formats)
-        report.dropped.update(reason for reason in self.reasons if reason)
+        counts = np.bincount(self.reason, minlength=len(self.reasons))
+        report.dropped = Counter({why: int(n) for why, n in zip(self.reasons[1:], counts[1:], strict=True) if n})
         return report
 
     def groups(self, chosen: np.ndarray) -> tuple[list[np.ndarray], list[float]]:
         """The kept and `chosen` (bool) records that share a source and a weight of their own, and what they weigh."""
         weights, indices = [], []
+        file, weight = self.records["file"], self.records["weight"]
         file_source = np.array([id(rows.source) for rows in self.files])
         for source in dict.fromkeys(file_source.tolist()):
-            mine = np.isin(self.file, np.flatnonzero(file_source == source))
+            mine = np.isin(file, np.flatnonzero(file_source == source))
             whole = next(rows.source.weight for rows in self.files if id(rows.source) == source)
-            for own in np.unique(self.weight[mine]).tolist() or [1.0]:
-                indices.append(np.flatnonzero(mine & (self.weight == own) & self.kept & chosen))
+            for own in np.unique(weight[mine]).tolist() or [1.0]:
+                indices.append(np.flatnonzero(mine & (weight == own) & self.kept & chosen))
                 weights.append(whole * own)
         return indices, weights
 
@@ -87,51 +162,79 @@ def records_of(files: Sequence[Rows], kind: Kind) -> Iterator[tuple[int, int, in
                 yield f, i, part, form, record
 
 
-def scan(files: Sequence[Rows], kind: Kind, measure: Callable[[Record], Measure], prefix_characters: int = 0) -> Scan:
-    """Reads and checks every row once.
+def records_with_progress(files: Sequence[Rows], kind: Kind, what: str) -> Iterator[tuple[int, int, int, str, Record]]:
+    """As `records_of`, telling how far it is."""
+    before = np.cumsum([0, *map(len, files)])
+    with progress(what, int(before[-1]), "rows") as show:
+        for found in records_of(files, kind):
+            yield found
+            show(int(before[found[0]]) + found[1] + 1)
+
+
+def scan(files: Sequence[Rows], coder: Coder, what: str) -> Scan:
+    """Reads, checks and tokenises every row once; where an earlier run has done so, reads what it kept.
+
+    Args:
+        files: the files.
+        coder: how their records become ids.
+        what: the name of all that, for a person.
 
     Raises:
         UserError: the first row that is wrong, or that the chat template refuses, by file and line.
     """
-    columns = {
-        name: array(code)
-        for name, code in (("file", "i"), ("row", "q"), ("part", "i"), ("weight", "d"), ("tokens", "i"))
-    }
-    hashes = {name: array("Q") for name in ("prompt", "prefix", "user")}
-    truncated, reasons, formats = array("b"), [], {}
-    for f, row, part, form, record in records_of(files, kind):
+    how = None if coder.how is None else [coder.kind, coder.prefix_characters, coder.how]
+    store = kept(key_of(files, how), lambda writer: _fill(writer, files, coder, what), what)
+    reason = np.array(store.table("records", RECORD)["reason"])
+    return Scan(list(files), coder.kind, store, reason == 0, reason, list(store.facts["reasons"]), store.facts["forms"])
+
+
+def _fill(writer: Writer, files: Sequence[Rows], coder: Coder, what: str) -> dict[str, Any]:
+    """Writes records, sequences and ids; the facts are the reasons for dropping and the number of records by form."""
+    records, sequences, ids = (writer.table(name) for name in ("records", "sequences", "ids"))
+    reasons, forms, count, end = {"": 0}, Counter[str](), 0, 0
+    for f, row, part, form, record in records_with_progress(files, coder.kind, f"{what}: reading and tokenising"):
         try:
-            measured = measure(record)
+            encoded = coder.tokenise(record)
+            measured = coder.measure(record, encoded)
         except UserError as error:
             where = f"{files[f].where(row)}: {error.where or 'prompt'}"
             raise UserError(error.what, where=where, expected=error.expected, fix=error.fix) from error
-        weight = getattr(record, "weight", 1.0)
-        for name, value in zip(columns, (f, row, part, weight, measured.tokens), strict=True):
-            columns[name].append(value)
+        for one in encoded:
+            end += len(one.ids)
+            ids.add(array("I", one.ids).tobytes())
+            sequences.add(_pack_sequence(end, one.start, one.truncated))
+        count += len(encoded)
+        forms[form] += 1
         prompt, user = ("", None) if isinstance(record, Text) else (record.prompt, record.user)
-        hashes["prompt"].append(hash64(record.text if isinstance(record, Text) else prompt_key(prompt)))
-        hashes["prefix"].append(prefix_hash(prompt, prefix_characters) if prefix_characters else 0)
-        hashes["user"].append(hash64(user) | 1 if user else 0)
-        truncated.append(measured.truncated)
-        reasons.append(measured.dropped)
-        formats[form] = formats.get(form, 0) + 1
-    return Scan(
-        list(files),
-        kind,
-        **{name: np.array(values) for name, values in columns.items()},
-        **{name: np.array(values, dtype=np.uint64) for name, values in hashes.items()},
-        truncated=np.array(truncated, dtype=bool),
-        kept=np.array([reason is None for reason in reasons], dtype=bool),
-        reasons=reasons,
-        formats=formats,
-    )
+        records.add(
+            _pack_record(
+                f,
+                row,
+                part,
+                hash64(record.text if isinstance(record, Text) else prompt_key(prompt)),
+                prefix_hash(prompt, coder.prefix_characters) if coder.prefix_characters else 0,
+                hash64(user) | 1 if user else 0,
+                getattr(record, "weight", 1.0),
+                measured.tokens,
+                measured.truncated,
+                measured.personal,
+                reasons.setdefault(measured.dropped or "", len(reasons)),
+                count,
+            )
+        )
+    return {"reasons": list(reasons), "forms": dict(forms)}
 
 
 class RecordDataset(Dataset):
-    """The records of a scan, read from their files and encoded when asked for."""
+    """The records of a scan, read from their files, with the ids that were kept.
 
-    def __init__(self, scanned: Scan, encode: Callable[[Any], Any]):
-        self.scanned, self.encode = scanned, encode
+    Args:
+        scanned: the scan.
+        encoded: from a record and its sequences to what a batch is collated from.
+    """
+
+    def __init__(self, scanned: Scan, encoded: Callable[[Any, list[Encoded]], Any]):
+        self.scanned, self.encoded = scanned, encoded
 
     def __len__(self) -> int:
         return len(self.scanned)
@@ -143,14 +246,15 @@ class RecordDataset(Dataset):
 
     def where(self, index: int) -> str:
         """File and line of a record."""
-        return self.scanned.files[self.scanned.file[index]].where(int(self.scanned.row[index]))
+        found = self.scanned.records[index]
+        return self.scanned.files[found["file"]].where(int(found["row"]))
 
     def record(self, index: int) -> Record:
         """The record as it stands in its file."""
-        scanned = self.scanned
-        rows, row = scanned.files[scanned.file[index]], int(scanned.row[index])
+        scanned, found = self.scanned, self.scanned.records[index]
+        rows, row = scanned.files[found["file"]], int(found["row"])
         _, records = read_records(rows[row], rows.where(row), scanned.kind, rows.source.format)
-        return records[scanned.part[index]]
+        return records[found["part"]]
 
     def __getitem__(self, index: int) -> Any:
-        return self.encode(self.record(index))
+        return self.encoded(self.record(index), self.scanned.sequences(index))

@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import numpy as np
+
 from instructlit.errors import UserError
 
 
@@ -73,11 +75,11 @@ class DataReport:
 
 
 def plain(value: Any) -> Any:
-    """A report as containers that JSON knows (`asdict` fails on a Counter); of a set of hashes, how many there are."""
+    """A report as containers that JSON knows (`asdict` fails on a Counter); of an array, how many it holds."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
-    return len(value) if isinstance(value, set) else value
+    return len(value) if isinstance(value, np.ndarray) else value

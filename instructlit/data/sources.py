@@ -34,6 +34,11 @@ class Source:
         if not self.weight > 0:
             raise UserError(f"weight {self.weight}", where=f"source {self.path}: weight", expected="a number above 0")
 
+    @property
+    def identity(self) -> tuple[str | None, ...]:
+        """What of it decides which records its files hold."""
+        return self.format, self.split, self.subset
+
 
 Sources = str | Source | list[str | Source]
 

@@ -6,9 +6,12 @@ of the example's; `Encoder.prompt_is_prefix` tells, and `instructlit data check`
 marker between the two keeps them apart.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import tokenizers
+import transformers
 from tokenizers import Tokenizer
 
 from instructlit.data.chat import Renderer
@@ -30,6 +33,12 @@ class Encoded:
     def loss_mask(self) -> list[bool]:
         """True on the response tokens, EOS included."""
         return [i >= self.start for i in range(len(self.ids))]
+
+    def cut(self, length: int | None) -> "Encoded":
+        """Its first `length` tokens; None, or a length it does not pass, changes nothing."""
+        if length is None or len(self.ids) <= length:
+            return self
+        return Encoded(self.ids[:length], self.start, truncated=True)
 
     @property
     def all_masked(self) -> bool:
@@ -57,6 +66,20 @@ class Encoder:
         self._tokenizer.no_padding()
         self._adds_eos = self._tokenizer.encode("a").ids[-1:] == [self.eos]
 
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """All that ids depend on beside the text, as JSON knows it; None for a template that asks what day it is."""
+        tokenizer, template = self.renderer.tokenizer, self.renderer.template
+        if template is not None and "strftime_now" in template:
+            return None
+        return {
+            "tokenizer": hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest(),
+            "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+            "template": template,
+            "max_length": self.max_length,
+            "versions": [tokenizers.__version__, transformers.__version__],
+        }
+
     def prompt(self, prompt: PromptText) -> list[int]:
         """Ids of the prompt as the model meets it when it is to answer."""
         return self._ids(self.renderer.prompt(prompt))[0]
@@ -72,9 +95,7 @@ class Encoder:
             ids.pop()
         if ended:
             ids.append(self.eos)
-        if self.max_length is not None and len(ids) > self.max_length:
-            return Encoded(ids[: self.max_length], first, truncated=True)
-        return Encoded(ids, first)
+        return Encoded(ids, first).cut(self.max_length)
 
     def document(self, text: str) -> list[int]:
         """Ids of a document of the pretraining mix and the EOS that parts it from the next."""

@@ -2,7 +2,7 @@
 
 from instructlit.losses.base import LossSum
 from instructlit.losses.language import language_loss, target_loss, token_accuracy
-from instructlit.losses.ppo import policy_loss, value_loss
+from instructlit.losses.ppo import policy_loss, sampler_weights, value_loss
 from instructlit.losses.preference import (
     Pairs,
     comparison_pairs,
@@ -22,6 +22,7 @@ __all__ = [
     "pair_margins",
     "policy_loss",
     "ranking_loss",
+    "sampler_weights",
     "target_loss",
     "token_accuracy",
     "value_loss",

@@ -11,7 +11,12 @@ from instructlit.ops.masking import check_same_shape, masked_sum, zero_outside
 
 
 def policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float = 0.2,
+    weights: Tensor | None = None,
 ) -> tuple[LossSum, dict[str, Tensor]]:
     """-min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) summed over response tokens, and how many those are.
 
@@ -21,6 +26,7 @@ def policy_loss(
         advantages: (B, T), whitened.
         mask: (B, T), True on the response.
         clip: how far the ratio may move before its gradient stops.
+        weights: (B, T) on the terms of the tokens, without a gradient; None is 1 for each.
 
     Returns:
         The loss, and sums over the mask without a gradient, each to be divided by the loss's count:
@@ -37,7 +43,10 @@ def policy_loss(
     ratio = torch.exp(log_probs - old_log_probs)
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
-    loss = LossSum(masked_sum(torch.maximum(unclipped, clipped), mask), mask.sum().float())
+    terms = torch.maximum(unclipped, clipped)
+    if weights is not None:
+        terms = terms * zero_outside(weights.detach(), mask)
+    loss = LossSum(masked_sum(terms, mask), mask.sum().float())
     with torch.no_grad():
         statistics = {
             "approx_kl": masked_sum(k3(old_log_probs, log_probs), mask),
@@ -45,6 +54,28 @@ def policy_loss(
             "ratio_mean": masked_sum(ratio, mask),
         }
     return loss, statistics
+
+
+def sampler_weights(log_probs: Tensor, sampled_log_probs: Tensor, mask: Tensor, cap: float) -> Tensor:
+    """min(p(trainer) / p(sampler), cap) for every token (B, T), 0 outside the mask: truncated importance sampling.
+
+    An engine with kernels or a precision of its own draws from a policy that is a little different from the one that
+    is trained. Weighted so, the mean over its samples is that over the trainer's policy, but for what the cap takes off
+    the few tokens that it drew far too rarely, so that the variance stays bounded.
+
+    Args:
+        log_probs: (B, T) of the trainer, at the weights that were sampled from, nats.
+        sampled_log_probs: (B, T) of the engine, nats.
+        mask: (B, T), True on the response.
+        cap: the largest weight, at least 1.
+
+    Source: Ionides 2008, "Truncated Importance Sampling"; per token in RL: Espeholt et al. 2018 (arXiv 1802.01561)
+    section 4.1, the weights rho.
+    """
+    check_same_shape(mask, log_probs=log_probs, sampled_log_probs=sampled_log_probs)
+    with torch.no_grad():
+        difference = zero_outside(log_probs, mask) - zero_outside(sampled_log_probs, mask)
+        return difference.clamp_max(math.log(cap)).exp() * mask
 
 
 def value_loss(

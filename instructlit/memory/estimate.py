@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from instructlit.memory.decoding import decoder_copies
 from instructlit.memory.optimizer import is_paged, state_bytes
 from instructlit.memory.outline import Weight, key_of
 from instructlit.memory.run import Run
@@ -176,6 +177,8 @@ class _Account:
             "keys and values": cache + cache // max(1, self.shapes.layers(policy)),  # a layer's is copied as it grows
             "draw of a token": SAMPLING * run.sampled * self.shapes.vocabulary(policy),
         }
+        if run.sampled and (copies := decoder_copies(run, self.shapes, self.weights["policy"])):
+            parts["decoder's weights"] = copies
         if self.share > 1:
             parts["gathered weights"] = sum(w.bytes for w in self.weights["policy"])  # whole, once a rollout
         return parts

@@ -11,7 +11,7 @@ from instructlit.errors import UserError
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone
 from instructlit.modules import PPOModule, RewardModule, SFTModule
-from instructlit.rollout import CachedEngine, RewardModel
+from instructlit.rollout import CachedEngine, ExternalEngine, RewardModel
 
 Strategy = Literal["single", "ddp", "sharded"]
 
@@ -36,6 +36,7 @@ class Run:
         text: rows and tokens of PPO-ptx's text in one forward; None without.
         ema: whether a moving average of the policy is kept.
         per_row: sequences of one row of a batch: the completions of a prompt, where a reward model is trained.
+        cpu: whether it runs on a CPU, where sampling has a decoder of its own.
         notes: what was assumed.
     """
 
@@ -54,6 +55,7 @@ class Run:
     text: tuple[int, int] | None = None
     ema: bool = False
     per_row: int = 1
+    cpu: bool = False
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -92,6 +94,7 @@ def run_of(
     devices: int = 1,
     strategy: Strategy = "single",
     completions: int = 4,
+    cpu: bool = False,
 ) -> Run:
     """The run that a module and a datamodule would make; neither needs to have loaded anything.
 
@@ -102,6 +105,7 @@ def run_of(
         devices: how many.
         strategy: how they share the work.
         completions: of one prompt, where a reward model is trained: the data are not read.
+        cpu: whether it runs on a CPU.
 
     Raises:
         UserError: a module or a datamodule of the user's own, of which these things are not known.
@@ -118,6 +122,7 @@ def run_of(
         "precision": precision,
         "devices": devices,
         "strategy": strategy,
+        "cpu": cpu,
     }
     if isinstance(module, PPOModule):
         return _ppo(module, data, batch, common)
@@ -145,13 +150,17 @@ def _ppo(module: PPOModule, data: Any, batch: int, common: dict[str, Any]) -> Ru
     models = {"policy": module.policy_backbone, "value": module.value_backbone}
     if module.reference_backbone is not None or module.policy_backbone.lora is None:
         models["reference"] = module.reference_backbone or module.policy_backbone
-    notes, scored, episodes = (), 0, -(-batch // devices)
+    notes: tuple[str, ...] = ()
+    scored, episodes = 0, -(-batch // devices)
     if isinstance(module.reward, RewardModel):
         models["reward"] = module.reward.model
         scored = min(module.reward.batch_size or episodes, episodes)
     else:
         notes = (f"{type(module.reward).__name__} is a reward of your own and not counted",)
     sampled = (module.engine.batch_size if isinstance(module.engine, CachedEngine) else None) or episodes
+    if isinstance(module.engine, ExternalEngine):
+        sampled = 0
+        notes = (*notes, f"{type(module.engine).__name__} samples in a process of its own, which is not counted")
     response = module.sampling.max_new_tokens
     length = _required(data, "max_prompt_length") + response
     size, tokens = module.micro_batch_size, module.micro_batch_tokens

@@ -62,14 +62,36 @@ def export_folder(
     path = Path(path).expanduser()
     if is_sharded(model):
         state = plain_state_dict(_backbone(model))
-        _on_first_rank(lambda: _write_folder(model, tokenizer, path, record, merge=merge, state=state))
+        on_first_rank_alone(lambda: _write_folder(model, tokenizer, path, record, merge=merge, state=state))
     else:
         _write_folder(model, tokenizer, path, record, merge=merge, state=state)
     return path
 
 
-def _on_first_rank(write: Callable[[], None]) -> None:
+def save_weights(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Write a causal language model to `path` for another process to load at once: config, weights, adapters merged,
+    and tokenizer; no record and no card, and nobody waits for the disk.
+
+    Every rank must call this; the first writes, and what keeps it from that is raised in all.
+
+    Raises:
+        UserError: as `export_folder`.
+    """
+    state = plain_state_dict(model) if is_sharded(model) else None
+
+    def write(partial: Path) -> None:
+        with quiet_transformers():
+            _save_plain(unwrapped(model), tokenizer, partial, state or plain_state_dict(model), None)
+            tokenizer.save_pretrained(partial)
+
+    on_first_rank_alone(lambda: _beside(path, write))
+
+
+def on_first_rank_alone(write: Callable[[], None]) -> None:
     """Have the first rank write while the others wait; its fault is raised in all, for they go on together or not."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        write()
+        return
     fault = None
     if distributed.get_rank() == 0:
         try:
@@ -93,14 +115,23 @@ def _write_folder(
     state: dict[str, Tensor] | None,
 ) -> None:
     """Write beside `path` and give it the name when all is on the disk."""
+
+    def write(partial: Path) -> None:
+        _write(model, tokenizer, partial, path.name, record or make_record("unknown"), merge=merge, state=state)
+        _sync(partial)
+
+    _beside(path, write)
+
+
+def _beside(path: Path, write: Callable[[Path], None]) -> None:
+    """Have a folder written beside `path` and give it the name when it is whole."""
     _check_replaceable(path)
     partial = path.parent / f".{path.name}.partial-{os.getpid()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _write(model, tokenizer, partial, path.name, record or make_record("unknown"), merge=merge, state=state)
-        _sync(partial)
+        write(partial)
         _replace(partial, path)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -12,7 +12,6 @@ from instructlit.models.sharding import gathered
 from instructlit.modules.ppo_metrics import UpdateMetrics
 from instructlit.ops.masking import masked_mean, masked_sum
 from instructlit.ops.rewards import shape_rewards
-from instructlit.rollout.forward import Chunks, response_log_probs
 from instructlit.rollout.reward import RewardModel, checked_scores
 from instructlit.types import Responses, Rollout
 
@@ -21,6 +20,10 @@ if TYPE_CHECKING:
 
 MEAN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Largest mean difference, in nats a token, between log-probs of one model computed in two ways, by its precision."""
+
+
+CORRECTED_TOLERANCE = 0.1
+"""The same where `sampler_correction` is on: more than two precisions of the same weights make."""
 
 
 class InvariantError(UserError):
@@ -48,15 +51,15 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
     """
     bound = tolerance(module)
     mask = rollout.response_mask
-    parts = Chunks(rollout, module.micro_batch_size, module.micro_batch_tokens)
-    with gathered(module.trained_model):
-        own = parts.joined([response_log_probs(module.trained_model, p, module.sampling.temperature) for p in parts])
-    gap = float(masked_mean((own - rollout.old_log_probs).abs(), mask))
+    own = module.policy_log_probs(rollout)
+    gap = float(masked_mean((own - rollout.sampled_log_probs).abs(), mask))
+    allowed = bound if module.sampler_correction is None else max(bound, CORRECTED_TOLERANCE)
     _require(
-        gap <= bound,
+        gap <= allowed,
         f"the engine's log-probs differ from the trainer's by {gap:.2g} nats a token",
-        f"at most {bound:g}",
-        "the engine samples from another distribution (temperature, weights, precision) than the trainer computes",
+        f"at most {allowed:g}",
+        "the engine samples from another distribution (temperature, weights, precision) than the trainer computes;"
+        " sampler_correction corrects for another precision",
     )
     if module.reference_backbone is None or module.reference_backbone.path == module.policy_backbone.path:
         kl = float(masked_sum(own - rollout.ref_log_probs, mask) / len(rollout))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from instructlit.errors import UserError
-from instructlit.losses import LossSum, policy_loss, target_loss, value_loss
+from instructlit.losses import LossSum, policy_loss, sampler_weights, target_loss, value_loss
 from instructlit.models.adapters import reference_view
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.dropout import disable_dropout
@@ -81,6 +81,9 @@ class PPOModule(StageModule):
         reward_timeout: seconds that a reward of yours may take for a batch of responses before the run stops; None
             waits for ever.
         engine: the generation engine.
+        sampler_correction: the largest weight of truncated importance sampling, by which the policy loss corrects for
+            an engine that draws from a policy a little different from the trainer's; 2 is usual. It costs a forward
+            over each rollout. None takes the engine's log-probs for the trainer's, as those of `CachedEngine` are.
         optimizer: the optimiser of policy and value network; its learning rate is the policy's.
         value_learning_rate: that of the value network.
         lr_scheduler: the schedule, in optimiser steps.
@@ -112,6 +115,7 @@ class PPOModule(StageModule):
         max_kl: float | None = None,
         reward_timeout: float | None = 1800.0,
         engine: GenerationEngine = CachedEngine(),  # noqa: B008
+        sampler_correction: float | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(
             p, lr=9e-6, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0
         ),
@@ -136,7 +140,13 @@ class PPOModule(StageModule):
         self.clip, self.value_clip = clip, value_clip
         self.pretraining_coefficient, self.ema_decay, self.max_kl = pretraining_coefficient, ema_decay, max_kl
         self.value_learning_rate, self.self_check = value_learning_rate, self_check
-        self.reward_timeout = reward_timeout
+        self.reward_timeout, self.sampler_correction = reward_timeout, sampler_correction
+        if sampler_correction is not None and sampler_correction < 1:
+            raise UserError(
+                f"found {sampler_correction}",
+                where="model.init_args.sampler_correction",
+                expected="at least 1: the largest weight of a token",
+            )
         self.policy: nn.Module | None = None
         self.value: ScalarModel | None = None
         self.frozen_reference: list[nn.Module] = []  # in a list: not ours to save, move or shard as a submodule
@@ -147,6 +157,7 @@ class PPOModule(StageModule):
         self.validation_rows: list[dict[str, Any]] = []
         # Over responses: Lightning's own mean over ranks is wrong where they have different numbers of them.
         self.validation_means = nn.ModuleDict({name: MeanMetric() for name in ("score", "kl", "length")})
+        self.engine_synced = False  # whether the engine has the policy's weights as they are
         self.last_rollout: Rollout | None = None  # for callbacks to look at
         self._resumed: dict[str, Any] | None = None
 
@@ -307,12 +318,17 @@ class PPOModule(StageModule):
             values = parts.joined([response_values(self.value_model, part) for part in parts])
         with gathered(self.reference_model):
             reference = parts.joined([self.reference_log_probs(part) for part in parts])
+        own = None if self.sampler_correction is None else self.policy_log_probs(generation)
+        shaping, beta = self.shaping, self.kl.coefficient
         return build_rollout(
-            generation, scores, reference, values, self.shaping, self.kl.coefficient, self.moments, self.sum_over_ranks
+            generation, scores, reference, values, shaping, beta, self.moments, self.sum_over_ranks, own
         )
 
     def _sample(self, prompts: PromptBatch, generator: torch.Generator | None) -> tuple[Generation, Tensor]:
         """Responses and their scores."""
+        if not self.engine_synced:
+            self.engine.sync(self.trained_model, self.tokenizer)
+            self.engine_synced = True
         with gathered(self.trained_model):
             generation = self.engine.generate(self.trained_model, prompts, self.sampling, self.tokenizer, generator)
         with gathered(*self.reward.networks()):
@@ -333,6 +349,14 @@ class PPOModule(StageModule):
         return scores
 
     @torch.no_grad()
+    def policy_log_probs(self, responses: Responses) -> Tensor:
+        """Log-probs (B, R) of the policy by the trainer's own forward, at the sampling temperature."""
+        parts = self._parts(responses)
+        with gathered(self.trained_model):
+            found = [response_log_probs(self.trained_model, part, self.sampling.temperature) for part in parts]
+        return parts.joined(found)
+
+    @torch.no_grad()
     def reference_log_probs(self, responses: Responses) -> Tensor:
         """Log-probs (B, R) of the frozen reference at the sampling temperature."""
         if self.frozen_reference:
@@ -347,10 +371,14 @@ class PPOModule(StageModule):
 
         def ppo(part: Rollout) -> LossSum:
             log_probs, entropy = log_probs_and_entropy(self.trained_model, part, self.sampling.temperature)
-            loss, stats = policy_loss(log_probs, part.old_log_probs, part.advantages, part.response_mask, self.clip)
-            metrics.add_policy(stats, entropy, part.response_mask)
+            old, mask, weights = part.old_log_probs, part.response_mask, None
+            if self.sampler_correction is not None:
+                weights = sampler_weights(old, part.sampled_log_probs, mask, self.sampler_correction)
+                metrics.add_sampler_weights(weights, mask)
+            loss, stats = policy_loss(log_probs, old, part.advantages, mask, self.clip, weights)
+            metrics.add_policy(stats, entropy, mask)
             if not metrics.updates:  # the weights are still those that were sampled from
-                metrics.add_engine_gap(log_probs.detach() - part.old_log_probs, part.response_mask)
+                metrics.add_engine_gap(log_probs.detach() - part.sampled_log_probs, mask)
             return loss
 
         def value(part: Rollout) -> LossSum:
@@ -368,6 +396,7 @@ class PPOModule(StageModule):
                 weight=self.pretraining_coefficient,
             )
         losses["value/loss"] = self.accumulate(self._parts(minibatch), value, tokens)
+        self.engine_synced = False
         policy_norm, value_norm = self.step_optimizer([self.trained_model, self.value_model], losses)
         if self.guard.in_a_row:
             metrics.restore(before)  # what was not learnt from is not measured either
@@ -452,7 +481,7 @@ class PPOModule(StageModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         kept = checkpoint["instructlit"]["ppo"]
-        self.episodes_seen, self._resumed = int(kept["episodes_seen"]), kept
+        self.episodes_seen, self._resumed, self.engine_synced = int(kept["episodes_seen"]), kept, False
         if self.sharded:  # such a strategy reads a checkpoint only after `on_fit_start`
             self._restore(kept)
 

@@ -20,7 +20,7 @@ class UpdateMetrics:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-        self.tokens: dict[str, Tensor] = {name: torch.zeros(()) for name in ("policy", "value", "engine")}
+        self.tokens: dict[str, Tensor] = {name: torch.zeros(()) for name in ("policy", "value", "engine", "sampler")}
         self.means: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.updates = 0
 
@@ -42,6 +42,11 @@ class UpdateMetrics:
         """The trainer's log-probs less the engine's (B, R), of the same weights."""
         self.tokens["engine"] = self.tokens["engine"] + mask.sum()
         self.sums["engine/gap"] = self.sums["engine/gap"] + masked_sum(difference.abs(), mask)
+
+    def add_sampler_weights(self, weights: Tensor, mask: Tensor) -> None:
+        """A micro-batch's weights of truncated importance sampling (B, R), over all updates."""
+        self.tokens["sampler"] = self.tokens["sampler"] + mask.sum()
+        self.sums["sampler/weight_mean"] = self.sums["sampler/weight_mean"] + masked_sum(weights, mask)
 
     def add_value(self, stats: dict[str, Tensor], mask: Tensor) -> None:
         """A micro-batch's sums over response tokens of the value loss."""

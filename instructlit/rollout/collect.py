@@ -50,6 +50,7 @@ def build_rollout(
     beta: float,
     moments: RunningMoments,
     reduce: Reduce,
+    policy_log_probs: Tensor | None = None,
 ) -> Rollout:
     """Rewards, advantages and returns for sampled and scored responses (design section 5; GAE: arXiv 1506.02438).
 
@@ -62,14 +63,16 @@ def build_rollout(
         beta: weight of the KL penalty.
         moments: running moments of the scores, updated here when scores are normalised.
         reduce: sums a tensor over the ranks.
+        policy_log_probs: (B, R) of the trainer's own forward over the responses; None takes those of the engine.
     """
+    old = generation.log_probs if policy_log_probs is None else policy_log_probs
     mask = generation.response_mask
     ruled = scores
     if shaping.normalize_scores:
         moments.update(scores, generation.ended, reduce=reduce)
         ruled = (scores - moments.mean) / max(moments.std, 1e-8)
     ruled = missing_eos(ruled, generation.ended, shaping.missing_eos, shaping.missing_eos_value)
-    rewards = shape_rewards(ruled, generation.log_probs, ref_log_probs, mask, beta)
+    rewards = shape_rewards(ruled, old, ref_log_probs, mask, beta)
     if shaping.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False, reduce=reduce)
     advantages, returns = gae(rewards, values, mask, gamma=shaping.gamma, lam=shaping.lam)
@@ -83,7 +86,8 @@ def build_rollout(
         response_ids=generation.response_ids,
         response_mask=mask,
         ended=generation.ended,
-        old_log_probs=generation.log_probs,
+        old_log_probs=old,
+        sampled_log_probs=generation.log_probs,
         ref_log_probs=ref_log_probs,
         values=values,
         scores=scores,

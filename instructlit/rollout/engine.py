@@ -74,8 +74,16 @@ class GenerationEngine(ABC):
     """Draws one response for each prompt. Subclass it and name the subclass by `class_path` to plug in another engine.
 
     An engine must sample from softmax(logits / temperature) of the weights it is handed, now: nothing kept from an
-    earlier call may depend on the weights.
+    earlier call may depend on the weights. One that holds weights of its own takes them over in `sync`.
     """
+
+    def sync(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - most need none
+        """Take over the weights as they are now; called on every rank before the first `generate` after they changed.
+
+        Args:
+            model: the policy, with its adapters; cut over the ranks where the strategy does so.
+            tokenizer: of the policy.
+        """
 
     @abstractmethod
     def generate(

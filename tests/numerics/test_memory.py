@@ -25,7 +25,8 @@ from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_mo
 from instructlit.models.ema import EMA
 from instructlit.models.export import export_folder
 from instructlit.modules import PPOModule, RewardModule, SFTModule
-from instructlit.rollout import CachedEngine, RewardModel, Sampling
+from instructlit.rollout import CachedEngine, RewardModel, Sampling, WorkerEngine
+from instructlit.rollout.decoders import decoder_for
 from instructlit.types import ComparisonBatch, Prompt, PromptBatch, TokenBatch
 
 COMMON: dict[str, Any] = {"vocab_size": 2000, "pad_token_id": PAD_ID, "eos_token_id": EOS_ID, "bos_token_id": None}
@@ -248,6 +249,42 @@ def test_ppo_on_one_trunk_takes_at_most_1_35_times_what_sft_takes(
 
 def ppo_run(folders: dict[str, Path], tokenizer: PreTrainedTokenizerFast, **options: Any) -> Run:
     return run_of(module_of("ppo", folders["single"], **options), Data(tokenizer, "ppo", 8))
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bf16-mixed"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
+def test_what_the_decoder_of_a_cpu_holds_once_more(
+    folders: dict[str, Path], char_tokenizer: PreTrainedTokenizerFast, name: str, mixed: bool
+) -> None:
+    """To the byte but for the norms, which are float32 already."""
+    model: Any = load_causal_lm(Backbone(str(folders[name]))).eval()
+    ours = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        decoder: Any = decoder_for(model, 2, T)
+    held = [part.weight for layer in getattr(decoder, "_layers", []) for part in vars(layer).values()
+            if isinstance(getattr(part, "weight", None), Tensor)]  # fmt: skip
+    held += [decoder._head.weight] if name != "gpt2" else []
+    copies = [w for w in held if w.untyped_storage().data_ptr() not in ours]
+    module, data = module_of("ppo", folders[name]), Data(char_tokenizer, "ppo", 8)
+    for cpu in (True, False):
+        run = run_of(module, data, precision="bf16-mixed" if mixed else "32-true", cpu=cpu)
+        (sampling,) = (phase for phase in estimate(run).phases if phase.name == "sampling")
+        assert sampling.parts.get("decoder's weights", 0) == (bytes_of(copies) if cpu else 0)
+    assert bool(copies) == (name != "gpt2")
+    adapted = run_of(module_of("ppo", folders[name], lora=Lora(8)), data, cpu=True)
+    assert not any("decoder's weights" in phase.parts for phase in estimate(adapted).phases)
+
+
+def test_an_engine_of_its_own_process_takes_nothing_of_this_device(
+    folders: dict[str, Path], char_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    module, data = module_of("ppo", folders["llama"]), Data(char_tokenizer, "ppo", 8)
+    module.engine = WorkerEngine()
+    found = estimate(run_of(module, data, cpu=True))
+    (sampling,) = (phase for phase in found.phases if phase.name == "sampling")
+    assert sum(sampling.parts.values()) == 0
+    assert any("process of its own" in note for note in found.notes)
+    assert fitting(found.run, found.peak - 1) is not None
 
 
 def test_a_shared_trunk_is_counted_once(folders: dict[str, Path], char_tokenizer: PreTrainedTokenizerFast) -> None:

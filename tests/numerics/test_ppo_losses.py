@@ -7,7 +7,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from instructlit.losses import LossSum, policy_loss, value_loss
+from instructlit.losses import LossSum, policy_loss, sampler_weights, value_loss
 
 NAN, INF = math.nan, math.inf
 
@@ -45,6 +45,50 @@ def test_first_minibatch_is_the_plain_policy_gradient() -> None:
     assert statistics["ratio_mean"] / loss.count == 1
     assert statistics["approx_kl"] == 0
     assert statistics["clip_fraction"] == 0
+
+
+def test_weights_of_a_sampler_by_hand() -> None:
+    """e^(trainer - sampler), at most 2; junk outside the mask is 0."""
+    own = tensor([[-1.0, -1.0, -1.0, -1.0, NAN, -INF]])
+    sampled = tensor([[-1.0, -1.0 - math.log(1.5), -1.0 - math.log(4), -1.0 + math.log(2), 3.0, -INF]])
+    mask = tensor([[True] * 4 + [False] * 2])
+    assert_close(sampler_weights(own, sampled, mask, 2.0), tensor([[1.0, 1.5, 2.0, 0.5, 0.0, 0.0]]))
+    assert_close(sampler_weights(own, sampled, mask, 1.0), tensor([[1.0, 1.0, 1.0, 0.5, 0.0, 0.0]]))
+
+
+def test_weighted_samples_of_another_policy_give_the_trainers_gradient() -> None:
+    """In expectation over 5 tokens drawn by the sampler, where no weight is cut."""
+    logits = tensor([0.3, -1.1, 0.8, 0.0, -0.4], dtype=torch.float64, requires_grad=True)
+    sampler = tensor([0.1, -0.8, 0.9, -0.2, -0.3], dtype=torch.float64).log_softmax(0)
+    advantages = tensor([1.0, -2.0, 0.5, 0.3, 3.0], dtype=torch.float64)
+    own, mask = logits.log_softmax(0), torch.ones(5, dtype=torch.bool)
+
+    def gradient(shares: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        one = [slice(i, i + 1) for i in range(5)]
+        losses = [
+            policy_loss(own[i], own[i].detach(), advantages[i], mask[i], weights=weights[i])[0].total for i in one
+        ]
+        # a token's term counts as often as it is drawn
+        return torch.autograd.grad((shares * torch.stack(losses)).sum(), logits, retain_graph=True)[0]
+
+    ones = torch.ones_like(sampler)
+    exact = gradient(own.detach().exp(), ones)
+    assert_close(gradient(sampler.exp(), sampler_weights(own, sampler, mask, 2.0)), exact)
+    assert (gradient(sampler.exp(), ones) - exact).abs().max() > 0.02
+    assert (gradient(sampler.exp(), sampler_weights(own, sampler, mask, 1.0)) - exact).abs().max() > 0.01
+
+
+def test_weights_multiply_the_terms_and_carry_no_gradient() -> None:
+    log_probs = tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
+    weights = tensor([[2.0, 0.5, NAN]], requires_grad=True)
+    advantages, mask = tensor([[1.0, -2.0, 9.0]]), tensor([[True, True, False]])
+    loss, statistics = policy_loss(log_probs, log_probs.detach(), advantages, mask, weights=weights)
+    assert loss == (-2.0 + 1.0, 2)
+    loss.total.backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.tolist() == [[-2.0, 1.0, 0.0]]
+    assert weights.grad is None
+    assert statistics["ratio_mean"] == 2, "of the policy alone"
 
 
 def test_clip_is_the_given_one() -> None:

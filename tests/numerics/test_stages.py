@@ -1,5 +1,7 @@
 """What one optimiser step does: equivalences of micro-batches, gradients put together by hand, the first minibatch."""
 
+import math
+
 import pytest
 import torch
 from stage_helpers import (
@@ -317,6 +319,36 @@ def test_an_engine_at_another_temperature_fails_the_self_check(tmp_path, tiny_ll
 
     with pytest.raises(InvariantError, match="log-probs differ from the trainer's"):
         ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, engine=Cooler())
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.02, 1.02), (1 / 1.03, 1 / 1.03), (1.08, 1.05)])
+def test_the_sampler_correction_weighs_the_policy_step(tmp_path, tiny_llama_dir, char_tokenizer, factor, expected):
+    """An engine whose log-probs are off by a constant: the policy moves `factor` times as far, at most 1.05 times."""
+
+    class Off(CachedEngine):
+        def generate(self, model, prompts, sampling, tokenizer, generator=None):
+            found = super().generate(model, prompts, sampling, tokenizer, generator)
+            found.log_probs = (found.log_probs - math.log(factor)) * found.response_mask
+            return found
+
+    def moved(engine, cap):
+        torch.manual_seed(0)
+        module = ppo_module(tiny_llama_dir, engine=engine, sampler_correction=cap, minibatch_size=8)
+        run(tmp_path, module, char_tokenizer, [{"prompts": prompt_batch(PROMPTS)}])
+        return weights(module.trained_model) - weights(load_causal_lm(Backbone(str(tiny_llama_dir)))), module
+
+    plain, _ = moved(CachedEngine(), None)
+    corrected, module = moved(Off(), 1.05)
+    torch.testing.assert_close(corrected, expected * plain, atol=2e-6, rtol=1e-4)
+    rollout = module.last_rollout
+    assert rollout is not None
+    gap = (rollout.old_log_probs - rollout.sampled_log_probs)[rollout.response_mask]
+    torch.testing.assert_close(gap, torch.full_like(gap, math.log(factor)), atol=1e-5, rtol=0)
+
+
+def test_a_cap_below_one_is_refused(tiny_llama_dir):
+    with pytest.raises(UserError, match="at least 1"):
+        ppo_module(tiny_llama_dir, sampler_correction=0.5)
 
 
 def test_dropout_fails_the_self_check(tmp_path, tiny_gpt2_dir, char_tokenizer, monkeypatch):

@@ -1,6 +1,7 @@
 """`instructlit data check`: each fact it reports, on files made to have it, and its exit status."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,9 @@ def test_pairs_by_hand() -> None:
 
 
 def test_quantiles_are_lengths_that_occur() -> None:
-    lengths = Lengths.of(list(range(1, 101)))
+    lengths = Lengths.of(Counter(range(1, 101)))
     assert lengths == Lengths(100, 50.5, 51, 91, 100, 100)
-    assert Lengths.of([]) is None
+    assert Lengths.of(Counter()) is None
 
 
 def test_comparisons(check: Any, comparisons_file: Path, tokenizer: str) -> None:

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from stage_helpers import sft_module, trainer
 
 from instructlit.data import DemonstrationData, TextData
-from instructlit.data.packing import TokenFile
 from instructlit.data.readers import Rows, file_hash, open_source
 from instructlit.data.sources import Source
+from instructlit.data.store import Table
 from instructlit.errors import UserError
 
 ROWS = [{"prompt": f"p{n}: ", "completion": "x" * (n + 1)} for n in range(12)]
@@ -138,22 +138,24 @@ def test_a_run_ends_with_one_message_and_keeps_what_it_learnt(
     assert data.data_files()[0]["rows"] == 240
 
 
-def test_ids_of_a_text_whose_temporary_file_cannot_be_written_or_is_gone(tmp_path: Path, tiny_llama_dir: Path) -> None:
-    class Full:
-        def write(self, data: bytes) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_ids_of_a_text_whose_temporary_file_cannot_be_written_or_is_gone(
+    tmp_path: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(table: Table) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    store = TokenFile()
-    store._writer = Full()
-    with pytest.raises(UserError, match=r"No space left on device\n.*\n.*TMPDIR"):
-        store.append([1, 2], opened(write(tmp_path / "d.jsonl")), 0)
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(8)))
     data = TextData(str(tiny_llama_dir), str(path), batch_size=2, block_size=8, validation_fraction=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "_flush", full)
+        with pytest.raises(UserError, match=r"No space left on device\n.*\n.*TMPDIR"):
+            data.setup()
     data.setup()
     rows = data.splits["train"].dataset
     first = rows[0].ids
-    os.unlink(rows.files[0].path)
+    for file in rows.files[0]._store.folder.glob("*.bin"):
+        file.unlink()
     assert rows[0].ids == first  # mapped already
     with pytest.raises(UserError, match="TMPDIR"):
         pickle.loads(pickle.dumps(rows))[0]

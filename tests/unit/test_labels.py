@@ -10,7 +10,7 @@ import pytest
 from instructlit.data import ComparisonData, DemonstrationData
 from instructlit.data.formats import Kind, read_records
 from instructlit.data.readers import open_source
-from instructlit.data.records import Measure, scan
+from instructlit.data.records import Coder, Measure, scan
 from instructlit.data.sampling import ShuffledPlan
 from instructlit.data.sources import Source
 from instructlit.errors import UserError
@@ -280,7 +280,8 @@ def test_a_rows_weight_is_how_often_it_comes(tmp_path: Path) -> None:
     rows = export(labels, 0.0, {"anna": 2, "bob": 0.5}).train["comparison"]
     path = tmp_path / "comparisons.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    scanned = scan(open_source(Source(str(path), weight=2.0), "train"), "comparison", lambda record: Measure(1))
+    coder = Coder("comparison", lambda record: [], lambda record, sequences: Measure(1))
+    scanned = scan(open_source(Source(str(path), weight=2.0), "train"), coder, "train")
     groups, weights = scanned.groups(np.ones(len(scanned), dtype=bool))
     assert sorted(weights) == [1.0, 2.0, 4.0], "a row's own weight times that of its source"
     plan = ShuffledPlan(groups, 8, weights=weights)
