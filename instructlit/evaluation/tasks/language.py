@@ -30,6 +30,8 @@ class Perplexity(Task):
         limit: the first so many texts or pieces.
         characters: length of a piece of a .txt file.
         name: in the columns' names.
+        documents: every row is a document as pretraining reads it: its end counts, and its first token, which nothing
+            predicts, does not.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class Perplexity(Task):
         limit: int | None = None,
         characters: int = 4000,
         name: str = "heldout",
+        documents: bool = False,
     ):
         self.data, self.limit, self.characters, self.name = data, limit, characters, name
+        self.documents = documents
         self._texts: list[str] = []
 
     def requests(self) -> Sequence[Request]:
@@ -48,7 +52,7 @@ class Perplexity(Task):
             self._texts = pieces(data, self.characters)[: self.limit]
         else:
             self._texts = [str(row["text"]) for row in read_rows(data, "data", "text", limit=self.limit)]
-        return [Weigh("", (text,)) for text in self._texts]
+        return [Weigh("", (text,), document=self.documents) for text in self._texts]
 
     def measure(self, study: Study) -> Outcome:
         replies = {m: [r if isinstance(r, Weights) else None for r in study.replies[m]] for m in study.models}
