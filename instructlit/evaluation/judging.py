@@ -85,6 +85,9 @@ class Judge(ABC):
     answers: frozenset[Kind] = frozenset(("compare", "rate", "decide", "score"))
     """The kinds of question it can be asked."""
 
+    both_orders = True
+    """Whether it looks at each order of a pair by itself, so that a favourite place would show."""
+
     @abstractmethod
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         """The verdict on every question with its index, in any order, each as soon as it is there.

@@ -140,7 +140,8 @@ class Preference(Task):
                 figures=controlled,
             )
         )
-        outcome.measures += position_bias(judge, orders)
+        if study.desk.judge(judge).both_orders:
+            outcome.measures += position_bias(judge, orders)
         return scores
 
     def _against(
