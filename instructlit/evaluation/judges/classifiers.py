@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from instructlit.errors import UserError
+from instructlit.evaluation.datasets import missing_extra
 from instructlit.evaluation.judges.http import NoAnswer, post
 from instructlit.evaluation.judging import Judge, Kind, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
@@ -130,9 +131,7 @@ class DetoxifyScorer(Judge):
         try:
             from detoxify import Detoxify
         except ModuleNotFoundError as error:
-            raise UserError(
-                "detoxify is not installed", where="judge", fix="pip install 'instructlit[eval]'"
-            ) from error
+            raise missing_extra(error, "judge") from error
         place = str(usable_device(self.device))
         try:
             scorer = Detoxify(self.model, device=place) if self.checkpoint is None else Detoxify(

@@ -16,7 +16,7 @@ import numpy as np
 
 from instructlit.data.sources import Source
 from instructlit.errors import UserError
-from instructlit.evaluation.datasets import needed, read_rows
+from instructlit.evaluation.datasets import missing_extra, needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights
 from instructlit.evaluation.task import Task
@@ -162,9 +162,7 @@ class LmEval(Task):
         try:
             from lm_eval.tasks import TaskManager
         except ModuleNotFoundError as error:
-            raise UserError(
-                f"{error.name} is not installed", where="lm_eval", fix="pip install 'instructlit[eval]'"
-            ) from error
+            raise missing_extra(error, "lm_eval") from error
         found: dict[str, Any] = {}
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             manager = TaskManager(include_path=self.include_path, include_defaults=not self._own())
