@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from instructlit.data.chat import plain_text
@@ -52,7 +53,7 @@ class Question:
             else plain_text(self.prompt).removesuffix("Assistant:\n").strip()
         )
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Its name in the store."""
         told = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)

@@ -105,7 +105,7 @@ def test_the_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     assert reader.scripts == 0
     assert reader.fetched == []
     assert len(reader.ids) == len(set(reader.ids)), "the figures share a page"
-    for words in ("preferred to SFT", "54.0% to 60.0%", "PPO-ptx", "Holds.", "n 600", "SFT loss", "61 s", "Minus base"):
+    for words in ("preferred to SFT", "54.0-60.0%", "PPO-ptx", "Holds.", "n 600", "SFT loss", "61 s", "Minus base"):
         assert words in text
     assert "-0.00" not in text
 
@@ -132,7 +132,7 @@ def test_what_was_not_measured_leaves_no_hole(tmp_path: Path) -> None:
     found.outcomes["answers"].measures = found.outcomes["answers"].measures[:1]
     text = page(tmp_path, found)
     read(text)
-    assert "54.0% to 60.0%" in text
+    assert "54.0-60.0%" in text
     assert "claims hold" not in text
 
 

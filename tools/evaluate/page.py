@@ -11,7 +11,7 @@ from instructlit.evaluation.measures import Measure, Outcome
 from instructlit.evaluation.runner import Results
 from instructlit.tools.evaluate import plots
 from instructlit.tools.evaluate.results import versions
-from instructlit.tools.evaluate.table import arrow, by_table, interval, losses, number, rows_of
+from instructlit.tools.evaluate.table import arrow, by_table, interval, losses, narrow, number, rows_of
 from instructlit.tools.reporting.html import document, figures
 
 _HEADS = {"models": "Results", "reward models": "Reward models", "judges": "Judges"}
@@ -87,10 +87,9 @@ def _cell(measure: Measure, row: str, group: str | None = None) -> str:
         return "<td>-</td>"
     best = _best(measure) if group is None else None
     mark = " class='best'" if best is not None and figure.value == best else ""
-    return (
-        f"<td{mark}>{escape(number(measure, figure.value))}<small>{escape(interval(measure, figure))}</small>"
-        f"<small>n {figure.n}</small></td>"
-    )
+    small = [narrow(measure, figure), f"n {figure.n}" if figure.n else ""]
+    told = "".join(f"<small>{escape(text)}</small>" for text in small if text)
+    return f"<td{mark}>{escape(number(measure, figure.value))}{told}</td>"
 
 
 def _tax(results: Results) -> str:

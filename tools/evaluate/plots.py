@@ -11,7 +11,7 @@ from instructlit.evaluation.runner import Results
 from instructlit.tools.evaluate.table import number
 from instructlit.tools.reporting.svg import INK, STYLE, plt, svg
 
-COLOURS = ("#3f8fd2", "#e07b39", "#2fa36b", "#8a8f98", "#b08f5c", "#a05fb5", "#c9504c", "#4aa3a3")
+COLOURS = ("#8a8f98", "#b08f5c", "#3f8fd2", "#e07b39", "#2fa36b", "#a05fb5", "#c9504c", "#4aa3a3")
 """Readable on white and on near-black."""
 
 

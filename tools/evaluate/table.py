@@ -119,11 +119,15 @@ def _cell(measure: Measure, name: str, counted: bool = True) -> str:
     figure = measure.figures.get(name)
     if figure is None:
         return "-"
-    own = interval(measure, figure)
-    lines = [number(measure, figure.value), own, f"n {figure.n}"]
-    if not counted:  # narrow: 54.0-60.0%
-        lines = [lines[0], own if figure.low < 0 else own.replace("% to ", "-").replace(" to ", "-")]
+    own = interval(measure, figure) if counted else narrow(measure, figure)
+    lines = [number(measure, figure.value), own, f"n {figure.n}" if counted and figure.n else ""]
     return "\n".join(line for line in lines if line)
+
+
+def narrow(measure: Measure, figure: Figure) -> str:
+    """The interval as 54.0-60.0%, where no sign is in the way."""
+    text = interval(measure, figure)
+    return text if figure.low < 0 else text.replace("% to ", "-").replace(" to ", "-")
 
 
 def arrow(measure: Measure) -> str:
