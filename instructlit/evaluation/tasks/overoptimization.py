@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from instructlit.errors import UserError
-from instructlit.evaluation.datasets import read_rows
+from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.divergence import asked_of_reference, log_ratios
 from instructlit.evaluation.judging import Question
 from instructlit.evaluation.measures import Curve, Measure, Outcome, Study, check_models, measured
@@ -57,10 +56,6 @@ class Overoptimization(Task):
         limit: int | None = None,
         max_new_tokens: int = 256,
     ):
-        if prompts is None and not runs:
-            raise UserError(
-                "no prompts are named", where="overoptimization.prompts", fix="--options overoptimization.prompts=FILE"
-            )
         self.path, self.proxy, self.gold, self.reference = prompts, proxy, gold or ["gold"], reference
         self.policies, self.runs, self.samples, self.best_of = policies, runs or {}, samples, best_of
         self.limit, self.max_new_tokens = limit, max_new_tokens
@@ -70,8 +65,9 @@ class Overoptimization(Task):
     def requests(self) -> Sequence[Request]:
         fields = ("iteration", "prompt", "response", "score", "kl")
         self._logged = {name: read_rows(file, f"runs.{name}", *fields) for name, file in self.runs.items()}
-        if self.path is not None:
-            self._prompts = [p.prompt for p in read_prompts(self.path, self.limit)]
+        if self.path is not None or not self.runs:
+            path = needed(self.path, "overoptimization.prompts", "prompts are")
+            self._prompts = [p.prompt for p in read_prompts(path, self.limit)]
         else:
             rows = [row["prompt"] for own in self._logged.values() for row in own]
             self._prompts = list(dict.fromkeys(rows))[: self.limit]
