@@ -106,6 +106,11 @@ class Judge(ABC):
         return ""
 
     @property
+    def marks(self) -> Kind:
+        """How it says of one answer how good that is: "score" on a scale of its own, else "rate" from 1 to 7."""
+        return "score" if "score" in self.answers else "rate"
+
+    @property
     def title(self) -> str:
         """What a report calls it."""
         return type(self).__name__

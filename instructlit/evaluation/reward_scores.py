@@ -11,6 +11,7 @@ from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.dropout import disable_dropout
+from instructlit.models.folders import check_source
 from instructlit.ops.micro_batches import spans
 from instructlit.types import PromptText
 
@@ -39,6 +40,7 @@ class RewardScores:
         tokens: int | None = None,
         where: str = "model",
     ):
+        check_source(model, weights=True, where=where)
         tokenizer: Any = load_tokenizer(model)
         network: Any = load_scalar_model(Backbone(model, dtype=dtype), require_head=True, where=where, frozen=True)
         disable_dropout(network)

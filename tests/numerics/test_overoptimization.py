@@ -19,6 +19,7 @@ class Counting(Judge):
 
     def __init__(self, sign: int):
         self.sign = sign
+        self.answers = frozenset(("score",) if sign > 0 else ("rate",))  # a judge model rates only
 
     def identity(self) -> dict[str, Any]:
         return {"sign": self.sign}

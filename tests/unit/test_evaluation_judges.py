@@ -441,6 +441,11 @@ def test_a_reward_model_scores_as_it_was_trained_to_and_compares(reward_folder: 
     assert found[5].value == 0.5, "equal answers tie"
 
 
+def test_a_reward_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match=r"there is no folder \./nowhere"):
+        list(RewardJudge("./nowhere").verdicts([Question("score", "p", ("a",))]))
+
+
 def test_a_preference_by_a_reward_model_has_its_score_beside_it(reward_folder: Path, tmp_path: Path) -> None:
     judge = RewardJudge(str(reward_folder), device="cpu")
     found = preference(tmp_path, judge, {"sft": ["a b"] * 3, "ppo": ["c d"] * 3})

@@ -177,10 +177,11 @@ def built(kind: type, spec: Mapping[str, Any], where: str) -> Any:
     parser.add_subclass_arguments(kind, "part")
     try:
         return parser.instantiate(parser.parse_object({"part": dict(spec)}))["part"]
-    except UserError:
-        raise
     except Exception as error:
-        raise UserError(readable(str(error)), where=where) from error
+        own: BaseException | None = error
+        while own is not None and not isinstance(own, UserError):
+            own = own.__cause__ or own.__context__  # the class has said it, the parser has wrapped it
+        raise own or UserError(readable(str(error)), where=where) from error
 
 
 def _known(name: str, known: Any, where: str, what: str) -> None:

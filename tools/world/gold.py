@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from instructlit.evaluation.judging import Judge, Question
 from instructlit.evaluation.judging import Verdict as Reply
 from instructlit.tools.world.folder import read_world
-from instructlit.world import Verdict
+from instructlit.world import Verdict, World
 
 CRITERIA = ("attempted", "constraints", "grounded", "truthful", "rude")
 
@@ -23,7 +24,12 @@ class GoldJudge(Judge):
     """
 
     def __init__(self, data: str = "data"):
-        self.world = read_world(Path(data))
+        self.data = Path(data)
+
+    @cached_property
+    def world(self) -> World:
+        """The world whose data is there."""
+        return read_world(self.data)
 
     @property
     def title(self) -> str:

@@ -32,7 +32,7 @@ class Overoptimization(Task):
     Args:
         prompts: prompts in any of the forms that training reads; those of `runs` when not given.
         proxy: name of the judge that the policies were trained on.
-        gold: names of the judges that know better.
+        gold: names of the judges that know better; they score, or rate from 1 to 7.
         reference: the model that the KL is measured from; the baseline when not given.
         policies: false where only `runs` and best-of-n are drawn; else every model is a policy.
         runs: by name a file of the samples that a PPO run wrote as it went (`iteration`, `prompt`, `response`, `score`
@@ -147,8 +147,8 @@ class Overoptimization(Task):
 
     def _scores(self, study: Study, judge: str, texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """The scores of the answers to each prompt; nothing where one is missing."""
-        pairs = zip(self._prompts, texts, strict=True)
-        verdicts = iter(study.desk.ask(judge, [Question("score", p, (t,)) for p, own in pairs for t in own]))
+        pairs, kind = zip(self._prompts, texts, strict=True), study.desk.judge(judge).marks
+        verdicts = iter(study.desk.ask(judge, [Question(kind, p, (t,)) for p, own in pairs for t in own]))
         found = []
         for own in texts:
             values = [next(verdicts).value for _ in own]
@@ -169,7 +169,8 @@ class Overoptimization(Task):
                 own = list(group.values())
                 values: list[float | None] = [float(row["score"]) for row in own]
                 if judge != self.proxy:
-                    asked = [Question("score", row["prompt"], (row["response"],)) for row in own]
+                    kind = study.desk.judge(judge).marks
+                    asked = [Question(kind, row["prompt"], (row["response"],)) for row in own]
                     values = [verdict.value for verdict in study.desk.ask(judge, asked)]
                 known = [value for value in values if value is not None]
                 if known:
