@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-Z = 1.959964
+from instructlit.intervals import Z
 
 Level = Literal["nominal", "ordinal", "interval"]
 

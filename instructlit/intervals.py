@@ -2,8 +2,11 @@
 
 import math
 
+Z = 1.959964
+"""The 97.5 % quantile of the standard normal distribution: 95 % lie between -Z and Z."""
 
-def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+
+def wilson_interval(successes: float, n: int, z: float = Z) -> tuple[float, float]:
     """Confidence interval of a proportion, both ends within 0 .. 1; (0, 1) for no trials.
 
     Args:

@@ -1,4 +1,4 @@
-"""A reward model made ready to score text, and how often it orders pairs as labelers did."""
+"""A reward model's scores of text, and how often it orders pairs as labelers did."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -6,16 +6,11 @@ from typing import Any
 
 import torch
 
-from instructlit.data.collate import collate_tokens
-from instructlit.data.tokenization import Encoder
-from instructlit.data.tokenizers import load_tokenizer
-from instructlit.models.backbone import Backbone, load_scalar_model
-from instructlit.models.dropout import disable_dropout
-from instructlit.types import PromptText
+from instructlit.evaluation.reward_scores import RewardScores
 
 
-class Scorer:
-    """A frozen reward model that reads text as it read its own data.
+class Scorer(RewardScores):
+    """A reward model beside the labelers whose rankings it learned from.
 
     Args:
         model: its folder; the shift is part of the score.
@@ -25,22 +20,7 @@ class Scorer:
     """
 
     def __init__(self, model: str, device: torch.device, batch_size: int = 512, template: str = "auto"):
-        tokenizer: Any = load_tokenizer(model)
-        self.encoder, self.pad = Encoder(tokenizer, template), tokenizer.pad_token_id
-        network = load_scalar_model(Backbone(model), require_head=True, where=model, frozen=True)
-        disable_dropout(network)
-        self.network, self.device, self.batch_size = network.eval().to(device), device, batch_size
-
-    @torch.no_grad()
-    def scores(self, rows: Sequence[tuple[PromptText, str, bool]]) -> list[float]:
-        """The score of each (prompt, completion, whether it ended by itself)."""
-        encoded = [self.encoder.example(prompt, text, ended) for prompt, text, ended in rows]
-        found: list[float] = []
-        for start in range(0, len(encoded), self.batch_size):
-            batch = collate_tokens(encoded[start : start + self.batch_size], self.pad)
-            ids, mask = batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
-            found += self.network.score(ids, mask).tolist()
-        return found
+        super().__init__(model, device, template, size=batch_size, where=model)
 
     def ordered(self, records: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[int]]:
         """For each comparison row the pairs it orders as the labeler did, and the pairs the labeler did not tie."""

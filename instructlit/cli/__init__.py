@@ -47,8 +47,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "world label": (f"{TOOLS}.world.label:world_label", "sample completions and have simulated labelers rank them"),
     "world rank": (f"{TOOLS}.world.rank:world_rank", "have simulated labelers answer a file of tasks"),
     "world compare": (f"{TOOLS}.world.compare:world_compare", "which of two policies the gold scorer prefers"),
-    "world evaluate": (f"{TOOLS}.world.evaluate:world_evaluate", "measure every model of a quickstart run"),
-    "world report": (f"{TOOLS}.world.report:world_report", "draw the page of a quickstart run"),
 }
 
 GROUPS = (
@@ -62,10 +60,7 @@ GROUPS = (
             *("labels export", "labels import", "labels agreement", "iterate", "iterate measure", "lineage"),
         ),
     ),
-    (
-        "see it work",
-        ("quickstart", "soak", "world", "world label", "world rank", "world compare", "world evaluate", "world report"),
-    ),
+    ("see it work", ("quickstart", "soak", "world", "world label", "world rank", "world compare")),
 )
 
 

@@ -14,9 +14,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from instructlit.ops.statistics import wilson_interval
+from instructlit.intervals import Z, wilson_interval
 
-Z = 1.959964
 DRAWS = 2000
 _CELLS = 4_000_000  # numbers of one block of resamples
 _NORMAL = NormalDist()
@@ -198,5 +197,5 @@ def grouped_share(successes: Values, trials: Values) -> tuple[float, float, floa
         return value, value, value
     else:
         effective = max(1, int(value * (1 - value) / variance + 1e-6))
-    low, high = wilson_interval(value * effective, effective, Z)
+    low, high = wilson_interval(value * effective, effective)
     return value, low, high

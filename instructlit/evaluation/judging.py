@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from instructlit.data.chat import plain_text
@@ -52,7 +53,7 @@ class Question:
             else plain_text(self.prompt).removesuffix("Assistant:\n").strip()
         )
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Its name in the store."""
         told = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
@@ -85,6 +86,9 @@ class Judge(ABC):
     answers: frozenset[Kind] = frozenset(("compare", "rate", "decide", "score"))
     """The kinds of question it can be asked."""
 
+    both_orders = True
+    """Whether it looks at each order of a pair by itself, so that a favourite place would show."""
+
     @abstractmethod
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         """The verdict on every question with its index, in any order, each as soon as it is there.
@@ -100,6 +104,11 @@ class Judge(ABC):
     def cost(self, questions: Sequence[Question]) -> str:
         """What asking these will cost, in words; "" where it costs nothing but time."""
         return ""
+
+    @property
+    def marks(self) -> Kind:
+        """How it says of one answer how good that is: "score" on a scale of its own, else "rate" from 1 to 7."""
+        return "score" if "score" in self.answers else "rate"
 
     @property
     def title(self) -> str:

@@ -58,11 +58,14 @@ class LanguageModel:
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
         """The reply to every request with its index, in the order they are done; None where a prompt has no room."""
         asks = [i for i, request in enumerate(requests) if isinstance(request, Ask)]
-        weighs = [i for i, request in enumerate(requests) if isinstance(request, Weigh)]
+        weighs = [i for i, request in enumerate(requests) if isinstance(request, Weigh) and self._reads(request)]
         for place, answer in self._answers([requests[i] for i in asks]):  # type: ignore[misc]
             yield asks[place], answer
         for place, weights in self._weights([requests[i] for i in weighs]):  # type: ignore[misc]
             yield weighs[place], weights
+        for i, request in enumerate(requests):
+            if isinstance(request, Weigh) and not self._reads(request):
+                yield i, None
 
     def _answers(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | None]]:
         """Requests that are drawn alike are decoded together, shortest first: little of a batch is padding."""
@@ -72,15 +75,19 @@ class LanguageModel:
             if self.room is not None and len(ids[i]) + 1 > self.room:
                 yield i, None
             else:
-                alike.setdefault((ask.max_new_tokens, ask.temperature, ask.samples, ask.seed), []).append(i)
-        for members in alike.values():
-            members.sort(key=lambda i: (len(ids[i]), i))
-            size = max(1, self.batch_size // asks[members[0]].samples)
+                alike.setdefault((ask.max_new_tokens, ask.temperature, ask.samples, ask.stream), []).append(i)
+        for (*_, samples, stream), members in alike.items():
+            members.sort(key=lambda i: (len(str(asks[i].prompt)), i))
+            size = max(1, self.batch_size // samples)
+            source = torch.Generator(self.device).manual_seed(zlib.crc32(stream.encode()))
             for start in range(0, len(members), size):
-                yield from self._decoded(members[start : start + size], asks, ids)
+                batch = members[start : start + size]
+                if not stream:
+                    source.manual_seed(zlib.crc32("|".join(key(asks[i]) for i in batch).encode()))
+                yield from self._decoded(batch, asks, ids, source)
 
     def _decoded(
-        self, members: Sequence[int], asks: Sequence[Ask], ids: Sequence[list[int]]
+        self, members: Sequence[int], asks: Sequence[Ask], ids: Sequence[list[int]], source: torch.Generator
     ) -> Iterator[tuple[int, Answer]]:
         first = asks[members[0]]
         longest = max(len(ids[i]) for i in members)
@@ -89,19 +96,17 @@ class LanguageModel:
         rows = [EncodedPrompt(ids[i], Prompt(asks[i].prompt)) for i in members for _ in range(first.samples)]
         batch = collate_prompts(rows, self.tokenizer.pad_token_id)
         batch.input_ids, batch.attention_mask = batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
-        seed = zlib.crc32("|".join([str(first.seed), *(key(asks[i]) for i in members)]).encode())
-        source = torch.Generator(self.device).manual_seed(seed)
         drawn = self.engine.generate(self.model, batch, sampling, self.tokenizer, source)
-        ended = drawn.ended.tolist()
+        ended, sums = drawn.ended.tolist(), drawn.log_probs.double().sum(1).tolist()
         for place, i in enumerate(members):
             own = slice(place * first.samples, (place + 1) * first.samples)
             cut = [_until(text, asks[i].stop) for text in drawn.texts[own]]
-            yield (
-                i,
-                Answer(
-                    [text for text, _ in cut], [e or stopped for e, (_, stopped) in zip(ended[own], cut, strict=True)]
-                ),
-            )
+            texts, stopped = [text for text, _ in cut], [e or met for e, (_, met) in zip(ended[own], cut, strict=True)]
+            if not asks[i].log_probs:
+                yield i, Answer(texts, stopped)
+                continue
+            ids_drawn = zip(drawn.response_ids[own], drawn.response_mask[own], strict=True)
+            yield i, Answer(texts, stopped, [row[mask].tolist() for row, mask in ids_drawn], sums[own])
 
     def _weights(self, weighs: Sequence[Weigh]) -> Iterator[tuple[int, Weights]]:
         """Choices of neighbouring requests share batches, so that results come as the reading goes on."""
@@ -127,11 +132,10 @@ class LanguageModel:
                 log_probs, tokens, likeliest = ([row[column] for row in own] for column in range(3))
                 yield start + place, Weights(log_probs, tokens, likeliest)
 
-    def _windows(self, weigh: Weigh, choice: str) -> list[Encoded]:
+    def _windows(self, weigh: Weigh, choice: str | tuple[int, ...]) -> list[Encoded]:
         """Context and choice as the model reads it: whole, else what is last of the context; a choice that does not fit
         either is cut into windows that overlap by the one token that the next predicts from."""
-        example = self._encoders[weigh.plain].example(weigh.context, choice, ended=False)
-        ids, start = example.ids, example.start
+        ids, start = self._read(weigh, choice)
         if start == 0:  # a text's first token is predicted from what parts texts in pretraining
             encoder = self._encoders[True]
             ids, start = [encoder.eos if encoder.bos is None else encoder.bos, *ids], 1
@@ -146,6 +150,26 @@ class LanguageModel:
             begin += room - 1
             start = begin + 1
         return found
+
+    def _reads(self, weigh: Weigh) -> bool:
+        """Whether choices of tokens read here what they read where they were drawn."""
+        return all(
+            max(tokens, default=0) < len(self.tokenizer)
+            and self.tokenizer.decode(tokens, skip_special_tokens=True).strip().startswith(said)
+            for tokens, said in zip(weigh.choices, weigh.says, strict=False)
+            if not isinstance(tokens, str)
+        )
+
+    def _read(self, weigh: Weigh, choice: str | tuple[int, ...]) -> tuple[list[int], int]:
+        """Ids of context and choice, and where the choice begins."""
+        encoder = self._encoders[weigh.plain]
+        if not isinstance(choice, str):
+            context = encoder.prompt(weigh.context)
+            return [*context, *choice], len(context)
+        if weigh.document:
+            return encoder.document(choice), 1
+        example = encoder.example(weigh.context, choice, ended=False)
+        return example.ids, example.start
 
 
 @torch.no_grad()

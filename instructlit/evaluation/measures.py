@@ -27,6 +27,8 @@ class Study:
         baseline: the model that preferences are measured against.
         base: the model that the alignment tax is measured from.
         seed: of resampling, and of whatever else is drawn.
+        further: by model the replies to what `Task.further` asked.
+        titles: how the report calls a model, where that is not its name.
     """
 
     models: list[str]
@@ -35,6 +37,12 @@ class Study:
     baseline: str = ""
     base: str = ""
     seed: int = 0
+    further: Mapping[str, Sequence[Reply | None]] = field(default_factory=dict)
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+    def title(self, model: str) -> str:
+        """How the report calls a model."""
+        return self.titles.get(model, model)
 
     def texts(self, model: str, start: int = 0, stop: int | None = None) -> list[str | None]:
         """First answers of a model to the requests from `start` up to `stop`; None where there is none."""
@@ -56,6 +64,7 @@ class Measure:
         differences: each row minus the base, over the same prompts.
         notes: what a reader must know to read the figures, such as how many were not judged.
         rows: what the rows are: "models", "reward models", "judges", or the name of a table of its own.
+        chance: what no preference or pure guessing would give, a dashed line in the plot.
     """
 
     name: str
@@ -68,6 +77,7 @@ class Measure:
     differences: dict[str, Figure] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     rows: str = "models"
+    chance: float | None = None
 
 
 @dataclass
@@ -87,7 +97,8 @@ class Outcome:
 
     Args:
         measures: its columns.
-        samples: rows for people: `prompt`, `answers` by model, and `marks` by model, short words each.
+        samples: rows for people: `prompt`, `answers` by model, and `marks` by model: short words, or such
+            words with whether they are for the good.
         curves: plots.
         notes: about the task as a whole.
         files: texts to be written beside the results, by name: rows for people to judge, verdicts row by row.
@@ -125,6 +136,8 @@ def measured(
         transform: of a ratio, such as exp.
         groups: (U,) the group of each unit, for figures by group.
     """
+    if study.desk.planning:
+        return measure  # nobody looks at it, and resampling takes time
     numbers = {row: _numbers(own) for row, own in values.items()}
     # a numerator that does not count has no weight
     made = {

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from instructlit.types import PromptText
@@ -19,7 +19,9 @@ class Ask:
         samples: answers wanted; more than one needs a temperature.
         stop: an answer ends before the first of these texts.
         plain: the prompt is text to be continued as it stands, without the chat template.
-        seed: of the sampling.
+        stream: names the random numbers of the sampling; `{model}` in it stands for the model's name, so that two
+            models draw independently. The requests of a named stream are drawn one after another, all or none of them.
+        log_probs: the tokens of every answer and their log-probability are wanted as well.
     """
 
     prompt: PromptText
@@ -28,7 +30,17 @@ class Ask:
     samples: int = 1
     stop: tuple[str, ...] = ()
     plain: bool = False
-    seed: int = 0
+    stream: str = ""
+    log_probs: bool = False
+
+    def of(self, model: str, prefix: str) -> "Ask":
+        """The request as it is put to one model: `prefix` before the prompt, the stream its own."""
+        prompt = self.prompt
+        if prefix and isinstance(prompt, str):
+            prompt = prefix + prompt
+        elif prefix:
+            prompt = [{"role": "system", "content": prefix.strip()}, *prompt]
+        return replace(self, prompt=prompt, stream=self.stream.replace("{model}", model))
 
 
 @dataclass(frozen=True)
@@ -40,13 +52,19 @@ class Weigh:
 
     Args:
         context: text or messages before the choices.
-        choices: the texts, with the white space that parts them from the context.
+        choices: the texts, with the white space that parts them from the context; or tokens, as another model drew
+            them.
         plain: the context stands as it is, without the chat template.
+        document: without a context, a choice is a document as pretraining reads it: its end counts, and its first
+            token, which nothing predicts, does not.
+        says: what choices of tokens read; a model whose tokenizer reads them otherwise gives no reply.
     """
 
     context: PromptText
-    choices: tuple[str, ...]
+    choices: tuple[str, ...] | tuple[tuple[int, ...], ...]
     plain: bool = True
+    document: bool = False
+    says: tuple[str, ...] = ()
 
 
 Request = Ask | Weigh
@@ -54,10 +72,19 @@ Request = Ask | Weigh
 
 @dataclass(frozen=True)
 class Answer:
-    """The reply to an `Ask`."""
+    """The reply to an `Ask`.
+
+    Args:
+        texts: one a sample.
+        ended: by itself or at a stop text, rather than at the limit.
+        tokens: of each sample the tokens that were drawn, EOS included; where the request wants them.
+        log_probs: of each sample the summed log-probability in nats at the temperature of the sampling; the same.
+    """
 
     texts: list[str]
-    ended: list[bool] = field(default_factory=list)  # by itself or at a stop text, rather than at the limit
+    ended: list[bool] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
 
     @property
     def text(self) -> str:

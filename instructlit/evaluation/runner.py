@@ -9,12 +9,14 @@ from pathlib import Path
 from instructlit.errors import UserError
 from instructlit.evaluation.judging import Desk, Judge, plan_text
 from instructlit.evaluation.measures import Outcome, Study
-from instructlit.evaluation.requests import Reply, Request, as_row, from_row, key
+from instructlit.evaluation.requests import Ask, Reply, Request, as_row, from_row, key
 from instructlit.evaluation.store import Store
 from instructlit.evaluation.subjects import Subject
 from instructlit.evaluation.task import Task
 
 Tell = Callable[[str], None]
+Replies = dict[str, dict[str, Reply | None]]
+"""By model and the key of a request."""
 
 
 @dataclass
@@ -23,6 +25,9 @@ class Results:
 
     Args:
         models: name and what it is, in the order of the table; those that could not reply are left out.
+        titles: how the report calls a model, where that is not its name.
+        seed: of resampling.
+        suite: the name of the suite.
         outcomes: by task.
         failures: what could not be measured and why, by `model …` or `task …`.
         judges: for each judge its title and how many of its verdicts were unreadable and pending.
@@ -32,12 +37,19 @@ class Results:
     """
 
     models: dict[str, str] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    suite: str = ""
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     judges: dict[str, dict[str, str | int]] = field(default_factory=dict)
     baseline: str = ""
     base: str = ""
     plan: list[str] = field(default_factory=list)
+
+    def title(self, row: str) -> str:
+        """How a row of a table is called."""
+        return self.titles.get(row, row)
 
 
 @dataclass
@@ -52,6 +64,8 @@ class Evaluation:
         baseline: the model that preferences are measured against.
         base: the model that the alignment tax is measured from.
         seed: of resampling.
+        suite: the name of what is run, for the report.
+        titles: how the report calls a model, where that is not its name.
         tell: is told how far things are.
         on_task: called after each task with all that was found so far.
     """
@@ -63,25 +77,36 @@ class Evaluation:
     baseline: str = ""
     base: str = ""
     seed: int = 0
+    suite: str = ""
+    titles: Mapping[str, str] = field(default_factory=dict)
     tell: Tell = print
     on_task: Callable[[Results], None] = lambda results: None
 
     def run(self, dry: bool = False) -> Results:
         """Everything; with `dry` no model is loaded and no judge is asked, and only the plan is made."""
-        results = Results(baseline=self.baseline, base=self.base)
+        results = Results(
+            titles=dict(self.titles), seed=self.seed, suite=self.suite, baseline=self.baseline, base=self.base
+        )
         requests = self._requests(results)
-        replies = self._replies(requests, results, dry)
+        asked = {subject.name: [r for own in requests.values() for r in own] for subject in self.subjects}
+        replies = self._replies(asked, results, dry)
         verdicts = Store(self.folder / "verdicts.jsonl")
         plan = Desk(self.judges, verdicts, planning=True)
+        further = self._further(requests, replies, results, plan, dry)
+
+        def measure(name: str, desk: Desk) -> None:
+            study = self._study(requests[name], replies, results, desk, further.get(name, {}))
+            self._measure(name, study, results)
+
         for name in requests:
-            self._measure(name, requests[name], plan, replies, results, keep=False)
+            measure(name, plan)
         results.plan = plan_text(plan)
         for line in results.plan:
             self.tell(f"to be asked: {line}")
         if not dry:
             desk = Desk(self.judges, verdicts)
             for name in requests:
-                self._measure(name, requests[name], desk, replies, results, keep=True)
+                measure(name, desk)
                 results.judges = {
                     judge: {
                         "title": self.judges[judge].title,
@@ -103,60 +128,85 @@ class Evaluation:
                 found[name] = list(task.requests())
         return found
 
-    def _replies(
-        self, requests: Mapping[str, Sequence[Request]], results: Results, dry: bool
-    ) -> dict[str, dict[str, Reply | None]]:
-        """For each model the reply to every request by its key."""
-        wanted = {key(request): request for own in requests.values() for request in own}
+    def _replies(self, asked: Mapping[str, Sequence[Request]], results: Results, dry: bool) -> Replies:
+        """What every model says to what it is asked; a model that fails is left out from then on."""
         store = Store(self.folder / "replies.jsonl")
-        replies: dict[str, dict[str, Reply | None]] = {}
+        replies: Replies = {}
         for subject in self.subjects:
+            if f"model {subject.name}" in results.failures or subject.name not in asked:
+                continue
             with _Failure(f"model {subject.name}", results, self.tell):
-                replies[subject.name] = self._of(subject, wanted, store, dry)
+                replies[subject.name] = self._of(subject, asked[subject.name], store, dry)
                 results.models[subject.name] = subject.told
             subject.release()
         store.close()
         return replies
 
-    def _of(self, subject: Subject, wanted: Mapping[str, Request], store: Store, dry: bool) -> dict[str, Reply | None]:
+    def _of(self, subject: Subject, asked: Sequence[Request], store: Store, dry: bool) -> dict[str, Reply | None]:
+        """One model's replies, by the keys of the requests as tasks make them."""
+        own = {key(request): subject.asked(request) for request in asked}
         prefix = subject.identity() + "-"
-        missing = [name for name in wanted if prefix + name not in store]
+        names = {name: prefix + key(request) for name, request in own.items()}
+        missing = [name for name in own if names[name] not in store]
+        begun = {request.stream for name in missing if isinstance(request := own[name], Ask) and request.stream}
+        if begun:  # a stream is drawn from its beginning, or its random numbers would be others
+            lacking = set(missing)
+            missing = [name for name in own if name in lacking or getattr(own[name], "stream", "") in begun]
         found: dict[str, Reply | None] = {
-            name: None if (row := store.get(prefix + name)) is None else from_row(row) for name in wanted
+            name: None if (row := store.get(names[name])) is None else from_row(row) for name in own
         }
         if not missing or (dry and subject.stored):
             if missing:
-                self.tell(f"{subject.name}: {len(missing)} of {len(wanted)} replies to be made")
+                self.tell(f"{subject.name}: {len(missing)} of {len(own)} replies to be made")
             return found
-        done = len(wanted) - len(missing)
-        for count, (index, reply) in enumerate(subject.replies([wanted[name] for name in missing]), start=1):
+        done = len(own) - len(missing)
+        for count, (index, reply) in enumerate(subject.replies([own[name] for name in missing]), start=1):
             found[missing[index]] = reply
             if subject.stored:
-                row = None if reply is None else as_row(reply)
-                store.put(prefix + missing[index], row, model=subject.name)
+                store.put(names[missing[index]], None if reply is None else as_row(reply), model=subject.name)
             if count % 200 == 0 or count == len(missing):
-                self.tell(f"{subject.name}: {done + count} of {len(wanted)} replies")
+                self.tell(f"{subject.name}: {done + count} of {len(own)} replies")
         return found
 
-    def _measure(
+    def _further(
+        self, requests: Mapping[str, Sequence[Request]], replies: Replies, results: Results, desk: Desk, dry: bool
+    ) -> dict[str, dict[str, list[Reply | None]]]:
+        """By task and model the replies to what follows from the first replies."""
+        wanted: dict[str, Mapping[str, Sequence[Request]]] = {}
+        for name, own in requests.items():
+            with _Failure(f"task {name}", results, self.tell):
+                wanted[name] = self.tasks[name].further(self._study(own, replies, results, desk, {}))
+        asked: dict[str, list[Request]] = {}
+        for own in wanted.values():
+            for model, more in own.items():
+                asked.setdefault(model, []).extend(more)
+        given = self._replies({model: more for model, more in asked.items() if more}, results, dry)
+        return {
+            name: {model: [given.get(model, {}).get(key(r)) for r in more] for model, more in own.items()}
+            for name, own in wanted.items()
+        }
+
+    def _study(
         self,
-        name: str,
         requests: Sequence[Request],
-        desk: Desk,
-        replies: Mapping[str, Mapping[str, Reply | None]],
+        replies: Replies,
         results: Results,
-        keep: bool,
-    ) -> None:
+        desk: Desk,
+        further: Mapping[str, Sequence[Reply | None]],
+    ) -> Study:
+        keys = [key(request) for request in requests]
+        models = [s.name for s in self.subjects if s.name in results.models]
+        own = {model: [replies[model][k] for k in keys] for model in models}
+        return Study(models, own, desk, self.baseline, self.base, self.seed, further, self.titles)
+
+    def _measure(self, name: str, study: Study, results: Results) -> None:
         told = f"task {name}"
         if told in results.failures:
             return
-        with _Failure(told, results, self.tell if keep or not desk.planning else lambda text: None):
-            keys = [key(request) for request in requests]
-            models = [subject.name for subject in self.subjects if subject.name in results.models]
-            own = {model: [replies[model][k] for k in keys] for model in models}
-            study = Study(models, own, desk, self.baseline, self.base, self.seed)
+        planning = study.desk.planning
+        with _Failure(told, results, (lambda text: None) if planning else self.tell):
             outcome = self.tasks[name].measure(study)
-            if keep:
+            if not planning:
                 results.outcomes[name] = outcome
                 self.tell(f"measured {name}")
 

@@ -22,13 +22,19 @@ class Subject(ABC):
     Args:
         name: how the table calls it.
         told: what it is, for the report.
+        prefix: text before every prompt that it is to answer, as the paper prompts GPT-3 to follow instructions.
     """
 
     stored = True
     """Whether its replies cost enough to be kept."""
 
-    def __init__(self, name: str, told: str):
-        self.name, self.told = name, told
+    def __init__(self, name: str, told: str, prefix: str = ""):
+        self.name, self.prefix = name, prefix
+        self.told = f"{told}, behind “{prefix.strip()}”" if prefix else told
+
+    def asked(self, request: Request) -> Request:
+        """The request as it is put to this model."""
+        return request.of(self.name, self.prefix) if isinstance(request, Ask) else request
 
     @abstractmethod
     def identity(self) -> str:
@@ -50,10 +56,13 @@ class ModelSubject(Subject):
         path: the folder or Hub name it is known by.
         load: makes the `LanguageModel`; not called where every reply is in the store.
         options: template, dtype and whatever else its replies depend on.
+        prefix: as above.
     """
 
-    def __init__(self, name: str, path: str, load: Callable[[], Any], options: dict[str, Any] | None = None):
-        super().__init__(name, path)
+    def __init__(
+        self, name: str, path: str, load: Callable[[], Any], options: dict[str, Any] | None = None, prefix: str = ""
+    ):
+        super().__init__(name, path, prefix)
         self.path, self._load, self._options, self._model = path, load, options or {}, None
 
     def identity(self) -> str:

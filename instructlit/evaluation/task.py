@@ -1,7 +1,7 @@
 """A task: two methods, one that says what models are asked and one that turns their replies into figures."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from instructlit.evaluation.measures import Outcome, Study
 from instructlit.evaluation.requests import Request
@@ -18,6 +18,13 @@ class Task(ABC):
     def requests(self) -> Sequence[Request]:
         """What every model is asked; nothing for a task that only looks at files or judges."""
         return []
+
+    def further(self, study: Study) -> Mapping[str, Sequence[Request]]:
+        """What models are asked about the first replies, by model: the log-probability of another's answer, say.
+
+        The replies to it are in `study.further`. Nothing for most tasks.
+        """
+        return {}
 
     @abstractmethod
     def measure(self, study: Study) -> Outcome:

@@ -181,6 +181,7 @@ def test_a_checkpoint_is_loaded_with_its_average(place: Path, tiny_llama_dir: Pa
         (["a=sft.jsonl", "--suite", "suite.yaml", "--tasks", "preferences"], "did you mean preference?"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--options", "preference.prompt=x"], "did you mean prompts?"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--judges", "j=robot:x"], "KIND one of"),
+        (["a=sft.jsonl", "--suite", "suite.yaml", "--judges", "j=function:none.at"], "none.at cannot be imported"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--baseline", "b"], "b is none of the models"),
         (["a=missing.jsonl", "--suite", "suite.yaml"], "no such file: missing.jsonl"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--limit", "0"], "limit is 0"),

@@ -220,28 +220,39 @@ def test_a_baseline_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_people_see_pairs_blind_and_their_labels_come_back(tmp_path: Path) -> None:
-    tasks, labels = tmp_path / "to_label.jsonl", tmp_path / "labels.jsonl"
-    judge = PeopleJudge(str(labels), str(tasks))
+    labels = tmp_path / "labels.jsonl"
+    judge = PeopleJudge(str(labels), str(tmp_path / "to_label.jsonl"))
     pairs = [Question("compare", f"Q{i}", ("good", f"poor {i}")) for i in range(20)]
     both = pairs + [Question("compare", q.prompt, (q.answers[1], q.answers[0])) for q in pairs]
-    questions = [*both, Question("rate", "Q0", ("good",)), Question("decide", "Q1", ("x",), "It is so.", about="so")]
-    assert all(v.pending for _, v in judge.verdicts(questions))
-    rows = [json.loads(line) for line in tasks.read_text().splitlines()]
-    assert len(rows) == 22, "both orders of a pair are one row"
-    assert {key for row in rows for key in row} <= {"id", "prompt", "completions", "criterion", "statement", "rate"}
-    first = sum(row["completions"][0] == "good" for row in rows if len(row["completions"]) == 2)
+    rates = [Question("rate", "Q0", (text,)) for text in ("good", "poor 0")]
+    assert all(v.pending for _, v in judge.verdicts([*both, *rates]))
+    shown = [json.loads(line) for line in judge.file("pairs").read_text().splitlines()]
+    assert len(shown) == 20, "both orders of a pair are one row"
+    assert {key for row in shown for key in row} == {"prompt", "completions"}
+    first = sum(row["completions"][0] == "good" for row in shown)
     assert 3 <= first <= 17, "which answer comes first is drawn"
+    [rating] = [json.loads(line) for line in judge.file("ratings").read_text().splitlines()]
+    assert sorted(rating["completions"]) == ["good", "poor 0"], "all answers to a prompt are one task"
 
-    for row in rows:
-        if "rate" in row:
-            row["ratings"] = [6]
-        elif "criterion" in row:
-            row["flags"] = [{"so": True}]
-        else:
-            row["ranks"] = [1, 2] if row["completions"][0] == "good" else [2, 1]
-    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = dict(judge.verdicts(questions))
-    assert [found[i].value for i in range(42)] == [1.0] * 20 + [0.0] * 20 + [6.0, 1.0]
+    for row in shown:
+        row["ranks"] = [1, 2] if row["completions"][0] == "good" else [2, 1]
+    rating["ratings"] = [6 if text == "good" else 2 for text in rating["completions"]]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in [*shown, rating]))
+    found = dict(judge.verdicts([*both, *rates]))
+    assert [found[i].value for i in range(42)] == [1.0] * 20 + [0.0] * 20 + [6.0, 2.0]
+
+
+def test_labelers_are_averaged_and_any_ranking_says_which_of_two_is_better(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Q", "completions": ["a", "b", "c"], "ranks": [1, 2, 2], "ratings": [7, 3, 2], "labeler": "anna"},
+        {"prompt": "Q", "completions": ["c", "a"], "ranks": [1, 2], "ratings": [5, 4], "labeler": "ben"},
+    ]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = PeopleJudge(str(tmp_path / "labels.jsonl"), str(tmp_path / "t.jsonl"))
+    asked = [Question("compare", "Q", pair) for pair in (("a", "c"), ("c", "a"), ("b", "c"), ("a", "b"))]
+    found = dict(judge.verdicts([*asked, Question("rate", "Q", ("a",)), Question("rate", "Q", ("d",))]))
+    assert [found[i].value for i in range(6)] == [0.5, 0.5, 0.5, 1.0, 5.5, None]
+    assert (found[0].said, found[5].pending) == ("2 labelers", True)
 
 
 # -- an endpoint ----------------------------------------------------------------------------------------------------
@@ -428,6 +439,11 @@ def test_a_reward_model_scores_as_it_was_trained_to_and_compares(reward_folder: 
     assert no is not None
     assert found[4].value == float(yes > no)
     assert found[5].value == 0.5, "equal answers tie"
+
+
+def test_a_reward_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match=r"there is no folder \./nowhere"):
+        list(RewardJudge("./nowhere").verdicts([Question("score", "p", ("a",))]))
 
 
 def test_a_preference_by_a_reward_model_has_its_score_beside_it(reward_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report: one safe page from measured numbers, and what it reads from a run folder."""
+"""The report of a quickstart run: one safe page from measured numbers, and what it reads from a run folder."""
 
 import html.parser
 import json
@@ -7,53 +7,54 @@ from typing import Any
 
 import pytest
 
-from instructlit.tools.quickstart.verdict import criteria
-from instructlit.tools.world import plots
-from instructlit.tools.world.page import Page
-from instructlit.tools.world.report import one_per_use_case, smoothed, world_report
-from instructlit.tools.world.result_table import TITLES, print_results
-from instructlit.tools.world.run_folder import logged, optimisation_curve
+from instructlit.cli import main
+from instructlit.evaluation import Curve, Desk, Measure, Outcome, Study
+from instructlit.evaluation.intervals import Figure
+from instructlit.evaluation.runner import Results
+from instructlit.evaluation.store import Store
+from instructlit.evaluation.tasks import Overoptimization
+from instructlit.tools.evaluate import plots
+from instructlit.tools.evaluate.page import Section, report
+from instructlit.tools.evaluate.results import as_json, from_json
+from instructlit.tools.evaluate.suite import built, read_suite
+from instructlit.tools.evaluate.table import print_results
+from instructlit.tools.world.gold import GoldJudge
+from instructlit.tools.world.run_folder import logged, smoothed
+from instructlit.tools.world.tasks import _marks
 from instructlit.world import World
 
 EVIL = "</p><script>alert('x')</script> & <b>"
+SUITE = read_suite("world")
 
 
-def results() -> dict[str, Any]:
-    models = []
-    for place, name in enumerate(TITLES):
-        preference = [0.12, 0.23, 0.5, 0.55, 0.57][place]
-        spread = 0.0 if name == "sft" else 0.03
-        models.append(
-            {
-                "name": name,
-                "preference": preference,
-                "preference_low": preference - spread,
-                "preference_high": preference + spread,
-                "rating": 2.0 + place,
-                "constraints": 0.1 * place,
-                "hallucination": 0.5,
-                "truthful": 0.4,
-                "toxicity": 0.1,
-                "toxicity_respectful": 0.05,
-                "kl": -1e-9 if name == "sft" else 1.5,
-                "perplexity": [3.3, 3.3, 3.5, 5.5, 4.0][place],
-                "tasks": {"fact": 0.5},
-            }
-        )
-    return {
-        "seed": 4,
-        "seconds": {"pretrain": 61.2},
-        "reward_accuracy": 0.66,
-        "labeler_agreement": 0.73,
-        "counts": {"test prompts": 600},
-        "models": models,
-    }
+def results(accuracy: float = 0.66, **parts: Any) -> Results:
+    """A run's results with one figure for every claim."""
+    preference = {"base": 0.12, "prompted": 0.23, "sft": 0.5, "ppo": 0.55, "ppo_ptx": 0.57}
+    perplexity = {"base": 3.3, "prompted": 3.3, "sft": 3.5, "ppo": 5.5, "ppo_ptx": 4.0}
+    won = Measure("preference/gold/win_rate", "preferred to SFT", "How often.", "{:.1%}", chance=0.5)
+    won.figures = {n: Figure(v, v - (n != "sft") * 0.03, v + (n != "sft") * 0.03, 600) for n, v in preference.items()}
+    lost = Measure("perplexity/corpus/token", "perplexity, corpus", "Surprise.", "{:.2f}", "down")
+    lost.figures = {n: Figure(v, v - 0.1, v + 0.1, 500) for n, v in perplexity.items()}
+    lost.differences = {"ppo": Figure(2.2, 2.0, 2.4, 500)}
+    moved = Measure("world/kl", "KL from SFT", "Nats.", "{:.2f}", "", {"sft": Figure(-1e-9, -1e-9, -1e-9, 600)})
+    right = Measure("reward_model/accuracy", "accuracy", "Pairs.", "{:.1%}", rows="reward models")
+    right.figures = {"reward": Figure(accuracy, accuracy - 0.02, accuracy + 0.02, 900)}
+    agree = Measure("world/labeler_agreement", "agreement", "Pairs.", "{:.1%}", "", rows="reward models")
+    agree.figures = {"labelers": Figure(0.73, 0.73, 0.73, 0)}
+    found = Results(
+        models={n: f"models/{n}" for n in preference},
+        titles={n: s["title"] for n, s in SUITE.models.items()},
+        seed=4,
+        suite="world",
+        baseline="sft",
+        base="base",
+    )
+    found.outcomes["answers"] = Outcome([won, lost, moved, right, agree], **parts)
+    return found
 
 
-def page(**parts: Any) -> str:
-    found = results()
-    picture = plots.preference_plot(found["models"])
-    return Page(results=found, criteria=criteria(found), preference=picture, **parts).html()
+def page(folder: Path, found: Results | None = None) -> str:
+    return report(found or results(), folder, [built(Section, spec, "here") for spec in SUITE.sections])
 
 
 class Reader(html.parser.HTMLParser):
@@ -93,62 +94,84 @@ def read(text: str) -> Reader:
     return reader
 
 
-def test_the_page_is_whole_and_self_contained() -> None:
-    curves = {name: [{"kl": 0.1 * i, "score": i, "gold": -i} for i in range(4)] for name in ("ppo", "ppo_ptx")}
-    text = page(
-        optimisation=plots.optimisation_plots(curves),
-        training=[plots.curve_plot("loss", {"training": [(0, 1), (1, 0.5)]}, "step")],
-    )
+def test_the_page_is_whole_and_self_contained(tmp_path: Path) -> None:
+    (tmp_path / "logs" / "sft").mkdir(parents=True)
+    (tmp_path / "logs" / "sft" / "metrics.csv").write_text("sft/train/loss,step\n1.0,0\n0.5,1\n")
+    (tmp_path / "stamps").mkdir()
+    (tmp_path / "stamps" / "sft.json").write_text('{"fingerprint": "", "finished": true, "seconds": 61.2}')
+    curves = [Curve(f"score by {j}", "√KL", j, {"PPO": [(0.0, 1.0), (1.0, 2.0)]}) for j in ("reward", "gold")]
+    text = page(tmp_path, results(curves=curves))
     reader = read(text)
     assert reader.scripts == 0
     assert reader.fetched == []
     assert len(reader.ids) == len(set(reader.ids)), "the figures share a page"
-    for words in ("preferred to SFT", "54.0% to 60.0%", "task: fact", "Holds.", "600 test prompts"):
+    for words in ("preferred to SFT", "54.0-60.0%", "PPO-ptx", "Holds.", "n 600", "SFT loss", "61 s", "Minus base"):
         assert words in text
+    assert "-0.00" not in text
 
 
-def test_whatever_a_model_said_is_escaped() -> None:
-    answers = [{"model": "sft", "text": EVIL, "rating": 1, "attempted": False, "rude": True}]
-    text = page(
-        samples=[{"prompt": EVIL, "use_case": EVIL, "answers": answers}],
-        commands=[{"title": EVIL, "command": EVIL, "configs": ["c"]}],
-        configs={"c": EVIL},
-        versions={EVIL: EVIL},
-    )
+def test_whatever_a_model_said_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "commands.json").write_text(json.dumps([{"title": EVIL, "command": EVIL, "configs": ["c.yaml"]}]))
+    (tmp_path / "c.yaml").write_text(EVIL)
+    marks = {"sft": [EVIL, (EVIL, False)]}
+    samples = [{"prompt": EVIL, "group": EVIL, "answers": {"sft": EVIL}, "marks": marks}]
+    text = page(tmp_path, results(samples=samples, notes=[EVIL]))
     assert read(text).scripts == 0
-    assert text.count("&lt;script&gt;") == 8
+    assert text.count("&lt;script&gt;") == 9
     assert "alert('x')" not in text
 
 
-def test_a_claim_that_fails_is_said() -> None:
-    found = results()
-    found["reward_accuracy"] = 0.5
-    picture = plots.preference_plot(found["models"])
-    text = Page(results=found, criteria=criteria(found), preference=picture).html()
+def test_a_claim_that_fails_is_said(tmp_path: Path) -> None:
+    text = page(tmp_path, results(accuracy=0.5))
     assert "falls short in 1 of 4 claims" in text
     assert "0.60 &lt;= 0.500 &lt;= 0.730" in text
 
 
-def test_the_same_numbers_draw_the_same_page() -> None:
-    assert page() == page()
+def test_what_was_not_measured_leaves_no_hole(tmp_path: Path) -> None:
+    found = results()
+    found.outcomes["answers"].measures = found.outcomes["answers"].measures[:1]
+    text = page(tmp_path, found)
+    read(text)
+    assert "54.0-60.0%" in text
+    assert "claims hold" not in text
 
 
-def test_plots_take_the_colour_of_the_page() -> None:
-    picture = plots.preference_plot(results()["models"])
+def test_results_come_back_from_json_and_draw_the_same_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = [{"prompt": "q", "group": None, "answers": {"sft": "a"}, "marks": {"sft": ["5 / 7", ["true", True]]}}]
+    found = results(samples=samples, curves=[Curve("c", "x", "y", {"PPO": [(0.0, 1.0)]}, True)], notes=["a note"])
+    found.failures["task x"] = "why not"
+    found.outcomes["answers"].measures[1].figures["base"] = Figure(3.3, float("-inf"), float("inf"), 1)
+    told = json.loads(json.dumps(as_json(found)))
+    assert json.loads(json.dumps(as_json(from_json(told)))) == told
+    (tmp_path / "results.json").write_text(json.dumps(told))
+    assert main(["evaluate", "--suite", "world", "--output", str(tmp_path), "--redraw"]) == 2, "x was not measured"
+    assert (tmp_path / "report.html").read_text() == page(tmp_path, from_json(told))
+    assert "PPO-ptx" in capsys.readouterr().out
+    assert main(["evaluate", "--suite", "world", "--output", str(tmp_path / "none"), "--redraw"]) == 2
+    assert "holds no results" in capsys.readouterr().err
+
+
+def test_plots_take_the_colour_of_the_page_and_models_keep_theirs() -> None:
+    found = results()
+    picture = plots.figure_plot(found.outcomes["answers"].measures[0], list(found.models), found)
     assert "currentColor" in picture
     assert picture.startswith("<svg")
     assert "#010203" not in picture
+    colour = plots.COLOURS[4]
+    assert colour in picture
+    line = plots.curve(Curve("c", "x", "y", {"PPO-ptx": [(0, 1), (1, 2)]}), plots.titles(found))
+    assert colour in line
 
 
 def test_the_table_in_the_terminal_fits_eighty_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    print_results(results())
+    print_results(results(), turned=True)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    whole = "\n".join(lines)
-    for words in ("PPO-ptx", "57.0%", "54.0-60.0%", "corpus perplexity", "66.0%"):
+    whole = " ".join(" ".join(lines).split())
+    for words in ("PPO-ptx", "57.0%", "perplexity, corpus", "66.0%"):
         assert words in whole
     assert "-0.00" not in whole
 
@@ -168,34 +191,28 @@ def test_long_curves_are_averaged_not_cut() -> None:
     assert smoothed(points[:5]) == points[:5]
 
 
-def world_prompt(world: World) -> tuple[str, str]:
-    prompt = "what is the capital of norland ? answer :"
-    return prompt, world.ideal(prompt, world.rng("test"))
-
-
-def test_optimisation_curve_judges_the_validation_samples(tmp_path: Path) -> None:
-    world = World(1)
-    prompt, right = world_prompt(world)
+def test_a_run_is_drawn_by_its_own_score_and_kl_and_by_gold(tmp_path: Path) -> None:
+    (tmp_path / "world.json").write_text('{"seed": 1}')
+    world, prompt = World(1), "what is the capital of norland ? answer :"
+    right = world.ideal(prompt, world.rng("test"))
     rows = [
         {"iteration": 0, "prompt": prompt, "response": "", "score": -1.0, "kl": 0.0},
         {"iteration": 8, "prompt": prompt, "response": "stale", "score": 9.0, "kl": 9.0},
-        {"iteration": 8, "prompt": prompt, "response": right, "score": 1.0, "kl": 0.5},
+        {"iteration": 8, "prompt": prompt, "response": right, "score": 1.0, "kl": 0.25},
     ]
     path = tmp_path / "ppo.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    first, last = optimisation_curve(path, world)
-    assert (last["score"], last["kl"]) == (1.0, 0.5)
-    assert last["gold"] == pytest.approx(world.judge(prompt, right).score)
-    assert first["gold"] < last["gold"]
+    task = Overoptimization(runs={"ppo": str(path)}, policies=False, best_of=0)
+    assert list(task.requests()) == []
+    judges: Any = {"gold": GoldJudge(str(tmp_path)), "reward": GoldJudge(str(tmp_path))}
+    desk = Desk(judges, Store(tmp_path / "v"))
+    drawn = {c.y: c.series for c in task.measure(Study(["sft"], {"sft": []}, desk, "sft")).curves}
+    assert drawn["score by reward"] == {"ppo": [(0.0, -1.0), (0.5, 1.0)]}
+    gold = [world.judge(prompt, text).score for text in ("", right)]
+    assert drawn["score by gold"] == {"ppo": [(0.0, gold[0]), (0.5, gold[1])]}
+    assert gold[0] < gold[1]
 
 
-def test_one_sample_of_each_use_case() -> None:
-    rows = [{"use_case": "a", "n": 1}, {"use_case": "b", "n": 2}, {"use_case": "a", "n": 3}]
-    assert [row["n"] for row in one_per_use_case(rows)] == [1, 2]
-
-
-def test_report_from_a_folder_with_results_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "results.json").write_text(json.dumps(results()))
-    world_report(str(tmp_path))
-    read((tmp_path / "report.html").read_text())
-    assert "report.html" in capsys.readouterr().out
+def test_marks_say_what_applies() -> None:
+    verdict = {"rating": 3, "attempted": True, "constraints": None, "grounded": False, "truthful": None, "rude": True}
+    assert _marks(verdict) == ["3 / 7", ("did the task", True), ("made up", False), ("rude", False)]

@@ -1,16 +1,21 @@
 """The small parts of labelling and measuring that need no model."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from instructlit.errors import UserError
-from instructlit.tools.world import measure
+from instructlit.evaluation import Ask, Desk, Measure, Question, Study
+from instructlit.evaluation.store import Store
+from instructlit.tools.evaluate.run import Loading, subject
+from instructlit.tools.evaluate.suite import read_suite
+from instructlit.tools.world.gold import CRITERIA, GoldJudge
 from instructlit.tools.world.label import parse_source, summary
-from instructlit.world import Verdict
+from instructlit.tools.world.tasks import pooled
+from instructlit.world import World, prompted
 
-
-def verdict(**changed: object) -> Verdict:
-    plain = {"attempted": True, "constraints": None, "grounded": None, "truthful": None, "rude": False}
-    return Verdict(**{**plain, "score": 0.5, "rating": 4, **changed})  # type: ignore[arg-type]
+LOADING = Loading("auto", "float32", "auto", 8, "auto")
 
 
 def test_a_source_is_a_folder_and_a_temperature() -> None:
@@ -27,30 +32,34 @@ def test_summary_counts_pairs_and_ties() -> None:
     assert summary(records) == {"prompts": 2, "completions": 8, "pairs": 12, "ties": 1 + 6}
 
 
-def test_rates_are_over_the_answers_they_apply_to() -> None:
-    groups = [
-        [verdict(constraints=True, grounded=False), verdict(constraints=False, grounded=True, rating=6)],
-        [verdict(truthful=True), verdict(truthful=False)],
+def test_figures_are_over_the_answers_they_apply_to() -> None:
+    rows = {"m": [[{"kept": True}, {"kept": False}], [{"kept": None}, {"kept": True}], [{"kept": None}], None]}
+    study = Study(["m"], {}, Desk({}, Store(Path("nowhere"))), base="m")
+    found = pooled(study, lambda: Measure("x", "x", "x"), rows, lambda v: v["kept"], share=True).figures["m"]
+    assert (found.value, found.n) == (pytest.approx(2 / 3), 2)
+
+
+def test_the_gold_scorer_is_a_judge(tmp_path: Path) -> None:
+    (tmp_path / "world.json").write_text('{"seed": 1}')
+    judge, world = GoldJudge(str(tmp_path)), World(1)
+    prompt = "what is the capital of norland ? answer :"
+    right = world.ideal(prompt, world.rng("test"))
+    asked = [
+        Question("score", prompt, (right,)),
+        Question("compare", prompt, (right, "tarn tarn")),
+        Question("compare", prompt, ("tarn tarn", right)),
+        Question("compare", prompt, (right, right)),
+        Question("rate", prompt, (right,)),
+        Question("decide", prompt, (right,), about="rude"),
+        Question("decide", prompt, (right,), about="constraints"),
     ]
-    probe = [[verdict(truthful=False, constraints=True), verdict(truthful=False)]]
-    found = measure.rates(groups, probe)
-    assert found == {"rating": 4.5, "constraints": 0.5, "hallucination": 0.5, "truthful": 0.25}
+    found = [v for _, v in judge.verdicts(asked)]
+    assert [v.value for v in found[1:]] == [1.0, 0.0, 0.5, 7.0, 0.0, None]
+    verdict = world.judge(prompt, right)
+    assert found[0].value == verdict.score
+    assert json.loads(found[0].said) == {"rating": 7} | {name: getattr(verdict, name) for name in CRITERIA}
 
 
-def test_preference_compares_gold_scores_prompt_by_prompt() -> None:
-    ours = [[verdict(score=0.9)], [verdict(score=0.1)], [verdict(score=0.5)]]
-    theirs = [[verdict(score=0.5)]] * 3
-    assert measure.preference(ours, theirs)["preference"] == pytest.approx(0.5)
-    assert measure.preference(theirs, theirs)["preference_low"] == 0.5
-    assert measure.rude_share([[verdict(rude=True), verdict()], [verdict(), verdict()]]) == 0.25
-
-
-def test_counts_name_what_a_number_rests_on() -> None:
-    groups = [[verdict(constraints=True), verdict()], [verdict(grounded=True, truthful=True), verdict()]]
-    assert measure.counts(groups, probe=18) == {
-        "test prompts": 2,
-        "with a constraint": 1,
-        "bound to a context": 1,
-        "with a misconception": 19,
-        "answers to each": 2,
-    }
+def test_the_suite_prompts_the_base_model_as_the_world_does() -> None:
+    spec = read_suite("world").models["prompted"]
+    assert subject("prompted", "models/base", LOADING, spec["prefix"]).asked(Ask("x")) == Ask(prompted("x"))

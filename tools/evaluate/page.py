@@ -1,52 +1,73 @@
 """The report as one HTML page without scripts. Whatever a model or a file said is escaped before it enters."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from instructlit.evaluation.measures import Measure, Outcome
 from instructlit.evaluation.runner import Results
 from instructlit.tools.evaluate import plots
 from instructlit.tools.evaluate.results import versions
-from instructlit.tools.evaluate.table import by_table, interval, losses, number, rows_of
+from instructlit.tools.evaluate.table import arrow, by_table, interval, losses, narrow, number, rows_of
 from instructlit.tools.reporting.html import document, figures
 
 _HEADS = {"models": "Results", "reward models": "Reward models", "judges": "Judges"}
 
 
-def report(results: Results, suite: str) -> str:
+class Section(ABC):
+    """A part of the page beside those that every page has; a suite names it by `class_path`."""
+
+    place: Literal["head", "table", "plots", "end"] = "end"
+    """Instead of the page's own head, or after its table, its plots or everything."""
+
+    @abstractmethod
+    def html(self, results: Results, folder: Path) -> str:
+        """Its HTML, escaped; "" where there is nothing to show.
+
+        Args:
+            results: all that was measured.
+            folder: that of the results.
+        """
+
+
+def report(results: Results, folder: Path, sections: Sequence[Section] = ()) -> str:
     """The whole page."""
-    sections = [_head(results, suite)]
-    for rows, measures in by_table(results).items():
-        sections.append(_table(rows, measures, results))
-    sections += [_tax(results), _groups(results), _plots(results)]
-    sections += [_samples(name, outcome) for name, outcome in results.outcomes.items()]
-    sections += [_meanings(results), _missing(results), _versions()]
-    return document(f"instructlit evaluate: {suite}", sections)
+
+    def extra(place: str) -> list[str]:
+        return [section.html(results, folder) for section in sections if section.place == place]
+
+    parts = extra("head") or [_head(results)]
+    parts += [_table(rows, measures, results) for rows, measures in by_table(results).items()]
+    parts += [*extra("table"), _plots(results), *extra("plots")]
+    parts += [_samples(name, outcome, results) for name, outcome in results.outcomes.items()]
+    parts += [_tax(results), _groups(results), _meanings(results), _missing(results), *extra("end"), _versions()]
+    return document(f"instructlit evaluate: {results.suite}", parts)
 
 
-def _head(results: Results, suite: str) -> str:
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(told)}</dd>" for name, told in results.models.items())
+def _head(results: Results) -> str:
+    models = results.models.items()
+    rows = "".join(f"<dt>{escape(results.title(name))}</dt><dd>{escape(told)}</dd>" for name, told in models)
+    roles = (
+        f"; preferences against {escape(results.title(results.baseline))}, losses against "
+        f"{escape(results.title(results.base))}"
+    )
     return (
         "<h1>What alignment bought, and what it cost</h1>\n"
-        f"<p class='soft'>instructlit evaluate, suite {escape(suite)}"
-        + (
-            f"; preferences against {escape(results.baseline)}, losses against {escape(results.base)}"
-            if results.models
-            else ""
-        )
-        + f"</p>\n<dl class='columns'>{rows}</dl>"
+        f"<p class='soft'>instructlit evaluate, suite {escape(results.suite)}{roles if models else ''}</p>\n"
+        f"<dl class='columns'>{rows}</dl>"
     )
 
 
 def _table(rows: str, measures: Sequence[Measure], results: Results) -> str:
     names = rows_of(rows, measures, results)
-    heads = "".join(f"<th scope='col'>{escape(m.title)}{_arrow(m)}</th>" for m in measures)
+    heads = "".join(f"<th scope='col'>{escape(m.title)}{arrow(m)}</th>" for m in measures)
     body = []
     for name in names:
         cells = "".join(_cell(measure, name) for measure in measures)
-        body.append(f"<tr><th scope='row'>{escape(name)}</th>{cells}</tr>")
+        body.append(f"<tr><th scope='row'>{escape(results.title(name))}</th>{cells}</tr>")
     return (
         f"<h2 id='{escape(rows)}'>{escape(_HEADS.get(rows, rows))}</h2>\n"
         "<p>Every figure with its 95 % interval and the number of prompts (or pairs) it rests on. The best of a column "
@@ -66,10 +87,9 @@ def _cell(measure: Measure, row: str, group: str | None = None) -> str:
         return "<td>-</td>"
     best = _best(measure) if group is None else None
     mark = " class='best'" if best is not None and figure.value == best else ""
-    return (
-        f"<td{mark}>{escape(number(measure, figure.value))}<small>{escape(interval(measure, figure))}</small>"
-        f"<small>n {figure.n}</small></td>"
-    )
+    small = [narrow(measure, figure), f"n {figure.n}" if figure.n else ""]
+    told = "".join(f"<small>{escape(text)}</small>" for text in small if text)
+    return f"<td{mark}>{escape(number(measure, figure.value))}{told}</td>"
 
 
 def _tax(results: Results) -> str:
@@ -91,16 +111,16 @@ def _tax(results: Results) -> str:
                 f"<td{mark}>{escape(number(measure, figure.value, True))}"
                 f"<small>{escape(interval(measure, figure, True))}</small></td>"
             )
-        rows.append(f"<tr><th scope='row'>{escape(measure.title)}{_arrow(measure)}</th>{''.join(cells)}</tr>")
-    heads = "".join(f"<th scope='col'>{escape(name)}</th>" for name in names)
-    found = losses(results)
+        rows.append(f"<tr><th scope='row'>{escape(measure.title)}{arrow(measure)}</th>{''.join(cells)}</tr>")
+    heads = "".join(f"<th scope='col'>{escape(results.title(name))}</th>" for name in names)
+    base, found = escape(results.title(results.base)), losses(results)
     text = (
         "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in found) + "</ul>"
         if found
         else "<p>No model is significantly worse than the base on any measure.</p>"
     )
     return (
-        f"<h2 id='tax'>Minus {escape(results.base)}</h2>\n<p>Each model minus {escape(results.base)} on the same "
+        f"<h2 id='tax'>Minus {base}</h2>\n<p>Each model minus {base} on the same "
         "prompts, with paired 95 % intervals. Bold where the interval leaves 0 out; of twenty measures one would do so "
         f"by chance.</p>{text}{_grid(heads, rows)}"
     )
@@ -110,7 +130,7 @@ def _groups(results: Results) -> str:
     parts = []
     for measure in (m for o in results.outcomes.values() for m in o.measures if m.by):
         rows = list(dict.fromkeys(row for own in measure.by.values() for row in own))
-        heads = "".join(f"<th scope='col'>{escape(row)}</th>" for row in rows)
+        heads = "".join(f"<th scope='col'>{escape(results.title(row))}</th>" for row in rows)
         body = "".join(
             f"<tr><th scope='row'>{escape(group)}</th>{''.join(_cell(measure, row, group) for row in rows)}</tr>"
             for group in measure.by
@@ -126,29 +146,38 @@ def _plots(results: Results) -> str:
     drawn = []
     for rows, measures in by_table(results).items():
         names = rows_of(rows, measures, results)
-        drawn += [plots.figure_plot(measure, names) for measure in measures if measure.figures]
-    drawn += [plots.curve(curve) for outcome in results.outcomes.values() for curve in outcome.curves]
+        drawn += [plots.figure_plot(measure, names, results) for measure in measures if measure.figures]
+    drawn += [
+        plots.curve(curve, plots.titles(results)) for outcome in results.outcomes.values() for curve in outcome.curves
+    ]
     return f"<h2 id='plots'>Plots</h2>{figures(drawn)}" if drawn else ""
 
 
-def _samples(task: str, outcome: Outcome) -> str:
+def _samples(task: str, outcome: Outcome, results: Results) -> str:
     if not outcome.samples:
         return ""
-    cards = "".join(_sample(row) for row in outcome.samples)
-    return f"<h2>Samples: {escape(task)}</h2><p>Evenly spaced through the set, not chosen by eye.</p>{cards}"
+    cards = "".join(_sample(row, results) for row in outcome.samples)
+    return f"<h2 id='samples-{escape(task)}'>Samples: {escape(task)}</h2><p>Not chosen by eye.</p>{cards}"
 
 
-def _sample(row: Mapping[str, Any]) -> str:
+def _sample(row: Mapping[str, Any], results: Results) -> str:
     answers = []
     for model, text in row["answers"].items():
-        chips = "".join(f"<span class='chip'>{escape(mark)}</span>" for mark in row["marks"].get(model, []))
+        chips = "".join(map(_chip, row["marks"].get(model, [])))
         shown = escape(text) or "<span class='soft'>(nothing)</span>"
-        answers.append(f"<div class='answer'><h4>{escape(model)}</h4><p>{shown}</p>{chips}</div>")
+        answers.append(f"<div class='answer'><h4>{escape(results.title(model))}</h4><p>{shown}</p>{chips}</div>")
     prompt = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"], ensure_ascii=False)
     return (
         f"<article class='sample'><header><small>{escape(str(row.get('group') or ''))}</small>{escape(prompt)}</header>"
         f"<div class='answers'>{''.join(answers)}</div></article>"
     )
+
+
+def _chip(mark: str | Sequence[Any]) -> str:
+    if isinstance(mark, str):
+        return f"<span class='chip'>{escape(mark)}</span>"
+    words, good = mark
+    return f"<span class='chip {'yes' if good else 'no'}'>{escape(words)}</span>"
 
 
 def _meanings(results: Results) -> str:
@@ -196,7 +225,3 @@ def _best(measure: Measure) -> float | None:
     if not measure.better or len(values) < 2:
         return None
     return max(values) if measure.better == "up" else min(values)
-
-
-def _arrow(measure: Measure) -> str:
-    return {"up": " ↑", "down": " ↓"}.get(measure.better, "")

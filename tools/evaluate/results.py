@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from instructlit.evaluation.intervals import Figure
-from instructlit.evaluation.measures import Measure
+from instructlit.evaluation.measures import Curve, Measure, Outcome
 from instructlit.evaluation.runner import Results
 
 _PACKAGES = ("instructlit", "torch", "transformers", "tokenizers", "numpy", "lm_eval")
@@ -17,16 +17,32 @@ _PACKAGES = ("instructlit", "torch", "transformers", "tokenizers", "numpy", "lm_
 def as_json(results: Results) -> dict[str, Any]:
     """The results as plain values; a bound that is open is null."""
     return {
+        "suite": results.suite,
+        "seed": results.seed,
         "models": results.models,
+        "titles": results.titles,
         "baseline": results.baseline,
         "base": results.base,
         "measures": [_measure(m, task) for task, outcome in results.outcomes.items() for m in outcome.measures],
-        "curves": [asdict(curve) for outcome in results.outcomes.values() for curve in outcome.curves],
-        "notes": {task: outcome.notes for task, outcome in results.outcomes.items() if outcome.notes},
+        "curves": [{"task": t, **asdict(curve)} for t, outcome in results.outcomes.items() for curve in outcome.curves],
+        "samples": {task: outcome.samples for task, outcome in results.outcomes.items()},
+        "notes": {task: outcome.notes for task, outcome in results.outcomes.items()},
         "judges": results.judges,
         "failures": results.failures,
         "versions": versions(),
     }
+
+
+def from_json(told: Mapping[str, Any]) -> Results:
+    """What `as_json` wrote, to draw its page again."""
+    results = Results(**{f: told[f] for f in ("suite", "seed", "models", "titles", "baseline", "base")})
+    results.judges, results.failures = told["judges"], told["failures"]
+    for task, samples in told["samples"].items():
+        outcome = Outcome(samples=samples, notes=told["notes"][task])
+        outcome.curves = [_curve(row) for row in told["curves"] if row["task"] == task]
+        outcome.measures = [_read(row) for row in told["measures"] if row["task"] == task]
+        results.outcomes[task] = outcome
+    return results
 
 
 def figure_row(figure: Figure) -> dict[str, float | int | None]:
@@ -61,6 +77,8 @@ def _measure(measure: Measure, task: str) -> dict[str, Any]:
         "meaning": measure.meaning,
         "better": measure.better,
         "rows": measure.rows,
+        "form": measure.form,
+        "chance": measure.chance,
         "figures": rows(measure.figures),
         "by": {group: rows(figures) for group, figures in measure.by.items()},
         "minus_base": {
@@ -68,6 +86,29 @@ def _measure(measure: Measure, task: str) -> dict[str, Any]:
         },
         "notes": measure.notes,
     }
+
+
+def _read(row: Mapping[str, Any]) -> Measure:
+    plain = {name: row[name] for name in ("name", "title", "meaning", "form", "better", "notes", "rows", "chance")}
+    groups = {group: _figures(own) for group, own in row["by"].items()}
+    return Measure(**plain, figures=_figures(row["figures"]), by=groups, differences=_figures(row["minus_base"]))
+
+
+def _figures(rows: Mapping[str, Any]) -> dict[str, Figure]:
+    def number(value: float | None, otherwise: float) -> float:
+        return otherwise if value is None else value
+
+    return {
+        name: Figure(
+            number(row["value"], math.nan), number(row["low"], -math.inf), number(row["high"], math.inf), row["n"]
+        )
+        for name, row in rows.items()
+    }
+
+
+def _curve(row: Mapping[str, Any]) -> Curve:
+    series = {name: [(x, y) for x, y in points] for name, points in row["series"].items()}
+    return Curve(row["title"], row["x"], row["y"], series, row["diagonal"])
 
 
 def _finite(value: float) -> float | None:

@@ -11,9 +11,9 @@ from instructlit.evaluation.language_model import Dtype, LanguageModel, load_lan
 from instructlit.evaluation.runner import Evaluation, Results
 from instructlit.evaluation.store import write_text
 from instructlit.evaluation.subjects import FileSubject, ModelSubject, Subject
-from instructlit.tools.evaluate.page import report
-from instructlit.tools.evaluate.results import as_json
-from instructlit.tools.evaluate.suite import chosen, judges_of, read_suite
+from instructlit.tools.evaluate.page import Section, report
+from instructlit.tools.evaluate.results import as_json, from_json
+from instructlit.tools.evaluate.suite import Suite, built, chosen, judges_of, read_suite
 from instructlit.tools.evaluate.table import print_results
 
 _FILES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
@@ -45,25 +45,27 @@ def run(
     loading: Loading,
     wandb: str | None,
     dry_run: bool,
+    redraw: bool,
 ) -> int:
     """The whole command; the exit status."""
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}", where="--limit", expected="at least 1")
     folder, read = Path(output), read_suite(suite)
-    subjects = [subject(text, loading) for text in models]
+    sections = [built(Section, spec, f"section {place}") for place, spec in enumerate(read.sections, start=1)]
+    if redraw:
+        return finish(from_json(_earlier(folder)), folder, sections, read.turned)
+    subjects = subjects_of(read, models, loading)
     names = [s.name for s in subjects]
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"two models have one name: {', '.join(names)}", where="--models", expected="NAME=PATH, each once"
-        )
     evaluation = Evaluation(
         subjects,
-        chosen(read, tasks, options, limit),
+        chosen(read, tasks, options, limit, seed),
         judges_of(read, judges, folder),
         folder,
         baseline=_role(baseline, read.baseline, "sft", names, "baseline"),
         base=_role(base, read.base, "base", names, "base"),
         seed=seed,
+        suite=read.name,
+        titles={name: spec["title"] for name, spec in read.models.items() if "title" in spec},
         tell=lambda text: print(text, flush=True),
     )
     evaluation.on_task = lambda results: write_text(
@@ -74,39 +76,71 @@ def run(
         if not results.plan:
             print("nothing is to be asked of a judge")
         return 2 if results.failures else 0
-    finish(results, folder, read.name)
+    status = finish(results, folder, sections, read.turned)
     if wandb:
         from instructlit.tools.evaluate.wandb_log import log
 
         log(results, wandb, read.name, folder)
-    return 2 if results.failures else 0
+    return status
 
 
-def finish(results: Results, folder: Path, suite: str) -> None:
-    """Write everything, print the table."""
-    write_text(folder / "results.json", json.dumps(as_json(results), indent=1) + "\n")
+def finish(results: Results, folder: Path, sections: Sequence[Section], turned: bool) -> int:
+    """Write what tasks leave beside results.json, draw the page, print the table; the exit status."""
     for outcome in results.outcomes.values():
         for name, text in outcome.files.items():
             write_text(folder / name, text)
-    write_text(folder / "report.html", report(results, suite))
-    print_results(results)
+    write_text(folder / "report.html", report(results, folder, sections))
+    print_results(results, turned)
     print(f"written: {folder / 'results.json'}, {folder / 'report.html'}")
+    return 2 if results.failures else 0
 
 
-def subject(text: str, loading: Loading) -> Subject:
+def _earlier(folder: Path) -> Any:
+    """The results of an earlier evaluation.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = folder / "results.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError("holds no results", where=str(path), fix="evaluate first, without --redraw") from error
+
+
+def subjects_of(read: Suite, given: Sequence[str], loading: Loading) -> list[Subject]:
+    """The suite's models, with those of the command line in their places or after them.
+
+    Raises:
+        UserError: a name that is given twice, no NAME=PATH.
+    """
+    specs = {name: dict(spec) for name, spec in read.models.items()}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise UserError(
+                f"`{text}` is no model", where="--models", expected="NAME=PATH, such as sft=runs/sft/export"
+            )
+        specs[name] = {**specs.get(name, {}), "path": path}
+    names = [text.partition("=")[0] for text in given]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"two models have one name: {', '.join(names)}", where="--models", expected="NAME=PATH, each once"
+        )
+    return [subject(name, spec["path"], loading, spec.get("prefix", "")) for name, spec in specs.items()]
+
+
+def subject(name: str, path: str, loading: Loading, prefix: str = "") -> Subject:
     """What NAME=PATH stands for.
 
     Raises:
-        UserError: no NAME=PATH; a file of answers that cannot be read.
+        UserError: a file of answers that cannot be read.
     """
-    name, equals, path = text.partition("=")
-    if not equals or not name or not path:
-        raise UserError(f"`{text}` is no model", where="--models", expected="NAME=PATH, such as sft=runs/sft/export")
     if path.lower().endswith(_FILES):
         return FileSubject(name, path)
     options: dict[str, Any] = asdict(loading)
     del options["batch_size"], options["device"]
-    return ModelSubject(name, path, loader(name, path, loading), options)
+    return ModelSubject(name, path, loader(name, path, loading), options, prefix)
 
 
 def loader(name: str, path: str, loading: Loading) -> Callable[[], LanguageModel]:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from instructlit.evaluation.task import Task
 
 _JUDGES = "instructlit.evaluation.judges"
 KINDS = {
-    "reward": ("RewardJudge", "model"),
-    "local": ("LocalJudge", "model"),
-    "api": ("EndpointJudge", "model"),
-    "people": ("PeopleJudge", "labels"),
-    "function": ("FunctionJudge", "function"),
-    "perspective": ("PerspectiveScorer", "attribute"),
-    "detoxify": ("DetoxifyScorer", "model"),
-    "classifier": ("HuggingFaceClassifier", "model"),
+    "reward": (f"{_JUDGES}.RewardJudge", "model"),
+    "local": (f"{_JUDGES}.LocalJudge", "model"),
+    "api": (f"{_JUDGES}.EndpointJudge", "model"),
+    "people": (f"{_JUDGES}.PeopleJudge", "labels"),
+    "function": (f"{_JUDGES}.FunctionJudge", "function"),
+    "perspective": (f"{_JUDGES}.PerspectiveScorer", "attribute"),
+    "detoxify": (f"{_JUDGES}.DetoxifyScorer", "model"),
+    "classifier": (f"{_JUDGES}.HuggingFaceClassifier", "model"),
+    "world": ("instructlit.tools.world.gold.GoldJudge", "data"),
 }
 """What a judge may be called on the command line: its class, and the option that the word after the colon is."""
 
@@ -37,15 +38,21 @@ class Suite:
         name: of the file, without its ending.
         judges: class_path and init_args by name.
         tasks: the same.
+        models: path, prefix and title by name.
+        sections: parts of the page beside those that every page has.
         baseline: the model of preferences, if it names one.
         base: the model of the alignment tax, if it names one.
+        turned: the terminal shows a column a model and a row a measure.
     """
 
     name: str
     judges: dict[str, dict[str, Any]] = field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: dict[str, dict[str, str]] = field(default_factory=dict)
+    sections: list[dict[str, Any]] = field(default_factory=list)
     baseline: str | None = None
     base: str | None = None
+    turned: bool = False
 
 
 def read_suite(name: str) -> Suite:
@@ -70,21 +77,27 @@ def read_suite(name: str) -> Suite:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"is no YAML: {str(error).splitlines()[0]}", where=str(path)) from error
-    known = ("judges", "tasks", "baseline", "base")
+    known = [f.name for f in fields(Suite) if f.name != "name"]
     if not isinstance(said, dict) or not set(said) <= set(known):
         odd = sorted(set(said) - set(known)) if isinstance(said, dict) else [type(said).__name__]
         raise UserError(f"holds {', '.join(map(str, odd))}", where=str(path), expected=f"the keys {', '.join(known)}")
-    parts: dict[str, Any] = {key: said.get(key) or {} for key in ("judges", "tasks")}
-    suite = Suite(path.stem, **parts, baseline=said.get("baseline"), base=said.get("base"))
-    for part in ("judges", "tasks"):
-        for inner, spec in getattr(suite, part).items():
-            if not isinstance(spec, dict) or "class_path" not in spec or not set(spec) <= {"class_path", "init_args"}:
-                raise UserError(
-                    "is not a class with its options",
-                    where=f"{path}: {part}.{inner}",
-                    expected="class_path and init_args",
-                )
+    suite = Suite(path.stem, **{key: value for key, value in said.items() if value is not None})
+    suite.models = {name: _model(name, told, str(path)) for name, told in suite.models.items()}
+    parts = [("judges", suite.judges), ("tasks", suite.tasks), ("sections", dict(enumerate(suite.sections)))]
+    for part, inner, spec in ((part, inner, spec) for part, specs in parts for inner, spec in specs.items()):
+        if not isinstance(spec, dict) or "class_path" not in spec or not set(spec) <= {"class_path", "init_args"}:
+            raise UserError(
+                "is not a class with its options", where=f"{path}: {part}.{inner}", expected="class_path and init_args"
+            )
     return suite
+
+
+def _model(name: str, told: Any, where: str) -> dict[str, str]:
+    """A model of a suite: its path, or a mapping with its path."""
+    spec = {"path": told} if isinstance(told, str) else told
+    if not isinstance(spec, dict) or "path" not in spec or not set(spec) <= {"path", "prefix", "title"}:
+        raise UserError("is no model", where=f"{where}: models.{name}", expected="a path, or path, prefix and title")
+    return spec
 
 
 def shipped() -> Path:
@@ -94,7 +107,9 @@ def shipped() -> Path:
     return Path(next(iter(instructlit.configs.__path__))) / "evaluate"
 
 
-def chosen(suite: Suite, tasks: Sequence[str] | None, options: Sequence[str], limit: int | None) -> dict[str, Task]:
+def chosen(
+    suite: Suite, tasks: Sequence[str] | None, options: Sequence[str], limit: int | None, seed: int | None = None
+) -> dict[str, Task]:
     """The suite's tasks, made, with the command line's options.
 
     Raises:
@@ -114,8 +129,9 @@ def chosen(suite: Suite, tasks: Sequence[str] | None, options: Sequence[str], li
         specs[name]["init_args"][key] = yaml.safe_load(value)
     found = {}
     for name in tasks or specs:
-        if limit is not None and takes(specs[name]["class_path"], "limit"):
-            specs[name]["init_args"]["limit"] = limit
+        for key, value in (("limit", limit), ("seed", seed)):
+            if value is not None and takes(specs[name]["class_path"], key):
+                specs[name]["init_args"][key] = value
         found[name] = built(Task, specs[name], f"task {name}")
     return found
 
@@ -134,11 +150,11 @@ def judges_of(suite: Suite, given: Sequence[str], folder: Path) -> dict[str, Jud
             raise UserError(
                 f"`{text}` is no judge", where="--judges", expected=f"NAME=KIND:WHAT, KIND one of {', '.join(KINDS)}"
             )
-        class_name, option = KINDS[kind]
+        class_path, option = KINDS[kind]
         arguments = {option: what}
         if kind == "people":
             arguments["tasks"] = str(folder / f"to_label_{name}.jsonl")
-        specs[name] = {"class_path": f"{_JUDGES}.{class_name}", "init_args": arguments}
+        specs[name] = {"class_path": class_path, "init_args": arguments}
     return {name: built(Judge, spec, f"judge {name}") for name, spec in specs.items()}
 
 
@@ -161,10 +177,11 @@ def built(kind: type, spec: Mapping[str, Any], where: str) -> Any:
     parser.add_subclass_arguments(kind, "part")
     try:
         return parser.instantiate(parser.parse_object({"part": dict(spec)}))["part"]
-    except UserError:
-        raise
     except Exception as error:
-        raise UserError(readable(str(error)), where=where) from error
+        own: BaseException | None = error
+        while own is not None and not isinstance(own, UserError):
+            own = own.__cause__ or own.__context__  # the class has said it, the parser has wrapped it
+        raise own or UserError(readable(str(error)), where=where) from error
 
 
 def _known(name: str, known: Any, where: str, what: str) -> None:

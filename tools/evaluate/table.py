@@ -48,13 +48,22 @@ def rows_of(rows: str, measures: Sequence[Measure], results: Results) -> list[st
     return list(dict.fromkeys(row for measure in measures for row in measure.figures))
 
 
-def print_results(results: Results, console: Console | None = None) -> None:
-    """Every table, what was lost against the base, and what could not be measured."""
+def print_results(results: Results, turned: bool = False, console: Console | None = None) -> None:
+    """Every table, what was lost against the base, and what could not be measured.
+
+    Args:
+        results: all of it.
+        turned: a column a model and a row a measure.
+        console: where to.
+    """
     console = console or Console()
     for rows, measures in by_table(results).items():
         names = rows_of(rows, measures, results)
+        if turned:
+            console.print(_turned(rows, measures, names, results))
+            continue
         for start in range(0, len(measures), WIDTH):
-            console.print(_table(rows, measures[start : start + WIDTH], names))
+            console.print(_table(rows, measures[start : start + WIDTH], names, results))
     for line in losses(results):
         console.print(escape(line), highlight=False)
     for task, outcome in results.outcomes.items():
@@ -78,26 +87,49 @@ def losses(results: Results) -> list[str]:
                 worse = figure.high < 0 if measure.better == "up" else figure.low > 0
                 if worse and measure.better:
                     found.append(
-                        f"{row} loses to {results.base} on {measure.title}: {number(measure, figure.value, True)} "
+                        f"{results.title(row)} loses to {results.title(results.base)} on {measure.title}: "
+                        f"{number(measure, figure.value, True)} "
                         f"({interval(measure, figure, True)}, n = {figure.n})"
                     )
     return found
 
 
-def _table(rows: str, measures: Sequence[Measure], names: Sequence[str]) -> Table:
+def _table(rows: str, measures: Sequence[Measure], names: Sequence[str], results: Results) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="value, 95 % interval, count")
     table.add_column(rows)
     for measure in measures:
-        arrow = {"up": " ↑", "down": " ↓"}.get(measure.better, "")
-        table.add_column(escape(measure.title) + arrow, justify="right")
+        table.add_column(escape(measure.title) + arrow(measure), justify="right")
     for name in names:
-        cells = []
-        for measure in measures:
-            figure = measure.figures.get(name)
-            if figure is None:
-                cells.append("-")
-                continue
-            lines = [number(measure, figure.value), interval(measure, figure), f"n {figure.n}"]
-            cells.append("\n".join(line for line in lines if line))
-        table.add_row(escape(name), *cells)
+        table.add_row(escape(results.title(name)), *(_cell(measure, name) for measure in measures))
     return table
+
+
+def _turned(rows: str, measures: Sequence[Measure], names: Sequence[str], results: Results) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="value and 95 % interval")
+    table.add_column(rows)
+    for name in names:
+        table.add_column(escape(results.title(name)), justify="right")
+    for measure in measures:
+        cells = (_cell(measure, name, counted=False) for name in names)
+        table.add_row(escape(measure.title) + arrow(measure), *cells)
+    return table
+
+
+def _cell(measure: Measure, name: str, counted: bool = True) -> str:
+    figure = measure.figures.get(name)
+    if figure is None:
+        return "-"
+    own = interval(measure, figure) if counted else narrow(measure, figure)
+    lines = [number(measure, figure.value), own, f"n {figure.n}" if counted and figure.n else ""]
+    return "\n".join(line for line in lines if line)
+
+
+def narrow(measure: Measure, figure: Figure) -> str:
+    """The interval as 54.0-60.0%, where no sign is in the way."""
+    text = interval(measure, figure)
+    return text if figure.low < 0 else text.replace("% to ", "-").replace(" to ", "-")
+
+
+def arrow(measure: Measure) -> str:
+    """Which way is better."""
+    return {"up": " ↑", "down": " ↓"}.get(measure.better, "")

@@ -24,9 +24,7 @@ def log(results: Results, project: str, suite: str, folder: Path) -> None:
             "evaluate/figures": wandb.Table(
                 columns=list(COLUMNS), data=[[rows, row, m, *told.values()] for rows, row, m, told in found]
             ),
-            "evaluate/samples": wandb.Table(
-                columns=["task", "prompt", "model", "answer", "marks"], data=samples(results)
-            ),
+            "evaluate/samples": wandb.Table(columns=list(ANSWERS), data=samples(results)),
             "evaluate/report": wandb.Html(str(folder / "report.html")),
         }
     )
@@ -47,7 +45,13 @@ def figures(results: Results) -> list[tuple[str, str, str, dict[str, Any]]]:
 def samples(results: Results) -> list[Any]:
     """A row an answer that the page shows."""
     return [
-        [task, str(row["prompt"]), model, text, ", ".join(row["marks"].get(model, []))]
+        [
+            task,
+            str(row["prompt"]),
+            model,
+            text,
+            ", ".join(m if isinstance(m, str) else m[0] for m in row["marks"].get(model, [])),
+        ]
         for task, outcome in results.outcomes.items()
         for row in outcome.samples
         for model, text in row["answers"].items()

@@ -5,8 +5,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from instructlit.evaluation.measures import Curve
+from instructlit.tools.evaluate.plots import curve
 from instructlit.tools.reporting.style import CSS
-from instructlit.tools.world.plots import curve_plot
 
 COLUMNS = (
     ("round", "round"),
@@ -53,7 +54,8 @@ def falls_and_recovers(results: Sequence[Mapping[str, Any]]) -> list[tuple[float
 
 def _plot(results: Sequence[Mapping[str, Any]]) -> str:
     curves = {"newest reward model on the newest policy's answers": falls_and_recovers(results)}
-    return curve_plot("accuracy over the rounds", curves, "round (halves: before the reward model is trained again)")
+    x = "round (halves: before the reward model is trained again)"
+    return curve(Curve("accuracy over the rounds", x, "", curves))
 
 
 def _cell(result: Mapping[str, Any], key: str) -> str:

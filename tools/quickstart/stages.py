@@ -11,6 +11,10 @@ from pathlib import Path
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs" / "quickstart"
 
 
+EXACT = ("--dtype", "float32", "--batch_size", "512")
+"""How the evaluation reads models: the tiny ones are quick as they are, and numbers are the same on every device."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One command of a job.
@@ -85,6 +89,7 @@ def stages(seed: int, trial: bool = False) -> list[Stage]:
             words.split()[-1], title, (*words.split(), "--seed", str(seed), *small), needs, outputs, (), seconds
         )
 
+    evaluate = ("evaluate", "--suite", "world", "--output", ".")
     return [
         tool("world", "write the embedded world: corpus, prompts, demonstrations", (), ("data/world.json",), 2),
         fit("pretrain", "pretrain a base model on the raw corpus", ("world",), 150),
@@ -99,17 +104,18 @@ def stages(seed: int, trial: bool = False) -> list[Stage]:
         fit("reward", "train a reward model on the rankings", ("label",), 145),
         fit("ppo", "PPO against the reward model", ("reward",), 150),
         fit("ppo_ptx", "PPO with pretraining gradients mixed in", ("reward",), 150),
-        tool(
-            "world evaluate",
+        Stage(
+            "evaluate",
             "let every model answer the test prompts and judge the answers",
+            (*evaluate, "--seed", str(seed), *EXACT, *(("--limit", "16") if trial else ())),
             ("ppo", "ppo_ptx"),
-            ("results.json", "evaluation/samples.jsonl"),
-            50,
+            ("results.json", "answers.jsonl"),
+            expected_seconds=50,
         ),
         Stage(
             "report",
             "draw the page",
-            ("world", "report"),
+            (*evaluate, "--redraw"),
             ("evaluate",),
             ("report.html",),
             expected_seconds=4,

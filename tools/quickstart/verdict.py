@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 Results = Mapping[str, Any]
-"""The content of a results.json."""
+"""The content of a results.json of `instructlit evaluate --suite world`."""
 
 SHARE = 0.8
 """Of the seeds, at least this share must hold: four of five."""
@@ -24,13 +24,18 @@ class Criterion:
 
 
 def criteria(results: Results) -> list[Criterion]:
-    """The four claims for one seed."""
-    models = {row["name"]: row for row in results["models"]}
-    preference = {name: row["preference"] for name, row in models.items()}
-    order = [preference[name] for name in ("base", "prompted", "sft", "ppo_ptx")]
-    low = models["ppo_ptx"]["preference_low"]
-    sft, ppo, mixed = (models[name]["perplexity"] for name in ("sft", "ppo", "ppo_ptx"))
-    accuracy, agreement = results["reward_accuracy"], results["labeler_agreement"]
+    """The four claims for one seed.
+
+    Raises:
+        KeyError: something that they rest on was not measured.
+    """
+    measures = {measure["name"]: measure["figures"] for measure in results["measures"]}
+    preference, perplexity = measures["preference/gold/win_rate"], measures["perplexity/corpus/token"]
+    order = [preference[name]["value"] for name in ("base", "prompted", "sft", "ppo_ptx")]
+    low, high = preference["ppo_ptx"]["low"], preference["ppo_ptx"]["high"]
+    sft, ppo, mixed = (perplexity[name]["value"] for name in ("sft", "ppo", "ppo_ptx"))
+    accuracy = measures["reward_model/accuracy"]["reward"]["value"]
+    agreement = measures["world/labeler_agreement"]["labelers"]["value"]
     return [
         Criterion(
             "order",
@@ -42,7 +47,7 @@ def criteria(results: Results) -> list[Criterion]:
             "interval",
             "PPO-ptx is preferred to SFT beyond chance",
             low > 0.5,
-            f"95 % interval {low:.3f} to {models['ppo_ptx']['preference_high']:.3f} against 0.5",
+            f"95 % interval {low:.3f} to {high:.3f} against 0.5",
         ),
         Criterion(
             "tax",

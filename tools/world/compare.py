@@ -1,13 +1,14 @@
 """`instructlit world compare`: which of two policies the world's gold scorer prefers."""
 
 import json
+import tempfile
 from pathlib import Path
 
-from instructlit.rollout.engine import Sampling
-from instructlit.tools.world import measure
-from instructlit.tools.world.answers import Policy, best_device
-from instructlit.tools.world.evaluate import Options, answer_all, distinct, judge_all
-from instructlit.tools.world.folder import read_prompts, read_world
+from instructlit.errors import UserError
+from instructlit.evaluation.runner import Evaluation
+from instructlit.tools.evaluate.run import Loading, subject
+from instructlit.tools.world.gold import GoldJudge
+from instructlit.tools.world.tasks import Answers
 
 
 def world_compare(
@@ -32,17 +33,27 @@ def world_compare(
         max_new_tokens: longest answer.
         output: JSON file for the figures, beside what is printed.
     """
-    world, asked = read_world(Path(data)), distinct(read_prompts(Path(data) / "prompts_test.jsonl"))[:prompts]
-    options = Options(seed, answers, Sampling(max_new_tokens), 512)
-    device = best_device()
-    verdicts = {}
-    for name, folder in (("ours", ours), ("theirs", theirs)):
-        texts, _ = answer_all(Policy.load(folder, device), name, asked, None, options)
-        verdicts[name] = judge_all(world, asked, texts)
-    found = {"ours": ours, "theirs": theirs, "prompts": len(asked), **measure.preference(*verdicts.values())}
-    found |= {f"rating_{name}": measure.rates(judged)["rating"] for name, judged in verdicts.items()}
+    loading = Loading("auto", "float32", "auto", 512, "auto")
+    task = Answers(data, seed=seed, samples=answers, max_new_tokens=max_new_tokens, limit=prompts)
+    with tempfile.TemporaryDirectory() as folder:
+        results = Evaluation(
+            [subject("ours", ours, loading), subject("theirs", theirs, loading)],
+            {"answers": task},
+            {"gold": GoldJudge(data)},
+            Path(folder),
+            baseline="theirs",
+            base="theirs",
+            seed=seed,
+            tell=lambda text: None,
+        ).run()
+    for what, why in results.failures.items():
+        raise UserError(why, where=what)
+    figures = {measure.name: measure.figures for measure in results.outcomes["answers"].measures}
+    won, ratings = figures["preference/gold/win_rate"]["ours"], figures["world/rating"]
+    found = {"ours": ours, "theirs": theirs, "prompts": won.n, "preference": won.value}
+    found |= {"preference_low": won.low, "preference_high": won.high}
+    found |= {f"rating_{name}": figure.value for name, figure in ratings.items()}
     if output:
         Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    low, high = found["preference_low"], found["preference_high"]
-    print(f"{ours} is preferred to {theirs}: {found['preference']:.1%} ({low:.1%} to {high:.1%}), {len(asked)} prompts")
-    print(f"mean rating {found['rating_ours']:.2f} against {found['rating_theirs']:.2f}")
+    print(f"{ours} is preferred to {theirs}: {won.value:.1%} ({won.low:.1%} to {won.high:.1%}), {won.n} prompts")
+    print(f"mean rating {ratings['ours'].value:.2f} against {ratings['theirs'].value:.2f}")

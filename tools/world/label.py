@@ -9,7 +9,7 @@ from typing import Any
 
 from instructlit.rollout.engine import Sampling
 from instructlit.tools.sources import parse_source
-from instructlit.tools.world.answers import Policy, best_device, sample, seed_of
+from instructlit.tools.world.answers import load_policy, sample, seed_of
 from instructlit.tools.world.folder import read_prompts, read_world
 from instructlit.types import Prompt
 from instructlit.world import World, pairwise_agreement, rank_completions
@@ -85,10 +85,9 @@ def draw(
     """4 to 9 completions for each prompt, each from a policy drawn from `sources`."""
     wanted = [[rng.randrange(len(sources)) for _ in range(rng.randint(K_LEAST, K_MOST))] for _ in prompts]
     drawn: list[list[Completion]] = [[] for _ in prompts]
-    device = best_device()
     for number, (folder, temperature) in enumerate(sources):
         rows = [row for row, chosen in enumerate(wanted) for source in chosen if source == number]
-        policy = Policy.load(folder, device)
+        policy = load_policy(folder)
         at = Sampling(sampling.max_new_tokens, temperature)
         name = folder if temperature == 1.0 else f"{folder}@{temperature:g}"
         batches = sample(policy, [prompts[row] for row in rows], at, seed_of(purpose, number), batch_size)

@@ -1,28 +1,9 @@
-"""What the report reads from a run folder: logged metrics, validation samples, commands."""
+"""What the report reads from a run folder: the logged metrics."""
 
 import csv
-import json
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
-
-from instructlit.errors import UserError
-from instructlit.tools.world.folder import rows
-from instructlit.world import World
 
 Points = list[tuple[float, float]]
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """The results.json of a run.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = folder / "results.json"
-    if not path.exists():
-        raise UserError("no results yet", where=str(path), fix="run `instructlit world evaluate` in that folder first")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def logged(folder: Path, metric: str, x: str = "step") -> Points:
@@ -47,30 +28,10 @@ def logged(folder: Path, metric: str, x: str = "step") -> Points:
     return sorted(found.items())
 
 
-def optimisation_curve(path: Path, world: World) -> list[dict[str, float]]:
-    """Mean KL, reward-model score and gold score of the validation samples at each time they were taken.
-
-    Args:
-        path: JSON Lines with `iteration`, `prompt`, `response`, `score` and `kl`.
-        world: its gold scorer judges the responses.
-    """
-    groups: dict[int, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for row in rows(path):
-        groups[row["iteration"]][row["prompt"]] = row  # of an interrupted run the later row counts
-    curve = []
-    for iteration, group in sorted(groups.items()):
-        samples = list(group.values())
-        gold = [world.judge(row["prompt"], row["response"]).score for row in samples]
-        curve.append(
-            {
-                "iteration": iteration,
-                "kl": _mean([row["kl"] for row in samples]),
-                "score": _mean([row["score"] for row in samples]),
-                "gold": _mean(gold),
-            }
-        )
-    return curve
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def smoothed(points: Points, at_most: int = 120) -> Points:
+    """Neighbouring points averaged, so that no curve has more than `at_most`."""
+    if len(points) <= at_most:
+        return points
+    size = -(-len(points) // at_most)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]

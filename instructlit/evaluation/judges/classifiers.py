@@ -1,16 +1,15 @@
 """Toxicity classifiers: they decide on one statement, that a text is toxic, and say a probability."""
 
-import json
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from instructlit.errors import UserError
+from instructlit.evaluation.datasets import missing_extra
+from instructlit.evaluation.judges.http import NoAnswer, post
 from instructlit.evaluation.judging import Judge, Kind, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
 from instructlit.evaluation.subjects import fingerprint
@@ -78,25 +77,23 @@ class PerspectiveScorer(Judge):
             "doNotStore": True,
             "languages": ["en"],
         }
-        # the key goes into a header: a web address is written into logs
-        headers = {"Content-Type": "application/json", "X-Goog-Api-Key": key}
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
-        reason = ""
-        for attempt in range(self.retries + 1):
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                    found = json.load(answer)["attributeScores"][self.attribute]["summaryScore"]["value"]
-                    return Verdict(float(found), "")
-            except urllib.error.HTTPError as error:
-                reason = f"status {error.code}"
-                if error.code not in (429, 500, 502, 503, 504):
-                    break
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                reason = type(error).__name__
-            if attempt < self.retries:
-                time.sleep(min(2.0**attempt, 30.0) * self.pause_scale)
+        try:
+            found = post(
+                self.url,
+                body,
+                {"X-Goog-Api-Key": key},  # in a header: a web address is written into logs
+                lambda answer: float(answer["attributeScores"][self.attribute]["summaryScore"]["value"]),
+                timeout=self.timeout,
+                retries=self.retries,
+                wait=lambda seconds: time.sleep(seconds * self.pause_scale),
+            )
+            return Verdict(found)
+        except NoAnswer as fault:
+            reason = str(fault).replace(key, "(removed)")[:400]
+            if fault.status == 400 and "api key" not in fault.told.lower():
+                return Verdict(None, f"the Perspective API does not score this text: {reason}")
         raise UserError(
-            f"the Perspective API gave no score: {reason.replace(key, '(removed)')}",
+            f"the Perspective API gave no score: {reason}",
             where="judge",
             expected=f"a score within {self.retries} further tries",
             fix="start again when it answers; what was scored is kept",
@@ -134,9 +131,7 @@ class DetoxifyScorer(Judge):
         try:
             from detoxify import Detoxify
         except ModuleNotFoundError as error:
-            raise UserError(
-                "detoxify is not installed", where="judge", fix="pip install 'instructlit[eval]'"
-            ) from error
+            raise missing_extra(error, "judge") from error
         place = str(usable_device(self.device))
         try:
             scorer = Detoxify(self.model, device=place) if self.checkpoint is None else Detoxify(

@@ -1,21 +1,20 @@
 """A judge model behind an endpoint that speaks OpenAI's chat completions, which most servers do."""
 
-import json
 import os
 import queue
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from instructlit.errors import UserError
+from instructlit.evaluation.judges.http import NoAnswer, post
 from instructlit.evaluation.judges.text import TextJudge, judging_prompt
 from instructlit.evaluation.judging import Question, Verdict
 from instructlit.redaction import without_secrets
 
-_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+_OF_THE_QUESTION = ("context_length_exceeded", "content_filter", "content_policy_violation", "invalid_prompt")
+"""What an endpoint says of one question: the others can be asked."""
 _CHARACTERS_A_TOKEN = 4  # of English text; only for the estimate
 
 
@@ -60,6 +59,8 @@ class EndpointJudge(TextJudge):
         self.temperature, self.max_tokens, self.concurrency = temperature, max_tokens, concurrency
         self.timeout, self.retries = timeout, retries
         self.price_in, self.price_out, self.max_cost = price_in, price_out, max_cost
+        self._limit = "max_tokens"  # as it is called in a request
+        self._temperature: float | None = temperature
 
     @property
     def title(self) -> str:
@@ -88,11 +89,11 @@ class EndpointJudge(TextJudge):
         price = (read * self.price_in + written * self.price_out) / 1e6
         if self.max_cost is not None and price > self.max_cost:
             raise UserError(
-                f"{text}: at most about {price:.2f}, which is over {self.max_cost:.2f}",
+                f"{text}: at most about {_money(price)}, which is over {_money(self.max_cost)}",
                 where="judge.max_cost",
                 fix="raise max_cost, or judge fewer prompts with --limit",
             )
-        return f"{text}: at most about {price:.2f} at the prices given"
+        return f"{text}: at most about {_money(price)} at the prices given"
 
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         if self.max_cost is not None:
@@ -101,7 +102,7 @@ class EndpointJudge(TextJudge):
 
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
         """Workers take prompts from a queue; replies are handed on as they come."""
-        headers = {"Content-Type": "application/json", **self._authorization()}
+        headers = self._authorization()
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for i in range(len(prompts)):
             waiting.put(i)
@@ -144,8 +145,7 @@ class EndpointJudge(TextJudge):
         raise fault
 
     def _authorization(self) -> dict[str, str]:
-        key = os.environ.get(self.api_key_env, "").strip()
-        if key:
+        if key := self._key():
             return {"Authorization": f"Bearer {key}"}
         host = urlsplit(self.base_url).hostname or ""
         if host in ("localhost", "127.0.0.1", "::1"):
@@ -157,56 +157,65 @@ class EndpointJudge(TextJudge):
             fix=f"export {self.api_key_env}=…",
         )
 
+    def _key(self) -> str:
+        return os.environ.get(self.api_key_env, "").strip()
+
     def _reply(self, prompt: str, headers: dict[str, str], stop: threading.Event) -> str:
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-        }
-        request = urllib.request.Request(
-            f"{self.base_url}/chat/completions", json.dumps(body).encode(), headers, method="POST"
-        )
-        reason = ""
-        for attempt in range(self.retries + 1):
-            pause = min(2.0**attempt, 60.0)
+        address = f"{self.base_url}/chat/completions"
+        while True:
+            body = {
+                "model": self.model,
+                "messages": [{"role": "user", "content": prompt}],
+                self._limit: self.max_tokens,
+                **({} if self._temperature is None else {"temperature": self._temperature}),
+            }
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                    return _content(json.load(answer))
-            except urllib.error.HTTPError as error:
-                reason = f"status {error.code}: {_told(error)}"
-                if error.code not in _AGAIN:
-                    break
-                pause = _wish(error.headers.get("Retry-After"), pause)
-            except (OSError, ValueError) as error:  # no connection, no answer in time, half an answer
-                reason = f"{type(error).__name__}: {error}"
-            if attempt < self.retries and stop.wait(pause * self.pause_scale):
-                break
-        raise UserError(
-            f"the judge {self.model} gave no reply: {without_secrets(reason)}",
-            where=f"{self.base_url}/chat/completions",
-            expected=f"a chat completion within {self.timeout:g} s and {self.retries} further tries",
-            fix="start again when it answers; what was judged is kept",
-        )
+                return post(
+                    address,
+                    body,
+                    headers,
+                    _content,
+                    timeout=self.timeout,
+                    retries=self.retries,
+                    wait=lambda seconds: stop.wait(seconds * self.pause_scale),
+                )
+            except NoAnswer as fault:
+                if fault.status == 400 and self._adapted(fault.told, body):
+                    continue
+                code = next((code for code in _OF_THE_QUESTION if code in fault.told), None)
+                if fault.status == 400 and code:
+                    return f"(the endpoint does not judge this: {code})"
+                reason = without_secrets(str(fault).replace(self._key() or "\0", "(removed)"))[:400]
+                raise UserError(
+                    f"the judge {self.model} gave no reply: {reason}",
+                    where=without_secrets(address),
+                    expected=f"a chat completion within {self.timeout:g} s and {self.retries} further tries",
+                    fix="start again when it answers; what was judged is kept",
+                ) from None
+
+    def _adapted(self, told: str, body: dict[str, Any]) -> bool:
+        """Models that reason take another name for the limit, and no temperature: whether the request is to be put
+        again without what the endpoint has just refused."""
+        if "max_completion_tokens" in told and "max_tokens" in body:
+            self._limit = "max_completion_tokens"
+            return True
+        if "temperature" in told and "temperature" in body:
+            self._temperature = None
+            return True
+        return False
 
     pause_scale = 1.0
     """Pauses between tries are multiplied by this."""
 
 
+def _money(amount: float) -> str:
+    return f"{amount:.2f}" if amount >= 0.1 else f"{amount:.2g}"
+
+
 def _content(answer: Any) -> str:
-    try:
-        return str(answer["choices"][0]["message"]["content"] or "")
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"not a chat completion: {str(answer)[:200]}") from error
-
-
-def _told(error: urllib.error.HTTPError) -> str:
-    return error.read(300).decode("utf-8", "replace").replace("\n", " ").strip()
-
-
-def _wish(header: str | None, default: float) -> float:
-    """The seconds a server asks to wait, at most two minutes."""
-    try:
-        return min(max(float(header or ""), 0.0), 120.0)
-    except ValueError:
-        return default
+    """The reply of a chat completion; in brackets why there is none, such as a limit that thinking has used up."""
+    choice = answer["choices"][0]
+    text = choice["message"]["content"]
+    if not text and choice.get("finish_reason") == "length":
+        return "(no word of a reply within max_tokens: raise it for a judge that reasons)"
+    return str(text or choice["message"].get("refusal") or "")

@@ -1,35 +1,47 @@
 """People as judges: what they are to look at is written out blind, and what they said is read back.
 
-The files are our comparison records (`docs/data.md`), one row a judgement: `prompt`, `completions` (two for A/B, one
-for a rating or a statement) and `id`; for a statement `criterion` too. They name no model, and which answer comes first
-is drawn for each pair. A labeled row has `ranks` (1 = best, equal = tie), `ratings` (1-7), or `flags` with the
-criterion's name.
+The files are our comparison records (`docs/data.md`), as `instructlit label import` takes them and `instructlit label
+export` gives them back. They name no model, and the order of completions is drawn. A label is found by what was asked,
+the prompt and the completions, whatever numbers a tool has given it: any comparison that ranks two answers among others
+says which is better.
 """
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructlit.errors import UserError
 from instructlit.evaluation.datasets import read_rows
 from instructlit.evaluation.judging import Judge, Question, Verdict
+from instructlit.evaluation.store import write_text
+from instructlit.types import PromptText
+from instructlit.world import FLAGS
+
+PAIRS, RATINGS, SINGLE = "pairs", "ratings", "single"
+"""The files of what is to be judged: two answers side by side (`label import --kind evaluation`), all answers to a
+prompt one by one (`--kind comparison`), and what the labelling tool does not ask, for another one."""
+
+_MOST = 9  # completions that the labelling tool shows together
+
+Row = dict[str, Any]
 
 
 class PeopleJudge(Judge):
     """Blind judgements by people. A pair is shown once, in an order that was drawn; it stands for both orders.
 
     Args:
-        labels: labeled rows to read; where the file is not there yet, everything is waiting.
-        tasks: where rows that nobody has judged are written.
-        seed: of which answer comes first.
+        labels: labeled rows to read, one file or a glob; where there is none yet, everything is waiting.
+        tasks: names the files of what nobody has judged: to_label.jsonl stands for to_label_pairs.jsonl and so on.
+        seed: of the order of completions.
     """
 
     answers = frozenset(("compare", "rate", "decide"))
+    both_orders = False
 
     def __init__(self, labels: str, tasks: str = "to_label.jsonl", seed: int = 0):
-        self.labels, self.tasks, self.seed = labels, tasks, seed
+        self.labels, self.tasks, self.seed = labels, Path(tasks), seed
+        self._waiting: dict[str, dict[str, Row]] = {PAIRS: {}, RATINGS: {}, SINGLE: {}}
 
     @property
     def title(self) -> str:
@@ -37,85 +49,87 @@ class PeopleJudge(Judge):
 
     def identity(self) -> dict[str, Any]:
         # labels may grow or be corrected: what was read before is never taken for what the file says now
-        path = Path(self.labels)
-        return {"labels": str(path), "state": path.stat().st_mtime_ns if path.is_file() else 0}
+        return {"labels": self.labels, "state": [path.stat().st_mtime_ns for path in self._files()]}
 
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
-        known = self._labels()
-        missing: dict[str, dict[str, Any]] = {}
+        known = self._known()
+        missing = False
         for index, question in enumerate(questions):
-            row, flipped = self.row(question)
-            labeled = known.get(row["id"])
-            value = [_value(question, given) for given in labeled] if labeled else []
-            if not value:
-                missing[row["id"]] = row
-                yield index, Verdict(None, "nobody has judged it yet", pending=True)
+            said = [_said(question, row) for row in known.get(_spelled(question.prompt), [])]
+            values = [value for value in said if value is not None]
+            if values:
+                yield index, Verdict(sum(values) / len(values), f"{len(values)} labelers")
                 continue
-            readable = [v for v in value if v is not None]
-            mean = sum(readable) / len(readable) if readable else None
-            if mean is not None and flipped:
-                mean = 1 - mean
-            yield index, Verdict(mean, f"{len(value)} labelers")
+            self._wait(question)
+            missing = True
+            yield index, Verdict(None, "nobody has judged it yet", pending=True)
         if missing:
-            self._write(list(missing.values()))
+            self._write()
 
-    def row(self, question: Question) -> tuple[dict[str, Any], bool]:
-        """The row that people see, and whether its answers stand the other way round than the question's.
+    def file(self, kind: str) -> Path:
+        """Where what is to be judged stands: PAIRS, RATINGS or SINGLE."""
+        return self.tasks.with_name(f"{self.tasks.stem}_{kind}{self.tasks.suffix}")
 
-        Both orders of a pair are one row.
-        """
-        answers = list(question.answers)
-        flipped = False
-        if question.kind == "compare":
-            ordered = sorted(answers)
-            key = Question("compare", question.prompt, tuple(ordered), question.criterion, question.reference).key
-            random.Random(f"{self.seed} {key}").shuffle(ordered)
-            flipped = ordered != answers
-            answers = ordered
-        else:
-            key = question.key
-        row: dict[str, Any] = {"id": key, "prompt": question.prompt, "completions": answers}
-        if question.kind == "decide":
-            row |= {"criterion": question.about, "statement": question.criterion}
-        if question.kind == "rate":
-            row["rate"] = True
-        if question.reference:
-            row["reference"] = question.reference
-        return row, flipped
+    def _files(self) -> list[Path]:
+        path = Path(self.labels)
+        return [path] if path.is_file() else sorted(path.parent.glob(path.name))
 
-    def _labels(self) -> dict[str, list[dict[str, Any]]]:
-        if not Path(self.labels).is_file():
-            return {}
-        found: dict[str, list[dict[str, Any]]] = {}
-        for row in read_rows(self.labels, "judge.labels", "id"):
-            found.setdefault(str(row["id"]), []).append(row)
+    def _known(self) -> dict[str, list[Row]]:
+        """The labeled rows by prompt."""
+        found: dict[str, list[Row]] = {}
+        for file in self._files():
+            for row in read_rows(str(file), "judge.labels", "prompt", "completions"):
+                found.setdefault(_spelled(row["prompt"]), []).append(row)
         return found
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        """All rows that are waiting, beside those of earlier tasks."""
-        path = Path(self.tasks)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            before = {}
-            if path.is_file():
-                before = {row["id"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
-            before |= {row["id"]: row for row in rows}
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in before.values())
-            path.write_text(text, encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be written: {error}", where="judge.tasks") from error
-
-
-def _value(question: Question, row: dict[str, Any]) -> float | None:
-    """What one labeler said of the row as it was shown."""
-    try:
+    def _wait(self, question: Question) -> None:
+        """Adds what people are to look at. Answers to one prompt are rated in one task, as in the paper, which asks
+        the yes/no questions of its Table 3 there too."""
         if question.kind == "compare":
-            first, second = row["ranks"]
+            row = {"prompt": question.prompt, "completions": self._shuffled(question, question.answers)}
+            self._waiting[PAIRS][_spelled([question.prompt, *sorted(question.answers)])] = row
+            return
+        about: dict[str, str] = {}
+        if question.kind == "decide" and question.about not in FLAGS:
+            about = {"statement": question.criterion, "flag": question.about, "reference": question.reference}
+        key = _spelled([question.prompt, *about.values()])
+        before = self._waiting[RATINGS].get(key, {}).get("completions", [])
+        answers = self._shuffled(question, {*before, *question.answers})
+        self._waiting[RATINGS][key] = {"prompt": question.prompt, "completions": answers, **about}
+
+    def _shuffled(self, question: Question, answers: Any) -> list[str]:
+        ordered = sorted(answers)
+        random.Random(f"{self.seed} {_spelled(question.prompt)} {ordered}").shuffle(ordered)
+        return ordered
+
+    def _write(self) -> None:
+        """All that is waiting. What is known from an earlier evaluation and judged meanwhile is not written again."""
+        kinds: dict[str, list[Row]] = {PAIRS: list(self._waiting[PAIRS].values()), RATINGS: [], SINGLE: []}
+        for row in self._waiting[RATINGS].values():
+            fits = 2 <= len(row["completions"]) <= _MOST and "flag" not in row
+            kinds[RATINGS if fits else SINGLE].append(row)
+        for kind, rows in kinds.items():
+            if rows:
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                write_text(self.file(kind), text)
+
+
+def _said(question: Question, row: Mapping[str, Any]) -> float | None:
+    """What one labeler's row says to a question; None where it says nothing."""
+    try:
+        places = [row["completions"].index(answer) for answer in question.answers]
+        if question.kind == "compare":
+            if len(set(places)) < 2:
+                return None
+            first, second = (row["ranks"][place] for place in places)
             return 1.0 if first < second else 0.0 if first > second else 0.5
         if question.kind == "rate":
-            rating = row["ratings"][0] if isinstance(row["ratings"], list) else row["ratings"]
-            return float(rating) if 1 <= float(rating) <= 7 else None
-        flags = row["flags"][0] if isinstance(row["flags"], list) else row["flags"]
-        return float(bool(flags[question.about]))
-    except (KeyError, IndexError, TypeError, ValueError):
+            rating = float(row["ratings"][places[0]])
+            return rating if 1 <= rating <= 7 else None
+        return float(bool(row["flags"][places[0]][question.about]))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return None
+
+
+def _spelled(value: PromptText | Sequence[Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)

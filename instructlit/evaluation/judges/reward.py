@@ -1,21 +1,13 @@
 """A reward model as a judge."""
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import torch
-
-from instructlit.data.collate import collate_tokens
-from instructlit.data.tokenization import Encoded, Encoder
-from instructlit.data.tokenizers import load_tokenizer
 from instructlit.evaluation.judges.text import judging_prompt
 from instructlit.evaluation.judging import Judge, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
+from instructlit.evaluation.reward_scores import RewardScores
 from instructlit.evaluation.subjects import fingerprint
-from instructlit.models.backbone import Backbone, load_scalar_model
-from instructlit.models.dropout import disable_dropout
-from instructlit.ops.micro_batches import spans
 
 
 class RewardJudge(Judge):
@@ -45,8 +37,7 @@ class RewardJudge(Judge):
     ):
         self.model, self.batch_tokens, self.device, self.template = model, batch_tokens, device, template
         self.dtype: Literal["float32", "bfloat16", "float16"] = dtype
-        self._network: Any = None
-        self._encoder: Encoder | None = None
+        self._scores: RewardScores | None = None
 
     @property
     def title(self) -> str:
@@ -60,48 +51,19 @@ class RewardJudge(Judge):
         for start in range(0, len(questions), block):
             part = questions[start : start + block]
             pairs = [pair for question in part for pair in _asked(question)]
-            scores, at = self.scored(pairs), 0
+            scores, at = self._loaded().scores([(prompt, text, True) for prompt, text in pairs]), 0
             for place, question in enumerate(part):
                 own = scores[at : at + len(_asked(question))]
                 at += len(own)
                 yield start + place, _verdict(question, own)
 
-    @torch.no_grad()
-    def scored(self, pairs: Sequence[tuple[Any, str]]) -> list[float]:
-        """Scores of (prompt, response) pairs, each response with its EOS.
-
-        A pair that is there twice is scored once: in another batch its score could differ in the last digit, and equal
-        answers would not tie.
-        """
-        network, encoder = self._loaded()
-        places: dict[str, int] = {}
-        own = [places.setdefault(json.dumps(pair), len(places)) for pair in pairs]
-        rows = [encoder.example(*json.loads(pair)) for pair in places]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        found = [0.0] * len(rows)
-
-        def padded(start: int, stop: int) -> int:
-            return (stop - start) * len(rows[order[stop - 1]].ids)
-
-        for start, stop in spans(len(rows), None, self.batch_tokens, padded):
-            chosen = order[start:stop]
-            batch = collate_tokens([_whole(rows[i]) for i in chosen], self._pad).to(self._place)
-            for i, score in zip(chosen, network.score(batch.input_ids, batch.attention_mask).tolist(), strict=True):
-                found[i] = score
-        return [found[place] for place in own]
-
-    def _loaded(self) -> tuple[Any, Encoder]:
-        if self._network is None or self._encoder is None:
-            tokenizer: Any = load_tokenizer(self.model)
-            network: Any = load_scalar_model(
-                Backbone(self.model, dtype=self.dtype), require_head=True, where="judge.model", frozen=True
+    def _loaded(self) -> RewardScores:
+        if self._scores is None:
+            place = usable_device(self.device)
+            self._scores = RewardScores(
+                self.model, place, self.template, self.dtype, tokens=self.batch_tokens, where="judge.model"
             )
-            self._place = usable_device(self.device)
-            disable_dropout(network)
-            self._network = network.eval().to(self._place)
-            longest = getattr(network.hf.config.get_text_config(), "max_position_embeddings", None)
-            self._encoder, self._pad = Encoder(tokenizer, self.template, longest), int(tokenizer.pad_token_id)
-        return self._network, self._encoder
+        return self._scores
 
 
 def _asked(question: Question) -> list[tuple[Any, str]]:
@@ -117,8 +79,3 @@ def _verdict(question: Question, scores: Sequence[float]) -> Verdict:
         return Verdict(scores[0], told)
     first, second = scores
     return Verdict(1.0 if first > second else 0.0 if first < second else 0.5, told)
-
-
-def _whole(row: Encoded) -> Encoded:
-    """The row as one text: nothing of it is a target."""
-    return Encoded(row.ids, 0)

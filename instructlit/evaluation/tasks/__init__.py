@@ -3,9 +3,11 @@
 from instructlit.evaluation.tasks.admitted import FalsePremise, OverHedging
 from instructlit.evaluation.tasks.best_of_n import BestOfN
 from instructlit.evaluation.tasks.bias import CrowSPairs, Winogender
+from instructlit.evaluation.tasks.choices import MultipleChoice
 from instructlit.evaluation.tasks.grounding import Hallucination
 from instructlit.evaluation.tasks.ifeval import IFEval
 from instructlit.evaluation.tasks.language import LmEval, Perplexity
+from instructlit.evaluation.tasks.overoptimization import Overoptimization
 from instructlit.evaluation.tasks.preference import Preference
 from instructlit.evaluation.tasks.released import ReleasedSamples
 from instructlit.evaluation.tasks.reward_quality import RewardQuality
@@ -19,7 +21,9 @@ __all__ = [
     "Hallucination",
     "IFEval",
     "LmEval",
+    "MultipleChoice",
     "OverHedging",
+    "Overoptimization",
     "Perplexity",
     "Preference",
     "RealToxicity",

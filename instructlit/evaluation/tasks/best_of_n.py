@@ -96,7 +96,11 @@ class BestOfN(Task):
         found = np.full((len(replies), self.samples), np.nan)
         there = [i for i, reply in enumerate(replies) if isinstance(reply, Answer) and len(reply.texts) == self.samples]
         texts = {i: reply.texts for i, reply in enumerate(replies) if isinstance(reply, Answer)}
-        asked = [Question("score", self._prompts[i].prompt, (text,)) for i in there for text in texts[i]]
+        asked = [
+            Question(study.desk.judge(judge).marks, self._prompts[i].prompt, (text,))
+            for i in there
+            for text in texts[i]
+        ]
         values = [np.nan if v.value is None else v.value for v in study.desk.ask(judge, asked)]
         if there:
             found[there] = np.array(values).reshape(len(there), self.samples)

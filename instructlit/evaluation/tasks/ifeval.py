@@ -16,7 +16,7 @@ from typing import Any
 from instructlit.data.sources import Source
 from instructlit.errors import UserError
 from instructlit.evaluation import intervals
-from instructlit.evaluation.datasets import local_or, read_rows
+from instructlit.evaluation.datasets import local_or, missing_extra, read_rows
 from instructlit.evaluation.measures import (
     PERCENT,
     Measure,
@@ -209,9 +209,7 @@ def checker() -> Any:
             finally:
                 nltk.download = fetch
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is not installed", where="ifeval", fix="pip install 'instructlit[eval]'"
-        ) from error
+        raise missing_extra(error, "ifeval") from error
     return utils
 
 

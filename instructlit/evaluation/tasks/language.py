@@ -16,7 +16,7 @@ import numpy as np
 
 from instructlit.data.sources import Source
 from instructlit.errors import UserError
-from instructlit.evaluation.datasets import needed, read_rows
+from instructlit.evaluation.datasets import missing_extra, needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights
 from instructlit.evaluation.task import Task
@@ -30,6 +30,8 @@ class Perplexity(Task):
         limit: the first so many texts or pieces.
         characters: length of a piece of a .txt file.
         name: in the columns' names.
+        documents: every row is a document as pretraining reads it: its end counts, and its first token, which nothing
+            predicts, does not.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class Perplexity(Task):
         limit: int | None = None,
         characters: int = 4000,
         name: str = "heldout",
+        documents: bool = False,
     ):
         self.data, self.limit, self.characters, self.name = data, limit, characters, name
+        self.documents = documents
         self._texts: list[str] = []
 
     def requests(self) -> Sequence[Request]:
@@ -48,7 +52,7 @@ class Perplexity(Task):
             self._texts = pieces(data, self.characters)[: self.limit]
         else:
             self._texts = [str(row["text"]) for row in read_rows(data, "data", "text", limit=self.limit)]
-        return [Weigh("", (text,)) for text in self._texts]
+        return [Weigh("", (text,), document=self.documents) for text in self._texts]
 
     def measure(self, study: Study) -> Outcome:
         replies = {m: [r if isinstance(r, Weights) else None for r in study.replies[m]] for m in study.models}
@@ -158,9 +162,7 @@ class LmEval(Task):
         try:
             from lm_eval.tasks import TaskManager
         except ModuleNotFoundError as error:
-            raise UserError(
-                f"{error.name} is not installed", where="lm_eval", fix="pip install 'instructlit[eval]'"
-            ) from error
+            raise missing_extra(error, "lm_eval") from error
         found: dict[str, Any] = {}
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             manager = TaskManager(include_path=self.include_path, include_defaults=not self._own())

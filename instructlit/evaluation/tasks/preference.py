@@ -30,6 +30,7 @@ from instructlit.evaluation.measures import (
 )
 from instructlit.evaluation.requests import Ask, Request
 from instructlit.evaluation.task import Task
+from instructlit.intervals import Z
 from instructlit.types import Prompt
 
 Scores = list[float | None]
@@ -140,7 +141,8 @@ class Preference(Task):
                 figures=controlled,
             )
         )
-        outcome.measures += position_bias(judge, orders)
+        if study.desk.judge(judge).both_orders:
+            outcome.measures += position_bias(judge, orders)
         return scores
 
     def _against(
@@ -286,7 +288,7 @@ def correlation(x: np.ndarray, y: np.ndarray) -> Figure:
     r, n = float(np.corrcoef(x, y)[0, 1]), len(x)
     if n < 4 or abs(r) >= 1:
         return Figure(r, -1.0 if n < 4 else r, 1.0 if n < 4 else r, n)
-    half = intervals.Z / np.sqrt(n - 3)
+    half = Z / np.sqrt(n - 3)
     low, high = np.tanh([np.arctanh(r) - half, np.arctanh(r) + half])
     return Figure(r, float(low), float(high), n)
 

@@ -1,0 +1,79 @@
+"""Asking a web service for JSON: what fails for a moment is tried again, with growing pauses."""
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+_TOLD = 2000  # characters of a service's own words that are looked at
+
+
+class NoAnswer(Exception):
+    """The service could not be reached or did not answer in the end.
+
+    Attributes:
+        status: of its last answer; 0 where there was none.
+        told: its own words.
+    """
+
+    def __init__(self, status: int, told: str):
+        super().__init__(f"status {status}: {told}" if status else told)
+        self.status, self.told = status, told
+
+
+def post(
+    url: str,
+    body: Any,
+    headers: Mapping[str, str],
+    read: Callable[[Any], Any],
+    *,
+    timeout: float,
+    retries: int,
+    wait: Callable[[float], object],
+) -> Any:
+    """What `read` finds in the answer to a request.
+
+    Tried again: no connection, no answer in time, half an answer, an answer that `read` cannot use, too many requests
+    (after the time the service asks for in Retry-After), and errors of the server.
+
+    Args:
+        url: the service.
+        body: the request, as plain values.
+        headers: beside the type of the content; where a key stands.
+        read: raises ValueError, KeyError, IndexError or TypeError for an answer that is none.
+        timeout: seconds to wait for one answer.
+        retries: further tries.
+        wait: lets the given seconds pass; True ends the trying.
+
+    Raises:
+        NoAnswer: in the end.
+    """
+    sent = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(url, json.dumps(body).encode(), sent, method="POST")
+    fault = NoAnswer(0, "it was not asked")
+    for attempt in range(retries + 1):
+        pause = min(2.0**attempt, 60.0)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return read(json.load(answer))
+        except urllib.error.HTTPError as error:
+            fault = NoAnswer(error.code, error.read(_TOLD).decode("utf-8", "replace").replace("\n", " ").strip())
+            if error.code not in _AGAIN:
+                break
+            pause = _wish(error.headers.get("Retry-After"), pause)
+        except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
+            fault = NoAnswer(0, f"{type(error).__name__}: {error}")
+        if attempt < retries and wait(pause):
+            break
+    raise fault
+
+
+def _wish(header: str | None, default: float) -> float:
+    """The seconds a server asks to wait, at most two minutes."""
+    try:
+        return min(max(float(header or ""), 0.0), 120.0)
+    except ValueError:
+        return default

@@ -1,0 +1,75 @@
+"""A reward model made ready to score text."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from instructlit.data.collate import collate_tokens
+from instructlit.data.tokenization import Encoded, Encoder
+from instructlit.data.tokenizers import load_tokenizer
+from instructlit.models.backbone import Backbone, load_scalar_model
+from instructlit.models.dropout import disable_dropout
+from instructlit.models.folders import check_source
+from instructlit.ops.micro_batches import spans
+from instructlit.types import PromptText
+
+
+class RewardScores:
+    """A frozen reward model that reads text as it read its own data.
+
+    Args:
+        model: its folder; the shift is part of the score.
+        device: where it computes.
+        template: the template it was trained with.
+        dtype: dtype to compute in.
+        size: most sequences scored together.
+        tokens: most tokens scored together, padding included.
+        where: what a message names.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        device: torch.device,
+        template: str = "auto",
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        *,
+        size: int | None = None,
+        tokens: int | None = None,
+        where: str = "model",
+    ):
+        check_source(model, weights=True, where=where)
+        tokenizer: Any = load_tokenizer(model)
+        network: Any = load_scalar_model(Backbone(model, dtype=dtype), require_head=True, where=where, frozen=True)
+        disable_dropout(network)
+        self.network, self.device, self.size, self.tokens = network.eval().to(device), device, size, tokens
+        longest = getattr(network.hf.config.get_text_config(), "max_position_embeddings", None)
+        self.encoder, self.pad = Encoder(tokenizer, template, longest), int(tokenizer.pad_token_id)
+
+    @torch.no_grad()
+    def scores(self, rows: Sequence[tuple[PromptText, str, bool]]) -> list[float]:
+        """The score of each (prompt, completion, whether it ended by itself), like lengths in one batch.
+
+        A row that is there twice is scored once: in another batch its score could differ in the last digit, and equal
+        answers would not tie.
+        """
+        places: dict[str, int] = {}
+        own = [places.setdefault(json.dumps(row), len(places)) for row in rows]
+        encoded = [self.encoder.example(*json.loads(row)) for row in places]
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
+        found = [0.0] * len(encoded)
+
+        def padded(start: int, stop: int) -> int:
+            return (stop - start) * len(encoded[order[stop - 1]].ids)
+
+        for start, stop in spans(len(encoded), self.size, self.tokens, padded):
+            chosen = order[start:stop]
+            # nothing of a text is a target here
+            batch = collate_tokens([Encoded(encoded[i].ids, 0) for i in chosen], self.pad).to(self.device)
+            for i, score in zip(
+                chosen, self.network.score(batch.input_ids, batch.attention_mask).tolist(), strict=True
+            ):
+                found[i] = score
+        return [found[place] for place in own]

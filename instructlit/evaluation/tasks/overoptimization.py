@@ -1,0 +1,198 @@
+"""Gold against proxy over sqrt(KL): when a reward model is optimised, how far does its score mean anything (Gao et al.
+2022, "Scaling Laws for Reward Model Overoptimization", figures 1 and 3)?
+
+Policies are points: at sqrt(KL) from the reference the mean score by the proxy, which they were trained on, and by gold
+judges. Beside them stands best-of-n of the reference, whose KL is known exactly. Where the proxy's score keeps rising
+and the gold score falls, the policy has found the proxy's mistakes.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from instructlit.evaluation.datasets import needed, read_rows
+from instructlit.evaluation.divergence import asked_of_reference, log_ratios
+from instructlit.evaluation.judging import Question
+from instructlit.evaluation.measures import Curve, Measure, Outcome, Study, check_models, measured
+from instructlit.evaluation.requests import Answer, Ask, Reply, Request
+from instructlit.evaluation.task import Task
+from instructlit.evaluation.tasks.best_of_n import best_of_n, best_of_n_kl
+from instructlit.evaluation.tasks.preference import read_prompts
+from instructlit.types import PromptText
+
+Lines = dict[str, list[tuple[float, float]]]
+
+
+class Overoptimization(Task):
+    """Score by the proxy and by gold judges over sqrt(KL), of policies and of best-of-n.
+
+    Args:
+        prompts: prompts in any of the forms that training reads; those of `runs` when not given.
+        proxy: name of the judge that the policies were trained on.
+        gold: names of the judges that know better; they score, or rate from 1 to 7.
+        reference: the model that the KL is measured from; the baseline when not given.
+        policies: false where only `runs` and best-of-n are drawn; else every model is a policy.
+        runs: by name a file of the samples that a PPO run wrote as it went (`iteration`, `prompt`, `response`, `score`
+            and `kl`, see `callbacks.ScoreSamples`): each time they were taken is a point.
+        samples: answers of a policy to each prompt, at temperature 1.
+        best_of: answers of the reference to each prompt, of which the best are taken; 0 leaves best-of-n out.
+        limit: the first so many prompts.
+        max_new_tokens: most tokens in an answer.
+    """
+
+    def __init__(
+        self,
+        prompts: str | None = None,
+        proxy: str = "reward",
+        gold: list[str] | None = None,
+        reference: str | None = None,
+        policies: bool = True,
+        runs: dict[str, str] | None = None,
+        samples: int = 1,
+        best_of: int = 16,
+        limit: int | None = None,
+        max_new_tokens: int = 256,
+    ):
+        self.path, self.proxy, self.gold, self.reference = prompts, proxy, gold or ["gold"], reference
+        self.policies, self.runs, self.samples, self.best_of = policies, runs or {}, samples, best_of
+        self.limit, self.max_new_tokens = limit, max_new_tokens
+        self._prompts: list[PromptText] = []
+        self._logged: dict[str, list[dict[str, Any]]] = {}
+
+    def requests(self) -> Sequence[Request]:
+        fields = ("iteration", "prompt", "response", "score", "kl")
+        self._logged = {name: read_rows(file, f"runs.{name}", *fields) for name, file in self.runs.items()}
+        if self.path is not None or not self.runs:
+            path = needed(self.path, "overoptimization.prompts", "prompts are")
+            self._prompts = [p.prompt for p in read_prompts(path, self.limit)]
+        else:
+            rows = [row["prompt"] for own in self._logged.values() for row in own]
+            self._prompts = list(dict.fromkeys(rows))[: self.limit]
+        return self._asks(self.samples) if self.policies else []
+
+    def further(self, study: Study) -> Mapping[str, Sequence[Request]]:
+        reference = self._reference(study)
+        asked = dict(asked_of_reference(study, reference, self._prompts)) if self.policies else {}
+        best = self._asks(self.best_of) if self.best_of > 1 else []
+        return asked | {reference: [*asked.get(reference, []), *best]}
+
+    def measure(self, study: Study) -> Outcome:
+        judges = list(dict.fromkeys([self.proxy, *self.gold]))
+        lines: dict[str, Lines] = {judge: {} for judge in judges}
+        outcome = Outcome()
+        if self.policies:
+            outcome.measures = self._policies(study, judges, lines)
+        for name, rows in self._logged.items():
+            self._run(study, name, rows, judges, lines)
+        if self.best_of > 1:
+            self._best(study, judges, lines)
+        outcome.curves = [
+            Curve(
+                f"{study.desk.judge(judge).title if judge != self.proxy else 'reward model'}: score over √KL",
+                f"√KL from {study.title(self._reference(study))} (nats a sequence)",
+                f"score by {judge}",
+                own,
+            )
+            for judge, own in lines.items()
+            if own
+        ]
+        return outcome
+
+    def _reference(self, study: Study) -> str:
+        return check_models(study, self.reference or study.baseline, "baseline")
+
+    def _asks(self, samples: int) -> list[Request]:
+        """Policies and best-of-n draw from streams of their own."""
+        stream = f"overoptimization|{{model}}|{samples}"
+        return [Ask(p, self.max_new_tokens, 1.0, samples, stream=stream, log_probs=True) for p in self._prompts]
+
+    def _policies(self, study: Study, judges: Sequence[str], lines: dict[str, Lines]) -> list[Measure]:
+        """The columns of the models, and the line through them by KL."""
+        title = study.title(self._reference(study))
+        kl = Measure(
+            "overoptimization/kl",
+            f"KL from {title}",
+            f"Mean log-probability of a model's own samples under it minus under {title}, in nats a sequence.",
+            "{:.2f}",
+            "",
+        )
+        ratios = log_ratios(study, self._reference(study), self._prompts)
+        values = {m: [None if row is None else float(np.mean(row)) for row in rows] for m, rows in ratios.items()}
+        found = [measured(study, kl, values)]
+        for judge in judges:
+            scores = {m: self._means(study, judge, study.replies[m]) for m in study.models}
+            column = Measure(
+                f"overoptimization/{judge}",
+                f"score by {judge}",
+                f"Mean score by {study.desk.judge(judge).title} of answers drawn at temperature 1"
+                + (", which the policies were trained on." if judge == self.proxy else "."),
+            )
+            found.append(measured(study, column, scores))
+            points = [
+                (math.sqrt(max(kl.figures[m].value, 0.0)), column.figures[m].value)
+                for m in study.models
+                if m in kl.figures and m in column.figures
+            ]
+            if points:
+                lines[judge]["models"] = sorted(points)
+        return [measure for measure in found if measure.figures]
+
+    def _means(self, study: Study, judge: str, replies: Sequence[Reply | None]) -> list[float | None]:
+        """A judge's mean score of the answers to each prompt."""
+        texts = [reply.texts if isinstance(reply, Answer) else [] for reply in replies]
+        return [None if not own else sum(own) / len(own) for own in self._scores(study, judge, texts)]
+
+    def _scores(self, study: Study, judge: str, texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The scores of the answers to each prompt; nothing where one is missing."""
+        pairs, kind = zip(self._prompts, texts, strict=True), study.desk.judge(judge).marks
+        verdicts = iter(study.desk.ask(judge, [Question(kind, p, (t,)) for p, own in pairs for t in own]))
+        found = []
+        for own in texts:
+            values = [next(verdicts).value for _ in own]
+            known = [value for value in values if value is not None]
+            found.append(known if len(known) == len(own) else [])
+        return found
+
+    def _run(
+        self, study: Study, name: str, rows: Sequence[Mapping[str, Any]], judges: Sequence[str], lines: dict[str, Lines]
+    ) -> None:
+        """The points of a run: its own proxy score and KL at each time, and what the gold judges say of the samples."""
+        times: dict[int, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+        for row in rows:
+            times[row["iteration"]][str(row["prompt"])] = row  # of a run that was interrupted the later row counts
+        for judge in judges:
+            points = []
+            for _, group in sorted(times.items()):
+                own = list(group.values())
+                values: list[float | None] = [float(row["score"]) for row in own]
+                if judge != self.proxy:
+                    kind = study.desk.judge(judge).marks
+                    asked = [Question(kind, row["prompt"], (row["response"],)) for row in own]
+                    values = [verdict.value for verdict in study.desk.ask(judge, asked)]
+                known = [value for value in values if value is not None]
+                if known:
+                    kl = sum(float(row["kl"]) for row in own) / len(own)
+                    points.append((math.sqrt(max(kl, 0.0)), sum(known) / len(known)))
+            if points:
+                lines[judge][study.title(name)] = points
+
+    def _best(self, study: Study, judges: Sequence[str], lines: dict[str, Lines]) -> None:
+        reference = self._reference(study)
+        replies = study.further.get(reference, [])[-len(self._prompts) :]
+        texts = [r.texts if isinstance(r, Answer) and len(r.texts) == self.best_of else [] for r in replies]
+        if not any(texts):
+            return
+        scores = {judge: self._scores(study, judge, texts) for judge in judges}
+        rows = [i for i in range(len(texts)) if texts[i] and all(own[i] for own in scores.values())]
+        if not rows:
+            return
+        proxy = np.array([scores[self.proxy][i] for i in rows])
+        sizes = [2**k for k in range(int(math.log2(self.best_of)) + 1)]
+        for judge in judges:
+            value = np.array([scores[judge][i] for i in rows])
+            lines[judge][f"best-of-n of {study.title(reference)}"] = [
+                (math.sqrt(best_of_n_kl(n)), float(best_of_n(proxy, value, n).mean())) for n in sizes
+            ]

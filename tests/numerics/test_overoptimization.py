@@ -1,0 +1,90 @@
+"""Gold against proxy over sqrt(KL), on replies whose every figure can be worked out by hand."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instructlit.evaluation import Answer, Desk, Judge, Question, Study, Verdict, Weights
+from instructlit.evaluation.requests import Ask, Weigh
+from instructlit.evaluation.store import Store
+from instructlit.evaluation.tasks import Overoptimization
+
+
+class Counting(Judge):
+    """The number of letters, times a sign."""
+
+    def __init__(self, sign: int):
+        self.sign = sign
+        self.answers = frozenset(("score",) if sign > 0 else ("rate",))  # a judge model rates only
+
+    def identity(self) -> dict[str, Any]:
+        return {"sign": self.sign}
+
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        for i, question in enumerate(questions):
+            yield i, Verdict(float(self.sign * len(question.answers[0])), "")
+
+
+def study_of(folder: Path, replies: dict[str, list[Any]]) -> Study:
+    judges: dict[str, Judge] = {"reward": Counting(1), "gold": Counting(-1)}
+    return Study(list(replies), replies, Desk(judges, Store(folder / "v.jsonl")), baseline="sft", base="sft")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Q{i}"}) + "\n" for i in range(3)))
+    return str(path)
+
+
+def test_policies_and_best_of_n_stand_where_they_belong(prompts: str, tmp_path: Path) -> None:
+    task = Overoptimization(prompts, samples=1, best_of=4)
+    asked = task.requests()
+    assert all(isinstance(r, Ask) and r.log_probs and r.temperature == 1.0 for r in asked)
+    replies = {
+        "sft": [Answer(["aa"], [True], [[7, 2]], [-2.0])] * 3,
+        "ppo": [Answer(["bbbb"], [True], [[8, 8, 2]], [-1.0 - 0.1 * i]) for i in range(3)],
+    }
+    study = study_of(tmp_path, replies)
+    further = task.further(study)
+    assert list(further) == ["sft"]
+    weighs, asks = further["sft"][:3], further["sft"][3:]
+    assert weighs == [Weigh(f"Q{i}", ((8, 8, 2),), plain=False, says=("bbbb",)) for i in range(3)]
+    assert all(isinstance(r, Ask) and r.samples == 4 for r in asks)
+    assert len(asks) == 3
+
+    told = [Weights([-2.5 - 0.2 * i], [3], [False]) for i in range(3)]
+    study.further = {"sft": [*told, *[Answer(["a", "aa", "aaa", "aaaa"])] * 3]}
+    outcome = task.measure(study)
+    columns = {m.name: m.figures for m in outcome.measures}
+    kl = (1.5 + 1.6 + 1.7) / 3
+    assert columns["overoptimization/kl"]["ppo"].value == pytest.approx(kl)
+    assert columns["overoptimization/kl"]["sft"].value == 0.0
+    assert columns["overoptimization/gold"]["ppo"].value == -4.0
+    curves = {curve.y: curve.series for curve in outcome.curves}
+    assert curves["score by reward"]["models"] == [(0.0, 2.0), (pytest.approx(math.sqrt(kl)), 4.0)]
+    for sign, name in ((1, "reward"), (-1, "gold")):
+        points = curves[f"score by {name}"]["best-of-n of sft"]
+        assert [x for x, _ in points] == pytest.approx(
+            [0.0, math.sqrt(math.log(2) - 0.5), math.sqrt(math.log(4) - 0.75)]
+        )
+        # the longer of two of 1, 2, 3 and 4: (2 + 3 + 3 + 4 + 4 + 4) / 6
+        assert [y for _, y in points] == pytest.approx([sign * 2.5, sign * 20 / 6, sign * 4.0])
+
+
+def test_a_model_that_draws_no_tokens_has_no_kl_and_no_point(prompts: str, tmp_path: Path) -> None:
+    """Ready-made answers have scores, but nobody knows how likely they were."""
+    task = Overoptimization(prompts, best_of=0)
+    task.requests()
+    study = study_of(tmp_path, {"sft": [Answer(["aa"], [True], [[7]], [-1.0])] * 3, "file": [Answer(["b"])] * 3})
+    study.further = {"sft": []}
+    assert task.further(study) == {"sft": []}
+    outcome = task.measure(study)
+    columns = {m.name: m.figures for m in outcome.measures}
+    assert columns["overoptimization/reward"]["file"].value == 1.0
+    assert "file" not in columns["overoptimization/kl"]
+    assert [c.series for c in outcome.curves] == [{"models": [(0.0, 2.0)]}, {"models": [(0.0, -2.0)]}]
