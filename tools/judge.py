@@ -76,9 +76,8 @@ def judge(
     print(f"{output}: {len(labels)} labels by {labeler or one.title}")
     if desk.unreadable[NAME]:
         skipped = sum(label.skipped is not None for label in labels)
-        print(
-            f"{desk.unreadable[NAME]} verdicts were unreadable, as {desk.examples[NAME]!r:.100}; {skipped} tasks have none"
-        )
+        said = f"{desk.unreadable[NAME]} verdicts were unreadable, such as {desk.examples[NAME]!r:.100}"
+        print(f"{said}; {skipped} tasks have no ranks for it")
 
 
 @dataclass(frozen=True)

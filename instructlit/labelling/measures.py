@@ -47,7 +47,6 @@ class LabelerMeasures:
     does: of the pairs this labeler orders, 50 % and whatever the others have is what one expects.
     """
 
-    done: int = 0
     seconds: list[float] = field(default_factory=list)
     others: Share = field(default_factory=Share)
     gold: Share = field(default_factory=Share)
@@ -77,28 +76,19 @@ class Dispute:
 class Measures:
     """Everything the dashboard shows."""
 
-    labels: dict[str, int]
-    days: dict[int, int]  # days since 1970 (UTC): labels handed in
-    agreement: dict[str, Share]  # by kind
-    flag_agreement: Share
-    labelers: dict[str, LabelerMeasures]
-    first: Share
-    longer: Share
-    disputes: list[Dispute]
+    labels: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # by kind
+    days: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # days since 1970 (UTC): labels handed in
+    agreement: dict[str, Share] = field(default_factory=lambda: defaultdict(Share))  # by kind
+    flag_agreement: Share = field(default_factory=Share)
+    labelers: dict[str, LabelerMeasures] = field(default_factory=lambda: defaultdict(LabelerMeasures))
+    first: Share = field(default_factory=Share)
+    longer: Share = field(default_factory=Share)
+    disputes: list[Dispute] = field(default_factory=list)
 
 
 def measure(records: Iterable[Record]) -> Measures:
     """One pass over label records, gold questions among them."""
-    found = Measures(
-        defaultdict(int),
-        defaultdict(int),
-        defaultdict(Share),
-        Share(),
-        defaultdict(LabelerMeasures),
-        Share(),
-        Share(),
-        [],
-    )
+    found = Measures()
     by_task: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         by_task[record["task"]].append(record)
@@ -113,7 +103,6 @@ def _count(found: Measures, record: Record) -> None:
     labeler = found.labelers[record["labeler"]]
     found.labels[record["kind"]] += 1
     found.days[int(record["submitted_at"] // _DAY)] += 1
-    labeler.done += 1
     labeler.seconds.append(record["seconds"])
     if "ranks" not in record:
         return

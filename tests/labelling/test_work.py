@@ -5,7 +5,19 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from label_helpers import COMPARISON, LEASE, NO, add_people, add_tasks, comparisons, label, ranked, save, take
+from label_helpers import (
+    COMPARISON,
+    LEASE,
+    NO,
+    add_people,
+    add_tasks,
+    comparisons,
+    label,
+    label_records,
+    ranked,
+    save,
+    take,
+)
 from sqlalchemy import func, select
 
 from instructlit.labelling import assign, audit, people, records, tasks, work
@@ -15,11 +27,6 @@ from instructlit.labelling.refusals import Invalid, NotAllowed, NotFound, Stale
 from instructlit.labelling.schema import Assignment, Event, Flag, Revision, Task
 
 WHOLE = ranked(1, 2, 3)
-
-
-def exported(database: Database) -> list[dict]:
-    with database.read() as session:
-        return list(records.label_records(session))
 
 
 def test_a_task_goes_to_as_many_people_as_its_overlap_and_to_nobody_twice(database: Database) -> None:
@@ -52,7 +59,7 @@ def test_an_expired_lease_frees_the_place_and_loses_nothing(database: Database) 
     with database.write() as session:
         work.submit(session, ben, in_time.id, 1)
         work.submit(session, anna, late.id, 1)
-    assert {r["labeler"]: r["ranks"] for r in exported(database)} == {"ben": [1, 2, 2], "anna": [3, 2, 1]}
+    assert {r["labeler"]: r["ranks"] for r in label_records(database)} == {"ben": [1, 2, 2], "anna": [3, 2, 1]}
 
 
 def test_an_untouched_task_whose_place_was_taken_is_not_forced_on_anybody(database: Database) -> None:
@@ -84,7 +91,7 @@ def test_many_at_once_never_exceed_the_overlap(database: Database) -> None:
     with ThreadPoolExecutor(len(team)) as pool:
         taken = [task for each in pool.map(work_until_nothing_is_left, team) for task in each]
     assert set(Counter(taken).values()) == {2}
-    assert len(exported(database)) == 16
+    assert len(label_records(database)) == 16
 
 
 def test_a_task_taken_between_finding_and_locking_it_is_not_given_out(
@@ -186,7 +193,7 @@ def test_what_is_not_complete_cannot_be_handed_in_and_stays_saved(database: Data
         work.submit(session, anna, assignment.id, 1)
     with database.read() as session:
         assert session.scalars(select(Assignment)).one().answer == draft
-    assert exported(database) == []
+    assert label_records(database) == []
 
 
 def test_skipping_gives_the_task_to_somebody_else_and_not_back(database: Database) -> None:
@@ -218,16 +225,16 @@ def test_a_reported_prompt_is_seen_by_nobody_until_the_owner_decides(database: D
     with pytest.raises(NotAllowed, match="reported"):
         save(database, ben, begun, 0, WHOLE)
     assert take(database, ben) is None
-    assert exported(database) == []
+    assert label_records(database) == []
     with database.write() as session:
         task = session.scalars(select(Task)).one()
         tasks.decide(session, "olga", task, "release")
         assert session.scalars(select(Flag)).one().decision == "release"
     save(database, ben, begun, 0, WHOLE)
-    assert len(exported(database)) == 1
+    assert len(label_records(database)) == 1
     with database.write() as session:
         tasks.decide(session, "olga", session.scalars(select(Task)).one(), "withdraw")
-    assert exported(database) == []
+    assert label_records(database) == []
 
 
 def test_reopening_takes_the_label_back_and_the_place_is_free_again(database: Database) -> None:
@@ -237,11 +244,11 @@ def test_reopening_takes_the_label_back_and_the_place_is_free_again(database: Da
     assert take(database, ben) is None
     with database.write() as session:
         work.reopen(session, anna, done.id, LEASE)
-    assert exported(database) == []
+    assert label_records(database) == []
     save(database, anna, done, 1, ranked(2, 1, 1))
     with database.write() as session:
         work.submit(session, anna, done.id, 2)
-    assert [r["ranks"] for r in exported(database)] == [[2, 1, 1]]
+    assert [r["ranks"] for r in label_records(database)] == [[2, 1, 1]]
     with pytest.raises(NotAllowed, match="not open"):
         save(database, anna, done, 2, WHOLE)
 
@@ -267,7 +274,7 @@ def test_gold_questions_are_mixed_in_one_in_ten_and_go_to_everybody(database: Da
         with database.read() as session:
             gold = set(session.scalars(select(Task.id).where(Task.state == "gold")))
         assert [place for place, task in enumerate(seen) if task in gold] == [0, 10, 20]
-    assert all(record["gold"] is None for record in exported(database))
+    assert all(record["gold"] is None for record in label_records(database))
     with database.read() as session:
         with_gold = list(records.label_records(session, gold=True))
     assert sum(record["gold"] == [1, 2, 3] for record in with_gold) == 6
@@ -352,7 +359,7 @@ def test_a_record_comes_out_as_it_went_in(database: Database) -> None:
     given = {"use_case": "chat", "user": "u1", "round": 3, "extra": extra, "prompt": prompt}
     add_tasks(database, COMPARISON | given)
     label(database, anna, 1, 3, 3, ratings=[7, 2, 1])
-    (record,) = exported(database)
+    (record,) = label_records(database)
     assert {name: record[name] for name in given} == given
     assert (record["ranks"], record["ratings"], record["flags"]) == ([1, 2, 2], [7, 2, 1], [NO] * 3)
     assert (record["policies"], record["labeler"], sorted(record["order"])) == (["p", "q", "r"], "anna", [0, 1, 2])

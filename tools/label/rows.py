@@ -13,6 +13,7 @@ from instructlit.labelling.refusals import Invalid
 _OURS = ("prompt", "completions", "use_case", "user", "round", "overlap", "priority")
 _POLICIES = ("policies", "policy", "models")
 _LABELS = ("ranks", "ratings", "flags", "labeler", "completion", "kind")
+_KNOWN = frozenset((*_OURS, *_POLICIES, *_LABELS))
 
 
 def task_record(row: Mapping[str, Any], where: str, kind: str, gold: bool, round_: int | None = None) -> dict[str, Any]:
@@ -35,8 +36,7 @@ def task_record(row: Mapping[str, Any], where: str, kind: str, gold: bool, round
         if "ranks" not in row:
             raise Invalid("there are no ranks", where=where, expected="the right ranks: the rows are gold questions")
         record["gold"] = row["ranks"]
-    known = (*_OURS, *_POLICIES, *_LABELS)
-    record["extra"] = {name: value for name, value in row.items() if name not in known}
+    record["extra"] = {name: value for name, value in row.items() if name not in _KNOWN}
     record.setdefault("round", round_)
     return record | {"kind": kind, "where": where}
 
