@@ -36,6 +36,15 @@ def add_person(session: Session, actor: str, name: str, role: str) -> str:
     """Add somebody and return the token, which is not to be had again.
 
     Raises:
+        Invalid: as `add_without_token` does.
+    """
+    return new_token(session, actor, add_without_token(session, actor, name, role))
+
+
+def add_without_token(session: Session, actor: str, name: str, role: str) -> Person:
+    """Add somebody who cannot sign in yet, such as a labeler of another tool.
+
+    Raises:
         Invalid: a name that is taken or has other characters than letters, digits and ` . @ - _`; an unknown role.
     """
     if not _NAME.fullmatch(name):
@@ -50,7 +59,7 @@ def add_person(session: Session, actor: str, name: str, role: str) -> str:
     session.add(person)
     session.flush()
     audit.note(session, actor, "add person", f"person {person.id}", name=name, role=role)
-    return new_token(session, actor, person)
+    return person
 
 
 def new_token(session: Session, actor: str, person: Person) -> str:

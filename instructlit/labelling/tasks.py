@@ -57,6 +57,16 @@ def add_tasks(
     return Added(new, number - new)
 
 
+def same_task(session: Session, record: Mapping[str, Any]) -> Task | None:
+    """The task that a record was taken in as, if it was.
+
+    Raises:
+        Invalid: as `add_tasks` does.
+    """
+    key = _task(record, record.get("where", "record"), 1, None).key
+    return session.scalar(select(Task).where(Task.key == key))
+
+
 def find_task(session: Session, task_id: int) -> Task:
     """A task by id.
 

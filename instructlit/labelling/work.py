@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from instructlit.labelling import audit
 from instructlit.labelling.answers import checked, missing, shown, text
 from instructlit.labelling.assign import find_assignment
+from instructlit.labelling.instructions import check_version
 from instructlit.labelling.questions import FLAG_KINDS, SKIP_REASONS
 from instructlit.labelling.refusals import Invalid, NotAllowed, Stale
 from instructlit.labelling.schema import IN_USE, Assignment, Flag, Person, Revision, Task
@@ -30,6 +31,7 @@ def save(
     seconds: float,
     lease_seconds: float,
     nonce: str | None = None,
+    instructions: int | None = None,
 ) -> Assignment:
     """Store a draft and renew the lease. A save that was stored already, its reply lost, is recognised by its `nonce`.
 
@@ -42,6 +44,7 @@ def save(
         seconds: time worked since the last save.
         lease_seconds: how long the task stays with this person without another save.
         nonce: any text that is new for every save, and the same when one is sent again.
+        instructions: the version of the instructions that the labeler saw.
 
     Raises:
         Stale: the assignment has another version; Invalid: the answer is none; NotAllowed: it is not open any more.
@@ -53,6 +56,9 @@ def save(
     _spend(assignment, seconds)
     draft = checked(assignment.task.kind, len(assignment.task.completions), answer)
     assignment.lease_until = assignment.updated_at + lease_seconds
+    if instructions is not None and instructions != assignment.instructions:
+        check_version(session, assignment.task.kind, instructions)
+        assignment.instructions = instructions
     if draft != assignment.answer:
         _advance(session, person, assignment, "save", draft, parent=version, redo=None, nonce=nonce)
     return assignment
@@ -86,7 +92,7 @@ def submit(session: Session, person: Person, assignment_id: int, version: int) -
     problems = missing(assignment.task.kind, shown(assignment.answer, assignment.order))
     if problems:
         raise Invalid(" ".join(problems))
-    _finish(session, person, assignment, "done", "submit")
+    _finish(session, person, assignment, "done", "submit", instructions=assignment.instructions)
     return assignment
 
 

@@ -519,8 +519,16 @@ def test_instructions_are_previewed_and_then_kept(browse: Browse, site: Site) ->
     page = f"/work/{start(anna)}/1"
     assert "<strong>Mine</strong>" in olga.submit("/owner/instructions/comparison", text="**Mine**", go="preview").text
     assert "Mine" not in anna.get(page).text
+    before = anna.get(page).text
     olga.submit("/owner/instructions/comparison", text="**Mine**", go="save")
     assert "<strong>Mine</strong>" in anna.get(page).text
+    field = re.compile(r'name="instructions" value="(\d+)"')
+    versions = [int(field.findall(text)[0]) for text in (before, anna.get(page).text)]
+    assert len(set(versions)) == 2
+    anna.submit(page.removesuffix("1") + "draft", version=0, notes="x", instructions=versions[1])
+    with site.database.read() as session:
+        assert session.scalars(select(Assignment)).one().instructions == versions[1]
+    assert anna.submit(page.removesuffix("1") + "draft", version=1, notes="y", instructions=999).status_code == 422
 
 
 def test_the_dashboard_of_real_labels(browse: Browse, site: Site) -> None:

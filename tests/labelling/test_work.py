@@ -20,9 +20,10 @@ from label_helpers import (
 )
 from sqlalchemy import func, select
 
-from instructlit.labelling import assign, audit, people, records, tasks, work
+from instructlit.labelling import assign, audit, intake, people, records, tasks, work
 from instructlit.labelling.answers import dense, from_shown, shown
 from instructlit.labelling.database import Database
+from instructlit.labelling.instructions import begin_with, instructions, set_instructions
 from instructlit.labelling.refusals import Invalid, NotAllowed, NotFound, Stale
 from instructlit.labelling.schema import Assignment, Event, Flag, Revision, Task
 
@@ -363,9 +364,85 @@ def test_a_record_comes_out_as_it_went_in(database: Database) -> None:
     assert {name: record[name] for name in given} == given
     assert (record["ranks"], record["ratings"], record["flags"]) == ([1, 2, 2], [7, 2, 1], [NO] * 3)
     assert (record["policies"], record["labeler"], sorted(record["order"])) == (["p", "q", "r"], "anna", [0, 1, 2])
-    row = records.row_of(record)
+    row = records.label_row(record)
     assert row["policy"] == ["p", "q", "r"]
     assert row["prompt"] == prompt
+    assert row["task"] == str(record["task"])
+    assert records.label_row(record | {"extra": {"task": "ab12"}})["task"] == "ab12", "its id where it comes from"
+
+
+def test_a_label_names_the_instructions_its_labeler_saw(database: Database) -> None:
+    (anna,) = add_people(database, "anna")
+    add_tasks(database, *comparisons(1), {"kind": "demonstration", "prompt": "Write."})
+    with database.write() as session:
+        begin_with(session, "test", {"comparison": "first", "demonstration": "other"})
+        begin_with(session, "test", {"comparison": "never"})
+        first = instructions(session, "comparison")
+        set_instructions(session, "olga", "comparison", "second")
+        second = instructions(session, "comparison")
+        other = instructions(session, "demonstration")
+    assert first is not None
+    assert second is not None
+    assert other is not None
+    assert (first.text, second.text) == ("first", "second")
+    assignment = take(database, anna)
+    assert assignment is not None
+    save(database, anna, assignment, 0, WHOLE, instructions=first.id)
+    save(database, anna, assignment, 1, WHOLE, instructions=second.id)  # the page was loaded again, nothing else
+    with pytest.raises(Invalid, match="no version"):
+        save(database, anna, assignment, 1, WHOLE, instructions=other.id)
+    with database.write() as session:
+        work.submit(session, anna, assignment.id, 1)
+        assert audit.events(session, limit=1)[0].detail["instructions"] == second.id
+    (record,) = label_records(database)
+    assert records.label_row(record)["instructions"] == second.id
+
+
+def test_labels_from_elsewhere_stand_beside_our_own(database: Database) -> None:
+    (anna,) = add_people(database, "anna")
+    add_tasks(database, COMPARISON, overlap=2)
+    label(database, anna, 1, 2, 3)
+    theirs = [
+        {"task": COMPARISON, "labeler": "tool@example.org", "ranks": [3, 3, 1], "ratings": [2, 2, 6], "seconds": 9.5},
+        {"task": COMPARISON, "labeler": "anna", "ranks": [3, 2, 1]},
+        {"task": COMPARISON | {"prompt": "new"}, "labeler": "anna", "ranks": [1, 1, 2]},
+        {"task": {"kind": "demonstration", "prompt": "Write."}, "labeler": "bob", "completion": "text"},
+    ]
+    with database.write() as session:
+        assert intake.add_labels(session, "olga", theirs, "a file") == tasks.Added(3, 1)
+        assert intake.add_labels(session, "olga", theirs, "a file") == tasks.Added(0, 4)
+        task = tasks.same_task(session, COMPARISON)
+        assert task is not None
+        assert task.state == "full"
+        assert {name: count for person, count in people.everybody(session) for name in [person.name]}["bob"] == 0
+    found = {(record["prompt"], record["labeler"]): record for record in label_records(database)}
+    assert len(found) == 4
+    own, given = found["Say a.", "anna"], found["Say a.", "tool@example.org"]
+    assert (own["ranks"], given["ranks"], given["ratings"]) == ([1, 2, 3], [2, 2, 1], [2, 2, 6])
+    assert (given["order"], given["seconds"]) == (None, 9.5)
+    assert own["order"] is not None
+    assert "ratings" not in found["new", "anna"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"ranks": [1, 2]}, "label 1: ranks"),
+        ({"ranks": None}, "label 1: ranks"),
+        ({"ranks": [None, 1, 1]}, "Not ranked yet: A"),
+        ({"ratings": [0, 1, 2]}, "label 1: outputs"),
+        ({"labeler": "../x"}, "cannot be a name"),
+        ({"task": COMPARISON | {"kind": "other"}}, "kind"),
+    ],
+)
+def test_a_wrong_label_from_elsewhere_is_told_and_nothing_taken(
+    file_database: Database, change: dict, told: str
+) -> None:
+    record = {"task": COMPARISON, "labeler": "bob", "ranks": [1, 2, 3]} | change
+    with pytest.raises(Invalid, match=told), file_database.write() as session:
+        intake.add_labels(session, "olga", [record])
+    with file_database.read() as session:
+        assert session.scalar(select(func.count()).select_from(Task)) == 0
 
 
 def test_what_is_shown_and_what_is_stored_are_inverse_orders() -> None:

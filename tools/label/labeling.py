@@ -162,6 +162,7 @@ def _save(session: Session, site: Site, person: Person, assignment_id: int, form
         seconds=seconds(form),
         lease_seconds=site.lease_seconds,
         nonce=field_of(form, "nonce") or None,
+        instructions=number(form, "instructions", None),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from instructlit.labelling.questions import KINDS
-from instructlit.labelling.records import label_records, row_of
+from instructlit.labelling.records import label_records, label_row
 from instructlit.labelling.refusals import Invalid
 
 _OURS = ("prompt", "completions", "use_case", "user", "round", "overlap", "priority")
@@ -65,4 +65,4 @@ def exported(session: Session, kind: str, gold: bool = False) -> Iterator[str]:
     if kind not in KINDS:
         raise Invalid(f"there is no kind {kind[:40]!r}", expected=", ".join(KINDS))
     for record in label_records(session, [kind], gold=gold):
-        yield json.dumps(row_of(record), ensure_ascii=False) + "\n"
+        yield json.dumps(label_row(record), ensure_ascii=False) + "\n"
