@@ -11,7 +11,7 @@ from instructlit.labelling import audit, people
 from instructlit.labelling.answers import blank, checked, missing
 from instructlit.labelling.refusals import Invalid
 from instructlit.labelling.schema import Assignment, Person, Revision, Task
-from instructlit.labelling.tasks import Added, add_tasks, refresh_state, same_task
+from instructlit.labelling.tasks import Added, add_tasks, refresh_state, taken_in
 
 
 def add_labels(session: Session, actor: str, records: Iterable[Mapping[str, Any]], source: str | None = None) -> Added:
@@ -35,8 +35,7 @@ def add_labels(session: Session, actor: str, records: Iterable[Mapping[str, Any]
     add_tasks(session, actor, (record["task"] for record in records), source=source)
     new = 0
     for number, record in enumerate(records, 1):
-        task = same_task(session, record["task"])
-        assert task is not None, "it was added"
+        (task,) = taken_in(session, [record["task"]])
         new += _add(session, actor, task, record, record.get("where", f"label {number}"))
     return Added(new, len(records) - new)
 

@@ -57,14 +57,28 @@ def add_tasks(
     return Added(new, number - new)
 
 
-def same_task(session: Session, record: Mapping[str, Any]) -> Task | None:
-    """The task that a record was taken in as, if it was.
+def taken_in(session: Session, records: Iterable[Mapping[str, Any]]) -> list[Task]:
+    """The tasks that records were taken in as, in their order; records that were not are left out.
 
     Raises:
         Invalid: as `add_tasks` does.
     """
-    key = _task(record, record.get("where", "record"), 1, None).key
-    return session.scalar(select(Task).where(Task.key == key))
+    keys = [_task(record, record.get("where", f"record {n}"), 1, None).key for n, record in enumerate(records, 1)]
+    found: dict[str, Task] = {}
+    for start in range(0, len(keys), _BATCH):
+        batch = session.scalars(select(Task).where(Task.key.in_(keys[start : start + _BATCH])))
+        found |= {task.key: task for task in batch}
+    return [found[key] for key in keys if key in found]
+
+
+def want_labels(session: Session, actor: str, wanted: Iterable[Task], overlap: int) -> None:
+    """Have tasks labelled by at least `overlap` people; those that go to more already stay as they are."""
+    raised = [task for task in wanted if task.overlap < overlap]
+    for task in raised:
+        task.overlap = overlap
+        refresh_state(session, task)
+    if raised:
+        audit.note(session, actor, "raise overlap", "tasks", tasks=len(raised), overlap=overlap)
 
 
 def find_task(session: Session, task_id: int) -> Task:

@@ -14,6 +14,7 @@ from instructlit.labels import read_labels, read_tasks
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.export import export_folder
 from instructlit.models.lineage import make_record, parent, weights_digest
+from instructlit.tools.scoring import Scorer
 from instructlit.world import World, sample_spec
 
 
@@ -69,6 +70,13 @@ def test_a_round(home: Path, char_tokenizer: PreTrainedTokenizerFast, capsys: py
     assert found["accuracy"] != found["accuracy_before"]
     assert 0 <= found["preference_low"] <= found["preference"] <= found["preference_high"] <= 1
     assert found["contest_tasks"] == 8
+
+    run("judge", "reward:models/now", "tasks.jsonl", "--output", "judged.jsonl", "--labeler", "judge")
+    judged = read_labels("judged.jsonl")
+    rows = [{"prompt": one.prompt, "completions": one.completions, "ranks": one.ranks} for one in judged]
+    right, pairs = Scorer("models/now", torch.device("cpu")).ordered(rows)
+    assert sum(right) == sum(pairs) > 0, "the ranks of a reward model are the order of its scores"
+    assert {name for one in judged for name in one.policy or ()} == {"sft"}
 
     capsys.readouterr()
     assert main(["lineage", str(home.parents[1])]) == 1

@@ -353,6 +353,23 @@ def test_the_same_task_is_taken_in_once(database: Database) -> None:
         assert tasks.add_tasks(session, "test", [COMPARISON | {"round": 2}, COMPARISON]) == tasks.Added(1, 1)
 
 
+def test_more_labels_can_be_wanted_later(database: Database) -> None:
+    anna, ben = add_people(database, "anna", "ben")
+    add_tasks(database, *comparisons(2))
+    add_tasks(database, *comparisons(3)[2:], overlap=3)
+    for _ in range(3):
+        label(database, anna, 1, 2, 3)
+    assert take(database, ben) is not None, "the third goes to three"
+    with database.write() as session:
+        found = tasks.taken_in(session, [*comparisons(3)[::-1], COMPARISON])
+        assert [task.prompt for task in found] == ["Say a, 2.", "Say a, 1.", "Say a, 0."]
+        assert [task.state for task in found] == ["open", "full", "full"]
+        tasks.want_labels(session, "olga", found, 2)
+        assert [(task.state, task.overlap) for task in found] == [("open", 3), ("open", 2), ("open", 2)]
+        tasks.want_labels(session, "olga", found, 1)
+        assert [event.detail["tasks"] for event in audit.events(session) if event.action == "raise overlap"] == [2]
+
+
 def test_a_record_comes_out_as_it_went_in(database: Database) -> None:
     (anna,) = add_people(database, "anna")
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Grüße \U0001f600"}]
@@ -411,8 +428,7 @@ def test_labels_from_elsewhere_stand_beside_our_own(database: Database) -> None:
     with database.write() as session:
         assert intake.add_labels(session, "olga", theirs, "a file") == tasks.Added(3, 1)
         assert intake.add_labels(session, "olga", theirs, "a file") == tasks.Added(0, 4)
-        task = tasks.same_task(session, COMPARISON)
-        assert task is not None
+        (task,) = tasks.taken_in(session, [COMPARISON])
         assert task.state == "full"
         assert {name: count for person, count in people.everybody(session) for name in [person.name]}["bob"] == 0
     found = {(record["prompt"], record["labeler"]): record for record in label_records(database)}
