@@ -86,6 +86,10 @@ def test_a_round(home: Path, char_tokenizer: PreTrainedTokenizerFast, capsys: py
     assert [line for line in lines if "!" in line] == ["    ! rounds/1/data/comparisons.jsonl changed since"]
     assert main(["lineage", str(home.parents[1]), "--form", "mermaid"]) == 1
     assert "|wrote 32 answers|" in capsys.readouterr().out
+    assert main(["lineage", str(home.parents[1]), "--form", "svg"]) == 1
+    drawn = capsys.readouterr().out
+    assert "wrote 32 answers" in drawn
+    assert "data/comparisons.jsonl changed since" in drawn
 
 
 def test_simulated_labelers_do_not_depend_on_the_tasks_around(home: Path) -> None:

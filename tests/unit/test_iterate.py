@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -16,7 +17,9 @@ from instructlit.labelling.schema import Person
 from instructlit.labels import Label, Task, read_labels, write_labels, write_tasks
 from instructlit.tools import iterate as loops
 from instructlit.tools.iterate.config import Loop, load
+from instructlit.tools.iterate.lineage import Node
 from instructlit.tools.iterate.measure import preference
+from instructlit.tools.iterate.picture import picture
 from instructlit.tools.iterate.plan import Planner
 from instructlit.tools.iterate.report import falls_and_recovers, write_report
 from instructlit.tools.quickstart import runner as quickstart_runner
@@ -383,6 +386,32 @@ def test_report_shows_the_fall_and_the_recovery(tmp_path: Path) -> None:
     assert "<svg" in page
     assert "50.0%" in page
     assert "<script" not in page
+
+
+def test_the_picture_has_a_box_for_everything_and_says_only_text() -> None:
+    hostile = '../<script>alert(1)</script>&".jsonl'
+    nodes = {
+        "sft": Node("sft", "sft model", "a" * 64),
+        hostile: Node(hostile, "9 rows", None),
+        "rounds/1/tasks.jsonl": Node("rounds/1/tasks.jsonl", "2 tasks", "b" * 64, {"sft": "wrote 4 answers"}),
+        "rounds/1/models/reward": Node(
+            "rounds/1/models/reward", "reward model", "c" * 64,
+            {"sft": "init", "rounds/1/tasks.jsonl": "data", hostile: "data"}, ["sft changed since"],
+        ),
+        "rounds/2/tasks.jsonl": Node("rounds/2/tasks.jsonl", "2 tasks", "d" * 64, {"rounds/1/models/reward": "w"}),
+    }  # fmt: skip
+    drawn = ElementTree.fromstring(picture(nodes, 12))
+    tag = "{http://www.w3.org/2000/svg}"
+    assert {name.rpartition("}")[2] for name in (each.tag for each in drawn.iter())} == {
+        *("svg", "title", "style", "defs", "marker", "path", "text", "g", "rect"),
+    }
+    boxes = {rect.get("y"): rect for rect in drawn.iter(f"{tag}rect")}
+    assert len(list(drawn.iter(f"{tag}rect"))) == len(nodes)
+    assert len([path for path in drawn.iter(f"{tag}path") if path.get("marker-end")]) == 3, "the rest is in words"
+    texts = [text.text for text in drawn.iter(f"{tag}text")]
+    assert {"before the loop", "round 1", "round 2", "+ sft (init)", "sft changed since", "cccccccccccc"} <= set(texts)
+    assert len(boxes) == 3, "a row for what was before, and for each round"
+    assert [group.get("class") for group in drawn.iter(f"{tag}g")] == [None, None, None, "changed", None]
 
 
 def test_tasks_of_a_waiting_round_are_blind(tmp_path: Path) -> None:
