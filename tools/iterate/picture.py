@@ -94,10 +94,7 @@ def _placed(nodes: Mapping[str, Node], short: int) -> tuple[dict[str, Box], list
             node = nodes[name]
             what = [node.what, (node.sha256 or "not there")[:short]]
             lines = [("name", name.removeprefix(f"rounds/{number}/")), *(("soft", text) for text in what)]
-            words = [(parent, role) for parent, role in node.parents.items() if _in_words(parent, name, role)]
-            lines += [
-                ("soft", f"+ {parent.rpartition('/')[2]}" + f" ({role})" * (role != "data")) for parent, role in words
-            ]
+            lines += [("soft", text) for text in _words(name, node)]
             lines += [("bad", change) for change in node.changed]
             x, y = 16.0 + column * (WIDTH + ACROSS), columns.get(column, top)
             boxes[name] = Box(x, y, tuple(lines))
