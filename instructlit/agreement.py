@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 from instructlit.intervals import Z
 
@@ -96,15 +96,17 @@ def krippendorff_alpha(units: Iterable[Sequence[int]], level: Level = "ordinal")
 
     Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability".
     """
-    kept = [Counter(values) for values in map(list, units) if len(values) > 1]
+    kept = _kept(units)
     if not kept:
         return math.nan
-    totals = sum(kept, Counter())
+    totals = _totals(kept)
     distance = _distance(totals, level)
     n = sum(totals.values())
     expected = sum(totals[a] * totals[b] * distance(a, b) for a, b in combinations(totals, 2)) / (n - 1)
     observed = sum(
-        unit[a] * unit[b] * distance(a, b) / (sum(unit.values()) - 1) for unit in kept for a, b in combinations(unit, 2)
+        times * unit[a] * unit[b] * distance(a, b) / (sum(unit.values()) - 1)
+        for unit, times in kept
+        for a, b in combinations(unit, 2)
     )
     return 1.0 if expected == 0 else 1 - observed / expected
 
@@ -136,14 +138,30 @@ def fleiss_kappa(units: Iterable[Sequence[bool | int | str]]) -> float:
 
     Source: Fleiss 1971, "Measuring nominal scale agreement among many raters".
     """
-    kept = [Counter(values) for values in map(list, units) if len(values) > 1]
-    if not kept:
+    kept = _kept(units)
+    totals = _totals(kept)
+    if len(totals) < 2:
         return math.nan
-    agreements = []
-    for unit in kept:
+    agreement = 0.0
+    for unit, times in kept:
         n = sum(unit.values())
-        agreements.append(sum(count * (count - 1) for count in unit.values()) / (n * (n - 1)))
-    totals = sum(kept, Counter())
+        agreement += times * sum(count * (count - 1) for count in unit.values()) / (n * (n - 1))
+    agreement /= sum(times for _, times in kept)
     everything = sum(totals.values())
     chance = sum((count / everything) ** 2 for count in totals.values())
-    return math.nan if len(totals) == 1 else (sum(agreements) / len(agreements) - chance) / (1 - chance)
+    return (agreement - chance) / (1 - chance)
+
+
+def _kept(units: Iterable[Sequence[Any]]) -> list[tuple[Counter[Any], int]]:
+    """The units with two values or more, each as its counts, and how often it is there: many are alike."""
+    alike = Counter(tuple(values) for values in units)
+    return [(Counter(values), times) for values, times in alike.items() if len(values) > 1]
+
+
+def _totals(kept: Iterable[tuple[Counter[Any], int]]) -> Counter[Any]:
+    """How often each value was given over all units."""
+    totals: Counter[Any] = Counter()
+    for unit, times in kept:
+        for value, count in unit.items():
+            totals[value] += times * count
+    return totals

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from instructlit.labelling import assign, people, tasks, work
+from instructlit.labelling import assign, people, records, tasks, work
 from instructlit.labelling.database import Database
 from instructlit.labelling.questions import QUESTIONS
 from instructlit.labelling.schema import Assignment, Person
@@ -57,3 +57,9 @@ def label(database: Database, person: Person, *ranks: int, ratings: list[int] | 
     save(database, person, assignment, assignment.version, ranked(*ranks, ratings=ratings))
     with database.write() as session:
         return work.submit(session, person, assignment.id, assignment.version + 1)
+
+
+def label_records(database: Database) -> list[dict[str, Any]]:
+    """The records of all labels that count."""
+    with database.read() as session:
+        return list(records.label_records(session))

@@ -31,8 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "label revoke": (f"{TOOLS}.label.commands:revoke", "end somebody's tokens"),
     "label labelers": (f"{TOOLS}.label.commands:labelers", "who may sign in"),
     "label import": (f"{TOOLS}.label.commands:import_tasks", "prompts and completions in, as tasks"),
-    "label export": (f"{TOOLS}.label.commands:export_labels", "labels out, as files that training reads"),
     "collect": (f"{TOOLS}.collect:collect", "sample answers to prompts as blind tasks for labelers"),
+    "judge": (f"{TOOLS}.judge:judge", "have a judge answer a file of tasks in the place of people"),
     "labels export": (f"{TOOLS}.labels.export:labels_export", "labels as files for training, or for other tools"),
     "labels import": (f"{TOOLS}.labels.read:labels_import", "labels that were given in another tool"),
     "labels agreement": (f"{TOOLS}.labels.agreement:labels_agreement", "how far labelers agree"),
@@ -55,8 +55,8 @@ GROUPS = (
     (
         "people in the loop",
         (
-            *("collect", "label"),
-            *(f"label {name}" for name in ("add-labeler", "new-token", "revoke", "labelers", "import", "export")),
+            *("collect", "judge", "label"),
+            *(f"label {name}" for name in ("add-labeler", "new-token", "revoke", "labelers", "import")),
             *("labels export", "labels import", "labels agreement", "iterate", "iterate measure", "lineage"),
         ),
     ),

@@ -1,6 +1,7 @@
 """The text beside the work, in Markdown; the owner edits it, and every version is kept."""
 
 import time
+from collections.abc import Mapping
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -8,20 +9,19 @@ from sqlalchemy.orm import Session
 from instructlit.labelling import audit
 from instructlit.labelling.answers import text
 from instructlit.labelling.questions import KINDS
-from instructlit.labelling.refusals import NotFound
+from instructlit.labelling.refusals import Invalid, NotFound
 from instructlit.labelling.schema import Instruction
 
 
-def instructions(session: Session, kind: str) -> str | None:
-    """The text that holds for a kind of task, or None where nobody has written any.
+def instructions(session: Session, kind: str) -> Instruction | None:
+    """The version that holds for a kind of task, or None where there is none.
 
     Raises:
         NotFound: no such kind.
     """
     if kind not in KINDS:
         raise NotFound(f"there is no kind of task {kind[:40]!r}", expected=", ".join(KINDS))
-    query = select(Instruction.text).where(Instruction.kind == kind).order_by(Instruction.id.desc()).limit(1)
-    return session.scalar(query)
+    return session.scalar(select(Instruction).where(Instruction.kind == kind).order_by(Instruction.id.desc()).limit(1))
 
 
 def set_instructions(session: Session, actor: str, kind: str, markdown: str) -> None:
@@ -31,3 +31,21 @@ def set_instructions(session: Session, actor: str, kind: str, markdown: str) -> 
     session.add(row)
     session.flush()
     audit.note(session, actor, "edit instructions", f"instructions {kind}", version=row.id)
+
+
+def begin_with(session: Session, actor: str, texts: Mapping[str, str]) -> None:
+    """Write the first version of every kind that has none, so that each label can name the version it was given by."""
+    for kind, markdown in texts.items():
+        if instructions(session, kind) is None:
+            set_instructions(session, actor, kind, markdown)
+
+
+def check_version(session: Session, kind: str, version: int) -> None:
+    """Whether there is such a version.
+
+    Raises:
+        Invalid: there is none for this kind of task.
+    """
+    found = session.get(Instruction, version)
+    if found is None or found.kind != kind:
+        raise Invalid(f"there is no version {version}", where="instructions", expected=f"one for {kind}")

@@ -15,7 +15,16 @@ from instructlit.labelling.schema import Login, Person, Token
 
 ROLES = ("labeler", "owner")
 LOGIN_SECONDS = 14 * 24 * 3600
+_OWNERS = (
+    select(Person).join(Token, Token.person_id == Person.id).where(Person.role == "owner", Token.revoked_at.is_(None))
+)
+"""Owners who can sign in."""
 _NAME = re.compile(r"[\w][\w .@-]{0,78}[\w]|[\w]")
+
+
+def new_secret() -> str:
+    """256 random bits as text, for a token or a browser's cookie."""
+    return secrets.token_urlsafe(32)
 
 
 def digest(secret: str) -> str:
@@ -25,6 +34,15 @@ def digest(secret: str) -> str:
 
 def add_person(session: Session, actor: str, name: str, role: str) -> str:
     """Add somebody and return the token, which is not to be had again.
+
+    Raises:
+        Invalid: as `add_without_token` does.
+    """
+    return new_token(session, actor, add_without_token(session, actor, name, role))
+
+
+def add_without_token(session: Session, actor: str, name: str, role: str) -> Person:
+    """Add somebody who cannot sign in yet, such as a labeler of another tool.
 
     Raises:
         Invalid: a name that is taken or has other characters than letters, digits and ` . @ - _`; an unknown role.
@@ -41,12 +59,12 @@ def add_person(session: Session, actor: str, name: str, role: str) -> str:
     session.add(person)
     session.flush()
     audit.note(session, actor, "add person", f"person {person.id}", name=name, role=role)
-    return new_token(session, actor, person)
+    return person
 
 
 def new_token(session: Session, actor: str, person: Person) -> str:
     """A further token for somebody; earlier ones hold until they are revoked."""
-    secret = secrets.token_urlsafe(32)
+    secret = new_secret()
     token = Token(person_id=person.id, digest=digest(secret), created_at=time.time(), revoked_at=None)
     session.add(token)
     session.flush()
@@ -60,8 +78,8 @@ def revoke(session: Session, actor: str, person: Person) -> int:
     Raises:
         NotAllowed: nobody could sign in as owner after it.
     """
-    owners = session.scalars(_with_token().where(Person.role == "owner", Person.id != person.id)).first()
-    if person.role == "owner" and owners is None:
+    others = session.scalars(_OWNERS.where(Person.id != person.id)).first()
+    if person.role == "owner" and others is None:
         fix = "add another owner first: `instructlit label add-labeler NAME --role owner`"
         raise NotAllowed(f"{person.name} is the only owner who can sign in", fix=fix)
     revoked = (
@@ -77,7 +95,7 @@ def sign_in(session: Session, secret: str) -> tuple[Person, str] | None:
     token = session.scalar(select(Token).where(Token.digest == digest(secret), Token.revoked_at.is_(None)))
     if token is None:
         return None
-    cookie, now = secrets.token_urlsafe(32), time.time()
+    cookie, now = new_secret(), time.time()
     login = Login(
         token_id=token.id, digest=digest(cookie), created_at=now, expires_at=now + LOGIN_SECONDS, ended_at=None
     )
@@ -128,8 +146,4 @@ def everybody(session: Session) -> Sequence[tuple[Person, int]]:
 
 def has_owner(session: Session) -> bool:
     """Whether anybody can sign in as owner."""
-    return session.scalars(_with_token().where(Person.role == "owner")).first() is not None
-
-
-def _with_token():
-    return select(Person).join(Token, Token.person_id == Person.id).where(Token.revoked_at.is_(None))
+    return session.scalars(_OWNERS).first() is not None

@@ -1,8 +1,10 @@
-"""What is read out: one plain record for each label, and the row that our datamodules read.
+"""What is read out: one plain record for each label, and the row of a file of labels.
 
 A record has `task`, `kind`, `prompt`, `completions`, `policies`, `use_case`, `user`, `round`, `source`, `extra`, `gold`
-(the known ranks, or None), `labeler`, `order` (as it was shown), `seconds`, `submitted_at`, `notes`, and by its kind
-`completion`, `ranks` (1 is best, without gaps), `ratings`, `flags`. Lists are in the order of `completions`.
+(the known ranks, or None), `labeler`, `order` (as it was shown), `seconds`, `submitted_at`, `instructions` (the version
+the labeler saw), `notes`, and by its kind `completion`, `ranks` (1 is best, without gaps), `ratings`, `flags`, lists in
+the order of `completions`. A label from elsewhere has None for `order`, `seconds` and `instructions` where they are not
+known, and `ratings` and `flags` only where they were given.
 """
 
 from collections.abc import Collection, Iterator
@@ -16,6 +18,10 @@ from instructlit.labelling.questions import KINDS
 from instructlit.labelling.schema import IN_USE, Assignment, Person, Task
 
 _CHUNK = 500
+_FIELDS = (
+    *("task", "kind", "prompt", "completion", "completions", "ranks", "ratings", "flags", "labeler"),
+    *("use_case", "user", "round", "seconds", "instructions"),
+)
 
 
 def label_records(
@@ -47,7 +53,7 @@ def label_records(
 
 def record_of(assignment: Assignment, task: Task, labeler: str) -> dict[str, Any]:
     """The record of one label."""
-    answer = assignment.answer
+    answer, here = assignment.answer, assignment.version > 0
     record = {
         "task": task.id,
         "kind": task.kind,
@@ -61,9 +67,10 @@ def record_of(assignment: Assignment, task: Task, labeler: str) -> dict[str, Any
         "extra": task.extra,
         "gold": task.gold,
         "labeler": labeler,
-        "order": assignment.order,
-        "seconds": round(assignment.seconds, 1),
+        "order": assignment.order if here else None,
+        "seconds": round(assignment.seconds, 1) if here or assignment.seconds else None,
         "submitted_at": assignment.finished_at,
+        "instructions": assignment.instructions,
         "notes": answer["notes"],
     }
     if "completion" in answer:
@@ -71,18 +78,24 @@ def record_of(assignment: Assignment, task: Task, labeler: str) -> dict[str, Any
     if "ranks" in answer:
         record["ranks"] = dense(answer["ranks"])
     if "outputs" in answer:
-        record["ratings"] = [output["rating"] for output in answer["outputs"]]
+        ratings = [output["rating"] for output in answer["outputs"]]
         flags = [output["flags"] for output in answer["outputs"]]
-        record["flags"] = [{name: said for name, said in each.items() if said is not None} for each in flags]
+        if None not in ratings:
+            record["ratings"] = ratings
+        if any(flags):
+            record["flags"] = [{name: said for name, said in each.items() if said is not None} for each in flags]
     return record
 
 
-def row_of(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as a row of a demonstration or comparison file; an evaluation is a comparison of named policies."""
-    fields = ["prompt"]
-    fields += ["completion"] if record["kind"] == "demonstration" else ["completions", "ranks", "ratings", "flags"]
-    row = {name: record[name] for name in fields if name in record}
-    if any(record["policies"]):
+def label_row(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as a row of a file of labels (`instructlit.labels`), which training reads as well.
+
+    A task that came with an id of its own, as those of `instructlit collect` do, goes by that id.
+    """
+    row = {name: record[name] for name in _FIELDS if record.get(name) is not None}
+    row["task"] = str(record["extra"].get("task") or record["task"])
+    if record["kind"] == "demonstration":
+        row.pop("completions")
+    elif any(record["policies"]):
         row["policy"] = [name or "unknown" for name in record["policies"]]
-    optional = ("labeler", "use_case", "user", "round", "seconds", "task")
-    return row | {name: record[name] for name in optional if record[name] is not None}
+    return row

@@ -98,7 +98,8 @@ class Assignment(Base):
 
     `state`: "open", "done", "skipped", "flagged". `order[shown] = index of the completion`, drawn for this labeler.
     `version` counts changes; a change names the version that it was made from. An open one past `lease_until` no longer
-    keeps others from the task, but its answer stays and can still be handed in.
+    keeps others from the task, but its answer stays and can still be handed in. `instructions` is the id of the
+    `Instruction` that stood beside the work at the last save; None for labels from before that was kept, or imported.
     """
 
     __tablename__ = "assignment"
@@ -116,6 +117,7 @@ class Assignment(Base):
     created_at: Mapped[float]
     updated_at: Mapped[float]
     finished_at: Mapped[float | None]
+    instructions: Mapped[int | None]
     task: Mapped[Task] = relationship()
     person: Mapped[Person] = relationship()
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from instructlit.labelling import audit
 from instructlit.labelling.questions import KINDS, MAX_OUTPUTS, MIN_OUTPUTS
 from instructlit.labelling.refusals import Invalid, NotFound
-from instructlit.labelling.schema import Assignment, Flag, Task
+from instructlit.labelling.schema import IN_USE, Assignment, Flag, Task
 
 _BATCH = 500
 
@@ -46,15 +46,39 @@ def add_tasks(
     Raises:
         Invalid: naming the record, from 1, the field and what was expected.
     """
-    new = known = 0
+    number = new = 0
     batch: list[Task] = []
     for number, record in enumerate(records, 1):
         batch.append(_task(record, record.get("where", f"record {number}"), overlap, source))
         if len(batch) == _BATCH:
-            new, known = _insert(session, batch, new, known)
-    new, known = _insert(session, batch, new, known)
-    audit.note(session, actor, "add tasks", "tasks", new=new, known=known, source=source)
-    return Added(new, known)
+            new += _insert(session, batch)
+    new += _insert(session, batch)
+    audit.note(session, actor, "add tasks", "tasks", new=new, known=number - new, source=source)
+    return Added(new, number - new)
+
+
+def taken_in(session: Session, records: Iterable[Mapping[str, Any]]) -> list[Task]:
+    """The tasks that records were taken in as, in their order; records that were not are left out.
+
+    Raises:
+        Invalid: as `add_tasks` does.
+    """
+    keys = [_task(record, record.get("where", f"record {n}"), 1, None).key for n, record in enumerate(records, 1)]
+    found: dict[str, Task] = {}
+    for start in range(0, len(keys), _BATCH):
+        batch = session.scalars(select(Task).where(Task.key.in_(keys[start : start + _BATCH])))
+        found |= {task.key: task for task in batch}
+    return [found[key] for key in keys if key in found]
+
+
+def want_labels(session: Session, actor: str, wanted: Iterable[Task], overlap: int) -> None:
+    """Have tasks labelled by at least `overlap` people; those that go to more already stay as they are."""
+    raised = [task for task in wanted if task.overlap < overlap]
+    for task in raised:
+        task.overlap = overlap
+        refresh_state(session, task)
+    if raised:
+        audit.note(session, actor, "raise overlap", "tasks", tasks=len(raised), overlap=overlap)
 
 
 def find_task(session: Session, task_id: int) -> Task:
@@ -89,14 +113,13 @@ def decide(session: Session, actor: str, task: Task, decision: str) -> None:
     for flag in session.scalars(select(Flag).where(Flag.task_id == task.id, Flag.decision.is_(None))):
         flag.decision, flag.decided_at = decision, time.time()
     task.state = "withdrawn" if decision == "withdraw" else "open"
-    if decision == "release":
-        refresh_state(session, task)
+    refresh_state(session, task)
     audit.note(session, actor, decision, f"task {task.id}")
 
 
 def refresh_state(session: Session, task: Task) -> None:
     """Whether labels are still wanted. The caller holds the task's row, where the database locks rows."""
-    if task.state in ("held", "withdrawn"):
+    if task.state not in IN_USE:
         return
     if task.gold is not None:
         task.state = "gold"
@@ -107,20 +130,15 @@ def refresh_state(session: Session, task: Task) -> None:
     task.state = "full" if done >= task.overlap else "open"
 
 
-def _insert(session: Session, batch: list[Task], new: int, known: int) -> tuple[int, int]:
-    """Put a batch in, but what is there already; empties the batch and returns the counts with it."""
+def _insert(session: Session, batch: list[Task]) -> int:
+    """Put a batch in, but what is there already; empties the batch and returns how many were new."""
     keys = [task.key for task in batch]
     there = set(session.scalars(select(Task.key).where(Task.key.in_(keys))))
-    for task in batch:
-        if task.key in there:
-            known += 1
-            continue
-        there.add(task.key)
-        session.add(task)
-        new += 1
+    fresh = {task.key: task for task in reversed(batch) if task.key not in there}
+    session.add_all(reversed(fresh.values()))
     session.flush()
     batch.clear()
-    return new, known
+    return len(fresh)
 
 
 def _task(record: Mapping[str, Any], where: str, overlap: int, source: str | None) -> Task:

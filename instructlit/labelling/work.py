@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 from instructlit.labelling import audit
 from instructlit.labelling.answers import checked, missing, shown, text
 from instructlit.labelling.assign import find_assignment
+from instructlit.labelling.instructions import check_version
 from instructlit.labelling.questions import FLAG_KINDS, SKIP_REASONS
 from instructlit.labelling.refusals import Invalid, NotAllowed, Stale
-from instructlit.labelling.schema import Assignment, Flag, Person, Revision, Task
+from instructlit.labelling.schema import IN_USE, Assignment, Flag, Person, Revision, Task
 from instructlit.labelling.tasks import refresh_state
 
 MAX_NOTE = 2_000
@@ -30,6 +31,7 @@ def save(
     seconds: float,
     lease_seconds: float,
     nonce: str | None = None,
+    instructions: int | None = None,
 ) -> Assignment:
     """Store a draft and renew the lease. A save that was stored already, its reply lost, is recognised by its `nonce`.
 
@@ -42,17 +44,21 @@ def save(
         seconds: time worked since the last save.
         lease_seconds: how long the task stays with this person without another save.
         nonce: any text that is new for every save, and the same when one is sent again.
+        instructions: the version of the instructions that the labeler saw.
 
     Raises:
         Stale: the assignment has another version; Invalid: the answer is none; NotAllowed: it is not open any more.
     """
     assignment = _open(session, person, assignment_id)
-    if nonce is not None and assignment.version and _revision(session, assignment, assignment.version).nonce == nonce:
+    if nonce is not None and assignment.version != version and head(session, assignment).nonce == nonce:
         return assignment
     _expect(assignment, version)
     _spend(assignment, seconds)
     draft = checked(assignment.task.kind, len(assignment.task.completions), answer)
     assignment.lease_until = assignment.updated_at + lease_seconds
+    if instructions is not None and instructions != assignment.instructions:
+        check_version(session, assignment.task.kind, instructions)
+        assignment.instructions = instructions
     if draft != assignment.answer:
         _advance(session, person, assignment, "save", draft, parent=version, redo=None, nonce=nonce)
     return assignment
@@ -66,8 +72,8 @@ def step(session: Session, person: Person, assignment_id: int, version: int, dir
     """
     assignment = _open(session, person, assignment_id)
     _expect(assignment, version)
-    head = _revision(session, assignment, version)
-    to = head.redo if direction == "redo" else head.parent
+    here = head(session, assignment)
+    to = here.redo if direction == "redo" else here.parent
     if to is not None:
         target = _revision(session, assignment, to)
         redo = target.redo if direction == "redo" else version
@@ -86,7 +92,7 @@ def submit(session: Session, person: Person, assignment_id: int, version: int) -
     problems = missing(assignment.task.kind, shown(assignment.answer, assignment.order))
     if problems:
         raise Invalid(" ".join(problems))
-    _finish(session, person, assignment, "done", "submit")
+    _finish(session, person, assignment, "done", "submit", instructions=assignment.instructions)
     return assignment
 
 
@@ -108,9 +114,8 @@ def flag(session: Session, person: Person, assignment_id: int, kind: str, note: 
     said = text(note, "note", MAX_NOTE)
     session.add(Flag(task_id=assignment.task_id, person_id=person.id, kind=kind, note=said, created_at=time.time()))
     assignment.reason, assignment.note = kind, said
+    assignment.task.state = "held"
     _finish(session, person, assignment, "flagged", "flag", kind=kind)
-    if assignment.task.state != "withdrawn":
-        assignment.task.state = "held"
     return assignment
 
 
@@ -137,7 +142,7 @@ def readable(assignment: Assignment) -> Assignment:
     Raises:
         NotAllowed: the prompt was flagged or withdrawn.
     """
-    if assignment.task.state in ("held", "withdrawn"):
+    if assignment.task.state not in IN_USE:
         raise NotAllowed("this prompt was reported and is held back", fix="your work on it is kept; take another task")
     return assignment
 

@@ -14,7 +14,7 @@ import numpy as np
 from instructlit.agreement import pairwise
 from instructlit.data.splits import hash64, held_out, prompt_key
 from instructlit.errors import UserError, nearest
-from instructlit.labels.records import Label, LabelKind
+from instructlit.labels.records import Label, LabelKind, Task
 
 FILES: dict[LabelKind, str] = {
     "comparison": "comparisons",
@@ -106,6 +106,7 @@ def row(label: Label, weight: float = 1.0) -> dict[str, Any]:
         "round": label.round,
         "task": label.task,
         "seconds": label.seconds,
+        "instructions": label.instructions,
     }
     return made | {name: value for name, value in told.items() if value is not None}
 
@@ -150,13 +151,13 @@ def rankings(labels: Sequence[Label]) -> list[list[int]]:
     return [aligned(label, labels[0], label.ranks or []) for label in labels]
 
 
-def aligned(label: Label, first: Label, values: Sequence[Any]) -> list[Any]:
-    """Values of a label's completions in the order in which `first` has them."""
+def aligned(label: Label, first: Label | Task, values: Sequence[Any]) -> list[Any]:
+    """Values of a label's completions in the order in which the task, or its first label, has them."""
     if label.completions == first.completions:
         return list(values)
     if sorted(label.completions) != sorted(first.completions):
         raise UserError(
-            f"{label.labeler!r} and {first.labeler!r} ordered different completions",
+            f"{label.labeler!r} ordered other completions than the task, or its first labeler, has",
             where=f"task {label.task!r}",
             expected="the same completions in every label of a task",
         )

@@ -73,6 +73,7 @@ class Label:
         reported: what is wrong with the prompt itself, such as "private" or "harmful".
         use_case: of the prompt.
         user: who sent the prompt.
+        instructions: the version of the instructions that the labeler saw.
     """
 
     task: str
@@ -90,6 +91,7 @@ class Label:
     reported: list[str] = field(default_factory=list)
     use_case: str | None = None
     user: str | None = None
+    instructions: int | None = None
 
 
 def task_id(kind: str, prompt: PromptText, completions: Iterable[str], round: int | None = None) -> str:
@@ -206,7 +208,7 @@ def parse_task(row: dict[str, Any], where: str) -> Task:
         completions=completions,
         policy=_texts(given, "policy", len(completions)),
         scores=_numbers(given, "scores", len(completions)),
-        round=_round(given),
+        round=_count(given, "round"),
         use_case=given.name("use_case"),
         user=given.name("user"),
     )
@@ -242,12 +244,13 @@ def parse_label(row: dict[str, Any], where: str) -> Label:
         ratings=_ratings(given, k),
         flags=given.flags("flags", k) if row.get("flags") is not None else None,
         policy=_texts(given, "policy", k),
-        round=_round(given),
+        round=_count(given, "round"),
         seconds=seconds[0] if seconds else None,
         skipped=skipped,
         reported=_texts(given, "reported", None) or [],
         use_case=given.name("use_case"),
         user=given.name("user"),
+        instructions=_count(given, "instructions"),
     )
 
 
@@ -329,8 +332,8 @@ def _ratings(given: Fields, k: int) -> list[int | None] | None:
     return list(value)
 
 
-def _round(given: Fields) -> int | None:
-    value = given.row.get("round")
+def _count(given: Fields, name: str) -> int | None:
+    value = given.row.get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        given.wrong("round", f"found {value!r:.60}", "a whole number")
+        given.wrong(name, f"found {value!r:.60}", "a whole number")
     return value

@@ -14,6 +14,7 @@ from instructlit.labels import read_labels, read_tasks
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.export import export_folder
 from instructlit.models.lineage import make_record, parent, weights_digest
+from instructlit.tools.scoring import Scorer
 from instructlit.world import World, sample_spec
 
 
@@ -70,6 +71,13 @@ def test_a_round(home: Path, char_tokenizer: PreTrainedTokenizerFast, capsys: py
     assert 0 <= found["preference_low"] <= found["preference"] <= found["preference_high"] <= 1
     assert found["contest_tasks"] == 8
 
+    run("judge", "reward:models/now", "tasks.jsonl", "--output", "judged.jsonl", "--labeler", "judge")
+    judged = read_labels("judged.jsonl")
+    rows = [{"prompt": one.prompt, "completions": one.completions, "ranks": one.ranks} for one in judged]
+    right, pairs = Scorer("models/now", torch.device("cpu")).ordered(rows)
+    assert sum(right) == sum(pairs) > 0, "the ranks of a reward model are the order of its scores"
+    assert {name for one in judged for name in one.policy or ()} == {"sft"}
+
     capsys.readouterr()
     assert main(["lineage", str(home.parents[1])]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -78,6 +86,10 @@ def test_a_round(home: Path, char_tokenizer: PreTrainedTokenizerFast, capsys: py
     assert [line for line in lines if "!" in line] == ["    ! rounds/1/data/comparisons.jsonl changed since"]
     assert main(["lineage", str(home.parents[1]), "--form", "mermaid"]) == 1
     assert "|wrote 32 answers|" in capsys.readouterr().out
+    assert main(["lineage", str(home.parents[1]), "--form", "svg"]) == 1
+    drawn = capsys.readouterr().out
+    assert "wrote 32 answers" in drawn
+    assert "data/comparisons.jsonl changed since" in drawn
 
 
 def test_simulated_labelers_do_not_depend_on_the_tasks_around(home: Path) -> None:

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 
 import pytest
-from label_helpers import NO, add_people, add_tasks, comparisons, label
+from label_helpers import NO, add_people, add_tasks, comparisons, label, label_records
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from instructlit.labelling import people
 from instructlit.labelling.database import Database
-from instructlit.labelling.records import label_records
 from instructlit.labelling.schema import Assignment, Task
 from instructlit.tools.label.app import create_app
 from instructlit.tools.label.security import MAX_BODY, Cookies, SignInLimit, csrf_token
@@ -134,8 +133,7 @@ def test_a_comparison_from_start_to_export(browse: Browse, site: Site) -> None:
     reply = anna.submit(f"/work/{task}/page", version=3, rank_0=2, rank_1=1, rank_2=2, notes="close", go="submit")
     assert number_of(reply) != task
     assert "Handed in." in anna.get(reply.headers["location"]).text
-    with site.database.read() as session:
-        (record,) = label_records(session)
+    (record,) = label_records(site.database)
     assert [record["ranks"][i] for i in order] == [2, 1, 2]
     assert [record["ratings"][i] for i in order] == [5, 4, 3]
     assert record["notes"] == "close"
@@ -158,8 +156,7 @@ def test_a_demonstration_and_a_duel(browse: Browse, site: Site) -> None:
     assert "sft" not in page
     assert "ppo" not in page
     anna.submit(f"/work/{judging}/page", version=0, verdict="b", go="submit")
-    with site.database.read() as session:
-        written, judged = label_records(session)
+    written, judged = label_records(site.database)
     assert written["completion"] == "line\nbreak"
     assert [judged["completions"][i] for i in judged["order"]][1] == judged["completions"][judged["ranks"].index(1)]
 
@@ -522,8 +519,16 @@ def test_instructions_are_previewed_and_then_kept(browse: Browse, site: Site) ->
     page = f"/work/{start(anna)}/1"
     assert "<strong>Mine</strong>" in olga.submit("/owner/instructions/comparison", text="**Mine**", go="preview").text
     assert "Mine" not in anna.get(page).text
+    before = anna.get(page).text
     olga.submit("/owner/instructions/comparison", text="**Mine**", go="save")
     assert "<strong>Mine</strong>" in anna.get(page).text
+    field = re.compile(r'name="instructions" value="(\d+)"')
+    versions = [int(field.findall(text)[0]) for text in (before, anna.get(page).text)]
+    assert len(set(versions)) == 2
+    anna.submit(page.removesuffix("1") + "draft", version=0, notes="x", instructions=versions[1])
+    with site.database.read() as session:
+        assert session.scalars(select(Assignment)).one().instructions == versions[1]
+    assert anna.submit(page.removesuffix("1") + "draft", version=1, notes="y", instructions=999).status_code == 422
 
 
 def test_the_dashboard_of_real_labels(browse: Browse, site: Site) -> None:

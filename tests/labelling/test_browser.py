@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import uvicorn
-from label_helpers import QUESTIONS, add_people, add_tasks, comparisons
+from label_helpers import QUESTIONS, add_people, add_tasks, comparisons, label_records
 from sqlalchemy import select
 
 from instructlit.labelling import people
 from instructlit.labelling.database import Database
-from instructlit.labelling.records import label_records
 from instructlit.labelling.schema import Assignment
 from instructlit.tools.label.app import create_app
 from instructlit.tools.label.security import Cookies
@@ -94,11 +93,6 @@ def saved(page: Any) -> None:
     playwright.expect(page.locator("#status")).to_have_text("Saved")
 
 
-def records_in(database: Database) -> list[dict]:
-    with database.read() as session:
-        return list(label_records(session))
-
-
 def test_a_comparison_by_keys_alone(open_as: Open, file_database: Database) -> None:
     add_tasks(file_database, *comparisons(1))
     page = open_as("anna")
@@ -116,7 +110,7 @@ def test_a_comparison_by_keys_alone(open_as: Open, file_database: Database) -> N
         page.keyboard.press(key)
     page.keyboard.press("Control+Enter")
     page.wait_for_url("**/?none=comparison")
-    (record,) = records_in(file_database)
+    (record,) = label_records(file_database)
     assert [record["ranks"][i] for i in record["order"]] == [1, 2, 2]
     assert [record["ratings"][i] for i in record["order"]] == [7, 2, 2]
     first, second, third = (question.name for question in QUESTIONS[:3])
@@ -243,7 +237,7 @@ def test_without_scripts_the_work_can_be_done_all_the_same(open_as: Open, file_d
         page.select_option(f"[name=rank_{place}]", rank)
     page.click("#go")
     page.wait_for_url("**/?none=evaluation")
-    (record,) = records_in(file_database)
+    (record,) = label_records(file_database)
     assert [record["ranks"][i] for i in record["order"]] == [2, 1, 3]
 
 

@@ -1,5 +1,7 @@
 """Agreement and bias of labels, against counts worked out by hand."""
 
+import math
+
 import pytest
 
 from instructlit.agreement import pair_agreement
@@ -74,6 +76,32 @@ def test_flags_agree_where_both_answered() -> None:
     ours = record("a", [1, 2, 3], flags=[{"x": True, "y": True}, {}, {"x": False}])
     theirs = record("b", [1, 2, 3], flags=[{"x": True, "y": False}, {"x": True}, {"x": False}])
     assert measure([ours, theirs]).flag_agreement == Share(2, 3)
+
+
+def test_coefficients_of_outputs_that_several_judged() -> None:
+    """Two labelers and four outputs: flag x is yes/yes, yes/no, no/no, no/no; y was answered by one of them alone."""
+    two = {"completions": ["a", "b"], "order": [0, 1]}
+    records = [
+        record("a", [1, 2], ratings=[7, 4], flags=[{"x": True, "y": True}, {"x": True}], **two),
+        record("b", [1, 2], ratings=[7, 4], flags=[{"x": True}, {"x": False}], **two),
+        record("a", [1, 2], 2, ratings=[1, 2], flags=[{"x": False}] * 2, **two),
+        record("b", [2, 1], 2, ratings=[1, 2], flags=[{"x": False}] * 2, **two),
+        record("a", [1, 2], 3, ratings=[7, 1], flags=[{"x": True}] * 2, **two),
+    ]
+    found = measure(records)
+    # observed agreement 3/4; 3 of 8 answers are yes: by chance 9/64 + 25/64 = 34/64; kappa = (48 - 34) / (64 - 34)
+    assert found.kappa_flags["x"] == pytest.approx(14 / 30)
+    assert math.isnan(found.kappa_flags["y"])
+    assert found.alpha_ratings == 1.0
+    # ranks 1,1 | 2,2 | 1,2 | 2,1: disagreement 2 of 4 units; by chance 4 * 4 / 7 pairs of 4: alpha = 1 - 2 / (16 / 7)
+    assert found.alpha_ranks == pytest.approx(1 - 2 / (16 / 7))
+
+
+def test_labels_from_elsewhere_say_nothing_of_positions() -> None:
+    found = measure([record("a", [1, 2, 3], order=None)])
+    assert found.first == Share()
+    assert found.longer == Share(0, 3)
+    assert found.labelers["a"].ties == Share(0, 3)
 
 
 def test_disputed_tasks_come_worst_first_and_agreed_ones_not_at_all() -> None:

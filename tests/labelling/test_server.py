@@ -227,16 +227,16 @@ def test_tasks_in_and_labels_out_as_training_reads_them(tmp_path: Path, capsys: 
     label(database, anna, 2, 1, ratings=[3, 6])
     database.close()
     out = tmp_path / "out" / "comparisons.jsonl"
-    assert run("export", str(out), "--kind", "comparison", *at) == 0
+    assert main(["labels", "export", "--output", str(out.parent), "--validation_fraction", "0", *at]) == 0
     ((_, _, _, form, record),) = records_of(open_source(Source(str(out)), "train"), "comparison")
     assert form == "native"
     assert (record.prompt, record.ranks, record.ratings) == ("Say a.", [2, 1], [3, 6])  # type: ignore[union-attr]
     assert (record.labeler, record.policy, record.user) == ("anna", ["models/sft"] * 2, "u")  # type: ignore[union-attr]
     assert json.loads(out.read_text())["round"] == 2
-    capsys.readouterr()
-    assert run("export", str(out), "--kind", "comparison", *at) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert run("export", str(out), "--kind", "comparison", "--overwrite", *at) == 0
+    assert main(["labels", "agreement", *at]) == 0
+    assert "0 of 1 ranked tasks" in capsys.readouterr().out
+    assert main(["labels", "export", "--output", str(out.parent), "--database", str(tmp_path / "none.db")]) == 2
+    assert "there is no database" in capsys.readouterr().err
     assert run("import", str(rows), str(tmp_path / "missing.jsonl"), "--kind", "comparison", *at) == 2
     assert "cannot be read" in capsys.readouterr().err
     rows.write_text(json.dumps(sampled) + "\n" + json.dumps(sampled | {"completions": ["a"]}))

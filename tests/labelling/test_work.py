@@ -5,21 +5,29 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from label_helpers import COMPARISON, LEASE, NO, add_people, add_tasks, comparisons, label, ranked, save, take
+from label_helpers import (
+    COMPARISON,
+    LEASE,
+    NO,
+    add_people,
+    add_tasks,
+    comparisons,
+    label,
+    label_records,
+    ranked,
+    save,
+    take,
+)
 from sqlalchemy import func, select
 
-from instructlit.labelling import assign, audit, people, records, tasks, work
+from instructlit.labelling import assign, audit, intake, people, records, tasks, work
 from instructlit.labelling.answers import dense, from_shown, shown
 from instructlit.labelling.database import Database
+from instructlit.labelling.instructions import begin_with, instructions, set_instructions
 from instructlit.labelling.refusals import Invalid, NotAllowed, NotFound, Stale
 from instructlit.labelling.schema import Assignment, Event, Flag, Revision, Task
 
 WHOLE = ranked(1, 2, 3)
-
-
-def exported(database: Database) -> list[dict]:
-    with database.read() as session:
-        return list(records.label_records(session))
 
 
 def test_a_task_goes_to_as_many_people_as_its_overlap_and_to_nobody_twice(database: Database) -> None:
@@ -52,7 +60,7 @@ def test_an_expired_lease_frees_the_place_and_loses_nothing(database: Database) 
     with database.write() as session:
         work.submit(session, ben, in_time.id, 1)
         work.submit(session, anna, late.id, 1)
-    assert {r["labeler"]: r["ranks"] for r in exported(database)} == {"ben": [1, 2, 2], "anna": [3, 2, 1]}
+    assert {r["labeler"]: r["ranks"] for r in label_records(database)} == {"ben": [1, 2, 2], "anna": [3, 2, 1]}
 
 
 def test_an_untouched_task_whose_place_was_taken_is_not_forced_on_anybody(database: Database) -> None:
@@ -84,7 +92,7 @@ def test_many_at_once_never_exceed_the_overlap(database: Database) -> None:
     with ThreadPoolExecutor(len(team)) as pool:
         taken = [task for each in pool.map(work_until_nothing_is_left, team) for task in each]
     assert set(Counter(taken).values()) == {2}
-    assert len(exported(database)) == 16
+    assert len(label_records(database)) == 16
 
 
 def test_a_task_taken_between_finding_and_locking_it_is_not_given_out(
@@ -186,7 +194,7 @@ def test_what_is_not_complete_cannot_be_handed_in_and_stays_saved(database: Data
         work.submit(session, anna, assignment.id, 1)
     with database.read() as session:
         assert session.scalars(select(Assignment)).one().answer == draft
-    assert exported(database) == []
+    assert label_records(database) == []
 
 
 def test_skipping_gives_the_task_to_somebody_else_and_not_back(database: Database) -> None:
@@ -218,16 +226,16 @@ def test_a_reported_prompt_is_seen_by_nobody_until_the_owner_decides(database: D
     with pytest.raises(NotAllowed, match="reported"):
         save(database, ben, begun, 0, WHOLE)
     assert take(database, ben) is None
-    assert exported(database) == []
+    assert label_records(database) == []
     with database.write() as session:
         task = session.scalars(select(Task)).one()
         tasks.decide(session, "olga", task, "release")
         assert session.scalars(select(Flag)).one().decision == "release"
     save(database, ben, begun, 0, WHOLE)
-    assert len(exported(database)) == 1
+    assert len(label_records(database)) == 1
     with database.write() as session:
         tasks.decide(session, "olga", session.scalars(select(Task)).one(), "withdraw")
-    assert exported(database) == []
+    assert label_records(database) == []
 
 
 def test_reopening_takes_the_label_back_and_the_place_is_free_again(database: Database) -> None:
@@ -237,11 +245,11 @@ def test_reopening_takes_the_label_back_and_the_place_is_free_again(database: Da
     assert take(database, ben) is None
     with database.write() as session:
         work.reopen(session, anna, done.id, LEASE)
-    assert exported(database) == []
+    assert label_records(database) == []
     save(database, anna, done, 1, ranked(2, 1, 1))
     with database.write() as session:
         work.submit(session, anna, done.id, 2)
-    assert [r["ranks"] for r in exported(database)] == [[2, 1, 1]]
+    assert [r["ranks"] for r in label_records(database)] == [[2, 1, 1]]
     with pytest.raises(NotAllowed, match="not open"):
         save(database, anna, done, 2, WHOLE)
 
@@ -267,7 +275,7 @@ def test_gold_questions_are_mixed_in_one_in_ten_and_go_to_everybody(database: Da
         with database.read() as session:
             gold = set(session.scalars(select(Task.id).where(Task.state == "gold")))
         assert [place for place, task in enumerate(seen) if task in gold] == [0, 10, 20]
-    assert all(record["gold"] is None for record in exported(database))
+    assert all(record["gold"] is None for record in label_records(database))
     with database.read() as session:
         with_gold = list(records.label_records(session, gold=True))
     assert sum(record["gold"] == [1, 2, 3] for record in with_gold) == 6
@@ -345,6 +353,23 @@ def test_the_same_task_is_taken_in_once(database: Database) -> None:
         assert tasks.add_tasks(session, "test", [COMPARISON | {"round": 2}, COMPARISON]) == tasks.Added(1, 1)
 
 
+def test_more_labels_can_be_wanted_later(database: Database) -> None:
+    anna, ben = add_people(database, "anna", "ben")
+    add_tasks(database, *comparisons(2))
+    add_tasks(database, *comparisons(3)[2:], overlap=3)
+    for _ in range(3):
+        label(database, anna, 1, 2, 3)
+    assert take(database, ben) is not None, "the third goes to three"
+    with database.write() as session:
+        found = tasks.taken_in(session, [*comparisons(3)[::-1], COMPARISON])
+        assert [task.prompt for task in found] == ["Say a, 2.", "Say a, 1.", "Say a, 0."]
+        assert [task.state for task in found] == ["open", "full", "full"]
+        tasks.want_labels(session, "olga", found, 2)
+        assert [(task.state, task.overlap) for task in found] == [("open", 3), ("open", 2), ("open", 2)]
+        tasks.want_labels(session, "olga", found, 1)
+        assert [event.detail["tasks"] for event in audit.events(session) if event.action == "raise overlap"] == [2]
+
+
 def test_a_record_comes_out_as_it_went_in(database: Database) -> None:
     (anna,) = add_people(database, "anna")
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Grüße \U0001f600"}]
@@ -352,13 +377,88 @@ def test_a_record_comes_out_as_it_went_in(database: Database) -> None:
     given = {"use_case": "chat", "user": "u1", "round": 3, "extra": extra, "prompt": prompt}
     add_tasks(database, COMPARISON | given)
     label(database, anna, 1, 3, 3, ratings=[7, 2, 1])
-    (record,) = exported(database)
+    (record,) = label_records(database)
     assert {name: record[name] for name in given} == given
     assert (record["ranks"], record["ratings"], record["flags"]) == ([1, 2, 2], [7, 2, 1], [NO] * 3)
     assert (record["policies"], record["labeler"], sorted(record["order"])) == (["p", "q", "r"], "anna", [0, 1, 2])
-    row = records.row_of(record)
+    row = records.label_row(record)
     assert row["policy"] == ["p", "q", "r"]
     assert row["prompt"] == prompt
+    assert row["task"] == str(record["task"])
+    assert records.label_row(record | {"extra": {"task": "ab12"}})["task"] == "ab12", "its id where it comes from"
+
+
+def test_a_label_names_the_instructions_its_labeler_saw(database: Database) -> None:
+    (anna,) = add_people(database, "anna")
+    add_tasks(database, *comparisons(1), {"kind": "demonstration", "prompt": "Write."})
+    with database.write() as session:
+        begin_with(session, "test", {"comparison": "first", "demonstration": "other"})
+        begin_with(session, "test", {"comparison": "never"})
+        first = instructions(session, "comparison")
+        set_instructions(session, "olga", "comparison", "second")
+        second = instructions(session, "comparison")
+        other = instructions(session, "demonstration")
+    assert first is not None
+    assert second is not None
+    assert other is not None
+    assert (first.text, second.text) == ("first", "second")
+    assignment = take(database, anna)
+    assert assignment is not None
+    save(database, anna, assignment, 0, WHOLE, instructions=first.id)
+    save(database, anna, assignment, 1, WHOLE, instructions=second.id)  # the page was loaded again, nothing else
+    with pytest.raises(Invalid, match="no version"):
+        save(database, anna, assignment, 1, WHOLE, instructions=other.id)
+    with database.write() as session:
+        work.submit(session, anna, assignment.id, 1)
+        assert audit.events(session, limit=1)[0].detail["instructions"] == second.id
+    (record,) = label_records(database)
+    assert records.label_row(record)["instructions"] == second.id
+
+
+def test_labels_from_elsewhere_stand_beside_our_own(database: Database) -> None:
+    (anna,) = add_people(database, "anna")
+    add_tasks(database, COMPARISON, overlap=2)
+    label(database, anna, 1, 2, 3)
+    theirs = [
+        {"task": COMPARISON, "labeler": "tool@example.org", "ranks": [3, 3, 1], "ratings": [2, 2, 6], "seconds": 9.5},
+        {"task": COMPARISON, "labeler": "anna", "ranks": [3, 2, 1]},
+        {"task": COMPARISON | {"prompt": "new"}, "labeler": "anna", "ranks": [1, 1, 2]},
+        {"task": {"kind": "demonstration", "prompt": "Write."}, "labeler": "bob", "completion": "text"},
+    ]
+    with database.write() as session:
+        assert intake.add_labels(session, "olga", theirs, "a file") == tasks.Added(3, 1)
+        assert intake.add_labels(session, "olga", theirs, "a file") == tasks.Added(0, 4)
+        (task,) = tasks.taken_in(session, [COMPARISON])
+        assert task.state == "full"
+        assert {name: count for person, count in people.everybody(session) for name in [person.name]}["bob"] == 0
+    found = {(record["prompt"], record["labeler"]): record for record in label_records(database)}
+    assert len(found) == 4
+    own, given = found["Say a.", "anna"], found["Say a.", "tool@example.org"]
+    assert (own["ranks"], given["ranks"], given["ratings"]) == ([1, 2, 3], [2, 2, 1], [2, 2, 6])
+    assert (given["order"], given["seconds"]) == (None, 9.5)
+    assert own["order"] is not None
+    assert "ratings" not in found["new", "anna"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"ranks": [1, 2]}, "label 1: ranks"),
+        ({"ranks": None}, "label 1: ranks"),
+        ({"ranks": [None, 1, 1]}, "Not ranked yet: A"),
+        ({"ratings": [0, 1, 2]}, "label 1: outputs"),
+        ({"labeler": "../x"}, "cannot be a name"),
+        ({"task": COMPARISON | {"kind": "other"}}, "kind"),
+    ],
+)
+def test_a_wrong_label_from_elsewhere_is_told_and_nothing_taken(
+    file_database: Database, change: dict, told: str
+) -> None:
+    record = {"task": COMPARISON, "labeler": "bob", "ranks": [1, 2, 3]} | change
+    with pytest.raises(Invalid, match=told), file_database.write() as session:
+        intake.add_labels(session, "olga", [record])
+    with file_database.read() as session:
+        assert session.scalar(select(func.count()).select_from(Task)) == 0
 
 
 def test_what_is_shown_and_what_is_stored_are_inverse_orders() -> None:

@@ -4,15 +4,22 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
+from label_helpers import add_people, ranked, save, take
 
 from instructlit.errors import UserError
-from instructlit.labels import Label, Task, write_labels, write_tasks
+from instructlit.labelling import tasks, work
+from instructlit.labelling.database import Database
+from instructlit.labelling.schema import Person
+from instructlit.labels import Label, Task, read_labels, write_labels, write_tasks
 from instructlit.tools import iterate as loops
 from instructlit.tools.iterate.config import Loop, load
+from instructlit.tools.iterate.lineage import Node
 from instructlit.tools.iterate.measure import preference
+from instructlit.tools.iterate.picture import picture
 from instructlit.tools.iterate.plan import Planner
 from instructlit.tools.iterate.report import falls_and_recovers, write_report
 from instructlit.tools.quickstart import runner as quickstart_runner
@@ -157,8 +164,8 @@ def test_a_changed_config_runs_its_stage_of_every_round_again(folder: Path) -> N
     ]  # fmt: skip
 
 
-def answer(tasks: Path, labels: Path, labelers: list[str], count: int = 3) -> None:
-    kind = "evaluation" if tasks.parent.name == "contest" else "comparison"
+def answer(asked: Path, labels: Path, labelers: list[str], count: int = 3) -> None:
+    kind = "evaluation" if asked.parent.name == "contest" else "comparison"
     given = [Label(f"{kind}-{n}", kind, f"p{n}", name, ["y", "x"], [1, 2]) for n in range(count) for name in labelers]
     write_labels(labels, given)
 
@@ -190,6 +197,117 @@ def test_people_are_waited_for_and_the_same_command_goes_on(folder: Path, capsys
     )
 
 
+def hand_in(database: Database, labeler: Person, kind: str, count: int) -> None:
+    """Take so many tasks of a kind and put the second completion first in each."""
+    for _ in range(count):
+        assignment = take(database, labeler, kind)
+        assert assignment is not None
+        answer = ranked(2, 1)
+        if kind == "evaluation":
+            del answer["outputs"]
+        save(database, labeler, assignment, 0, answer)
+        with database.write() as session:
+            work.submit(session, labeler, assignment.id, 1)
+
+
+def test_people_answer_in_the_labelling_database(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(folder, label="people", labelers=2, rounds=1, database="labels.db")
+    run()
+    assert [call[1] for call in calls(folder)] == ["collect"]
+    assert "3 new tasks" in (told := capsys.readouterr().out)
+    assert "0 of 3 tasks have 2 labels: `instructlit label --database labels.db`" in told
+    database, home = Database("labels.db", create=False), folder / "run" / "rounds" / "1"
+    anna, ben, chloe = add_people(database, "anna", "ben", "chloe")
+    hand_in(database, anna, "comparison", 3)
+    hand_in(database, ben, "comparison", 1)
+    reported = take(database, ben)
+    assert reported is not None
+    with database.write() as session:  # the owner has to decide before the loop can go on
+        work.flag(session, ben, reported.id, "private", "")
+    run()
+    assert "1 of 3 tasks have 2 labels; 1 are reported and wait for the owner" in capsys.readouterr().out
+    hand_in(database, ben, "comparison", 1)
+    with database.write() as session:
+        tasks.decide(session, "olga", tasks.find_task(session, reported.task_id), "withdraw")
+    assert calls(folder) == []
+    run()
+    assert [call[1] for call in calls(folder)] == ["labels", "fit", "fit", "collect"], "the withdrawn one is not missed"
+    given = read_labels(home / "labels.jsonl")
+    assert [(label.task, label.labeler, label.ranks) for label in given] == [
+        (f"comparison-{n}", name, [2, 1]) for n in (0, 2) for name in ("anna", "ben")
+    ]
+    hand_in(database, chloe, "evaluation", 3)
+    hand_in(database, anna, "evaluation", 3)
+    run()
+    assert [call[1] for call in calls(folder)] == ["iterate"]
+    assert {label.kind for label in read_labels(home / "contest" / "labels.jsonl")} == {"evaluation"}
+    with database.write() as session:  # what changes in the database later changes nothing that is trained
+        work.reopen(session, anna, 1, 60)
+    run()
+    assert calls(folder) == []
+    assert read_labels(home / "labels.jsonl") == given
+
+
+def test_it_waits_for_the_database(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(folder, label="people", rounds=1, contest=0, database="labels.db")
+    waited: list[float] = []
+
+    def somebody_works(seconds: float) -> None:
+        waited.append(seconds)
+        database = Database("labels.db")
+        hand_in(database, add_people(database, f"labeler {len(waited)}")[0], "comparison", len(waited))
+
+    monkeypatch.setattr("instructlit.tools.iterate.waiting.time.sleep", somebody_works)
+    run(wait=True)
+    assert len(waited) == 2, "one task, then the two others"
+    assert [call[1] for call in calls(folder)] == ["collect", "labels", "fit", "fit", "iterate"]
+
+
+def test_more_labelers_are_asked_where_more_are_wanted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(folder, label="people", rounds=1, contest=0, database="labels.db")
+    run()
+    database = Database("labels.db")
+    anna, ben = add_people(database, "anna", "ben")
+    hand_in(database, anna, "comparison", 3)
+    change(folder, labelers=2)
+    run()
+    assert "0 of 3 tasks have 2 labels" in capsys.readouterr().out
+    hand_in(database, ben, "comparison", 3)
+    run()
+    labels = folder / "run" / "rounds" / "1" / "labels.jsonl"
+    given = read_labels(labels)
+    assert len(given) == 6
+    labels.unlink()
+    run()
+    assert read_labels(labels) == given, "they are taken out anew"
+
+
+def test_a_judge_is_named_as_the_rounds_see_it(folder: Path) -> None:
+    (folder / "gold").mkdir()
+    change(folder, label="judge reward:gold --labeler gold", rounds=1)
+    run()
+    judging = [call for call in calls(folder) if call[1] == "judge"]
+    assert judging == [
+        ["1", "judge", "reward:../../../gold", "--labeler", "gold", asked, "--output", labels]
+        for asked, labels in (("tasks.jsonl", "labels.jsonl"), ("contest/tasks.jsonl", "contest/labels.jsonl"))
+    ]
+
+
+def test_prompts_by_the_disagreement_of_the_rounds_before(folder: Path) -> None:
+    change(folder, rounds=3, select="disagreement", pool=50, contest=0)
+    run()
+    collecting = [call[call.index("--select") :] for call in calls(folder) if call[1] == "collect"]
+    assert collecting == [
+        ["--select", "random"],
+        ["--select", "random"],
+        ["--select", "disagreement", "--ensemble", "../1/models/reward", "../2/models/reward", "--pool", "50"],
+    ]
+    (folder / "one").mkdir()
+    loop = Loop("sft", ["p"], ["r"], ["q"], select="disagreement", ensemble=["one", "rounds"])
+    words = Planner(loop, folder / "run", {"reward": [], "ppo": []}).round(2)[0].stages[0].command
+    assert words[words.index("--ensemble") + 1 :] == ("../../../one", "../1/models/reward")
+
+
 def test_a_stage_can_be_asked_for_again(folder: Path) -> None:
     run(rounds=1)
     calls(folder)
@@ -211,6 +329,10 @@ def test_a_stage_can_be_asked_for_again(folder: Path) -> None:
         ({"prompts": ["nowhere.jsonl"]}, "no such file"),
         ({"age_decay": 0}, "age_decay"),
         ({"ppo": []}, "ppo: is needed"),
+        ({"label": "jugde reward:x"}, "did you mean `instructlit judge`"),
+        ({"label": "judge reward:x", "database": "labels.db"}, "does not read a database"),
+        ({"label": "people", "database": "postgresql://me:word@host/labels"}, "the URL holds a password"),
+        ({"select": "disagreement", "ensemble": ["nowhere"]}, "ensemble: nowhere: no such model folder"),
     ],
 )
 def test_a_wrong_config_is_told(folder: Path, values: dict[str, Any], told: str) -> None:
@@ -264,6 +386,32 @@ def test_report_shows_the_fall_and_the_recovery(tmp_path: Path) -> None:
     assert "<svg" in page
     assert "50.0%" in page
     assert "<script" not in page
+
+
+def test_the_picture_has_a_box_for_everything_and_says_only_text() -> None:
+    hostile = '../<script>alert(1)</script>&".jsonl'
+    nodes = {
+        "sft": Node("sft", "sft model", "a" * 64),
+        hostile: Node(hostile, "9 rows", None),
+        "rounds/1/tasks.jsonl": Node("rounds/1/tasks.jsonl", "2 tasks", "b" * 64, {"sft": "wrote 4 answers"}),
+        "rounds/1/models/reward": Node(
+            "rounds/1/models/reward", "reward model", "c" * 64,
+            {"sft": "init", "rounds/1/tasks.jsonl": "data", hostile: "data"}, ["sft changed since"],
+        ),
+        "rounds/2/tasks.jsonl": Node("rounds/2/tasks.jsonl", "2 tasks", "d" * 64, {"rounds/1/models/reward": "w"}),
+    }  # fmt: skip
+    drawn = ElementTree.fromstring(picture(nodes, 12))
+    tag = "{http://www.w3.org/2000/svg}"
+    assert {name.rpartition("}")[2] for name in (each.tag for each in drawn.iter())} == {
+        *("svg", "title", "style", "defs", "marker", "path", "text", "g", "rect"),
+    }
+    boxes = {rect.get("y"): rect for rect in drawn.iter(f"{tag}rect")}
+    assert len(list(drawn.iter(f"{tag}rect"))) == len(nodes)
+    assert len([path for path in drawn.iter(f"{tag}path") if path.get("marker-end")]) == 3, "the rest is in words"
+    texts = [text.text for text in drawn.iter(f"{tag}text")]
+    assert {"before the loop", "round 1", "round 2", "+ sft (init)", "sft changed since", "cccccccccccc"} <= set(texts)
+    assert len(boxes) == 3, "a row for what was before, and for each round"
+    assert [group.get("class") for group in drawn.iter(f"{tag}g")] == [None, None, None, "changed", None]
 
 
 def test_tasks_of_a_waiting_round_are_blind(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Argilla, Label Studio and TRL: files as those tools write them, and there and back."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -148,6 +149,19 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
         found = {(one.task, one.labeler): one for one in read_labels(back)}
         assert found["c1", "anna"].policy == ["m1", "m2", "m1"], "the key knows what the tool did not"
         assert found["c1", "anna"].ranks == [2, 1, 2]
+        if not find_spec("sqlalchemy"):
+            continue
+        at = ("--database", tmp_path / f"{tool}.db")
+        words = ("labels", "import", tmp_path / f"{tool}.json", "--source", tool, "--tasks", tasks, *at)
+        assert f"{len(found)} new labels, 0 by" in run(*words)
+        assert f"0 new labels, {len(found)} by" in run(*words), "what is there stays"
+        for source, out in ((at, "through-database"), ((back,), "through-file")):
+            words = ("--tasks", tasks, "--output", tmp_path / out, "--validation_fraction", "0")
+            run("labels", "export", *source, *words)
+        for name in ("comparisons", "demonstrations", "evaluations"):
+            texts = [(tmp_path / out / f"{name}.jsonl").read_text() for out in ("through-database", "through-file")]
+            rows = [[json.loads(line) for line in sorted(text.splitlines())] for text in texts]
+            assert rows[0] == rows[1]
     assert (tmp_path / "label_studio.xml").is_file()
     told = run("labels", "agreement", labels)
     assert "100.0 ± 79.3 % (2 pairs, 1 tasks)" in told, "a pair that anna ties does not count"

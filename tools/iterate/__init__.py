@@ -1,7 +1,7 @@
 """`instructlit iterate`: rounds of collecting, labelling, a new reward model and PPO, until they bring nothing more."""
 
 import json
-import time
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +9,6 @@ from instructlit.errors import UserError
 
 if TYPE_CHECKING:
     from instructlit.tools.iterate.config import Loop
-
-POLL_SECONDS = 30.0
 
 
 def iterate(
@@ -38,6 +36,7 @@ def iterate(
     from instructlit.cli.config import find
     from instructlit.tools.iterate.config import load
     from instructlit.tools.iterate.plan import Planner
+    from instructlit.tools.iterate.waiting import labelled
     from instructlit.tools.quickstart.runner import Runner
 
     changed = {name: value for name, value in (("rounds", rounds), ("seed", seed)) if value is not None}
@@ -50,11 +49,16 @@ def iterate(
     configs = {name: [file for file in files if file.startswith(f"{name}-")] for name in ("reward", "ppo")}
     planner = Planner(loop, folder, configs)
     runner = Runner(folder, [], files, brief=True)
+    runner.environment["PYTHONPATH"] = os.pathsep.join(  # a class_path may name a module in the working directory
+        filter(None, (os.environ.get("PYTHONPATH"), os.getcwd()))
+    )
     number = 0
     for number in range(1, loop.rounds + 1):
         for segment in planner.round(number):
-            if segment.waits_for and not _labelled(folder, segment.waits_for, loop, wait):
-                return
+            if segment.waits_for:
+                tasks, labels = (folder / file for file in segment.waits_for)
+                if not labelled(tasks, labels, loop.labelers, loop.database, wait):
+                    return
             runner.plan += segment.stages
             if restart_from in {stage.name for stage in segment.stages}:
                 runner.forget(str(restart_from))
@@ -94,31 +98,6 @@ def told(result: dict[str, Any]) -> str:
         low, high = result["preference_low"], result["preference_high"]
         parts.append(f"preferred to the policy before {result['preference']:.1%} ({low:.1%} to {high:.1%})")
     return ", ".join(parts)
-
-
-def _labelled(folder: Path, files: tuple[str, str], loop: "Loop", wait: bool) -> bool:
-    """Whether every task has its labels; says what is missing, and waits for it where that is asked."""
-    from instructlit.labels import read_labels, read_tasks
-    from instructlit.labels.records import with_policies
-
-    tasks, labels = (folder / file for file in files)
-    said = None
-    while True:
-        known = read_tasks(tasks)
-        given = with_policies(read_labels(labels), known) if labels.is_file() and labels.stat().st_size else []
-        by_task: dict[str, set[str]] = {}
-        for label in given:
-            by_task.setdefault(label.task, set()).add(label.labeler)
-        done = sum(len(by_task.get(task.task, ())) >= loop.labelers for task in known)
-        if done == len(known):
-            return True
-        if done != said:
-            print(f"{done} of {len(known)} tasks have {loop.labelers} labels: {labels} for the tasks of {tasks}")
-            said = done
-        if not wait:
-            print("Give the same command again when the labels are there.")
-            return False
-        time.sleep(POLL_SECONDS)
 
 
 def _write_report(folder: Path, last: int) -> None:

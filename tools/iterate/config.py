@@ -1,15 +1,20 @@
 """The config of a loop: one flat mapping, its options those of `Loop`."""
 
+import shlex
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
+from urllib.parse import urlsplit
 
+from instructlit.cli import split_command
 from instructlit.cli.check import misfit
 from instructlit.cli.config import find, read
 from instructlit.cli.types import describe
 from instructlit.errors import UserError, nearest
 
 PEOPLE = "people"
+ROUNDS = "rounds"
+"""In an ensemble: the reward models of all rounds before."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +26,10 @@ class Loop:
         prompts: files of prompts that are answered and labelled.
         reward: configs of the reward model's stage, laid over each other; model and data are set by the loop.
         ppo: configs of the PPO stage; models and prompts are set by the loop.
-        label: `people`, who put their labels into `rounds/N/labels.jsonl`; or a command that takes a file of tasks and
-            `--output`, as `world rank --world 1` does.
+        label: `people`, whose labels come into `rounds/N/labels.jsonl` or are given in the `database`; or a command
+            that takes a file of tasks and `--output`, as `judge reward:models/gold` or `world rank --world 1` does.
+        database: labelling database of the people, a file or the URL of a PostgreSQL server without a password: tasks
+            are put there, and labels read from there.
         labelers: labels that each task needs; `people` are waited for until they are there.
         rounds: the most rounds.
         start: where PPO begins: from the `sft` model, or from the `last` policy.
@@ -30,7 +37,10 @@ class Loop:
             temperature where that is not 1.
         limit: prompts labelled in a round.
         completions: answers to each prompt: one number, or the least and the most.
-        select: `random`, or evenly by `use_case`.
+        select: `random`, evenly by `use_case`, or those on whose answers the `ensemble` disagrees most.
+        ensemble: reward models for that: folders, and `rounds` for those of all rounds before. A round for which there
+            are fewer than two selects at random.
+        pool: prompts that are answered before the disagreement is looked at; all unless given.
         use_cases: only prompts of these use cases.
         max_new_tokens: longest answer.
         batch_size: answers sampled together.
@@ -59,13 +69,16 @@ class Loop:
     reward: list[str]
     ppo: list[str]
     label: str = PEOPLE
+    database: str | None = None
     labelers: int = 1
     rounds: int = 3
     start: Literal["sft", "last"] = "sft"
     policies: list[str] = field(default_factory=lambda: ["last"])
     limit: int = 1000
     completions: list[int] = field(default_factory=lambda: [4, 9])
-    select: Literal["random", "use_case"] = "random"
+    select: Literal["random", "use_case", "disagreement"] = "random"
+    ensemble: list[str] = field(default_factory=lambda: [ROUNDS])
+    pool: int | None = None
     use_cases: list[str] | None = None
     max_new_tokens: int = 256
     batch_size: int = 64
@@ -130,6 +143,10 @@ def _check(loop: Loop) -> None:
         raise UserError(f"found {loop.age_decay}", where="age_decay", expected="above 0, at most 1")
     if not 0 < loop.validation_fraction < 1:
         raise UserError(f"found {loop.validation_fraction}", where="validation_fraction", expected="between 0 and 1")
+    _check_labels(loop)
+    for name in loop.ensemble if loop.select == "disagreement" else ():
+        if name != ROUNDS and not Path(name).expanduser().is_dir():
+            raise UserError("no such model folder", where=f"ensemble: {name}", expected=f"a folder, or `{ROUNDS}`")
     if not Path(loop.sft).expanduser().is_dir():
         raise UserError("no such model folder", where=f"sft: {loop.sft}", fix="train the SFT model first")
     for name in ("prompts", "demonstrations", "ppo_prompts", "ppo_validation", "contest_prompts"):
@@ -138,3 +155,20 @@ def _check(loop: Loop) -> None:
                 raise UserError("no such file", where=f"{name}: {file}")
     for file in [*loop.reward, *loop.ppo]:
         find(file)
+
+
+def _check_labels(loop: Loop) -> None:
+    if loop.label != PEOPLE:
+        split_command(shlex.split(loop.label) or [loop.label])
+        if loop.database is not None:
+            raise UserError(
+                f"`{loop.label}` does not read a database",
+                where="database",
+                expected=f"label: {PEOPLE}, or no database",
+            )
+    elif urlsplit(loop.database or "").password is not None:
+        raise UserError(
+            "the URL holds a password, and the config is copied into the run folder",
+            where="database",
+            fix="leave it out, and give it in PGPASSWORD or in ~/.pgpass",
+        )

@@ -13,6 +13,7 @@ from instructlit.data.readers import file_hash
 from instructlit.errors import UserError
 from instructlit.labels import read_labels, read_tasks
 from instructlit.models.lineage import read_record, weights_digest
+from instructlit.tools.iterate.picture import picture
 
 SHORT = 12
 """Characters of a hash that are shown."""
@@ -29,7 +30,7 @@ class Node:
     changed: list[str] = field(default_factory=list)
 
 
-def lineage(run: str = "runs/loop", form: Literal["text", "mermaid", "json"] = "text") -> None:
+def lineage(run: str = "runs/loop", form: Literal["text", "mermaid", "svg", "json"] = "text") -> None:
     """Draw what every round of a loop was made from, and say what is not any more what it was then.
 
     Hashes of data files and weights are those of now; where they differ from what a model's own record says it was made
@@ -37,7 +38,7 @@ def lineage(run: str = "runs/loop", form: Literal["text", "mermaid", "json"] = "
 
     Args:
         run: folder of the run.
-        form: `text`; `mermaid`, a diagram that many Markdown viewers draw; or `json`.
+        form: `text`; `svg`, a picture for a browser; `mermaid`, a diagram that many Markdown viewers draw; or `json`.
     """
     folder = Path(run)
     rounds = sorted(folder.glob("rounds/*/"), key=lambda path: int(path.name) if path.name.isdigit() else 0)
@@ -50,6 +51,8 @@ def lineage(run: str = "runs/loop", form: Literal["text", "mermaid", "json"] = "
                 nodes[node.name] = node
     if form == "json":
         print(json.dumps({name: vars(node) for name, node in nodes.items()}, indent=1))
+    elif form == "svg":
+        print(picture(nodes, SHORT))
     else:
         print("\n".join(_mermaid(nodes) if form == "mermaid" else _text(nodes)))
     if any(node.changed for node in nodes.values()):

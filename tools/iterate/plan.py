@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from instructlit.tools.iterate.config import PEOPLE, Loop
+from instructlit.tools.iterate.config import PEOPLE, ROUNDS, Loop
 from instructlit.tools.quickstart.stages import Stage
 from instructlit.tools.sources import parse_source
 
@@ -67,18 +67,24 @@ class Planner:
         loop = self.loop
         words = [
             *("collect", *self._sources(number), "--prompts", *self._inputs(loop.prompts)),
-            *("--output", "tasks.jsonl", "--round", str(number), "--limit", str(loop.limit), "--select", loop.select),
+            *("--output", "tasks.jsonl", "--round", str(number), "--limit", str(loop.limit)),
             *("--completions", *map(str, loop.completions), "--seed", self._seed(number)),
             *self._sampling(),
         ]
         if loop.use_cases:
             words += ["--use_cases", *loop.use_cases]
         needs = (f"rounds/{number - 1}/ppo",) if number > 1 else ()
+        ensemble = self._ensemble(number) if loop.select == "disagreement" else []
+        if len(ensemble) > 1:
+            words += ["--select", loop.select, "--ensemble", *ensemble]
+            words += ["--pool", str(loop.pool)] if loop.pool is not None else []
+        else:
+            words += ["--select", "random" if loop.select == "disagreement" else loop.select]
         return self._stage(number, "collect", "sample answers for the labelers", words, needs, ("tasks.jsonl",))
 
     def _label(self, number: int, tasks: str, name: str, after: str) -> Stage:
         labels = tasks.replace("tasks", "labels")
-        words = [*shlex.split(self.loop.label), tasks, "--output", labels]
+        words = [*map(self._label_word, shlex.split(self.loop.label)), tasks, "--output", labels]
         title = "have the answers ranked" if name == "label" else "have the policies compared"
         return self._stage(number, name, title, words, (after,), (labels,))
 
@@ -207,6 +213,21 @@ class Planner:
                 path = self._input(self.loop.sft if name == "sft" else name)
             found.append(path if temperature == 1.0 else f"{path}@{temperature:g}")
         return list(dict.fromkeys(found))
+
+    def _ensemble(self, number: int) -> list[str]:
+        """The reward models whose disagreement selects prompts, as a round's folder sees them."""
+        found = []
+        for name in self.loop.ensemble:
+            if name == ROUNDS:
+                found += [f"../{r}/{self.loop.reward_folder}" for r in range(1, number)]
+            else:
+                found.append(self._input(name))
+        return list(dict.fromkeys(found))
+
+    def _label_word(self, word: str) -> str:
+        """A word of the labelling command; a path in it, after a colon too, is written as a round's folder sees it."""
+        kind, colon, what = word.rpartition(":")
+        return f"{kind}{colon}{self._input(what)}" if colon or "/" in what else word
 
     def _seed(self, number: int) -> str:
         return str(self.loop.seed * 1000 + number)

@@ -7,7 +7,7 @@ from typing import Any
 
 from instructlit.evaluation.measures import Curve
 from instructlit.tools.evaluate.plots import curve
-from instructlit.tools.reporting.style import CSS
+from instructlit.tools.reporting.html import document, figures
 
 COLUMNS = (
     ("round", "round"),
@@ -24,18 +24,18 @@ def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> Path:
     rows = "".join(f"<tr>{''.join(_cell(result, key) for key, _ in COLUMNS)}</tr>" for result in results)
     heads = "".join(f"<th>{escape(title)}</th>" for _, title in COLUMNS)
     path = folder / "report.html"
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>instructlit iterate: {escape(folder.name)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        "<h1>Rounds of labelling and learning</h1>\n"
+    explained = (
         "<p>Accuracy: the share of held-out pairs that a reward model orders as the labeler did, ties apart. On the "
         "answers of a newer policy the old reward model is on new ground; the new one has learnt from some of them. "
-        "Small figures are 95 % intervals, prompts being the units.</p>\n"
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>\n'
-        f"<figure>{_plot(results)}</figure>\n</main>\n</body>\n</html>\n"
+        "Small figures are 95 % intervals, prompts being the units.</p>"
     )
-    path.write_text(page, encoding="utf-8")
+    sections = [
+        "<h1>Rounds of labelling and learning</h1>",
+        explained,
+        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>',
+        figures([_plot(results)]),
+    ]
+    path.write_text(document(f"instructlit iterate: {folder.name}", sections), encoding="utf-8")
     return path
 
 

@@ -54,20 +54,20 @@ def create_app(site: Site, hosts: list[str] | None = None) -> ASGIApp:
     return Guard(app, https=site.cookies.https)  # around everything: a page of ours about an error is guarded too
 
 
-def wants_json(request: Request) -> bool:
+def _wants_json(request: Request) -> bool:
     """Whether a script asks, not a person."""
     return "application/json" in request.headers.get("accept", "")
 
 
 def _say(request: Request, status: int, what: str, fix: str | None = None) -> Response:
-    if wants_json(request):
+    if _wants_json(request):
         return JSONResponse({"error": what, "fix": fix}, status_code=status)
     title = _TITLES.get(status, "That did not work")
     return request.app.state.site.page(request, "error.html", status, title=title, what=what, fix=fix)
 
 
 def _sign_in_needed(request: Request) -> Response:
-    if wants_json(request):
+    if _wants_json(request):
         return JSONResponse({"error": "You are not signed in any more.", "fix": "Sign in in another tab."}, 401)
     return to("/sign-in")
 

@@ -1,6 +1,5 @@
-"""The commands around the server: people and their tokens, tasks in, labels out."""
+"""The commands around the server: people and their tokens, and tasks in."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +8,7 @@ from instructlit.labelling import people, tasks
 from instructlit.labelling.audit import COMMAND_LINE
 from instructlit.labelling.database import Database
 from instructlit.labelling.questions import Kind
-from instructlit.tools.label.rows import exported, parsed_lines, task_record
+from instructlit.tools.label.rows import parsed_lines, task_record
 
 
 def add_labeler(name: str, *, database: str = "labels.db", role: Literal["labeler", "owner"] = "labeler") -> None:
@@ -94,34 +93,3 @@ def import_tasks(
             except OSError as error:
                 raise UserError(f"{file} cannot be read: {error.strerror}", where="files") from error
             print(f"{file}: {added.new} new tasks, {added.known} there already")
-
-
-def export_labels(
-    output: str, *, kind: Kind, database: str = "labels.db", gold: bool = False, overwrite: bool = False
-) -> None:
-    """Write the labels of a kind as JSON Lines: demonstrations or comparisons as training reads them.
-
-    Args:
-        output: the file.
-        kind: which labels.
-        database: file, or URL of a PostgreSQL server.
-        gold: whether labels of gold questions are among them.
-        overwrite: whether a file that is there may be replaced.
-    """
-    target = Path(output)
-    if target.exists() and not overwrite:
-        raise UserError(f"{output} exists", where="output", fix="name another file, or give --overwrite")
-    beside, count = target.with_name(f"{target.name}.{os.getpid()}.tmp"), 0
-    opened = Database(database, create=False)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with opened.read() as session, open(beside, "w", encoding="utf-8") as file:
-            for line in exported(session, kind, gold):
-                file.write(line)
-                count += 1
-        beside.replace(target)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror}", where="output") from error
-    finally:
-        beside.unlink(missing_ok=True)
-    print(f"{output}: {count} labels")

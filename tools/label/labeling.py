@@ -63,11 +63,11 @@ def show(
         if page not in pages:
             raise NotFound("there is no such page")
         head = work.head(session, assignment)
-    values: dict[str, Any] = {
-        "assignment": assignment,
-        "task": task,
-        "answer": answer,
-        "outputs": [task.completions[i] for i in assignment.order],
+    outputs = [task.completions[i] for i in assignment.order]
+    values: dict[str, Any] = {"assignment": assignment, "task": task, "answer": answer, "outputs": outputs}
+    if assignment.state != "open":
+        return site.page(request, "closed.html", **values)
+    values |= {
         "page_name": page,
         "pages": pages,
         "problems": missing(task.kind, answer),
@@ -78,8 +78,6 @@ def show(
         "was_skipped": bool(skipped),
         "seconds": assignment.seconds,
     }
-    if assignment.state != "open":
-        return site.page(request, "closed.html", **values)
     template = "write.html" if task.kind == "demonstration" else "rate.html" if page.isdecimal() else "board.html"
     return site.page(request, template, **values)
 
@@ -164,6 +162,7 @@ def _save(session: Session, site: Site, person: Person, assignment_id: int, form
         seconds=seconds(form),
         lease_seconds=site.lease_seconds,
         nonce=field_of(form, "nonce") or None,
+        instructions=number(form, "instructions", None),
     )
 
 

@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 from instructlit.labelling import audit, overview, people
 from instructlit.labelling.instructions import set_instructions
 from instructlit.labelling.measures import Measures, measure
-from instructlit.labelling.questions import KINDS
 from instructlit.labelling.records import label_records
 from instructlit.labelling.refusals import NotFound
 from instructlit.labelling.schema import Person
@@ -75,9 +74,8 @@ def revoke(site: SiteDep, person: OwnerDep, person_id: int) -> Response:
 @router.get("/instructions/{kind}")
 def show_instructions(request: Request, site: SiteDep, person: OwnerDep, kind: str) -> Response:
     """The text beside the work, to edit."""
-    if kind not in KINDS:
-        raise NotFound("there is no such kind of task")
-    return site.page(request, "instructions.html", kind=kind, text=site.guide(kind), saved=False)
+    guide = site.guide(kind)
+    return site.page(request, "instructions.html", kind=kind, text=guide.text, version=guide.id, saved=False)
 
 
 @router.post("/instructions/{kind}")
@@ -88,9 +86,7 @@ def write_instructions(request: Request, site: SiteDep, person: OwnerDep, form: 
     if keep:
         with site.database.write() as session:
             set_instructions(session, person.name, kind, text)
-    elif kind not in KINDS:
-        raise NotFound("there is no such kind of task")
-    return site.page(request, "instructions.html", kind=kind, text=text, saved=keep)
+    return site.page(request, "instructions.html", kind=kind, text=text, version=site.guide(kind).id, saved=keep)
 
 
 @router.get("/audit")

@@ -7,12 +7,13 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from instructlit.labelling.questions import KINDS
-from instructlit.labelling.records import label_records, row_of
+from instructlit.labelling.records import label_records, label_row
 from instructlit.labelling.refusals import Invalid
 
 _OURS = ("prompt", "completions", "use_case", "user", "round", "overlap", "priority")
 _POLICIES = ("policies", "policy", "models")
 _LABELS = ("ranks", "ratings", "flags", "labeler", "completion", "kind")
+_KNOWN = frozenset((*_OURS, *_POLICIES, *_LABELS))
 
 
 def task_record(row: Mapping[str, Any], where: str, kind: str, gold: bool, round_: int | None = None) -> dict[str, Any]:
@@ -35,8 +36,7 @@ def task_record(row: Mapping[str, Any], where: str, kind: str, gold: bool, round
         if "ranks" not in row:
             raise Invalid("there are no ranks", where=where, expected="the right ranks: the rows are gold questions")
         record["gold"] = row["ranks"]
-    known = (*_OURS, *_POLICIES, *_LABELS)
-    record["extra"] = {name: value for name, value in row.items() if name not in known}
+    record["extra"] = {name: value for name, value in row.items() if name not in _KNOWN}
     record.setdefault("round", round_)
     return record | {"kind": kind, "where": where}
 
@@ -65,4 +65,4 @@ def exported(session: Session, kind: str, gold: bool = False) -> Iterator[str]:
     if kind not in KINDS:
         raise Invalid(f"there is no kind {kind[:40]!r}", expected=", ".join(KINDS))
     for record in label_records(session, [kind], gold=gold):
-        yield json.dumps(row_of(record), ensure_ascii=False) + "\n"
+        yield json.dumps(label_row(record), ensure_ascii=False) + "\n"

@@ -1,9 +1,7 @@
 """What stands between a browser and the routes: headers, the size of requests, cookies, CSRF tokens, sign-in limits."""
 
-import hashlib
 import hmac
 import ipaddress
-import secrets
 import threading
 import time
 from collections import OrderedDict, deque
@@ -15,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from instructlit.labelling.people import digest
 from instructlit.labelling.refusals import NotAllowed
 
 SAFE_METHODS = ("GET", "HEAD")
@@ -113,14 +112,9 @@ class Cookies:
         return request.cookies.get(self.session) or request.cookies.get(self.visitor)
 
 
-def new_secret() -> str:
-    """256 random bits as text."""
-    return secrets.token_urlsafe(32)
-
-
 def csrf_token(secret: str) -> str:
     """What forms of a browser carry: made from its cookie, which no other site knows, and not giving it away."""
-    return hashlib.sha256(f"csrf {secret}".encode("utf-8", "replace")).hexdigest()
+    return digest(f"csrf {secret}")
 
 
 async def check_csrf(request: Request) -> None:

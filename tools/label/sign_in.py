@@ -6,7 +6,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from instructlit.labelling import people
-from instructlit.tools.label.security import new_secret
 from instructlit.tools.label.site import THEMES, FormDep, PersonDep, SiteDep, field_of, to
 
 router = APIRouter()
@@ -17,7 +16,7 @@ def show(request: Request, site: SiteDep) -> Response:
     """The form; the browser gets a cookie that binds the form to it."""
     if site.cookies.secret(request):
         return site.page(request, "sign_in.html", problem=None)
-    secret = new_secret()
+    secret = people.new_secret()
     request.cookies[site.cookies.visitor] = secret
     response = site.page(request, "sign_in.html", problem=None)
     site.cookies.put(response, site.cookies.visitor, secret)

@@ -13,11 +13,12 @@ from starlette.datastructures import FormData
 
 from instructlit.labelling import people
 from instructlit.labelling.answers import letter
+from instructlit.labelling.audit import COMMAND_LINE
 from instructlit.labelling.database import Database
-from instructlit.labelling.instructions import instructions
+from instructlit.labelling.instructions import begin_with, instructions
 from instructlit.labelling.questions import FLAG_KINDS, KIND_TITLES, KINDS, QUESTIONS, SKIP_REASONS
 from instructlit.labelling.refusals import NotAllowed
-from instructlit.labelling.schema import Person
+from instructlit.labelling.schema import Instruction, Person
 from instructlit.tools.label.markdown import excerpt, prompt_text, render, render_guide
 from instructlit.tools.label.security import Cookies, SignInLimit, csrf_token
 
@@ -48,6 +49,9 @@ class Site:
     limit: SignInLimit = field(default_factory=SignInLimit)
 
     def __post_init__(self) -> None:
+        ours = {kind: (FOLDER / "instructions" / f"{kind}.md").read_text("utf-8") for kind in KINDS}
+        with self.database.write() as session:
+            begin_with(session, COMMAND_LINE, ours)
         self.templates = Environment(
             loader=FileSystemLoader(FOLDER / "templates"),
             autoescape=True,
@@ -73,11 +77,12 @@ class Site:
             "duration": duration,
         }
 
-    def guide(self, kind: str) -> str:
-        """The instructions of a kind of task: the owner's, or ours until the owner writes some."""
+    def guide(self, kind: str) -> Instruction:
+        """The instructions of a kind of task."""
         with self.database.read() as session:
-            written = instructions(session, kind)
-        return (FOLDER / "instructions" / f"{kind}.md").read_text("utf-8") if written is None else written
+            found = instructions(session, kind)
+        assert found is not None, "every kind has had a first version since the site was made"
+        return found
 
     def page(self, request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:
         """A template as a response."""

@@ -5,11 +5,17 @@ import math
 from typing import Any
 
 from instructlit.agreement import Share
-from instructlit.labels import read_labels
+from instructlit.errors import UserError
 from instructlit.labels.report import agreement_report
+from instructlit.tools.labels.sources import labels_of
 
 
-def labels_agreement(labels: list[str], as_json: bool = False) -> None:
+def labels_agreement(
+    labels: list[str] = [],  # noqa: B006
+    as_json: bool = False,
+    *,
+    database: str | None = None,
+) -> None:
     """Say how far labelers of the same tasks agree.
 
     Prints the share of the pairs of completions that two labelers order alike, of those that neither ties, with its
@@ -19,8 +25,11 @@ def labels_agreement(labels: list[str], as_json: bool = False) -> None:
     Args:
         labels: files of labels.
         as_json: print JSON instead of a table.
+        database: labelling database whose labels count as well: a file, or the URL of a PostgreSQL server.
     """
-    found = agreement_report([label for file in labels for label in read_labels(file)])
+    if not labels and database is None:
+        raise UserError("no labels are given", where="labels", expected="files of labels, or --database")
+    found = agreement_report(labels_of(labels, database))
     if as_json:
         print(json.dumps(found, indent=1))
         return

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from instructlit.errors import UserError
-from instructlit.labels import Label, Task, read_labels, read_tasks
+from instructlit.labels import Label, Task, read_tasks
 from instructlit.labels.export import export
 from instructlit.labels.records import with_policies, write_rows
+from instructlit.tools.labels.sources import labels_of, tasks_of
 
 Target = Literal["native", "trl", "argilla", "label_studio"]
 
@@ -21,6 +22,9 @@ def labels_export(
     validation_fraction: float = 0.05,
     weights: dict[str, float] | None = None,
     min_agreement: float | None = None,
+    *,
+    database: str | None = None,
+    gold: bool = False,
 ) -> None:
     """Write labels as the comparison, demonstration and evaluation files that training reads, or for other tools.
 
@@ -38,18 +42,21 @@ def labels_export(
         validation_fraction: share of the prompts in files of their own.
         weights: how often a labeler's rows come in an epoch, as in '{"anna": 2, "bob": 0.5}'; 0 leaves a labeler out.
         min_agreement: leave out tasks whose labelers order less than this share of the pairs alike.
+        database: labelling database whose labels are taken as well: a file, or the URL of a PostgreSQL server.
+        gold: whether the database's labels of gold questions are among them.
     """
     asked = [task for file in tasks or [] for task in read_tasks(file)]
-    given = [label for file in labels or [] for label in read_labels(file)]
+    given = labels_of(labels or [], database, gold)
     if not asked and not given:
-        raise UserError("there is nothing to export", where="instructlit labels export", expected="labels, or --tasks")
+        expected = "labels, --database, or --tasks"
+        raise UserError("there is nothing to export", where="instructlit labels export", expected=expected)
     if asked and given:
         every, given = len(given), with_policies(given, asked)
         if len(given) < every:
             print(f"left out: {every - len(given)} of other rounds than the tasks")
     folder = Path(output)
     if to in ("argilla", "label_studio"):
-        _for_tool(to, asked or tasks_of(given), given, folder)
+        _for_tool(to, asked or list(tasks_of(given).values()), given, folder)
         return
     found = export(given, validation_fraction, weights, min_agreement)
     written = 0
@@ -62,18 +69,6 @@ def labels_export(
         print(f"left out: {count} {reason}")
     if not written:
         raise UserError("no row is left", where=str(output), expected="labels that may be used")
-
-
-def tasks_of(labels: list[Label]) -> list[Task]:
-    """The tasks that labels answer, as far as labels tell."""
-    found: dict[str, Task] = {}
-    for label in labels:
-        shown = [] if label.kind == "demonstration" else label.completions
-        task = Task(
-            label.task, label.kind, label.prompt, shown, round=label.round, use_case=label.use_case, user=label.user
-        )
-        found.setdefault(label.task, task)
-    return list(found.values())
 
 
 def _for_tool(to: str, tasks: list[Task], labels: list[Label], folder: Path) -> None:

@@ -1,28 +1,37 @@
-"""`instructlit labels import`: labels from other tools as a file of our own."""
+"""`instructlit labels import`: labels from other tools as a file of our own, or in the labelling database."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from instructlit.errors import UserError
-from instructlit.labels import read_tasks, write_labels
-from instructlit.labels.records import parse_label, read_rows, with_policies
+from instructlit.labels import Label, read_tasks, write_labels
+from instructlit.labels.export import aligned
+from instructlit.labels.records import for_database, parse_label, read_rows, with_policies
+from instructlit.tools.labels.sources import tasks_of
 
 
 def labels_import(
     files: list[str],
     source: Literal["argilla", "label_studio", "trl", "native"],
-    output: str = "labels.jsonl",
+    output: str | None = None,
     tasks: list[str] | None = None,
     labeler: str = "imported",
+    *,
+    database: str | None = None,
 ) -> None:
-    """Read what was labelled in another tool and write it as labels (JSON Lines).
+    """Read what was labelled in another tool: write it as labels (JSON Lines), or put it into a labelling database.
+
+    In the database the labels stand beside those that are given there: with their tasks, under their labelers' names,
+    in the dashboard and in exports. A label that somebody has given there already stays as it is.
 
     Args:
         files: Argilla's `records.to_json`, Label Studio's JSON export, TRL pairs (chosen and rejected), or labels of
             ours.
         source: whose format it is.
-        output: file of labels to write.
+        output: file of labels to write; `labels.jsonl` where no database is given.
         tasks: the files of tasks that were labelled there, with their keys beside them: which policy wrote what.
         labeler: whose labels they are, where the format does not say (TRL).
+        database: labelling database: a file, or the URL of a PostgreSQL server.
     """
     from instructlit.labels.argilla import from_argilla
     from instructlit.labels.label_studio import from_label_studio
@@ -39,8 +48,43 @@ def labels_import(
         labels = [parse_label(row, where) for where, row in rows]
     if not labels:
         raise UserError("no label in it", where=", ".join(files), expected="tasks that somebody has labelled")
+    known = tasks_of(labels)
     if tasks:
-        labels = with_policies(labels, [task for file in tasks for task in read_tasks(file)])
-    write_labels(output, labels)
-    people = len({label.labeler for label in labels})
-    print(f"{output}: {len(labels)} labels of {len({label.task for label in labels})} tasks by {people} labelers")
+        given = [task for file in tasks for task in read_tasks(file)]
+        labels, known = with_policies(labels, given), {task.task: task for task in given}
+    if database is not None:
+        _put_into(database, labels, known, ", ".join(files))
+    if output is not None or database is None:
+        write_labels(output or "labels.jsonl", labels)
+        people = len({label.labeler for label in labels})
+        told = f"{len(labels)} labels of {len({label.task for label in labels})} tasks by {people} labelers"
+        print(f"{output or 'labels.jsonl'}: {told}")
+
+
+def _put_into(database: str, labels: list[Label], known: dict[str, Any], source: str) -> None:
+    from instructlit.labelling.audit import COMMAND_LINE
+    from instructlit.labelling.database import Database
+    from instructlit.labelling.intake import add_labels
+
+    answered = [label for label in labels if label.skipped is None]
+    opened = Database(database)
+    with opened.write() as session:
+        added = add_labels(session, COMMAND_LINE, _records(answered, known), source)
+    opened.close()
+    print(f"{opened}: {added.new} new labels, {added.known} by labelers who were there already")
+    if len(answered) < len(labels):
+        print(f"left out: {len(labels) - len(answered)} skipped by their labelers")
+
+
+def _records(labels: list[Label], known: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Labels as the database takes them, lists in the order of the task's completions."""
+    for label in labels:
+        task = known[label.task]
+        record = {"task": for_database(task), "labeler": label.labeler, "seconds": label.seconds}
+        record["where"] = f"label of task {label.task!r} by {label.labeler!r}"
+        if label.kind == "demonstration":
+            record["completion"] = label.completions[0]
+        else:
+            lists = {"ranks": label.ranks, "ratings": label.ratings, "flags": label.flags}
+            record |= {name: aligned(label, task, each) for name, each in lists.items() if each is not None}
+        yield record

@@ -1,0 +1,93 @@
+"""Taking labels in that were given elsewhere: in another tool, by a judge, in another database."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from instructlit.labelling import audit, people
+from instructlit.labelling.answers import blank, checked, missing
+from instructlit.labelling.refusals import Invalid
+from instructlit.labelling.schema import Assignment, Person, Revision, Task
+from instructlit.labelling.tasks import Added, add_tasks, refresh_state, taken_in
+
+
+def add_labels(session: Session, actor: str, records: Iterable[Mapping[str, Any]], source: str | None = None) -> Added:
+    """Take labels in as work that was handed in, with the tasks and labelers that are not there yet.
+
+    A record has `task` (a record of `tasks.add_tasks`), `labeler`, and by the task's kind `completion`, or `ranks` with
+    optional `ratings` and `flags`, lists in the order of the task's completions; optional `seconds`, and `where`, for
+    messages. Somebody's label on a task on which they have begun or finished work already is left out: nothing is
+    overwritten.
+
+    Args:
+        session: a session of `Database.write`.
+        actor: who takes them in, for the audit log.
+        records: the records.
+        source: where tasks come from that are new.
+
+    Raises:
+        Invalid: naming the record, the field and what was expected.
+    """
+    records = list(records)
+    add_tasks(session, actor, (record["task"] for record in records), source=source)
+    new = 0
+    for number, record in enumerate(records, 1):
+        (task,) = taken_in(session, [record["task"]])
+        new += _add(session, actor, task, record, record.get("where", f"label {number}"))
+    return Added(new, len(records) - new)
+
+
+def _add(session: Session, actor: str, task: Task, record: Mapping[str, Any], where: str) -> bool:
+    """Whether the label was new."""
+    person = _labeler(session, actor, record["labeler"])
+    here = select(Assignment.id).where(Assignment.task_id == task.id, Assignment.person_id == person.id)
+    if session.scalar(here) is not None:
+        return False
+    answer, now = _answer(task, record, where), time.time()
+    assignment = Assignment(
+        task_id=task.id,
+        person_id=person.id,
+        state="done",
+        order=list(range(len(task.completions))),
+        version=0,  # nothing was changed here, which tells such labels from work that was done here
+        answer=answer,
+        seconds=float(record.get("seconds") or 0.0),
+        lease_until=now,
+        created_at=now,
+        updated_at=now,
+        finished_at=now,
+    )
+    session.add(assignment)
+    session.flush()
+    session.add(Revision(assignment_id=assignment.id, version=0, answer=answer, created_at=now))
+    refresh_state(session, task)
+    audit.note(session, actor, "import label", f"assignment {assignment.id}", task=task.id, labeler=person.name)
+    return True
+
+
+def _labeler(session: Session, actor: str, name: str) -> Person:
+    found = session.scalar(select(Person).where(Person.name == name))
+    return found or people.add_without_token(session, actor, name, "labeler")
+
+
+def _answer(task: Task, record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The record as an answer; ratings and yes/no questions may be open, unlike in work that is done here."""
+    count = len(task.completions)
+    answer = blank(task.kind, count)
+    if "completion" in answer:
+        answer["completion"] = record.get("completion")
+    else:
+        answer["ranks"] = record.get("ranks")
+    if "outputs" in answer:
+        ratings, flags = record.get("ratings") or [None] * count, record.get("flags") or [{}] * count
+        answer["outputs"] = [{"rating": rating, "flags": said} for rating, said in zip(ratings, flags, strict=True)]
+    try:
+        whole = checked(task.kind, count, answer)
+    except Invalid as error:
+        raise Invalid(error.what, where=f"{where}: {error.where}", expected=error.expected) from error
+    if problems := missing(task.kind, {name: value for name, value in whole.items() if name != "outputs"}):
+        raise Invalid(" ".join(problems), where=where, expected="a whole answer")
+    return whole

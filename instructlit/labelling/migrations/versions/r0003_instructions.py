@@ -1,0 +1,12 @@
+"""Assignments know which version of the instructions their labeler saw."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Add the column; of earlier labels nothing is known."""
+    op.add_column("assignment", sa.Column("instructions", sa.Integer(), nullable=True))

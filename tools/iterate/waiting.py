@@ -1,0 +1,121 @@
+"""The labels that a round waits for: in a file that people put there, or in the labelling database."""
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instructlit.data.readers import file_hash
+from instructlit.errors import UserError
+from instructlit.labels import Label, read_labels, read_tasks, write_labels
+from instructlit.labels.records import for_database, parse_label, with_policies
+
+POLL_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far the labelling of some tasks is."""
+
+    done: int
+    of: int
+    told: str  # where labels are wanted, and what holds them up
+
+
+def labelled(tasks: Path, labels: Path, labelers: int, database: str | None, wait: bool) -> bool:
+    """Whether every task has its labels, and they lie in the file; says what is missing.
+
+    Args:
+        tasks: the file of tasks.
+        labels: the file of labels; without a database people put it there, with one it is written as soon as the
+            labels are complete, and then stands.
+        labelers: labels that a task needs.
+        database: labelling database.
+        wait: stay and look every half minute until they are there.
+    """
+    desk = _Database(database, tasks, labels, labelers) if database else _File(tasks, labels, labelers)
+    said = None
+    while True:
+        standing = desk.look()
+        if standing.done == standing.of:
+            return True
+        if standing != said:
+            print(f"{standing.done} of {standing.of} tasks have {labelers} labels{standing.told}", flush=True)
+            said = standing
+        if not wait:
+            print("Give the same command again when the labels are there.")
+            return False
+        time.sleep(POLL_SECONDS)
+
+
+class _File:
+    """A file that people put beside the tasks."""
+
+    def __init__(self, tasks: Path, labels: Path, labelers: int):
+        self.tasks, self.labels, self.labelers = tasks, labels, labelers
+
+    def look(self) -> Standing:
+        """What the file holds now."""
+        known = read_tasks(self.tasks)
+        there = self.labels.is_file() and self.labels.stat().st_size
+        labels = with_policies(read_labels(self.labels), known) if there else []
+        given = Counter(task for task, _ in {(label.task, label.labeler) for label in labels})
+        done = sum(given[task.task] >= self.labelers for task in known)
+        return Standing(done, len(known), f": {self.labels} for the tasks of {self.tasks}")
+
+
+class _Database:
+    """A labelling database into which the tasks are put. Complete labels are taken out once and written to the file."""
+
+    def __init__(self, name: str, tasks: Path, labels: Path, labelers: int):
+        from instructlit.labelling.audit import COMMAND_LINE
+        from instructlit.labelling.database import Database
+        from instructlit.labelling.tasks import add_tasks, taken_in, want_labels
+
+        self.labels, self.labelers, self.made = labels, labelers, labels.with_name(f"{labels.stem}.made.json")
+        self.known = read_tasks(tasks)
+        self.made_from = {"tasks_sha256": file_hash(str(tasks)), "labelers": labelers}
+        self.records = [for_database(task) for task in self.known]
+        self.database = Database(name)
+        if self._taken():
+            return
+        with self.database.write() as session:
+            added = add_tasks(session, COMMAND_LINE, self.records, overlap=labelers, source=str(tasks))
+            want_labels(session, COMMAND_LINE, taken_in(session, self.records), labelers)
+        print(f"{self.database}: {added.new} new tasks, {added.known} there already")
+
+    def look(self) -> Standing:
+        """What the database holds now; writes the file when all is there."""
+        from instructlit.labelling.records import label_records, label_row
+        from instructlit.labelling.tasks import taken_in
+
+        if self._taken():
+            return Standing(len(self.known), len(self.known), "")
+        with self.database.read() as session:
+            asked = {task.id: task.state for task in taken_in(session, self.records)}
+            kinds, rounds = {task.kind for task in self.known}, {task.round for task in self.known}
+            of_rounds = None if None in rounds else [number for number in rounds if number is not None]
+            records = [one for one in label_records(session, kinds, of_rounds, gold=True) if one["task"] in asked]
+        given = Counter(record["task"] for record in records)
+        done = [state == "withdrawn" or given[task] >= self.labelers for task, state in asked.items()]
+        if all(done):
+            self._take([parse_label(label_row(record), str(self.database)) for record in records])
+        held = sum(state == "held" for state in asked.values())
+        waiting = f"; {held} are reported and wait for the owner" if held else ""
+        return Standing(sum(done), len(done), f"{waiting}: `instructlit label --database {self.database}` serves them")
+
+    def _taken(self) -> bool:
+        """Whether the labels of these very tasks lie in the file."""
+        if not self.made.is_file() or not self.labels.is_file():
+            return False
+        record: dict[str, Any] = json.loads(self.made.read_text(encoding="utf-8"))
+        return record == self.made_from
+
+    def _take(self, labels: list[Label]) -> None:
+        if not labels:
+            raise UserError("every task was withdrawn", where=str(self.database), expected="labels")
+        write_labels(self.labels, with_policies(labels, self.known))
+        self.made.write_text(json.dumps(self.made_from) + "\n", encoding="utf-8")
+        print(f"{self.labels}: {len(labels)} labels out of {self.database}")

@@ -1,0 +1,205 @@
+"""`instructlit judge`: a judge in the place of labelers, for any file of tasks."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from instructlit.errors import UserError
+from instructlit.evaluation.judging import Desk, Judge, Question, Verdict, plan_text
+from instructlit.evaluation.store import Store
+from instructlit.labels import Label, Task, read_tasks, write_labels
+
+By = Literal["score", "rate", "compare"]
+NAME = "judge"
+UNREADABLE = "the judge gave no readable verdict"
+_HALF = 0.5
+
+
+def judge(
+    judge: str,
+    tasks: str,
+    output: str = "labels.jsonl",
+    *,
+    by: Literal["auto", "score", "rate", "compare"] = "auto",
+    options: list[str] = [],  # noqa: B006
+    labeler: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Have a judge answer a file of tasks in the place of people: it ranks the completions of every task.
+
+    A judge that scores ranks by score. One that compares is shown every pair in both orders; what it prefers over the
+    two gets the point, half each where it contradicts itself or sees a tie, and the points make the ranks. Equal points
+    are a tie. Every verdict is kept beside the output as it comes: interrupted, the same command goes on
+    and asks nothing twice.
+
+    Args:
+        judge: KIND:WHAT as in `instructlit evaluate --judges`, such as `reward:models/reward` or `api:gpt-5-mini`, or
+            the class_path of a judge.
+        tasks: file of tasks, as `instructlit collect` writes it.
+        output: file of labels to write.
+        by: whether it is asked to score or to rate (1 to 7) each completion, or to compare each pair; by default to
+            score where it can, else to compare.
+        options: further options of the judge, each OPTION=VALUE, such as `base_url=http://localhost:8000/v1`.
+        labeler: the name that its labels carry; what the judge calls itself unless given.
+        dry_run: say how much would be asked and what it costs, and ask nothing.
+    """
+    asked = [Sheet(task) for task in read_tasks(tasks)]
+    one = made(judge, options)
+    way = _way(one, by)
+    for sheet in asked:
+        if sheet.task.kind == "demonstration":
+            raise UserError(
+                f"task {sheet.task.task} wants a demonstration",
+                where=tasks,
+                expected="completions: judges do not write",
+            )
+    store = Store(Path(output).with_suffix(".verdicts.jsonl"))
+    questions = [question for sheet in asked for question in sheet.questions(way)]
+    plan = Desk({NAME: one}, store, planning=True)
+    plan.ask(NAME, questions)
+    for line in plan_text(plan) or [f"{one.title}: nothing new is asked"]:
+        print(line, flush=True)
+    if dry_run:
+        return
+    desk = Desk({NAME: one}, store)
+    try:
+        answers = desk.ask(NAME, questions)
+    finally:
+        store.close()
+    verdicts = {question.key: verdict for question, verdict in zip(questions, answers, strict=True)}
+    labels = [sheet.label(way, verdicts, labeler or one.title) for sheet in asked]
+    write_labels(output, labels)
+    print(f"{output}: {len(labels)} labels by {labeler or one.title}")
+    if desk.unreadable[NAME]:
+        skipped = sum(label.skipped is not None for label in labels)
+        said = f"{desk.unreadable[NAME]} verdicts were unreadable, such as {desk.examples[NAME]!r:.100}"
+        print(f"{said}; {skipped} tasks have no ranks for it")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A task as questions to a judge, and the judge's verdicts as a label."""
+
+    task: Task
+
+    @property
+    def texts(self) -> list[str]:
+        """The completions, each once: equal ones are equally good without asking."""
+        return list(dict.fromkeys(self.task.completions))
+
+    def questions(self, way: By) -> Iterator[Question]:
+        """All that is asked about the task."""
+        if way == "compare":
+            for pair in combinations(self.texts, 2):
+                yield from self._both_orders(pair)
+        else:
+            for text in self.texts:
+                yield self._single(way, text)
+
+    def label(self, way: By, verdicts: dict[str, Verdict], labeler: str) -> Label:
+        """The label that follows; a task without a readable verdict is skipped, with the reason."""
+        task = self.task
+        points = self._points(verdicts) if way == "compare" else self._values(way, verdicts)
+        ranks: list[int] | None = None
+        ratings: list[int | None] | None = None
+        skipped = None
+        if points is None:
+            skipped = UNREADABLE
+        else:
+            ranks = ranked([points[text] for text in task.completions])
+            ratings = [round(points[text]) for text in task.completions] if way == "rate" else None
+        return Label(
+            task.task, task.kind, task.prompt, labeler, task.completions, ranks, ratings,
+            policy=task.policy, round=task.round, skipped=skipped, use_case=task.use_case, user=task.user,
+        )  # fmt: skip
+
+    def _both_orders(self, pair: tuple[str, str]) -> tuple[Question, Question]:
+        return (Question("compare", self.task.prompt, pair), Question("compare", self.task.prompt, pair[::-1]))
+
+    def _single(self, way: By, text: str) -> Question:
+        return Question(way, self.task.prompt, (text,))
+
+    def _values(self, way: By, verdicts: dict[str, Verdict]) -> dict[str, float] | None:
+        """The score or rating of each text; None where one is missing, since the others then have no place for it."""
+        found = {text: verdicts[self._single(way, text).key].value for text in self.texts}
+        readable = {text: value for text, value in found.items() if value is not None}
+        return readable if len(readable) == len(found) else None
+
+    def _points(self, verdicts: dict[str, Verdict]) -> dict[str, float] | None:
+        """The points of each text over all pairs; a pair unreadable in one order is half for each.
+
+        None where no pair was readable in both orders.
+        """
+        points, pairs = dict.fromkeys(self.texts, 0.0), list(combinations(self.texts, 2))
+        unreadable = 0
+        for pair in pairs:
+            forth, back = (verdicts[question.key].value for question in self._both_orders(pair))
+            if forth is None or back is None:
+                unreadable += 1
+                first = _HALF
+            else:
+                mean = (forth + 1 - back) / 2
+                first = 1.0 if mean > _HALF else 0.0 if mean < _HALF else _HALF
+            points[pair[0]] += first
+            points[pair[1]] += 1 - first
+        return None if pairs and unreadable == len(pairs) else points
+
+
+def ranked(points: Sequence[float]) -> list[int]:
+    """Ranks without gaps, 1 for the most points: 2.0, 0.5, 2.0 are 1, 2, 1."""
+    order = sorted(set(points), reverse=True)
+    return [order.index(value) + 1 for value in points]
+
+
+def made(name: str, options: Sequence[str]) -> Judge:
+    """The judge that the words name.
+
+    Raises:
+        UserError: there is none of that kind, or an option does not fit it.
+    """
+    from instructlit.tools.evaluate.suite import KINDS, built
+
+    kind, colon, what = name.partition(":")
+    given: dict[str, Any] = {}
+    if kind == "people":
+        raise UserError(
+            "people are not asked here", where="judge", fix="`instructlit label` serves the tasks to people"
+        )
+    if colon and kind in KINDS:
+        own, option = KINDS[kind]
+        path = f"instructlit.evaluation.judges.{own}"
+        given[option] = what
+    elif not colon and "." in name:
+        path = name
+    else:
+        kinds = ", ".join(kind for kind in KINDS if kind != "people")
+        raise UserError(
+            f"`{name}` is no judge", where="judge", expected=f"KIND:WHAT with KIND one of {kinds}, or a class_path"
+        )
+    for text in options:
+        option, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"`{text}` is not an option of a judge", where="--options", expected="OPTION=VALUE")
+        given[option] = yaml.safe_load(value)
+    return built(Judge, {"class_path": path, "init_args": given}, "judge")
+
+
+def _way(judge: Judge, by: str) -> By:
+    """How the judge is asked.
+
+    Raises:
+        UserError: it cannot be asked so.
+    """
+    ways: tuple[By, ...] = ("score", "compare", "rate")
+    able = [way for way in ways if way in judge.answers]
+    if not able or (by != "auto" and by not in able):
+        raise UserError(
+            f"{judge.title} cannot {by if by != 'auto' else 'rank completions'}",
+            where="judge" if by == "auto" else "--by",
+            expected=" or ".join(able) if able else "a judge that scores, rates or compares",
+        )
+    return able[0] if by == "auto" else by  # type: ignore[return-value]
