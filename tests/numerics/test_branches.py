@@ -1,6 +1,7 @@
 """Completions as branches of one sequence score as they do in rows of their own, and so do their gradients."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ ROWS = [
     [[11, 12, 13, 2], [11, 12, 13, 2, 14, 2]],
     [[21, 22, 23, 24, 2], [21, 22, 23, 24, 2], [21, 22, 25, 2], [21, 22, 26, 27, 28, 29, 30, 2]],
 ]
-SHAPE = TINY_SHAPE | {"vocab_size": 64, "eos_token_id": 2, "pad_token_id": PAD_ID}
+SHAPE: dict[str, Any] = TINY_SHAPE | {"vocab_size": 64, "eos_token_id": 2, "pad_token_id": PAD_ID}
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:

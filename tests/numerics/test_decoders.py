@@ -1,6 +1,7 @@
 """Our own decoder of Llama's family gives the logits of the models, whichever rows share it and whenever they come."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from instructlit.rollout.decoders import LlamaDecoder, ModelDecoder, decoder_for
 from instructlit.rollout.forward import response_log_probs
 from instructlit.types import Generation
 
-SHAPE = TINY_SHAPE | {
+SHAPE: dict[str, Any] = TINY_SHAPE | {
     "vocab_size": 128,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,

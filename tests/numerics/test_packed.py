@@ -23,7 +23,7 @@ from instructlit.models.token_scores import target_log_probs
 from instructlit.types import TokenBatch
 
 BATCH = token_batch([("say red: ", "der"), ("no", "on"), ("count to five: ", "1 2 3 4 5"), ("a", "b")])
-SHAPE = TINY_SHAPE | {"vocab_size": 128, "eos_token_id": 2, "pad_token_id": 0}
+SHAPE: dict[str, Any] = TINY_SHAPE | {"vocab_size": 128, "eos_token_id": 2, "pad_token_id": 0}
 CONFIGS: dict[str, PretrainedConfig] = {
     "gpt_neox": GPTNeoXConfig(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=16),
