@@ -6,7 +6,6 @@ as they are now; where the forward runs in 16 bits by autocast they are cast onc
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,12 +17,18 @@ from instructlit.models.adapters import unwrapped
 from instructlit.models.packed import ALONE, by_segments, shows_what_it_sees
 from instructlit.models.sharding import is_sharded
 from instructlit.ops.masking import position_ids
+from instructlit.ops.micro_batches import spans
+from instructlit.rollout.cache import KeyValueCache
+from instructlit.rollout.llama import Layer, Linear, Norm, rotated
 
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 """Architectures of Llama's layers, with or without biases and norms of queries and keys."""
 
 COLUMNS = 64
 """Places by which the cache grows: a step then reads whole tensors, of a shape that its kernels have met before."""
+
+TOKENS_AT_ONCE = 256
+"""Tokens of prompts in one forward: enough for full speed on a CPU, and next to nothing to hold beside the cache."""
 
 
 class Decoder(ABC):
@@ -129,8 +134,8 @@ class LlamaDecoder(Decoder):
         autocast = torch.is_autocast_enabled(device.type)
         self.dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
         self._embedding = trunk.embed_tokens.weight
-        self._layers = [_Layer(layer, self.dtype) for layer in trunk.layers]
-        self._norm, self._head = _Norm(trunk.norm), _Linear([hf.lm_head], self.dtype)
+        self._layers = [Layer(layer, self.dtype) for layer in trunk.layers]
+        self._norm, self._head = Norm(trunk.norm), Linear([hf.lm_head], self.dtype)
         attention = trunk.layers[0].self_attn
         self._heads, self._kv_heads, self._size = (
             attention.config.num_attention_heads,
@@ -141,37 +146,56 @@ class LlamaDecoder(Decoder):
         positions = torch.arange(length, device=device)
         # (length, 1, size) each, float32: rotation of a head at every position
         like = torch.empty(0, dtype=torch.float32, device=device)
-        self._cos, self._sin = (x[0, :, None] for x in trunk.rotary_emb(like, positions[None]))
+        self._cos, sin = (x[0, :, None] for x in trunk.rotary_emb(like, positions[None]))
+        self._sin = sin * torch.ones_like(sin[0, 0]).index_fill_(0, positions.new_tensor(range(self._size // 2)), -1)
         self._length = length
-        nothing = torch.zeros((slots, self._kv_heads, 0, self._size), dtype=self.dtype, device=device)
-        self._keys, self._values = ([nothing] * len(self._layers) for _ in range(2))
+        self._caches = [KeyValueCache(slots, self._kv_heads, self._size, self.dtype, device) for _ in trunk.layers]
         self._filled = torch.zeros(slots, dtype=torch.int64, device=device)  # tokens in each slot
         self._bias = torch.zeros((slots, 0), dtype=self.dtype, device=device)  # 0 where a slot is filled, else -inf
 
     def read(self, slots: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        ids, mask, inverse = _different(ids, mask)  # they follow one another without padding
+        ids, mask, inverse = _different(ids, mask)
         lengths = mask.sum(dim=1)
         self._grow(int(lengths.max()))
-        positions = position_ids(mask)[mask]
-        segments = [[length, ALONE] for length in lengths.tolist()]
-        slot_of = [slots[inverse == i] for i in range(len(ids))]
-
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            groups = self._heads // self._kv_heads
-            parts = (x.split(lengths.tolist()) for x in (key, value))
-            for cache, pieces in zip((self._keys, self._values), parts, strict=True):
-                for into, piece in zip(slot_of, pieces, strict=True):
-                    cache[layer][into, :, : len(piece)] = piece.transpose(0, 1)
-            q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
-            k, v = repeat_kv(k, groups), repeat_kv(v, groups)
-            return by_segments(q, k, v, segments, 0.0, self._scale)[0].transpose(0, 1)
-
-        hidden = self._forward(ids[mask], positions, attend)[lengths.cumsum(dim=0) - 1]
         self._filled[slots] = lengths[inverse]
         columns = torch.arange(self._bias.shape[1], device=slots.device)
         bias = self._bias.new_zeros(len(slots), len(columns))
         self._bias[slots] = bias.masked_fill_(columns >= lengths[inverse, None], -torch.inf)
-        return self._logits(hidden)[inverse]
+        sizes = lengths.tolist()
+        logits = [
+            self._read(ids[start:stop], mask[start:stop], slots, inverse - start)
+            for start, stop in spans(len(ids), None, TOKENS_AT_ONCE, lambda a, b: sum(sizes[a:b]))
+        ]
+        return torch.cat(logits)[inverse]
+
+    def _read(self, ids: Tensor, mask: Tensor, slots: Tensor, row: Tensor) -> Tensor:
+        """Logits (n, V) behind prompts (n, L), which follow one another without padding.
+
+        Args:
+            ids: (n, L).
+            mask: (n, L) bool.
+            slots: (m,) those that prompts are read for.
+            row: (m,) which prompt each takes; none of these where it is below 0 or not below n.
+        """
+        lengths = mask.sum(dim=1)
+        segments = [[length, ALONE] for length in lengths.tolist()]
+        positions = position_ids(mask)[mask]
+        here = (row >= 0) & (row < len(ids))
+        slots, row = slots[here], row[here]
+        # every token of a slot's prompt: the slot, its place there, and where it stands among all that are read
+        of, place = mask[row].nonzero(as_tuple=True)
+        token = (mask.flatten().cumsum(dim=0) - 1).view(mask.shape)[row[of], place]
+        into, places = slots[of], positions[token]
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            groups = self._heads // self._kv_heads
+            self._caches[layer].write(into, places, key[token], value[token])
+            q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+            k, v = repeat_kv(k, groups), repeat_kv(v, groups)
+            return by_segments(q, k, v, segments, 0.0, self._scale)[0].transpose(0, 1)
+
+        hidden = self._forward(ids[mask], positions, attend)
+        return self._logits(hidden[lengths.cumsum(dim=0) - 1])
 
     def step(self, tokens: Tensor) -> Tensor:
         # A free slot, which nobody asks about, may be full: it then overwrites its last place.
@@ -180,33 +204,25 @@ class LlamaDecoder(Decoder):
         self._grow(int(self._filled.max()))
         slots = torch.arange(len(tokens), device=tokens.device)
         self._bias[slots, places] = 0
-        groups, batches = self._heads // self._kv_heads, len(tokens) * self._kv_heads
-        bias = self._bias.repeat_interleave(self._kv_heads, dim=0)[:, None].expand(-1, groups, -1)
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            self._keys[layer][slots, :, places], self._values[layer][slots, :, places] = key, value
-            keys, values = (x[layer].flatten(0, 1) for x in (self._keys, self._values))
-            scores = torch.baddbmm(bias, query.reshape(batches, groups, -1), keys.transpose(1, 2), alpha=self._scale)
-            return torch.bmm(torch.softmax(scores, dim=-1), values).view(len(tokens), self._heads, -1)
+            self._caches[layer].write(slots, places, key, value)
+            return self._caches[layer].attend(query, self._bias, self._scale)
 
         return self._logits(self._forward(tokens, places, attend))
 
     def keep(self, slots: Tensor) -> None:
-        self._each_layer(lambda cache: cache[slots])
+        for cache in self._caches:
+            cache.keep(slots)
         self._filled, self._bias = self._filled[slots], self._bias[slots]
 
     def _grow(self, length: int) -> None:
         """Room for so many tokens in every slot."""
         more = min(-(-length // COLUMNS) * COLUMNS, self._length) - self._bias.shape[1]
         if more > 0:
-            self._each_layer(lambda cache: F.pad(cache, (0, 0, 0, more)))
+            for cache in self._caches:  # one after the other, so that of one only both sizes are there
+                cache.grow(more)
             self._bias = F.pad(self._bias, (0, more), value=-torch.inf)
-
-    def _each_layer(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replace the keys and values of one layer after the other, so that both are there for one of them only."""
-        for caches in (self._keys, self._values):
-            for i, cache in enumerate(caches):
-                caches[i] = change(cache)
 
     def _forward(self, ids: Tensor, positions: Tensor, attend: Any) -> Tensor:
         """Hidden states (W, d) float32 of tokens (W,) at their positions."""
@@ -219,7 +235,7 @@ class LlamaDecoder(Decoder):
                 if layer.head_norms is not None:
                     query, key = turned.split([self._heads, self._kv_heads], dim=1)
                     turned = torch.cat([layer.head_norms[0](query), layer.head_norms[1](key)], dim=1)
-                turned = _rotated(turned, cos, sin).to(self.dtype)
+                turned = rotated(turned.float(), cos, sin).to(self.dtype)
                 query, key = turned.split([self._heads, self._kv_heads], dim=1)
                 x = x + layer.out(attend(i, query, key, value).reshape(len(ids), -1))
                 gate, up = layer.gate_up(layer.before_mlp(x)).chunk(2, dim=-1)
@@ -229,53 +245,6 @@ class LlamaDecoder(Decoder):
     def _logits(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             return self._head(hidden).float()
-
-
-class _Norm:
-    """RMS norm in float32 (W, ..., d)."""
-
-    def __init__(self, module: Any):
-        self.weight, self.epsilon = module.weight.float(), module.variance_epsilon
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.epsilon)
-
-
-class _Linear:
-    """Some linear layers of one input, as one."""
-
-    def __init__(self, modules: list[Any], dtype: torch.dtype):
-        self.dtype = dtype
-        self.weight = _joined([module.weight for module in modules], dtype)
-        biases = [module.bias for module in modules if module.bias is not None]
-        self.bias = _joined(biases, dtype) if biases else None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.dtype), self.weight, self.bias)
-
-
-class _Layer:
-    """The weights of one layer."""
-
-    def __init__(self, layer: Any, dtype: torch.dtype):
-        attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = _Linear([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
-        self.out = _Linear([attention.o_proj], dtype)
-        self.gate_up, self.down = _Linear([mlp.gate_proj, mlp.up_proj], dtype), _Linear([mlp.down_proj], dtype)
-        self.before_attention, self.before_mlp = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self.activation = mlp.act_fn
-        normed = hasattr(attention, "q_norm")
-        self.head_norms = (_Norm(attention.q_norm), _Norm(attention.k_norm)) if normed else None
-
-
-def _joined(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return tensors[0].to(dtype) if len(tensors) == 1 else torch.cat([x.to(dtype) for x in tensors])
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads (W, H, size) turned by the angles (W, 1, size) of their positions (Su et al. 2021, arXiv 2104.09864)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def _different(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from instructlit.errors import UserError
-from instructlit.ops.log_probs import token_log_probs
 from instructlit.rollout.decoders import decoder_for
 from instructlit.types import Generation, PromptBatch
 
@@ -209,11 +208,10 @@ class _Decoding:
         """One token (S,) of every slot."""
         assert self.logits is not None
         temperature, row, said, live = self.sampling.temperature, self.row, self.said, self.live
-        if self.chance is None:
-            tokens = self.logits.argmax(-1)
-        else:
-            tokens = draw(self.logits, temperature, self.chance[row, said, None])
-        log_probs, place = token_log_probs(self.logits, tokens, temperature), (row[live], said[live])
+        logits = self.logits.float()
+        every = torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+        tokens = every.argmax(-1) if self.chance is None else draw(every, self.chance[row, said, None])
+        log_probs, place = every.gather(1, tokens[:, None])[:, 0], (row[live], said[live])
         self.response_ids[place], self.log_probs[place] = tokens[live], log_probs[live]  # a free slot speaks too
         self.lengths[place[0]] = place[1] + 1
         last = self.sampling.max_new_tokens - 1
@@ -244,20 +242,20 @@ def chance(rows: int, device: torch.device, generator: torch.Generator | None, s
     return torch.rand(rows, steps, dtype=torch.float64, device=device, generator=generator)
 
 
-def draw(logits: Tensor, temperature: float, chance: Tensor) -> Tensor:
-    """One id a row from softmax(logits / temperature), by inverting the cumulative distribution.
+def draw(log_probs: Tensor, chance: Tensor) -> Tensor:
+    """One id a row, by inverting the cumulative distribution.
 
     Args:
-        logits: (B, V).
-        temperature: above 0.
+        log_probs: (B, V) float32, of the whole vocabulary.
         chance: (B, 1) float64, uniform in [0, 1), as `chance` gives it.
 
     Returns:
         (B,) int64. The sums run in float64, so that the last of 100,000 tokens keeps its exact share.
     """
-    scaled = logits.float() if temperature == 1 else logits.float() / temperature
-    cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    return torch.searchsorted(cumulative, chance * cumulative[:, -1:], right=True).clamp_max(logits.shape[1] - 1)[:, 0]
+    cumulative = log_probs.exp().cumsum(dim=-1, dtype=torch.float64)
+    return torch.searchsorted(cumulative, chance * cumulative[:, -1:], right=True).clamp_max(log_probs.shape[1] - 1)[
+        :, 0
+    ]
 
 
 def as_generation(

@@ -137,7 +137,11 @@ def test_the_check_sees_what_it_should(tmp_path: Path, home: str, text: str, fau
 
 @pytest.mark.parametrize(
     ("module", "without"),
-    [("instructlit.cli", ("torch", "transformers", "lightning")), ("instructlit.world", ("torch", "transformers"))],
+    [
+        ("instructlit.cli", ("torch", "transformers", "lightning")),
+        ("instructlit.world", ("torch", "transformers")),
+        ("instructlit.rollout, instructlit.data.tokenizers", ("lightning", "torchmetrics", "peft")),
+    ],
 )
 def test_what_has_to_start_fast_imports_nothing_heavy(module: str, without: tuple[str, ...]) -> None:
     code = f"import sys, {module}; print([m for m in {without!r} if m in sys.modules])"

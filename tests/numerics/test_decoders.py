@@ -71,6 +71,7 @@ def sampled(model: nn.Module, size: int | None = None, tokens: int = 24) -> Gene
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_the_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "COLUMNS", 8)  # the cache grows on the way
+    monkeypatch.setattr(decoders, "TOKENS_AT_ONCE", 8)  # and the prompts are read in three forwards
     model, prompts = made(CONFIGS[name]), prompt_batch(TEXTS[:4])
     ours, theirs = decoder_for(model, 4, 32), ModelDecoder(model)
     assert isinstance(ours, LlamaDecoder)
@@ -97,12 +98,13 @@ def test_what_it_does_not_compute_is_left_to_the_model(name: str, tiny_llama_dir
 
 
 @pytest.mark.parametrize("name", ["llama", "sliding window"])
-def test_rows_say_the_same_whoever_is_decoded_beside_them(name: str) -> None:
+def test_rows_say_the_same_whoever_is_decoded_beside_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made((CONFIGS | OTHERS)[name])
     whole = sampled(model)
+    monkeypatch.setattr(decoders, "TOKENS_AT_ONCE", 8)
     assert 0 < whole.ended.sum() < len(TEXTS)
     assert whole.texts[0] != whole.texts[4]  # the same prompt twice
-    for size in (1, 3):
+    for size in (1, 3, None):
         again = sampled(model, size)
         assert torch.equal(again.response_ids, whole.response_ids)
         torch.testing.assert_close(again.log_probs, whole.log_probs, rtol=1e-4, atol=1e-5)

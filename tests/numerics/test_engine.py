@@ -114,7 +114,9 @@ def test_training_mode_is_given_back(model, char_tokenizer):
 
 def test_draw_follows_the_softmax():
     logits = torch.tensor([[0.0, 1.0, -1e9, 2.0]]).expand(40_000, 4)
-    counts = Counter(draw(logits, 0.5, chance(len(logits), logits.device, generator(6))).tolist())
+    counts = Counter(
+        draw(torch.log_softmax(logits / 0.5, -1), chance(len(logits), logits.device, generator(6))).tolist()
+    )
     expected = torch.softmax(torch.tensor([0.0, 2.0, -1e9, 4.0]), 0)
     assert counts[2] == 0
     for token, share in enumerate(expected.tolist()):

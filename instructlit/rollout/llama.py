@@ -1,0 +1,57 @@
+"""The layers of Llama's family as a decoder computes them: from the model's weights, norms and angles in float32."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Norm:
+    """RMS norm in float32 (W, ..., d)."""
+
+    def __init__(self, module: Any):
+        self.weight, self.epsilon = module.weight.float(), module.variance_epsilon
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.epsilon)
+
+
+class Linear:
+    """Some linear layers of one input, in `dtype`, and what they give one beside the other.
+
+    In 16 bits their weights are copied into one, since a product of its own for each takes longer. In float32 it does
+    not, and the weights are the model's own.
+    """
+
+    def __init__(self, modules: list[Any], dtype: torch.dtype):
+        self.dtype = dtype
+        self._parts = [(m.weight.detach().to(dtype), None if m.bias is None else m.bias.to(dtype)) for m in modules]
+        if dtype.itemsize == 2 and len(modules) > 1:
+            weights, biases = zip(*self._parts, strict=True)
+            self._parts = [(torch.cat(weights), None if biases[0] is None else torch.cat(biases))]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        found = [F.linear(x, weight, bias) for weight, bias in self._parts]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+
+
+class Layer:
+    """The weights of one layer."""
+
+    def __init__(self, layer: Any, dtype: torch.dtype):
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv = Linear([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self.out = Linear([attention.o_proj], dtype)
+        self.gate_up, self.down = Linear([mlp.gate_proj, mlp.up_proj], dtype), Linear([mlp.down_proj], dtype)
+        self.before_attention, self.before_mlp = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
+        self.activation = mlp.act_fn
+        normed = hasattr(attention, "q_norm")
+        self.head_norms = (Norm(attention.q_norm), Norm(attention.k_norm)) if normed else None
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads (W, H, size) turned by the angles (W, 1, size) of their positions (Su et al. 2021, arXiv 2104.09864); the
+    sine's first half has its sign changed."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
