@@ -269,6 +269,12 @@ def guess_kind(path: str) -> Kind:
     return detect_kind(rows[0])
 
 
-def distinct(hashes: Sequence[int]) -> np.ndarray:
-    """Every hash once, (n,) uint64, sorted."""
-    return np.unique(np.asarray(hashes, dtype=np.uint64))
+def distinct(hashes: "array[int]") -> np.ndarray:
+    """Every hash once, (n,) uint64, sorted; `hashes` are sorted in their place, as there may be millions."""
+    if not hashes:
+        return np.zeros(0, dtype=np.uint64)
+    values = np.frombuffer(hashes, dtype=np.uint64)
+    values.sort()
+    first = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return values if first.all() else values[first]
