@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from label_helpers import add_people, label
+from label_helpers import COMPARISON, add_people, add_tasks, label
 
 from instructlit.errors import UserError
 from instructlit.labelling import tasks as tasks_of_database
@@ -29,6 +29,8 @@ def test_rounds_share_a_database(tmp_path: Path, database_name: str, capsys: pyt
     database = Database(database_name)
     (anna,) = add_people(database, "anna")
     for round in (1, 2):
+        add_tasks(database, COMPARISON | {"round": round})  # of somebody else
+        label(database, anna, 3, 2, 1)
         tasks = asked(tmp_path, round)
         labels = tasks.with_name("labels.jsonl")
         assert not labelled(tasks, labels, 1, database_name, wait=False)
