@@ -209,6 +209,9 @@ def test_label_then_evaluate_and_compare(
     (run / "replies.jsonl").write_text("".join(kept[:20]) + kept[20][:30])
     assert main(words) == 0
     assert (run / "results.json").read_bytes() == first
+    again = (run / "replies.jsonl").read_text().splitlines(keepends=True)
+    said = {row["key"]: row["value"] for row in map(json.loads, kept)}
+    assert {row["key"]: row["value"] for row in map(json.loads, again)} == said, "to the last token"
 
     capsys.readouterr()
     assert main(["world", "compare", "models/ppo-ema", "models/sft", "--prompts", "4", "--max_new_tokens", "8"]) == 0

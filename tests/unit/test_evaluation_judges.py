@@ -1,15 +1,14 @@
 """Judges and the desk: how replies are read, what is asked once, who is not favoured, what an endpoint can do."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_char_tokenizer
+from services import Service
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from instructlit.errors import UserError
@@ -258,33 +257,12 @@ def test_labelers_are_averaged_and_any_ranking_says_which_of_two_is_better(tmp_p
 # -- an endpoint ----------------------------------------------------------------------------------------------------
 
 
-class Endpoint:
-    """A server on this machine that speaks chat completions."""
+class Endpoint(Service):
+    """A server on this machine that speaks chat completions; `reply` is given the body as text."""
 
     def __init__(self, reply: Callable[[int, str], tuple[int, Any]]):
-        self.calls: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.calls.append(body)
-                outer.paths.append(self.path)
-                outer.headers.append(dict(self.headers.items()))
-                status, said = reply(len(outer.calls), json.dumps(body))
-                text = json.dumps(said if isinstance(said, dict) else {"choices": [{"message": {"content": said}}]})
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        super().__init__(lambda n, body: (*reply(n, json.dumps(body)), {}))
+        self.url += "/v1"
 
 
 @pytest.fixture
@@ -297,8 +275,7 @@ def endpoint() -> Iterator[Callable[..., Endpoint]]:
 
     yield make
     for one in made:
-        one.server.shutdown()
-        one.server.server_close()
+        one.close()
 
 
 def judge_at(server: Endpoint, **options: Any) -> EndpointJudge:

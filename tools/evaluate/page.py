@@ -21,7 +21,7 @@ class Section(ABC):
     """A part of the page beside those that every page has; a suite names it by `class_path`."""
 
     place: Literal["head", "table", "plots", "end"] = "end"
-    """Instead of the page's own head, or after its table, its plots or everything."""
+    """Instead of the page's own head, or after its first table, its plots or everything."""
 
     @abstractmethod
     def html(self, results: Results, folder: Path) -> str:
@@ -40,8 +40,8 @@ def report(results: Results, folder: Path, sections: Sequence[Section] = ()) -> 
         return [section.html(results, folder) for section in sections if section.place == place]
 
     parts = extra("head") or [_head(results)]
-    parts += [_table(rows, measures, results) for rows, measures in by_table(results).items()]
-    parts += [*extra("table"), _plots(results), *extra("plots")]
+    first, *others = [_table(rows, measures, results) for rows, measures in by_table(results).items()] or [""]
+    parts += [first, *extra("table"), *others, _plots(results), *extra("plots")]
     parts += [_samples(name, outcome, results) for name, outcome in results.outcomes.items()]
     parts += [_tax(results), _groups(results), _meanings(results), _missing(results), *extra("end"), _versions()]
     return document(f"instructlit evaluate: {results.suite}", parts)

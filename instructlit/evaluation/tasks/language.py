@@ -74,12 +74,10 @@ class Perplexity(Task):
             "Loss in bits a byte of held-out text; comparable whatever the tokenizer.",
             better="down",
         )
-        return Outcome(
-            [
-                measured(study, perplexity, losses, weights=tokens, transform=np.exp),
-                measured(study, byte, bits, weights=counted),
-            ]
-        )
+        outcome = Outcome([measured(study, perplexity, losses, weights=tokens, transform=np.exp)])
+        if not self.documents:  # there a token that is no text counts, and some text does not
+            outcome.measures.append(measured(study, byte, bits, weights=counted))
+        return outcome
 
 
 class LmEval(Task):
@@ -104,13 +102,15 @@ class LmEval(Task):
         self.names, self.num_fewshot, self.limit = tasks, num_fewshot, limit
         self.include_path, self.max_new_tokens = include_path, max_new_tokens
         self._tasks: dict[str, Any] = {}
+        self._missing: list[str] = []  # of the names: why a task cannot be had
 
     def requests(self) -> Sequence[Request]:
+        self._missing = []
         self._tasks = self._loaded()
         return [self._request(instance) for task in self._tasks.values() for instance in task.instances]
 
     def measure(self, study: Study) -> Outcome:
-        outcome, start = Outcome(), 0
+        outcome, start = Outcome(notes=list(self._missing)), 0
         for name, task in self._tasks.items():
             stop = start + len(task.instances)
             scores: dict[str, dict[str, list[float | None]]] = {}
@@ -170,12 +170,15 @@ class LmEval(Task):
                 try:
                     found |= manager.load([name])["tasks"]
                 except Exception as error:  # lm-eval, datasets and the Hub client raise their own kinds
-                    raise UserError(
-                        f"lm-eval cannot load {name}: {(str(error).splitlines() or [type(error).__name__])[0]}",
-                        where="lm_eval.tasks",
-                        expected="a name that lm-eval lists, and its data set at hand",
-                        fix=None if Path(name).suffix else "`lm_eval ls tasks` lists them",
-                    ) from error
+                    reason = (str(error).splitlines() or [type(error).__name__])[0]
+                    self._missing.append(f"lm-eval cannot load {name}: {reason}")
+            if not found:
+                raise UserError(
+                    "; ".join(self._missing),
+                    where="lm_eval.tasks",
+                    expected="names that lm-eval lists, and their data sets at hand",
+                    fix="`lm_eval ls tasks` lists them",
+                )
             for task in found.values():
                 if self.num_fewshot is not None:
                     task.set_config(key="num_fewshot", value=self.num_fewshot)
