@@ -12,7 +12,8 @@ _ALONE = ("o_proj", "down_proj", "lm_head")
 
 
 def decoder_copies(run: Run, shapes: Shapes, weights: Sequence[Weight]) -> int:
-    """Bytes of the matrices that `LlamaDecoder` joins and, where autocast has it compute in 16 bits, of those it casts.
+    """Bytes of the matrices that `LlamaDecoder` joins where it computes in 16 bits and, where autocast has it do so, of
+    those it casts; in float32 it has none of its own.
 
     Args:
         run: the run, whose sampling is on a CPU where it says so.
@@ -24,12 +25,13 @@ def decoder_copies(run: Run, shapes: Shapes, weights: Sequence[Weight]) -> int:
     plain = policy.lora is None and policy.quantization is None and not any(w.frozen_trunk for w in weights)
     if not run.cpu or not plain or run.strategy == "sharded" or getattr(architecture, "model_type", None) not in LLAMAS:
         return 0
-    cast = run.mixed and policy.dtype == "float32"
+    if not run.mixed and policy.dtype == "float32":
+        return 0
+    cast = policy.dtype == "float32"
     sizes = {
         part: sum(w.shape.numel() for w in weights if any(name in w.name.split(".") for name in names))
         for part, names in (("joined", _JOINED), ("alone", _ALONE))
     }
     if not any("lm_head" in w.name for w in weights):  # tied: the head is the embedding, and cast like any other
         sizes["alone"] += sum(w.shape.numel() for w in weights if w.name.endswith("embed_tokens.weight"))
-    width = 2 if run.mixed or policy.dtype != "float32" else 4
-    return width * (sizes["joined"] + (sizes["alone"] if cast else 0))
+    return 2 * (sizes["joined"] + (sizes["alone"] if cast else 0))

@@ -347,7 +347,7 @@ def test_perplexity_minus_the_base_is_paired(tmp_path: Path) -> None:
     text = tmp_path / "long.txt"
     text.write_text("".join(f"line {i} of the text\n" for i in range(300)))
     task = Perplexity(str(text), characters=200)
-    assert "".join(r.choices[0] for r in task.requests() if isinstance(r, Weigh)) == text.read_text()
+    assert "".join(str(r.choices[0]) for r in task.requests() if isinstance(r, Weigh)) == text.read_text()
 
     def reply(loss: float) -> Callable[[Any], Any]:
         return lambda r: Weights(
