@@ -74,7 +74,8 @@ class Answerer:
             if sampling.greedy:
                 given = logits.argmax(-1)[:, None]
             else:
-                given = draw(logits, sampling.temperature, chance(1, self.device, generator))[:, None]
+                log_probs = torch.log_softmax(logits.float() / sampling.temperature, dim=-1)
+                given = draw(log_probs, chance(1, self.device, generator))[:, None]
             token = int(given)
             if token in ends:
                 break
