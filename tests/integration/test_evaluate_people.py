@@ -117,8 +117,7 @@ def test_from_evaluate_through_the_labelling_tool_and_back(place: Path) -> None:
     assert anna.compare_all() == PROMPTS
     assert anna.rate_all() == PROMPTS, "one task gives the ratings and says what hallucinates"
     database.close()
-    for kind in ("evaluation", "comparison"):
-        assert main(["label", "export", f"labels/{kind}.jsonl", "--kind", kind]) == 0
+    assert main(["labels", "export", "--database", "labels.db", "--to", "labels", "--output", "labels"]) == 0
 
     then = evaluate()
     assert then["pending"] == 0

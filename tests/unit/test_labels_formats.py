@@ -171,6 +171,10 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [row.get("weight") for row in rows] == [2, None]
     assert (tmp_path / "data" / "evaluations.jsonl").is_file()
     run("labels", "export", labels, "--output", tmp_path / "trl", "--to", "trl")
+    tied = Label("c1", "comparison", "Count.", "carl", ["one", "two", "three"], [1, 1, 1], [4, 4, 4])
+    write_labels(tmp_path / "tied.jsonl", [tied])
+    run("labels", "export", labels, tmp_path / "tied.jsonl", "--output", tmp_path / "all", "--to", "labels")
+    assert read_labels(tmp_path / "all" / "labels.jsonl") == [*LABELS, tied], "none is left out"
     assert main(["labels", "export", str(labels), "--weights", '{"ana": 2}']) == 2
     assert "did you mean anna" in capsys.readouterr().err
     assert main(["labels", "import", str(tasks), "--source", "argilla"]) == 2

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from instructlit.errors import UserError
 from instructlit.labels import Label, Task, read_tasks
 from instructlit.labels.export import export
-from instructlit.labels.records import with_policies, write_rows
+from instructlit.labels.records import with_policies, write_labels, write_rows
 from instructlit.tools.labels.sources import labels_of, tasks_of
 
-Target = Literal["native", "trl", "argilla", "label_studio"]
+Target = Literal["native", "labels", "trl", "argilla", "label_studio"]
 
 
 def labels_export(
@@ -38,7 +38,8 @@ def labels_export(
         tasks: the files of tasks that were labelled, with their keys beside them: they say which policy wrote what,
             where the labels do not. With `argilla` and `label_studio` tasks alone may be exported, to be labelled
             there.
-        to: `native` (comparisons.jsonl and so on), `trl` (pairs of chosen and rejected), `argilla`, `label_studio`.
+        to: `native` (comparisons.jsonl and so on), `labels` (labels.jsonl, every label as it was given), `trl` (pairs
+            of chosen and rejected), `argilla`, `label_studio`.
         validation_fraction: share of the prompts in files of their own.
         weights: how often a labeler's rows come in an epoch, as in '{"anna": 2, "bob": 0.5}'; 0 leaves a labeler out.
         min_agreement: leave out tasks whose labelers order less than this share of the pairs alike.
@@ -57,6 +58,10 @@ def labels_export(
     folder = Path(output)
     if to in ("argilla", "label_studio"):
         _for_tool(to, asked or list(tasks_of(given).values()), given, folder)
+        return
+    if to == "labels":
+        write_labels(folder / "labels.jsonl", given)
+        print(f"{folder / 'labels.jsonl'}: {len(given)} labels")
         return
     found = export(given, validation_fraction, weights, min_agreement)
     written = 0

@@ -1,6 +1,6 @@
 """People as judges: what they are to look at is written out blind, and what they said is read back.
 
-The files are our comparison records (`docs/data.md`), as `instructlit label import` takes them and `instructlit label
+The files are our comparison records (`docs/data.md`), as `instructlit label import` takes them and `instructlit labels
 export` gives them back. They name no model, and the order of completions is drawn. A label is found by what was asked,
 the prompt and the completions, whatever numbers a tool has given it: any comparison that ranks two answers among others
 says which is better.
@@ -31,7 +31,7 @@ class PeopleJudge(Judge):
     """Blind judgements by people. A pair is shown once, in an order that was drawn; it stands for both orders.
 
     Args:
-        labels: labeled rows to read, one file or a glob; where there is none yet, everything is waiting.
+        labels: labels or labeled rows to read, one file or a glob; where there is none yet, everything is waiting.
         tasks: names the files of what nobody has judged: to_label.jsonl stands for to_label_pairs.jsonl and so on.
         seed: of the order of completions.
     """
