@@ -37,7 +37,7 @@ def judge(
     and asks nothing twice.
 
     Args:
-        judge: KIND:WHAT as in `instructlit evaluate --judges`, such as `reward:models/reward` or `api:gpt-5-mini`, or
+        judge: KIND:WHAT as in `instructlit evaluate --judges`, such as `reward:models/reward` or `api:gpt-4.1-mini`, or
             the class_path of a judge.
         tasks: file of tasks, as `instructlit collect` writes it.
         output: file of labels to write.
@@ -170,8 +170,7 @@ def made(name: str, options: Sequence[str]) -> Judge:
             "people are not asked here", where="judge", fix="`instructlit label` serves the tasks to people"
         )
     if colon and kind in KINDS:
-        own, option = KINDS[kind]
-        path = f"instructlit.evaluation.judges.{own}"
+        path, option = KINDS[kind]
         given[option] = what
     elif not colon and "." in name:
         path = name
