@@ -1,7 +1,8 @@
 """Lightning callbacks and loggers that a config names by `class_path`. Each is imported when it is asked for."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from instructlit.lazy import lazy
 
 if TYPE_CHECKING:
     from instructlit.callbacks.alerts import InvariantAlerts
@@ -30,26 +31,19 @@ __all__ = [
     "WandbLogger",
 ]
 
-_HOMES = {
-    "CSVLogger": "csv_logger",
-    "ExportHuggingFace": "export",
-    "InvariantAlerts": "alerts",
-    "ResumeCheckpoint": "resume_checkpoint",
-    "SampleTable": "sample_table",
-    "ScoreSamples": "score_samples",
-    "StageProgress": "progress",
-    "Throughput": "throughput",
-    "WandbHistograms": "histograms",
-    "WandbLineage": "lineage",
-    "WandbLogger": "wandb_logger",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "CSVLogger": "csv_logger",
+        "ExportHuggingFace": "export",
+        "InvariantAlerts": "alerts",
+        "ResumeCheckpoint": "resume_checkpoint",
+        "SampleTable": "sample_table",
+        "ScoreSamples": "score_samples",
+        "StageProgress": "progress",
+        "Throughput": "throughput",
+        "WandbHistograms": "histograms",
+        "WandbLineage": "lineage",
+        "WandbLogger": "wandb_logger",
+    },
+)

@@ -2,8 +2,9 @@
 names. Each is imported when it is asked for: who reads a tokenizer alone does without Lightning.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from instructlit.lazy import lazy
 
 if TYPE_CHECKING:
     from instructlit.data.chat import Renderer
@@ -29,25 +30,18 @@ __all__ = [
     "load_tokenizer",
 ]
 
-_HOMES = {
-    "ComparisonData": "comparisons",
-    "DemonstrationData": "demonstrations",
-    "Encoder": "tokenization",
-    "PromptData": "prompts",
-    "Renderer": "chat",
-    "ResumableDataLoader": "sampling",
-    "Source": "sources",
-    "Sources": "sources",
-    "TextData": "text",
-    "load_tokenizer": "tokenizers",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "ComparisonData": "comparisons",
+        "DemonstrationData": "demonstrations",
+        "Encoder": "tokenization",
+        "PromptData": "prompts",
+        "Renderer": "chat",
+        "ResumableDataLoader": "sampling",
+        "Source": "sources",
+        "Sources": "sources",
+        "TextData": "text",
+        "load_tokenizer": "tokenizers",
+    },
+)

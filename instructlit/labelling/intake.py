@@ -33,9 +33,9 @@ def add_labels(session: Session, actor: str, records: Iterable[Mapping[str, Any]
     """
     records = list(records)
     add_tasks(session, actor, (record["task"] for record in records), source=source)
+    tasks = taken_in(session, (record["task"] for record in records))
     new = 0
-    for number, record in enumerate(records, 1):
-        (task,) = taken_in(session, [record["task"]])
+    for number, (task, record) in enumerate(zip(tasks, records, strict=True), 1):
         new += _add(session, actor, task, record, record.get("where", f"label {number}"))
     return Added(new, len(records) - new)
 
