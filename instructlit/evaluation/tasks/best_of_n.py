@@ -7,7 +7,7 @@ where answers do not repeat.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class BestOfN(Task):
 
     def measure(self, study: Study) -> Outcome:
         outcome = Outcome()
-        sizes = [2**k for k in range(int(math.log2(self.samples)) + 1)]
+        sizes = doubling(self.samples)
         judges = list(dict.fromkeys([self.proxy, *self.gold]))
         lines: dict[str, dict[str, list[tuple[float, float]]]] = {judge: {} for judge in judges}
         columns = {
@@ -79,7 +79,7 @@ class BestOfN(Task):
                 continue
             for judge in judges:
                 best = {n: best_of_n(scores[self.proxy][known], scores[judge][known], n) for n in sizes}
-                lines[judge][model] = [(math.sqrt(best_of_n_kl(n)), float(best[n].mean())) for n in sizes]
+                lines[judge][model] = over_sqrt_kl(best)
                 for n in (1, sizes[-1]):
                     columns[judge, n].figures[model] = intervals.mean(best[n], study.seed)
         outcome.measures = [measure for measure in columns.values() if measure.figures]
@@ -110,6 +110,16 @@ class BestOfN(Task):
 def best_of_n_kl(n: int) -> float:
     """KL in nats of the best of n from the distribution that is sampled: log n - (n - 1) / n."""
     return math.log(n) - (n - 1) / n
+
+
+def doubling(samples: int) -> list[int]:
+    """1, 2, 4 and so on up to `samples`."""
+    return [2**k for k in range(int(math.log2(samples)) + 1)]
+
+
+def over_sqrt_kl(best: Mapping[int, np.ndarray]) -> list[tuple[float, float]]:
+    """The points (√KL, mean value) of best-of-n, whose values are (P,) for each n."""
+    return [(math.sqrt(best_of_n_kl(n)), float(values.mean())) for n, values in best.items()]
 
 
 def best_of_n(proxy: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from instructlit.evaluation.judging import Question
 from instructlit.evaluation.measures import Curve, Measure, Outcome, Study, check_models, measured
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request
 from instructlit.evaluation.task import Task
-from instructlit.evaluation.tasks.best_of_n import best_of_n, best_of_n_kl
+from instructlit.evaluation.tasks.best_of_n import best_of_n, doubling, over_sqrt_kl
 from instructlit.evaluation.tasks.preference import read_prompts
 from instructlit.types import PromptText
 
@@ -190,9 +190,7 @@ class Overoptimization(Task):
         if not rows:
             return
         proxy = np.array([scores[self.proxy][i] for i in rows])
-        sizes = [2**k for k in range(int(math.log2(self.best_of)) + 1)]
         for judge in judges:
             value = np.array([scores[judge][i] for i in rows])
-            lines[judge][f"best-of-n of {study.title(reference)}"] = [
-                (math.sqrt(best_of_n_kl(n)), float(best_of_n(proxy, value, n).mean())) for n in sizes
-            ]
+            best = {n: best_of_n(proxy, value, n) for n in doubling(self.best_of)}
+            lines[judge][f"best-of-n of {study.title(reference)}"] = over_sqrt_kl(best)
