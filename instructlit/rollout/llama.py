@@ -20,20 +20,25 @@ class Norm:
 class Linear:
     """Some linear layers of one input, in `dtype`, and what they give one beside the other.
 
-    In 16 bits their weights are copied into one, since a product of its own for each takes longer. In float32 it does
-    not, and the weights are the model's own.
+    In 16 bits their weights are copied into one, in the order in which oneDNN's product reads them where torch has it:
+    else every product of a step, which has few rows, would order them anew. In float32 the weights are the model's own.
     """
 
     def __init__(self, modules: list[Any], dtype: torch.dtype):
-        self.dtype = dtype
+        self.dtype, self._packed = dtype, can_pack(dtype)
         self._parts = [(m.weight.detach().to(dtype), None if m.bias is None else m.bias.to(dtype)) for m in modules]
         if dtype.itemsize == 2 and len(modules) > 1:
             weights, biases = zip(*self._parts, strict=True)
             self._parts = [(torch.cat(weights), None if biases[0] is None else torch.cat(biases))]
+        if self._packed:
+            self._parts = [(torch.ops.mkldnn._reorder_linear_weight(weight), bias) for weight, bias in self._parts]
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        found = [F.linear(x, weight, bias) for weight, bias in self._parts]
+        if self._packed:
+            found = [torch.ops.mkldnn._linear_pointwise(x, *part, "none", [], "") for part in self._parts]
+        else:
+            found = [F.linear(x, *part) for part in self._parts]
         return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
 
@@ -55,3 +60,12 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Heads (W, H, size) turned by the angles (W, 1, size) of their positions (Su et al. 2021, arXiv 2104.09864); the
     sine's first half has its sign changed."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether weights of `dtype` are kept in oneDNN's order: 16 bits, where torch has the operators that its compiler
+    uses for it."""
+    if dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return False
+    needed = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    return all(hasattr(torch.ops.mkldnn, name) for name in needed) and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -19,7 +19,7 @@ from transformers import (
 
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm
-from instructlit.rollout import CachedEngine, Sampling, decoders
+from instructlit.rollout import CachedEngine, Sampling, decoders, llama
 from instructlit.rollout.decoders import LlamaDecoder, ModelDecoder, decoder_for
 from instructlit.rollout.forward import response_log_probs
 from instructlit.types import Generation
@@ -145,3 +145,27 @@ def test_a_reference_in_16_bits_is_decoded_in_them(tiny_llama_dir: Path) -> None
     got = sampled(model)
     gap = (response_log_probs(model.eval(), got, 1.0) - got.log_probs).abs()[got.response_mask]
     assert gap.mean() < 2e-2
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("packs", [False, True])
+def test_layers_in_16_bits_stand_one_beside_the_other_packed_or_not(
+    packs: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if packs and not llama.can_pack(torch.bfloat16):
+        pytest.skip("torch has no oneDNN with bfloat16 here")
+    monkeypatch.setattr(llama, "can_pack", lambda dtype: packs)
+    torch.manual_seed(0)
+    layers = [nn.Linear(24, width, bias=bias).bfloat16() for width in (40, 16, 8)]
+    for rows in (1, 5, 300):
+        x = torch.randn(rows, 24)
+        with torch.no_grad():
+            got = llama.Linear(layers, torch.bfloat16)(x)
+            expected = torch.cat([layer(x.bfloat16()) for layer in layers], dim=-1)
+        torch.testing.assert_close(got, expected)
+
+
+def test_weights_are_packed_only_where_torch_has_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not llama.can_pack(torch.bfloat16)
+    assert not llama.can_pack(torch.float32)
