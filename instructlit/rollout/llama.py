@@ -20,14 +20,14 @@ class Norm:
 class Linear:
     """Some linear layers of one input, in `dtype`, and what they give one beside the other.
 
-    In 16 bits their weights are copied into one, in the order in which oneDNN's product reads them where torch has it:
-    else every product of a step, which has few rows, would order them anew. In float32 the weights are the model's own.
+    Where torch has oneDNN their weights are copied into one, in the order in which its product reads them: else every
+    product of a step, which has few rows, would order them anew. Elsewhere they are copied in 16 bits alone.
     """
 
     def __init__(self, modules: list[Any], dtype: torch.dtype):
         self.dtype, self._packed = dtype, can_pack(dtype)
         self._parts = [(m.weight.detach().to(dtype), None if m.bias is None else m.bias.to(dtype)) for m in modules]
-        if dtype.itemsize == 2 and len(modules) > 1:
+        if (self._packed or dtype.itemsize == 2) and len(modules) > 1:
             weights, biases = zip(*self._parts, strict=True)
             self._parts = [(torch.cat(weights), None if biases[0] is None else torch.cat(biases))]
         if self._packed:
@@ -63,9 +63,8 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether weights of `dtype` are kept in oneDNN's order: 16 bits, where torch has the operators that its compiler
-    uses for it."""
-    if dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
-        return False
+    """Whether weights of `dtype` are kept in oneDNN's order, by the operators that torch's compiler uses for it."""
     needed = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
-    return all(hasattr(torch.ops.mkldnn, name) for name in needed) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in needed):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
