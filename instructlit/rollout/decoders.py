@@ -204,10 +204,11 @@ class LlamaDecoder(Decoder):
         self._grow(int(self._filled.max()))
         slots = torch.arange(len(tokens), device=tokens.device)
         self._bias[slots, places] = 0
+        bias = self._bias.repeat_interleave(self._kv_heads, dim=0)[:, None]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             self._caches[layer].write(slots, places, key, value)
-            return self._caches[layer].attend(query, self._bias, self._scale)
+            return self._caches[layer].attend(query, bias, self._scale)
 
         return self._logits(self._forward(tokens, places, attend))
 
