@@ -120,6 +120,17 @@ def test_rounds_build_on_those_before(folder: Path) -> None:
     assert calls(folder) == [], "what is finished is not repeated"
 
 
+def test_each_round_asks_for_its_number_of_labels(folder: Path) -> None:
+    (folder / "run" / "lows.json").write_text("[0.55, 0.55, 0.55]")
+    change(folder, limit=[2000, 500])
+    run()
+    asked = [call for call in calls(folder) if call[1] == "collect" and "contest/tasks.jsonl" not in call]
+    assert [call[call.index("--limit") + 1] for call in asked] == ["2000", "500", "500"]
+    change(folder, limit=[2000, 0])
+    with pytest.raises(UserError, match="1 or more in every round"):
+        run()
+
+
 def test_from_the_sft_model_every_time(folder: Path) -> None:
     run(rounds=2)
     ppo = [call for call in calls(folder) if call[1] == "fit"][-1]

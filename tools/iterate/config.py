@@ -35,7 +35,7 @@ class Loop:
         start: where PPO begins: from the `sft` model, or from the `last` policy.
         policies: who answers: `last` (the policy of the round before) and `sft`, or model folders, each with `@` and a
             temperature where that is not 1.
-        limit: prompts labelled in a round.
+        limit: prompts labelled in a round: one number, or one for each round, the last of them for all that follow.
         completions: answers to each prompt: one number, or the least and the most.
         select: `random`, evenly by `use_case`, or those on whose answers the `ensemble` disagrees most.
         ensemble: reward models for that: folders, and `rounds` for those of all rounds before. A round for which there
@@ -74,7 +74,7 @@ class Loop:
     rounds: int = 3
     start: Literal["sft", "last"] = "sft"
     policies: list[str] = field(default_factory=lambda: ["last"])
-    limit: int = 1000
+    limit: int | list[int] = 1000
     completions: list[int] = field(default_factory=lambda: [4, 9])
     select: Literal["random", "use_case", "disagreement"] = "random"
     ensemble: list[str] = field(default_factory=lambda: [ROUNDS])
@@ -97,6 +97,11 @@ class Loop:
     policy_folder: str = "models/ppo"
     reward_options: list[str] = field(default_factory=list)
     ppo_options: list[str] = field(default_factory=list)
+
+    @property
+    def limits(self) -> list[int]:
+        """Prompts labelled in the first rounds; the last number stands for all further ones."""
+        return self.limit if isinstance(self.limit, list) else [self.limit]
 
 
 def load(files: list[str], changed: dict[str, Any]) -> Loop:
@@ -136,9 +141,11 @@ def _check_value(key: str, value: Any, hints: dict[str, Any], where: str) -> Non
 
 
 def _check(loop: Loop) -> None:
-    for name in ("rounds", "labelers", "limit"):
+    for name in ("rounds", "labelers"):
         if getattr(loop, name) < 1:
             raise UserError(f"found {getattr(loop, name)}", where=name, expected="1 or more")
+    if min(loop.limits, default=0) < 1:
+        raise UserError(f"found {loop.limit}", where="limit", expected="1 or more in every round")
     if not 0 < loop.age_decay <= 1:
         raise UserError(f"found {loop.age_decay}", where="age_decay", expected="above 0, at most 1")
     if not 0 < loop.validation_fraction < 1:

@@ -67,7 +67,8 @@ class Planner:
         loop = self.loop
         words = [
             *("collect", *self._sources(number), "--prompts", *self._inputs(loop.prompts)),
-            *("--output", "tasks.jsonl", "--round", str(number), "--limit", str(loop.limit)),
+            *("--output", "tasks.jsonl", "--round", str(number)),
+            *("--limit", str(loop.limits[min(number, len(loop.limits)) - 1])),
             *("--completions", *map(str, loop.completions), "--seed", self._seed(number)),
             *self._sampling(),
         ]
