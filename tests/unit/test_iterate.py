@@ -300,7 +300,7 @@ def test_a_judge_is_found_by_the_rounds_and_called_as_in_the_config(folder: Path
     stages = Planner(loop, folder / "run", {"reward": [], "ppo": []}).round(1)[0].stages
     labelling = [stage.command for stage in stages if stage.name.endswith(("/label", "/judge"))]
     asked = [("tasks.jsonl", "labels.jsonl"), ("contest/tasks.jsonl", "contest/labels.jsonl")]
-    assert labelling == [(*(seen or label).split(), tasks, "--output", labels) for tasks, labels in asked]
+    assert labelling == [(*(seen or label).split(), "--output", labels, tasks) for tasks, labels in asked]
 
 
 def test_prompts_by_the_disagreement_of_the_rounds_before(folder: Path) -> None:

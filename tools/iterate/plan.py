@@ -84,7 +84,7 @@ class Planner:
 
     def _label(self, number: int, tasks: str, name: str, after: str) -> Stage:
         labels = tasks.replace("tasks", "labels")
-        words = [*self._label_words(), tasks, "--output", labels]
+        words = [*self._label_words(), "--output", labels, tasks]  # the last option may take any number of words
         title = "have the answers ranked" if name == "label" else "have the policies compared"
         return self._stage(number, name, title, words, (after,), (labels,))
 
