@@ -121,6 +121,11 @@ def _by_user(row: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
             "found a list", where=f"{where}: responses", expected="responses by question, as `records.to_json` writes"
         )
     for question, given in responses.items():
+        if not isinstance(given, list) or not all(isinstance(one, dict) and "value" in one for one in given):
+            place = f"{where}: responses.{question}"
+            raise UserError(
+                f"found {given!r:.60}", where=place, expected="a list of objects with `value` and `user_id`"
+            )
         for response in given:
             if response.get("status", "submitted") != "submitted":
                 continue

@@ -64,8 +64,9 @@ def from_label_studio(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[La
         task, names = _asked(row, where)
         for number, annotation in enumerate(row.get("annotations") or []):
             place = f"{where}: annotations[{number}]"
-            results = {result["type"]: result["value"] for result in annotation["result"]}
-            by_name = {result["from_name"]: result["value"] for result in annotation["result"]}
+            given = _results(annotation, place)
+            results = {result["type"]: result["value"] for result in given}
+            by_name = {result["from_name"]: result["value"] for result in given}
             skipped = bool(annotation.get("was_cancelled"))
             completions = task.completions
             ranks = None
@@ -148,6 +149,14 @@ def _shown(task: Task) -> str:
     if isinstance(task.prompt, str):
         return task.prompt
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in task.prompt)
+
+
+def _results(annotation: Any, where: str) -> list[dict[str, Any]]:
+    """What an annotation says by the control it was said with; relations between regions say nothing here."""
+    found = annotation.get("result") if isinstance(annotation, dict) else None
+    if not isinstance(found, list) or not all(isinstance(result, dict) for result in found):
+        raise UserError(f"found {annotation!r:.60}", where=where, expected="an object with a list `result`")
+    return [result for result in found if isinstance(result.get("value"), dict) and {"type", "from_name"} <= {*result}]
 
 
 def _items(data: dict[str, Any], where: str) -> dict[str, str]:
