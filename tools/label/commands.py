@@ -9,9 +9,9 @@ from instructlit.labelling import people, tasks
 from instructlit.labelling.audit import COMMAND_LINE
 from instructlit.labelling.database import Database
 from instructlit.labelling.questions import KINDS, Kind
-from instructlit.labels.records import for_database
-from instructlit.tools.label.elsewhere import Source, tasks_of, write_tasks_of
 from instructlit.tools.label.rows import parsed_lines, task_record
+
+Source = Literal["native", "argilla", "label_studio", "trl"]
 
 
 def add_labeler(name: str, *, database: str = "labels.db", role: Literal["labeler", "owner"] = "labeler") -> None:
@@ -97,17 +97,24 @@ def import_tasks(
     if source != "native" and gold:
         raise UserError(f"{source} has no gold questions", where="--gold", expected="rows with `ranks`, of no source")
     if output is not None:
+        from instructlit.tools.label.elsewhere import write_tasks_of
+
         write_tasks_of(source, files, kind, round, output)
         return
     opened = Database(database)
     with opened.write() as session:
         for file in files:
-            if source == "native":
-                records = _rows(file, kind, gold, round)
-            else:
-                records = (for_database(task) | {"where": where} for where, task in tasks_of(source, file, kind, round))
+            records = _rows(file, kind, gold, round) if source == "native" else _tasks(source, file, kind, round)
             added = tasks.add_tasks(session, COMMAND_LINE, records, overlap=overlap, source=Path(file).name)
             print(f"{file}: {added.new} new tasks, {added.known} there already")
+
+
+def _tasks(source: Source, file: str, kind: Kind | None, round: int | None) -> Iterator[dict[str, Any]]:
+    from instructlit.labels.records import for_database
+    from instructlit.tools.label.elsewhere import tasks_of
+
+    for where, task in tasks_of(source, file, kind, round):
+        yield for_database(task) | {"where": where}
 
 
 def _rows(file: str, kind: Kind | None, gold: bool, round: int | None) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from instructlit.errors import UserError
 from instructlit.labelling.questions import Kind
@@ -12,11 +11,10 @@ from instructlit.labels.label_studio import label_studio_tasks
 from instructlit.labels.records import read_rows
 from instructlit.labels.trl import pair_tasks
 
-Source = Literal["native", "argilla", "label_studio", "trl"]
 _READERS = {"argilla": argilla_tasks, "label_studio": label_studio_tasks, "trl": pair_tasks}
 
 
-def tasks_of(source: Source, file: str, kind: Kind | None, round: int | None) -> Iterator[tuple[str, Task]]:
+def tasks_of(source: str, file: str, kind: Kind | None, round: int | None) -> Iterator[tuple[str, Task]]:
     """The tasks of a file, and where each stands.
 
     Args:
@@ -32,7 +30,7 @@ def tasks_of(source: Source, file: str, kind: Kind | None, round: int | None) ->
         yield where, task if task.round is not None else replace(task, round=round)
 
 
-def write_tasks_of(source: Source, files: Sequence[str], kind: Kind | None, round: int | None, output: str) -> None:
+def write_tasks_of(source: str, files: Sequence[str], kind: Kind | None, round: int | None, output: str) -> None:
     """Write the tasks of some files as one file of ours, each once.
 
     Raises:
