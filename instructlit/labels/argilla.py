@@ -6,11 +6,11 @@ written, `{"value": ..., "rank": ...}`, since a plain list has no ties; both are
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 from instructlit.errors import UserError
-from instructlit.labels.fields_by_name import COMPLETION, completion_names, rating_name
-from instructlit.labels.records import KINDS, Label, LabelKind, Task, task_id
+from instructlit.labels.other_tools import COMPLETION, completion_names, rating_name, task_from
+from instructlit.labels.records import Label, LabelKind, Task
 
 RANKING, DEMONSTRATION = "ranking", "demonstration"
 
@@ -51,34 +51,52 @@ def from_argilla(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Label]:
         UserError: a record whose fields or responses cannot be understood, by file and line.
     """
     for where, row in rows:
-        fields = row.get("fields")
-        if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str | list):
-            raise UserError(
-                "no prompt in it", where=f"{where}: fields", expected="a field `prompt` and the completions"
-            )
-        names = sorted((name for name in fields if COMPLETION.fullmatch(name)), key=lambda n: int(n.rpartition("_")[2]))
-        completions = [fields[name] for name in names]
-        told = row.get("metadata") or {}
-        kind = told.get("kind", "comparison" if names else "demonstration")
-        if kind not in KINDS:
-            raise UserError(f"found {kind!r}", where=f"{where}: metadata.kind", expected=f"one of {', '.join(KINDS)}")
-        task = row.get("id") or task_id(kind, fields["prompt"], completions)
+        task, names = _asked(row, where)
         for labeler, answers in _by_user(row, where).items():
             main = answers.get(RANKING if names else DEMONSTRATION)
             if main is None:
                 continue
             yield Label(
-                str(task),
-                cast(LabelKind, kind),
-                fields["prompt"],
+                task.task,
+                task.kind,
+                task.prompt,
                 labeler,
-                completions if names else [str(main)],
+                task.completions if names else [str(main)],
                 _ranks(main, names, f"{where}: responses.{RANKING}") if names else None,
                 _ratings(answers, len(names)),
-                round=told.get("round"),
-                use_case=told.get("use_case"),
-                user=told.get("user"),
+                round=task.round,
+                use_case=task.use_case,
+                user=task.user,
             )
+
+
+def argilla_tasks(
+    rows: Iterable[tuple[str, dict[str, Any]]], kind: LabelKind | None = None
+) -> Iterator[tuple[str, Task]]:
+    """What records ask, and where each stands, whether somebody has answered or not.
+
+    Args:
+        rows: where each stands, and the record.
+        kind: that of records that tell none in their metadata.
+
+    Raises:
+        UserError: a record whose fields cannot be understood, by file and line.
+    """
+    for where, row in rows:
+        yield where, _asked(row, where, kind)[0]
+
+
+def _asked(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> tuple[Task, list[str]]:
+    """The task of a record, and what its completions are called there."""
+    fields = row.get("fields")
+    if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str | list):
+        raise UserError("no prompt in it", where=f"{where}: fields", expected="a field `prompt` and the completions")
+    names = sorted((name for name in fields if COMPLETION.fullmatch(name)), key=lambda n: int(n.rpartition("_")[2]))
+    told = row.get("metadata") or {}
+    if not isinstance(told, dict):
+        raise UserError(f"found {told!r:.60}", where=f"{where}: metadata", expected="an object")
+    asked = {"prompt": fields["prompt"], "completions": [fields[name] for name in names]}
+    return task_from(asked, row.get("id"), {"kind": kind, **told}, where), names
 
 
 def _answers(label: Label, task: Task, names: list[str]) -> dict[str, Any]:
@@ -103,6 +121,11 @@ def _by_user(row: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
             "found a list", where=f"{where}: responses", expected="responses by question, as `records.to_json` writes"
         )
     for question, given in responses.items():
+        if not isinstance(given, list) or not all(isinstance(one, dict) and "value" in one for one in given):
+            place = f"{where}: responses.{question}"
+            raise UserError(
+                f"found {given!r:.60}", where=place, expected="a list of objects with `value` and `user_id`"
+            )
         for response in given:
             if response.get("status", "submitted") != "submitted":
                 continue

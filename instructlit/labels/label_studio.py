@@ -6,12 +6,12 @@ ranker without buckets (a plain order) and a `Pairwise` choice are read as well.
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from instructlit.errors import UserError
-from instructlit.labels.fields_by_name import completion_names, rating_name
-from instructlit.labels.records import KINDS, Label, LabelKind, Task, task_id
+from instructlit.labels.other_tools import completion_names, rating_name, task_from
+from instructlit.labels.records import Label, LabelKind, Task
 
 _UNPLACED = "_"
 """The bucket in which Label Studio leaves the items that nobody has moved."""
@@ -61,42 +61,61 @@ def from_label_studio(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[La
         UserError: a task or annotation that cannot be understood, by file and line.
     """
     for where, row in rows:
-        data = row.get("data")
-        if not isinstance(data, dict) or "prompt" not in data:
-            raise UserError("no prompt in it", where=f"{where}: data", expected="`prompt`, and `items` to order")
-        prompt = data.get("messages", data["prompt"])
-        items = _items(data)
-        kind = data.get("kind", "comparison" if items else "demonstration")
-        if kind not in KINDS:
-            raise UserError(f"found {kind!r}", where=f"{where}: data.kind", expected=f"one of {', '.join(KINDS)}")
-        task = str(data.get("task") or task_id(kind, prompt, items.values()))
+        task, names = _asked(row, where)
         for number, annotation in enumerate(row.get("annotations") or []):
             place = f"{where}: annotations[{number}]"
-            results = {result["type"]: result["value"] for result in annotation["result"]}
-            by_name = {result["from_name"]: result["value"] for result in annotation["result"]}
+            given = _results(annotation, place)
+            results = {result["type"]: result["value"] for result in given}
+            by_name = {result["from_name"]: result["value"] for result in given}
             skipped = bool(annotation.get("was_cancelled"))
-            completions = list(items.values())
+            completions = task.completions
             ranks = None
-            if not skipped and kind == "demonstration":
+            if not skipped and task.kind == "demonstration":
                 completions = ["\n".join(results.get("textarea", {}).get("text", [])).strip()]
                 if not completions[0]:
                     raise UserError("no text written", where=place, expected="a result of type textarea")
             elif not skipped:
-                ranks = _ranks(results, list(items), place)
+                ranks = _ranks(results, names, place)
             yield Label(
-                task,
-                cast(LabelKind, kind),
-                prompt,
+                task.task,
+                task.kind,
+                task.prompt,
                 _who(annotation),
                 completions,
                 ranks,
-                _ratings(by_name, items),
-                round=data.get("round"),
+                _ratings(by_name, names),
+                round=task.round,
                 seconds=annotation.get("lead_time"),
                 skipped="cancelled" if skipped else None,
-                use_case=data.get("use_case"),
-                user=data.get("user"),
+                use_case=task.use_case,
+                user=task.user,
             )
+
+
+def label_studio_tasks(
+    rows: Iterable[tuple[str, dict[str, Any]]], kind: LabelKind | None = None
+) -> Iterator[tuple[str, Task]]:
+    """What tasks ask, and where each stands, whether somebody has annotated it or not.
+
+    Args:
+        rows: where each stands, and the task.
+        kind: that of tasks whose data tells none.
+
+    Raises:
+        UserError: a task that cannot be understood, by file and line.
+    """
+    for where, row in rows:
+        yield where, _asked(row, where, kind)[0]
+
+
+def _asked(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> tuple[Task, list[str]]:
+    """The task of ours that a task of Label Studio is, and the names of its completions there."""
+    data = row.get("data")
+    if not isinstance(data, dict) or "prompt" not in data:
+        raise UserError("no prompt in it", where=f"{where}: data", expected="`prompt`, and `items` to order")
+    items = _items(data, f"{where}: data")
+    asked = {"prompt": data.get("messages", data["prompt"]), "completions": list(items.values())}
+    return task_from(asked, data.get("task"), {"kind": kind, **data}, where), list(items)
 
 
 def _annotation(label: Label, task: Task, names: list[str]) -> dict[str, Any]:
@@ -132,12 +151,28 @@ def _shown(task: Task) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in task.prompt)
 
 
-def _items(data: dict[str, Any]) -> dict[str, str]:
+def _results(annotation: Any, where: str) -> list[dict[str, Any]]:
+    """What an annotation says by the control it was said with; relations between regions say nothing here."""
+    found = annotation.get("result") if isinstance(annotation, dict) else None
+    if not isinstance(found, list) or not all(isinstance(result, dict) for result in found):
+        raise UserError(f"found {annotation!r:.60}", where=where, expected="an object with a list `result`")
+    return [result for result in found if isinstance(result.get("value"), dict) and {"type", "from_name"} <= {*result}]
+
+
+def _items(data: dict[str, Any], where: str) -> dict[str, str]:
     """Id to text of the completions: those of a list, or the two of a pairwise project."""
-    if isinstance(data.get("items"), list):
-        return {str(item["id"]): str(item.get("body") or item.get("title") or "") for item in data["items"]}
-    pair = [data.get(name) for name in ("text1", "text2")]
-    return {"left": str(pair[0]), "right": str(pair[1])} if None not in pair else {}
+    items = data.get("items")
+    if items is None:
+        pair = [data.get(name) for name in ("text1", "text2")]
+        return {"left": str(pair[0]), "right": str(pair[1])} if None not in pair else {}
+    if not isinstance(items, list) or not all(isinstance(item, dict) and "id" in item for item in items):
+        raise UserError(
+            f"found {items!r:.60}", where=f"{where}.items", expected="a list of objects with `id`, `title` and `body`"
+        )
+    found = {str(item["id"]): item.get("body") or item.get("title") or "" for item in items}
+    if len(found) < len(items):
+        raise UserError("an id is there twice", where=f"{where}.items", expected="an id of its own for each")
+    return found
 
 
 def _ranks(results: dict[str, Any], names: list[str], where: str) -> list[int]:
@@ -169,8 +204,8 @@ def _bucket_rank(name: str, where: str) -> int:
     return int(number.group())
 
 
-def _ratings(by_name: dict[str, Any], items: dict[str, str]) -> list[int | None] | None:
-    found = [by_name.get(f"rating_{number}", {}).get("rating") for number in range(1, len(items) + 1)]
+def _ratings(by_name: dict[str, Any], names: list[str]) -> list[int | None] | None:
+    found = [by_name.get(f"rating_{number}", {}).get("rating") for number in range(1, len(names) + 1)]
     return found if any(rating is not None for rating in found) else None
 
 

@@ -5,7 +5,8 @@ from itertools import combinations
 from typing import Any
 
 from instructlit.data.formats import read_records
-from instructlit.labels.records import Label, task_id
+from instructlit.labels.other_tools import task_from
+from instructlit.labels.records import Label, LabelKind, Task
 from instructlit.types import Comparison
 
 
@@ -31,16 +32,39 @@ def from_pairs(rows: Iterable[tuple[str, dict[str, Any]]], labeler: str) -> Iter
     for where, row in rows:
         for record in read_records(row, where, "comparison", "preference")[1]:
             assert isinstance(record, Comparison)
+            task = _asked(record, where)
             yield Label(
-                task_id("comparison", record.prompt, sorted(record.completions)),
+                task.task,
                 "comparison",
-                record.prompt,
+                task.prompt,
                 record.labeler or labeler,
-                record.completions,
-                record.ranks,
-                use_case=record.use_case,
-                user=record.user,
+                task.completions,
+                [rank for _, rank in sorted(zip(record.completions, record.ranks, strict=True))],
+                use_case=task.use_case,
+                user=task.user,
             )
+
+
+def pair_tasks(rows: Iterable[tuple[str, dict[str, Any]]], kind: LabelKind | None = None) -> Iterator[tuple[str, Task]]:
+    """Pairs as tasks, and where each stands: which completion was preferred is left out.
+
+    Args:
+        rows: where each stands, and the row.
+        kind: what is asked; comparisons unless given.
+
+    Raises:
+        UserError: a row that is no preference.
+    """
+    for where, row in rows:
+        for record in read_records(row, where, "comparison", "preference")[1]:
+            assert isinstance(record, Comparison)
+            yield where, _asked(record, where, kind)
+
+
+def _asked(record: Comparison, where: str, kind: LabelKind | None = None) -> Task:
+    """The task of a pair. Its completions are in the order of their texts, so that their order tells nothing."""
+    asked = {"prompt": record.prompt, "completions": sorted(record.completions)}
+    return task_from(asked, None, {"kind": kind, "use_case": record.use_case, "user": record.user}, where)
 
 
 def _as(row: dict[str, Any], text: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from label_helpers import QUESTIONS, add_people, add_tasks, comparisons, label_records
+from label_helpers import QUESTIONS, add_people, add_tasks, comparisons, label, label_records
 from sqlalchemy import select
 
 from instructlit.labelling import people
@@ -252,3 +252,17 @@ def test_no_page_is_wider_than_a_phone(open_as: Open, file_database: Database) -
         for path in paths:
             page.goto(path)
             assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+
+
+def test_a_wide_table_keeps_its_names_in_sight_on_a_phone(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, *comparisons(1), overlap=2)
+    for person in add_people(file_database, "anna", "ben"):
+        label(file_database, person, 1, 2, 3)
+    page = open_as("olga", "owner", viewport={"width": 360, "height": 740})
+    table = page.locator("[aria-label=Labelers]")
+    table.evaluate("box => { box.scrollLeft = 300; }")
+    assert table.evaluate("box => box.scrollLeft") > 0, "it is wider than the screen"
+    name = table.locator("th[scope=row]").first.bounding_box()
+    assert 0 <= name["x"] < 40
+    share = table.locator(".share").first.bounding_box()
+    assert share["height"] < 1.5 * name["height"]

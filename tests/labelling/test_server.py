@@ -244,8 +244,9 @@ def test_tasks_in_and_labels_out_as_training_reads_them(tmp_path: Path, capsys: 
     assert f"{rows}:2: completions: found 1 of them" in capsys.readouterr().err
 
 
-def test_the_server_needs_no_torch() -> None:
-    code = "import sys, instructlit.tools.label.serve; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+@pytest.mark.parametrize("module", ["serve", "commands"])
+def test_the_server_and_its_commands_need_no_torch(module: str) -> None:
+    code = f"import sys, instructlit.tools.label.{module}; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr
 

@@ -68,3 +68,14 @@ def test_nothing_left_is_told(tmp_path: Path, file_database: Database) -> None:
         tasks_of_database.decide(session, "olga", tasks_of_database.find_task(session, 1), "withdraw")
     with pytest.raises(UserError, match="every task was withdrawn"):
         labelled(tasks, tmp_path / "labels.jsonl", 1, str(file_database), wait=False)
+
+
+def test_a_database_that_is_gone_is_told(
+    tmp_path: Path, file_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def it_is_moved_away(seconds: float) -> None:
+        Path(str(file_database)).rename(tmp_path / "elsewhere.db")
+
+    monkeypatch.setattr("instructlit.tools.iterate.waiting.time.sleep", it_is_moved_away)
+    with pytest.raises(UserError, match=r"there is no database `.*labels\.db`"):
+        labelled(asked(tmp_path, 1), tmp_path / "labels.jsonl", 1, str(file_database), wait=True)

@@ -1,5 +1,6 @@
 """Who gets which task, and what becomes of an answer: on SQLite, and on PostgreSQL where there is a server."""
 
+import hashlib
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from instructlit.labelling.answers import dense, from_shown, shown
 from instructlit.labelling.database import Database
 from instructlit.labelling.instructions import begin_with, instructions, set_instructions
 from instructlit.labelling.refusals import Invalid, NotAllowed, NotFound, Stale
-from instructlit.labelling.schema import Assignment, Event, Flag, Revision, Task
+from instructlit.labelling.schema import Assignment, Base, Event, Flag, Revision, Task
 
 WHOLE = ranked(1, 2, 3)
 
@@ -325,6 +326,10 @@ def test_tokens_are_hashed_and_end_when_they_are_revoked(database: Database) -> 
     with database.read() as session:
         assert people.signed_in(session, cookie).name == "anna"  # type: ignore[union-attr]
         assert people.signed_in(session, token) is None
+        stored = str([tuple(row) for table in Base.metadata.sorted_tables for row in session.execute(select(table))])
+    assert token not in stored
+    assert cookie not in stored
+    assert all(hashlib.sha256(secret.encode()).hexdigest() in stored for secret in (token, cookie))
     with database.write() as session:
         people.revoke(session, "test", person)
     with database.write() as session:

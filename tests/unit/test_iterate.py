@@ -293,15 +293,25 @@ def test_more_labelers_are_asked_where_more_are_wanted(folder: Path, capsys: pyt
     assert read_labels(labels) == given, "they are taken out anew"
 
 
-def test_a_judge_is_named_as_the_rounds_see_it(folder: Path) -> None:
-    (folder / "gold").mkdir()
-    change(folder, label="judge reward:gold --labeler gold", rounds=1)
-    run()
-    judging = [call for call in calls(folder) if call[1] == "judge"]
-    assert judging == [
-        ["1", "judge", "reward:../../../gold", "--labeler", "gold", asked, "--output", labels]
-        for asked, labels in (("tasks.jsonl", "labels.jsonl"), ("contest/tasks.jsonl", "contest/labels.jsonl"))
-    ]
+@pytest.mark.parametrize(
+    ("label", "seen"),
+    [
+        ("judge reward:models/gold", "judge reward:../../../models/gold --labeler models/gold"),
+        ("judge own.J --options m=models/gold", "judge own.J --options m=../../../models/gold --labeler models/gold"),
+        ("judge reward:models/gold --labeler models/gold", "judge reward:../../../models/gold --labeler models/gold"),
+        ("judge reward:models/gold --labeler=models/gold", "judge reward:../../../models/gold --labeler=models/gold"),
+        ("judge api:gpt-x --options base_url=http://localhost:8000/v1", None),
+        ("judge function:mine.judge", None),
+        ("world rank --world 1", None),
+    ],
+)
+def test_a_judge_is_found_by_the_rounds_and_called_as_in_the_config(folder: Path, label: str, seen: str | None) -> None:
+    (folder / "models" / "gold").mkdir(parents=True)
+    loop = Loop("sft", ["p"], ["r"], ["q"], label=label)
+    stages = Planner(loop, folder / "run", {"reward": [], "ppo": []}).round(1)[0].stages
+    labelling = [stage.command for stage in stages if stage.name.endswith(("/label", "/judge"))]
+    asked = [("tasks.jsonl", "labels.jsonl"), ("contest/tasks.jsonl", "contest/labels.jsonl")]
+    assert labelling == [(*(seen or label).split(), "--output", labels, tasks) for tasks, labels in asked]
 
 
 def test_prompts_by_the_disagreement_of_the_rounds_before(folder: Path) -> None:

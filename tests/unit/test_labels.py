@@ -295,3 +295,14 @@ def test_a_wrong_weight_is_refused(weight: Any) -> None:
     row = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "weight": weight}
     with pytest.raises(UserError, match="weight"):
         read_records(row, "x:1", "comparison")
+
+
+def test_a_row_tells_everything_about_its_label() -> None:
+    told: dict[str, Any] = {
+        "labeler": "anna", "ratings": [7, 3], "flags": [{"harmful": False}, {"harmful": True}], "policy": ["a", "b"],
+        "use_case": "chat", "user": "u", "round": 2, "seconds": 9.5, "instructions": 4,
+    }  # fmt: skip
+    (made,) = export([Label("t", "comparison", "p", completions=["x", "y"], ranks=[1, 2], **told)], 0.0).train[
+        "comparison"
+    ]
+    assert made == {"prompt": "p", "completions": ["x", "y"], "ranks": [1, 2], "task": "t"} | told

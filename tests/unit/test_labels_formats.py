@@ -14,7 +14,7 @@ from instructlit.errors import UserError
 from instructlit.labels import Label, Task, read_labels, write_labels, write_tasks
 from instructlit.labels.argilla import from_argilla, to_argilla
 from instructlit.labels.label_studio import from_label_studio, labeling_config, to_label_studio
-from instructlit.labels.trl import from_pairs, to_pairs
+from instructlit.labels.trl import from_pairs, pair_tasks, to_pairs
 
 CHAT = [{"role": "user", "content": "Say <hello> & bye."}]
 TASKS = [
@@ -128,7 +128,9 @@ def test_trl_pairs() -> None:
     for pair in (*pairs, chat):
         assert read_records(pair, "x", "comparison")[0] == "preference", "our own reader takes them"
     one, *_ = from_pairs(placed(pairs), "team")
-    assert (one.prompt, one.completions, one.ranks, one.labeler) == ("p", ["b", "a"], [1, 2], "team")
+    assert (one.prompt, one.completions, one.ranks, one.labeler) == ("p", ["a", "b"], [2, 1], "team")
+    (asked, *_) = pair_tasks(placed(pairs))
+    assert (asked[1].task, asked[1].completions) == (one.task, one.completions), "a pair and its label are one task"
 
 
 def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,3 +181,23 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "did you mean anna" in capsys.readouterr().err
     assert main(["labels", "import", str(tasks), "--source", "argilla"]) == 2
     assert "tasks.jsonl:1: fields" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tool", "change", "told"),
+    [
+        ("label_studio", {"annotations": ["x"]}, "annotations[0]: found 'x'"),
+        ("label_studio", {"annotations": [{"completed_by": 1}]}, "an object with a list `result`"),
+        ("label_studio", {"annotations": [{"result": [{"type": "relation", "from_id": "a"}]}]}, "no ranking in it"),
+        ("argilla", {"responses": {"order": "x"}}, "responses.order: found 'x'"),
+        ("argilla", {"responses": {"order": [{"user_id": "u"}]}}, "a list of objects with a `value`"),
+    ],
+)
+def test_a_label_of_another_shape_is_told(
+    tmp_path: Path, tool: str, change: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (row,) = (to_argilla if tool == "argilla" else to_label_studio)(TASKS[:1])
+    (tmp_path / "bad.json").write_text(json.dumps([row | change]))
+    words = ["labels", "import", str(tmp_path / "bad.json"), "--source", tool, "--output", str(tmp_path / "out.jsonl")]
+    assert main(words) == 2
+    assert told in capsys.readouterr().err

@@ -4,13 +4,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
 
+from instructlit.cli.check import misfit
 from instructlit.cli.fit import readable
-from instructlit.cli.types import import_class
+from instructlit.cli.types import describe, import_class
 from instructlit.errors import UserError, nearest
 from instructlit.evaluation.judging import Judge
 from instructlit.evaluation.task import Task
@@ -171,7 +172,8 @@ def built(kind: type, spec: Mapping[str, Any], where: str) -> Any:
     """
     found = import_class(spec["class_path"], [kind], where)
     known = list(inspect.signature(found).parameters)
-    for option in spec.get("init_args") or {}:
+    given = spec.get("init_args") or {}
+    for option in given:
         _known(option, known, where, f"an option of {found.__name__}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "part")
@@ -181,7 +183,20 @@ def built(kind: type, spec: Mapping[str, Any], where: str) -> Any:
         own: BaseException | None = error
         while own is not None and not isinstance(own, UserError):
             own = own.__cause__ or own.__context__  # the class has said it, the parser has wrapped it
-        raise own or UserError(readable(str(error)), where=where) from error
+        own = own or _unfit(found, given, where) or UserError(readable(str(error)), where=where)
+        raise own from error
+
+
+def _unfit(found: type, given: Mapping[str, Any], where: str) -> UserError | None:
+    """What is wrong with the options of a class, which its parser answers with a type that it expected instead."""
+    hints = get_type_hints(found.__init__)
+    for name, parameter in inspect.signature(found).parameters.items():
+        hint = hints.get(name, Any)
+        if given.get(name) is None and parameter.default is inspect.Parameter.empty:
+            return UserError(f"{found.__name__} needs `{name}`", where=where, expected=describe(hint))
+        if name in given and misfit(hint, given[name]):
+            return UserError(f"{given[name]!r} is not valid here", where=f"{where}: {name}", expected=describe(hint))
+    return None
 
 
 def _known(name: str, known: Any, where: str, what: str) -> None:

@@ -85,7 +85,7 @@ class Planner:
 
     def _label(self, number: int, tasks: str, name: str, after: str) -> Stage:
         labels = tasks.replace("tasks", "labels")
-        words = [*map(self._label_word, shlex.split(self.loop.label)), tasks, "--output", labels]
+        words = [*self._label_words(), "--output", labels, tasks]  # the last option may take any number of words
         title = "have the answers ranked" if name == "label" else "have the policies compared"
         return self._stage(number, name, title, words, (after,), (labels,))
 
@@ -225,10 +225,29 @@ class Planner:
                 found.append(self._input(name))
         return list(dict.fromkeys(found))
 
+    def _label_words(self) -> list[str]:
+        """The labelling command; paths in it, after `:` and `=` too, are written as a round's folder sees them.
+
+        A judge calls itself by its path: its labels keep the one that the config has, wherever the rounds lie.
+        """
+        given = shlex.split(self.loop.label)
+        named = [at for at, word in enumerate(given) if word.partition("=")[0] == "--labeler"]
+        names = {*named, *(at + 1 for at in named)}
+        words = [word if at in names else self._label_word(word) for at, word in enumerate(given)]
+        if given[0] == "judge" and not named:
+            moved = [old for old, new in zip(given, words, strict=True) if old != new]
+            words += ["--labeler", self._parted(moved[0])[1]] if moved else []
+        return words
+
     def _label_word(self, word: str) -> str:
-        """A word of the labelling command; a path in it, after a colon too, is written as a round's folder sees it."""
-        kind, colon, what = word.rpartition(":")
-        return f"{kind}{colon}{self._input(what)}" if colon or "/" in what else word
+        head, path = self._parted(word)
+        return f"{head}{self._input(path)}" if head or "/" in path else word
+
+    @staticmethod
+    def _parted(word: str) -> tuple[str, str]:
+        """`reward:models/gold` as `reward:` and `models/gold`, an option as `model=` and its value."""
+        at = max(word.rfind(":"), word.rfind("=")) + 1
+        return word[:at], word[at:]
 
     def _seed(self, number: int) -> str:
         return str(self.loop.seed * 1000 + number)

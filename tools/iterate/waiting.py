@@ -3,14 +3,19 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instructlit.data.readers import file_hash
 from instructlit.errors import UserError
 from instructlit.labels import Label, read_labels, read_tasks, write_labels
 from instructlit.labels.records import for_database, parse_label, with_policies
+
+if TYPE_CHECKING:
+    from instructlit.labelling.database import Database
 
 POLL_SECONDS = 30.0
 
@@ -71,20 +76,19 @@ class _Database:
 
     def __init__(self, name: str, tasks: Path, labels: Path, labelers: int):
         from instructlit.labelling.audit import COMMAND_LINE
-        from instructlit.labelling.database import Database
         from instructlit.labelling.tasks import add_tasks, taken_in, want_labels
 
-        self.labels, self.labelers, self.made = labels, labelers, labels.with_name(f"{labels.stem}.made.json")
+        self.name, self.labels, self.labelers = name, labels, labelers
+        self.made = labels.with_name(f"{labels.stem}.made.json")
         self.known = read_tasks(tasks)
         self.made_from = {"tasks_sha256": file_hash(str(tasks)), "labelers": labelers}
         self.records = [for_database(task) for task in self.known]
-        self.database = Database(name)
         if self._taken():
             return
-        with self.database.write() as session:
+        with self._opened() as database, database.write() as session:
             added = add_tasks(session, COMMAND_LINE, self.records, overlap=labelers, source=str(tasks))
             want_labels(session, COMMAND_LINE, taken_in(session, self.records), labelers)
-        print(f"{self.database}: {added.new} new tasks, {added.known} there already")
+        print(f"{database}: {added.new} new tasks, {added.known} there already")
 
     def look(self) -> Standing:
         """What the database holds now; writes the file when all is there."""
@@ -93,7 +97,7 @@ class _Database:
 
         if self._taken():
             return Standing(len(self.known), len(self.known), "")
-        with self.database.read() as session:
+        with self._opened(create=False) as database, database.read() as session:
             asked = {task.id: task.state for task in taken_in(session, self.records)}
             kinds, rounds = {task.kind for task in self.known}, {task.round for task in self.known}
             of_rounds = None if None in rounds else [number for number in rounds if number is not None]
@@ -101,10 +105,21 @@ class _Database:
         given = Counter(record["task"] for record in records)
         done = [state == "withdrawn" or given[task] >= self.labelers for task, state in asked.items()]
         if all(done):
-            self._take([parse_label(label_row(record), str(self.database)) for record in records])
+            self._take([parse_label(label_row(record), str(database)) for record in records], str(database))
         held = sum(state == "held" for state in asked.values())
         waiting = f"; {held} are reported and wait for the owner" if held else ""
-        return Standing(sum(done), len(done), f"{waiting}: `instructlit label --database {self.database}` serves them")
+        return Standing(sum(done), len(done), f"{waiting}: `instructlit label --database {database}` serves them")
+
+    @contextmanager
+    def _opened(self, create: bool = True) -> Iterator["Database"]:
+        """The database, for as long as it is looked at: people may take days, and its server has better to do."""
+        from instructlit.labelling.database import Database
+
+        database = Database(self.name, create)
+        try:
+            yield database
+        finally:
+            database.close()
 
     def _taken(self) -> bool:
         """Whether the labels of these very tasks lie in the file."""
@@ -113,9 +128,9 @@ class _Database:
         record: dict[str, Any] = json.loads(self.made.read_text(encoding="utf-8"))
         return record == self.made_from
 
-    def _take(self, labels: list[Label]) -> None:
+    def _take(self, labels: list[Label], database: str) -> None:
         if not labels:
-            raise UserError("every task was withdrawn", where=str(self.database), expected="labels")
+            raise UserError("every task was withdrawn", where=database, expected="labels")
         write_labels(self.labels, with_policies(labels, self.known))
         self.made.write_text(json.dumps(self.made_from) + "\n", encoding="utf-8")
-        print(f"{self.labels}: {len(labels)} labels out of {self.database}")
+        print(f"{self.labels}: {len(labels)} labels out of {database}")

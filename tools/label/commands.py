@@ -1,14 +1,17 @@
 """The commands around the server: people and their tokens, and tasks in."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from instructlit.errors import UserError
 from instructlit.labelling import people, tasks
 from instructlit.labelling.audit import COMMAND_LINE
 from instructlit.labelling.database import Database
-from instructlit.labelling.questions import Kind
+from instructlit.labelling.questions import KINDS, Kind
 from instructlit.tools.label.rows import parsed_lines, task_record
+
+Source = Literal["native", "argilla", "label_studio", "trl"]
 
 
 def add_labeler(name: str, *, database: str = "labels.db", role: Literal["labeler", "owner"] = "labeler") -> None:
@@ -62,8 +65,10 @@ def labelers(*, database: str = "labels.db") -> None:
 def import_tasks(
     files: list[str],
     *,
-    kind: Kind,
+    kind: Kind | None = None,
+    source: Source = "native",
     database: str = "labels.db",
+    output: str | None = None,
     overlap: int = 1,
     round: int | None = None,
     gold: bool = False,
@@ -74,22 +79,50 @@ def import_tasks(
     --samples 4` writes them; optional `policy`, `use_case`, `user`, `round`, `overlap`, `priority`. A task that is
     there already is left out.
 
+    With `--source` they are the tasks of another tool's file, labelled there or not: `instructlit labels import` takes
+    the labels. Of a pair of chosen and rejected the preference is left out.
+
     Args:
         files: the files.
-        kind: "demonstration" (write an answer), "comparison" (rate and rank) or "evaluation" (blind preference).
+        kind: "demonstration" (write an answer), "comparison" (rate and rank) or "evaluation" (blind preference). A
+            file of another tool may tell it for each task; a task with completions is else a comparison, one without a
+            demonstration.
+        source: whose format it is: rows as above, Argilla's `records.to_json`, Label Studio's JSON, TRL pairs.
         database: file, or URL of a PostgreSQL server; a file that is not there is made.
+        output: a file of tasks to write in the place of a database, from another tool's files.
         overlap: how many people label each task.
         round: number of the round, for rows that name none.
         gold: the rows have the right `ranks`: questions that show how well each labeler judges.
     """
+    if source != "native" and gold:
+        raise UserError(f"{source} has no gold questions", where="--gold", expected="rows with `ranks`, of no source")
+    if output is not None:
+        from instructlit.tools.label.elsewhere import write_tasks_of
+
+        write_tasks_of(source, files, kind, round, output)
+        return
     opened = Database(database)
     with opened.write() as session:
         for file in files:
-            try:
-                with open(file, "rb") as lines:
-                    rows = parsed_lines(lines, file)
-                    records = (task_record(row, where, kind, gold, round) for where, row in rows)
-                    added = tasks.add_tasks(session, COMMAND_LINE, records, overlap=overlap, source=Path(file).name)
-            except OSError as error:
-                raise UserError(f"{file} cannot be read: {error.strerror}", where="files") from error
+            records = _rows(file, kind, gold, round) if source == "native" else _tasks(source, file, kind, round)
+            added = tasks.add_tasks(session, COMMAND_LINE, records, overlap=overlap, source=Path(file).name)
             print(f"{file}: {added.new} new tasks, {added.known} there already")
+
+
+def _tasks(source: Source, file: str, kind: Kind | None, round: int | None) -> Iterator[dict[str, Any]]:
+    from instructlit.labels.records import for_database
+    from instructlit.tools.label.elsewhere import tasks_of
+
+    for where, task in tasks_of(source, file, kind, round):
+        yield for_database(task) | {"where": where}
+
+
+def _rows(file: str, kind: Kind | None, gold: bool, round: int | None) -> Iterator[dict[str, Any]]:
+    if kind is None:
+        raise UserError("is needed and not given", where="--kind", expected=f"one of {', '.join(KINDS)}")
+    try:
+        with open(file, "rb") as lines:
+            for where, row in parsed_lines(lines, file):
+                yield task_record(row, where, kind, gold, round)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}", where="files") from error

@@ -47,7 +47,14 @@ def labels_import(
     else:
         labels = [parse_label(row, where) for where, row in rows]
     if not labels:
-        raise UserError("no label in it", where=", ".join(files), expected="tasks that somebody has labelled")
+        raise UserError(
+            "no label in it",
+            where=", ".join(files),
+            expected="tasks that somebody has labelled",
+            fix=f"`instructlit label import --source {source}` takes tasks that nobody has"
+            if source != "native"
+            else None,
+        )
     known = tasks_of(labels)
     if tasks:
         given = [task for file in tasks for task in read_tasks(file)]

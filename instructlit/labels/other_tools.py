@@ -1,0 +1,39 @@
+"""What the formats of other tools have in common: names of completions and ratings, and what makes a task of ours."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from instructlit.labels.records import Task, parse_task, task_id
+
+COMPLETION = re.compile(r"(?:completion|response)_\d+")
+
+
+def completion_names(completions: Sequence[str]) -> list[str]:
+    """`completion_1` and so on."""
+    return [f"completion_{number}" for number in range(1, len(completions) + 1)]
+
+
+def rating_name(completion: str) -> str:
+    """The question that rates a completion: `rating_2` for `completion_2`."""
+    return f"rating_{completion.rpartition('_')[2]}"
+
+
+def task_from(asked: Mapping[str, Any], own_id: Any, told: Mapping[str, Any], where: str) -> Task:
+    """The task that another tool's file asks, checked like those of our own files.
+
+    Args:
+        asked: `prompt` and `completions`.
+        own_id: the id that the tool knows it by, if any; else it is one that follows from the question.
+        told: `kind`, `round`, `use_case` and `user`, where the file tells them. With completions it is a comparison
+            unless told otherwise, without them a demonstration.
+        where: where it stands, for messages.
+
+    Raises:
+        UserError: naming `where` and the field.
+    """
+    kind = told.get("kind") or ("comparison" if asked["completions"] else "demonstration")
+    about = {name: told.get(name) for name in ("round", "use_case", "user")}
+    task = parse_task({**asked, **about, "kind": kind, "task": str(own_id or "none")}, where)
+    return task if own_id else replace(task, task=task_id(task.kind, task.prompt, task.completions))

@@ -1,0 +1,50 @@
+"""Tasks out of the files of other tools."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from instructlit.errors import UserError
+from instructlit.labelling.questions import Kind
+from instructlit.labels import Task, write_tasks
+from instructlit.labels.argilla import argilla_tasks
+from instructlit.labels.label_studio import label_studio_tasks
+from instructlit.labels.records import read_rows
+from instructlit.labels.trl import pair_tasks
+
+_READERS = {"argilla": argilla_tasks, "label_studio": label_studio_tasks, "trl": pair_tasks}
+
+
+def tasks_of(source: str, file: str, kind: Kind | None, round: int | None) -> Iterator[tuple[str, Task]]:
+    """The tasks of a file, and where each stands.
+
+    Args:
+        source: whose format it is.
+        file: the file.
+        kind: that of tasks for which the file tells none.
+        round: the same.
+
+    Raises:
+        UserError: a row that cannot be understood, by file and line.
+    """
+    for where, task in _READERS[source](read_rows(file), kind):
+        yield where, task if task.round is not None else replace(task, round=round)
+
+
+def write_tasks_of(source: str, files: Sequence[str], kind: Kind | None, round: int | None, output: str) -> None:
+    """Write the tasks of some files as one file of ours, each once.
+
+    Raises:
+        UserError: a row that cannot be understood, or two tasks under one id.
+    """
+    if source == "native":
+        raise UserError("rows of no source go into a database", where="--output", expected="a --source")
+    found: dict[str, Task] = {}
+    count = 0
+    for where, task in (one for file in files for one in tasks_of(source, file, kind, round)):
+        count += 1
+        if found.setdefault(task.task, task) != task:
+            raise UserError(f"{task.task!r} is the id of another task too", where=where, expected="an id for each task")
+    if not found:
+        raise UserError("no task in it", where=", ".join(files), expected="tasks to label")
+    write_tasks(output, found.values())
+    print(f"{output}: {len(found)} tasks" + (f", {count - len(found)} there twice" if count > len(found) else ""))
