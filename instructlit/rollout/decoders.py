@@ -37,6 +37,9 @@ class Decoder(ABC):
     refills: bool
     """Whether a prompt can take a slot while others are in the middle of their responses."""
 
+    own: bool
+    """Whether the layers are computed here. A model's own forward may keep a tensor for later, in training."""
+
     @abstractmethod
     def read(self, slots: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Put prompts into slots; logits (n, V) of what comes next, of any float dtype.
@@ -70,7 +73,7 @@ def decoder_for(model: nn.Module, slots: int, length: int) -> Decoder:
 class ModelDecoder(Decoder):
     """The model's own forward, with the cache that transformers makes for it."""
 
-    refills = False
+    refills = own = False
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -125,7 +128,7 @@ class LlamaDecoder(Decoder):
         length: most tokens of a row.
     """
 
-    refills = True
+    refills = own = True
 
     def __init__(self, model: nn.Module, slots: int, length: int):
         hf: Any = unwrapped(model)

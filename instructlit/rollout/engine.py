@@ -1,6 +1,7 @@
 """Generation engines: from a batch of prompts to sampled ids with the log-probs they were sampled at."""
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -175,10 +176,12 @@ class _Decoding:
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Responses (B, R) and their log-probs (B, R); R is the longest's length."""
-        while self._fill():
-            tokens = self._say()
-            if self.live.any():
-                self.logits = self.decoder.step(self._narrowed(tokens))
+        # Autograd's bookkeeping, switched off by `no_grad`, is left out: some 5 % of a small model's time.
+        with torch.inference_mode() if self.decoder.own else nullcontext():
+            while self._fill():
+                tokens = self._say()
+                if self.live.any():
+                    self.logits = self.decoder.step(self._narrowed(tokens))
         width = int(self.lengths.max()) if len(self.lengths) else 0
         return self.response_ids[:, :width], self.log_probs[:, :width]
 

@@ -100,6 +100,16 @@ def test_new_weights_are_sampled_from_at_once(model, char_tokenizer):
     torch.testing.assert_close(response_log_probs(model.eval(), got, 1.0), got.log_probs, atol=1e-5, rtol=1e-4)
 
 
+def test_what_is_returned_can_be_trained_on(model, char_tokenizer):
+    got = CachedEngine().generate(model, prompt_batch(TEXTS, char_tokenizer), Sampling(8), char_tokenizer)
+    tensors = [value for value in vars(got).values() if isinstance(value, Tensor)]
+    assert len(tensors) >= 6
+    assert not any(tensor.is_inference() for tensor in tensors)
+    ratio = (response_log_probs(model, got, 1.0) - got.log_probs).exp()
+    ratio[got.response_mask].sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_greedy_decoding_draws_no_chance(model, char_tokenizer):
     before = torch.get_rng_state()
     sampling = Sampling(4, greedy=True)
