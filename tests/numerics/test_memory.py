@@ -27,7 +27,7 @@ from instructlit.models.export import export_folder
 from instructlit.modules import PPOModule, RewardModule, SFTModule
 from instructlit.rollout import CachedEngine, RewardModel, Sampling, WorkerEngine
 from instructlit.rollout.decoders import decoder_for
-from instructlit.rollout.llama import Linear
+from instructlit.rollout.llama import Linear, can_pack
 from instructlit.types import ComparisonBatch, Prompt, PromptBatch, TokenBatch
 
 COMMON: dict[str, Any] = {"vocab_size": 2000, "pad_token_id": PAD_ID, "eos_token_id": EOS_ID, "bos_token_id": None}
@@ -253,11 +253,21 @@ def ppo_run(folders: dict[str, Path], tokenizer: PreTrainedTokenizerFast, **opti
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bf16-mixed"])
+@pytest.mark.parametrize("packed", [False, True], ids=["as they are", "packed"])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
 def test_what_the_decoder_of_a_cpu_holds_once_more(
-    folders: dict[str, Path], char_tokenizer: PreTrainedTokenizerFast, name: str, mixed: bool
+    folders: dict[str, Path],
+    char_tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    mixed: bool,
+    packed: bool,
 ) -> None:
     """To the byte but for the norms, which are float32 already."""
+    if not packed:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    elif not can_pack(torch.bfloat16 if mixed else torch.float32):
+        pytest.skip("this torch or this CPU packs no weights of that type")
     model: Any = load_causal_lm(Backbone(str(folders[name]))).eval()
     ours = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
@@ -266,13 +276,14 @@ def test_what_the_decoder_of_a_cpu_holds_once_more(
                if isinstance(part, Linear)]  # fmt: skip
     linears += [decoder._head] if name != "gpt2" else []
     held = [weight for linear in linears for weight, _ in linear._parts]
-    copies = [w for w in held if w.untyped_storage().data_ptr() not in ours]
+    copies = [w for w in held if w.is_mkldnn or w.untyped_storage().data_ptr() not in ours]
+    counted = sum(w.numel() * w.dtype.itemsize for w in copies)
     module, data = module_of("ppo", folders[name]), Data(char_tokenizer, "ppo", 8)
     for cpu in (True, False):
         run = run_of(module, data, precision="bf16-mixed" if mixed else "32-true", cpu=cpu)
         (sampling,) = (phase for phase in estimate(run).phases if phase.name == "sampling")
-        assert sampling.parts.get("decoder's weights", 0) == (bytes_of(copies) if cpu else 0)
-    assert bool(copies) == (mixed and name != "gpt2")
+        assert sampling.parts.get("decoder's weights", 0) == (counted if cpu else 0)
+    assert bool(copies) == ((mixed or packed) and name != "gpt2")
     adapted = run_of(module_of("ppo", folders[name], lora=Lora(8)), data, cpu=True)
     assert not any("decoder's weights" in phase.parts for phase in estimate(adapted).phases)
 
