@@ -28,14 +28,15 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def see(self, x: Tensor) -> None:
-        """Count the storage of `x`."""
-        storage = x.untyped_storage()
-        if storage._cdata in self._alive or storage.device.type == "meta":
+        """Count the storage of `x`; where oneDNN keeps it to itself, what the tensor has room for."""
+        held = x if x.is_mkldnn else x.untyped_storage()
+        at = id(x) if x.is_mkldnn else x.untyped_storage()._cdata
+        if at in self._alive or held.device.type == "meta":
             return
-        self._alive[storage._cdata] = storage.nbytes()
-        self.now += storage.nbytes()
+        self._alive[at] = held.nbytes if isinstance(held, Tensor) else held.nbytes()
+        self.now += self._alive[at]
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._freed, storage._cdata)
+        weakref.finalize(held, self._freed, at)
 
     def _freed(self, at: int) -> None:
         self.now -= self._alive.pop(at, 0)

@@ -190,7 +190,7 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("label_studio", {"annotations": [{"completed_by": 1}]}, "an object with a list `result`"),
         ("label_studio", {"annotations": [{"result": [{"type": "relation", "from_id": "a"}]}]}, "no ranking in it"),
         ("argilla", {"responses": {"order": "x"}}, "responses.order: found 'x'"),
-        ("argilla", {"responses": {"order": [{"user_id": "u"}]}}, "a list of objects with a `value`"),
+        ("argilla", {"responses": {"order": [{"user_id": "u"}]}}, "a list of objects with `value` and `user_id`"),
     ],
 )
 def test_a_label_of_another_shape_is_told(
