@@ -4,14 +4,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from instructlit.cli.check import misfit
 from instructlit.cli.fit import readable
-from instructlit.cli.types import describe, import_class
+from instructlit.cli.types import describe, import_class, parameters
 from instructlit.errors import UserError, nearest
 from instructlit.evaluation.judging import Judge
 from instructlit.evaluation.task import Task
@@ -189,10 +189,8 @@ def built(kind: type, spec: Mapping[str, Any], where: str) -> Any:
 
 def _unfit(found: type, given: Mapping[str, Any], where: str) -> UserError | None:
     """What is wrong with the options of a class, which its parser answers with a type that it expected instead."""
-    hints = get_type_hints(found.__init__)
-    for name, parameter in inspect.signature(found).parameters.items():
-        hint = hints.get(name, Any)
-        if given.get(name) is None and parameter.default is inspect.Parameter.empty:
+    for name, (hint, required) in (parameters(found) or {}).items():
+        if required and given.get(name) is None:
             return UserError(f"{found.__name__} needs `{name}`", where=where, expected=describe(hint))
         if name in given and misfit(hint, given[name]):
             return UserError(f"{given[name]!r} is not valid here", where=f"{where}: {name}", expected=describe(hint))
