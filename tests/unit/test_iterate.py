@@ -121,7 +121,6 @@ def test_rounds_build_on_those_before(folder: Path) -> None:
 
 
 def test_each_round_asks_for_its_number_of_labels(folder: Path) -> None:
-    (folder / "run" / "lows.json").write_text("[0.55, 0.55, 0.55]")
     change(folder, limit=[2000, 500])
     run()
     asked = [call for call in calls(folder) if call[1] == "collect" and "contest/tasks.jsonl" not in call]
