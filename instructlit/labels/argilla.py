@@ -70,20 +70,18 @@ def from_argilla(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Label]:
             )
 
 
-def argilla_tasks(
-    rows: Iterable[tuple[str, dict[str, Any]]], kind: LabelKind | None = None
-) -> Iterator[tuple[str, Task]]:
-    """What records ask, and where each stands, whether somebody has answered or not.
+def argilla_task(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> Task:
+    """What a record asks, whether somebody has answered it or not.
 
     Args:
-        rows: where each stands, and the record.
-        kind: that of records that tell none in their metadata.
+        row: the record.
+        where: where it stands.
+        kind: what is asked where the record does not tell.
 
     Raises:
-        UserError: a record whose fields cannot be understood, by file and line.
+        UserError: a record that cannot be understood, by file and line.
     """
-    for where, row in rows:
-        yield where, _asked(row, where, kind)[0]
+    return _asked(row, where, kind)[0]
 
 
 def _asked(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> tuple[Task, list[str]]:

@@ -92,20 +92,18 @@ def from_label_studio(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[La
             )
 
 
-def label_studio_tasks(
-    rows: Iterable[tuple[str, dict[str, Any]]], kind: LabelKind | None = None
-) -> Iterator[tuple[str, Task]]:
-    """What tasks ask, and where each stands, whether somebody has annotated it or not.
+def label_studio_task(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> Task:
+    """What a task of Label Studio asks, whether somebody has annotated it or not.
 
     Args:
-        rows: where each stands, and the task.
-        kind: that of tasks whose data tells none.
+        row: the task.
+        where: where it stands.
+        kind: what is asked where the task does not tell.
 
     Raises:
         UserError: a task that cannot be understood, by file and line.
     """
-    for where, row in rows:
-        yield where, _asked(row, where, kind)[0]
+    return _asked(row, where, kind)[0]
 
 
 def _asked(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> tuple[Task, list[str]]:

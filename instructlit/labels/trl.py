@@ -30,35 +30,38 @@ def from_pairs(rows: Iterable[tuple[str, dict[str, Any]]], labeler: str) -> Iter
         UserError: a row that is no preference.
     """
     for where, row in rows:
-        for record in read_records(row, where, "comparison", "preference")[1]:
-            assert isinstance(record, Comparison)
-            task = _asked(record, where)
-            yield Label(
-                task.task,
-                "comparison",
-                task.prompt,
-                record.labeler or labeler,
-                task.completions,
-                [rank for _, rank in sorted(zip(record.completions, record.ranks, strict=True))],
-                use_case=task.use_case,
-                user=task.user,
-            )
+        record = _pair(row, where)
+        task = _asked(record, where)
+        yield Label(
+            task.task,
+            "comparison",
+            task.prompt,
+            record.labeler or labeler,
+            task.completions,
+            [rank for _, rank in sorted(zip(record.completions, record.ranks, strict=True))],
+            use_case=task.use_case,
+            user=task.user,
+        )
 
 
-def pair_tasks(rows: Iterable[tuple[str, dict[str, Any]]], kind: LabelKind | None = None) -> Iterator[tuple[str, Task]]:
-    """Pairs as tasks, and where each stands: which completion was preferred is left out.
+def pair_task(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> Task:
+    """A pair as a task: which completion was preferred is left out.
 
     Args:
-        rows: where each stands, and the row.
-        kind: what is asked; comparisons unless given.
+        row: the row.
+        where: where it stands.
+        kind: what is asked; a comparison unless given.
 
     Raises:
         UserError: a row that is no preference.
     """
-    for where, row in rows:
-        for record in read_records(row, where, "comparison", "preference")[1]:
-            assert isinstance(record, Comparison)
-            yield where, _asked(record, where, kind)
+    return _asked(_pair(row, where), where, kind)
+
+
+def _pair(row: dict[str, Any], where: str) -> Comparison:
+    (record,) = read_records(row, where, "comparison", "preference")[1]
+    assert isinstance(record, Comparison)
+    return record
 
 
 def _asked(record: Comparison, where: str, kind: LabelKind | None = None) -> Task:

@@ -14,7 +14,7 @@ from instructlit.errors import UserError
 from instructlit.labels import Label, Task, read_labels, write_labels, write_tasks
 from instructlit.labels.argilla import from_argilla, to_argilla
 from instructlit.labels.label_studio import from_label_studio, labeling_config, to_label_studio
-from instructlit.labels.trl import from_pairs, pair_tasks, to_pairs
+from instructlit.labels.trl import from_pairs, pair_task, to_pairs
 
 CHAT = [{"role": "user", "content": "Say <hello> & bye."}]
 TASKS = [
@@ -129,8 +129,8 @@ def test_trl_pairs() -> None:
         assert read_records(pair, "x", "comparison")[0] == "preference", "our own reader takes them"
     one, *_ = from_pairs(placed(pairs), "team")
     assert (one.prompt, one.completions, one.ranks, one.labeler) == ("p", ["a", "b"], [2, 1], "team")
-    (asked, *_) = pair_tasks(placed(pairs))
-    assert (asked[1].task, asked[1].completions) == (one.task, one.completions), "a pair and its label are one task"
+    asked = pair_task(pairs[0], "x")
+    assert (asked.task, asked.completions) == (one.task, one.completions), "a pair and its label are one task"
 
 
 def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,12 +6,12 @@ from dataclasses import replace
 from instructlit.errors import UserError
 from instructlit.labelling.questions import Kind
 from instructlit.labels import Task, write_tasks
-from instructlit.labels.argilla import argilla_tasks
-from instructlit.labels.label_studio import label_studio_tasks
+from instructlit.labels.argilla import argilla_task
+from instructlit.labels.label_studio import label_studio_task
 from instructlit.labels.records import read_rows
-from instructlit.labels.trl import pair_tasks
+from instructlit.labels.trl import pair_task
 
-_READERS = {"argilla": argilla_tasks, "label_studio": label_studio_tasks, "trl": pair_tasks}
+_READERS = {"argilla": argilla_task, "label_studio": label_studio_task, "trl": pair_task}
 
 
 def tasks_of(source: str, file: str, kind: Kind | None, round: int | None) -> Iterator[tuple[str, Task]]:
@@ -26,7 +26,8 @@ def tasks_of(source: str, file: str, kind: Kind | None, round: int | None) -> It
     Raises:
         UserError: a row that cannot be understood, by file and line.
     """
-    for where, task in _READERS[source](read_rows(file), kind):
+    for where, row in read_rows(file):
+        task = _READERS[source](row, where, kind)
         yield where, task if task.round is not None else replace(task, round=round)
 
 
