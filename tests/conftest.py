@@ -18,6 +18,10 @@ os.environ.setdefault("INSTRUCTLIT_CACHE", "off")
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels for a GPU run on the CPU; read when Triton is imported
+
 from hypothesis import settings
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (

@@ -1,4 +1,4 @@
-"""What our decoder for CPUs holds of the weights once more while it samples."""
+"""What our decoder holds of the weights once more while it samples."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,9 @@ _ALONE = ("o_proj", "down_proj", "lm_head")
 
 def decoder_copies(run: Run, shapes: Shapes, weights: Sequence[Weight]) -> int:
     """Bytes of the matrices that `LlamaDecoder` holds once more: all of them where oneDNN has an order of its own for
-    them; elsewhere, in 16 bits, those that it joins and, where autocast has it do so, those that it casts.
+    them or autocast has them cast; elsewhere, in 16 bits, those that it joins, of models without adapters.
+
+    Copies of adapters, which are small, are not counted.
 
     Args:
         run: the run, whose sampling is on a CPU where it says so.
@@ -25,16 +27,16 @@ def decoder_copies(run: Run, shapes: Shapes, weights: Sequence[Weight]) -> int:
     """
     policy = run.models["policy"]
     architecture = shapes.model(policy, False).config
-    plain = policy.lora is None and policy.quantization is None and not any(w.frozen_trunk for w in weights)
-    if not run.cpu or not plain or run.strategy == "sharded" or getattr(architecture, "model_type", None) not in LLAMAS:
+    if policy.quantization or run.strategy == "sharded" or getattr(architecture, "model_type", None) not in LLAMAS:
         return 0
     dtype = torch.bfloat16 if run.mixed else getattr(torch, policy.dtype)
-    packed, cast = can_pack(dtype), run.mixed and policy.dtype == "float32"
+    copied = (run.cpu and can_pack(dtype)) or (run.mixed and policy.dtype == "float32")
+    joined = copied or (dtype.itemsize == 2 and not any(w.frozen_trunk for w in weights))
+    trunk = [w for w in weights if "lora_" not in w.name]
     sizes = {
-        part: sum(w.shape.numel() for w in weights if any(name in w.name.split(".") for name in names))
+        part: sum(w.shape.numel() for w in trunk if any(name in w.name.split(".") for name in names))
         for part, names in (("joined", _JOINED), ("alone", _ALONE))
     }
-    if not any("lm_head" in w.name for w in weights):  # tied: the head is the embedding, and cast like any other
-        sizes["alone"] += sum(w.shape.numel() for w in weights if w.name.endswith("embed_tokens.weight"))
-    joined = sizes["joined"] if packed or dtype.itemsize == 2 else 0
-    return dtype.itemsize * (joined + (sizes["alone"] if packed or cast else 0))
+    if not any("lm_head" in w.name for w in trunk):  # tied: the head is the embedding, and cast like any other
+        sizes["alone"] += sum(w.shape.numel() for w in trunk if w.name.endswith("embed_tokens.weight"))
+    return dtype.itemsize * (sizes["joined"] * joined + sizes["alone"] * copied)

@@ -18,21 +18,21 @@ class KeyValueCache:
 
     def __init__(self, slots: int, heads: int, size: int, dtype: torch.dtype, device: torch.device):
         # (slots, heads, places, size) each
-        self._keys, self._values = (torch.zeros((slots, heads, 0, size), dtype=dtype, device=device) for _ in range(2))
+        self.keys, self.values = (torch.zeros((slots, heads, 0, size), dtype=dtype, device=device) for _ in range(2))
 
     def write(self, slots: Tensor, places: Tensor, keys: Tensor, values: Tensor) -> None:
         """Keep keys and values (n, heads, size) at places (n,) of slots (n,)."""
-        self._keys[slots, :, places] = keys
-        self._values[slots, :, places] = values
+        self.keys[slots, :, places] = keys
+        self.values[slots, :, places] = values
 
     def grow(self, more: int) -> None:
         """So many further places in every slot."""
-        self._keys = F.pad(self._keys, (0, 0, 0, more))
-        self._values = F.pad(self._values, (0, 0, 0, more))
+        self.keys = F.pad(self.keys, (0, 0, 0, more))
+        self.values = F.pad(self.values, (0, 0, 0, more))
 
     def keep(self, slots: Tensor) -> None:
         """Go on with these slots (n,) alone."""
-        self._keys, self._values = self._keys.index_select(0, slots), self._values.index_select(0, slots)
+        self.keys, self.values = self.keys.index_select(0, slots), self.values.index_select(0, slots)
 
     def attend(self, query: Tensor, bias: Tensor, scale: float) -> Tensor:
         """What one query a slot and head finds, (slots, query heads, size).
@@ -42,8 +42,8 @@ class KeyValueCache:
             bias: (slots * heads, 1, places): 0 where a place is filled, minus infinity elsewhere.
             scale: factor on the scores.
         """
-        slots, heads = self._keys.shape[:2]
+        slots, heads = self.keys.shape[:2]
         query = query.reshape(slots * heads, -1, query.shape[-1])
-        scores = torch.baddbmm(bias, query, self._keys.flatten(0, 1).mT, alpha=scale)
-        found = torch.bmm(torch.softmax(scores, dim=-1), self._values.flatten(0, 1))
+        scores = torch.baddbmm(bias, query, self.keys.flatten(0, 1).mT, alpha=scale)
+        found = torch.bmm(torch.softmax(scores, dim=-1), self.values.flatten(0, 1))
         return found.view(slots, -1, query.shape[-1])

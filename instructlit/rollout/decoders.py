@@ -2,10 +2,13 @@
 
 `LlamaDecoder` computes the layers of Llama's family itself, with a cache laid down beforehand, from the model's weights
 as they are now; where the forward runs in 16 bits by autocast they are cast once a rollout and not once a token.
-`ModelDecoder` calls the model's own forward and serves every other architecture.
+`llama_gpu.GPULlamaDecoder` is the same for a GPU. `ModelDecoder` calls the model's own forward and serves every other
+architecture.
 """
 
+import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,16 +22,13 @@ from instructlit.models.sharding import is_sharded
 from instructlit.ops.masking import position_ids
 from instructlit.ops.micro_batches import spans
 from instructlit.rollout.cache import KeyValueCache
-from instructlit.rollout.llama import Layer, Linear, Norm, rotated
+from instructlit.rollout.llama import Layer, Linear, Norm, is_linear, rotated
 
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 """Architectures of Llama's layers, with or without biases and norms of queries and keys."""
 
 COLUMNS = 64
 """Places by which the cache grows: a step then reads whole tensors, of a shape that its kernels have met before."""
-
-TOKENS_AT_ONCE = 256
-"""Tokens of prompts in one forward: enough for full speed on a CPU, and next to nothing to hold beside the cache."""
 
 
 class Decoder(ABC):
@@ -39,6 +39,9 @@ class Decoder(ABC):
 
     own: bool
     """Whether the layers are computed here. A model's own forward may keep a tensor for later, in training."""
+
+    replays: bool = False
+    """Whether a step asks nothing of the device and changes what it holds in place, so that it can be recorded."""
 
     @abstractmethod
     def read(self, slots: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -51,8 +54,9 @@ class Decoder(ABC):
         """
 
     @abstractmethod
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append a token (S,) to every slot; logits (S, V) of what comes next."""
+    def step(self, tokens: Tensor, live: Tensor) -> Tensor:
+        """Append a token (S,) to every slot; logits (S, V) of what comes next, those of slots that are not live (S,)
+        being anything."""
 
     @abstractmethod
     def keep(self, slots: Tensor) -> None:
@@ -67,7 +71,13 @@ def decoder_for(model: nn.Module, slots: int, length: int) -> Decoder:
         slots: rows at once.
         length: most tokens of a row.
     """
-    return LlamaDecoder(model, slots, length) if _is_llama(model) else ModelDecoder(model)
+    if not _is_llama(model):
+        return ModelDecoder(model)
+    if next(model.parameters()).is_cuda:
+        from instructlit.rollout.llama_gpu import GPULlamaDecoder
+
+        return GPULlamaDecoder(model, slots, length)
+    return LlamaDecoder(model, slots, length)
 
 
 class ModelDecoder(Decoder):
@@ -101,7 +111,7 @@ class ModelDecoder(Decoder):
             logits = logits[inverse]
         return logits
 
-    def step(self, tokens: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, live: Tensor) -> Tensor:
         self._mask = F.pad(self._mask, (0, 1), value=True)
         self._positions = self._positions + 1
         out = self.model(
@@ -129,6 +139,9 @@ class LlamaDecoder(Decoder):
     """
 
     refills = own = True
+
+    tokens_at_once = 256
+    """Of prompts in one forward: enough for full speed on a CPU, and next to nothing to hold beside the cache."""
 
     def __init__(self, model: nn.Module, slots: int, length: int):
         hf: Any = unwrapped(model)
@@ -167,7 +180,7 @@ class LlamaDecoder(Decoder):
         sizes = lengths.tolist()
         logits = [
             self._read(ids[start:stop], mask[start:stop], slots, inverse - start)
-            for start, stop in spans(len(ids), None, TOKENS_AT_ONCE, lambda a, b: sum(sizes[a:b]))
+            for start, stop in spans(len(ids), None, self.tokens_at_once, lambda a, b: sum(sizes[a:b]))
         ]
         return torch.cat(logits)[inverse]
 
@@ -181,7 +194,7 @@ class LlamaDecoder(Decoder):
             row: (m,) which prompt each takes; none of these where it is below 0 or not below n.
         """
         lengths = mask.sum(dim=1)
-        segments = [[length, ALONE] for length in lengths.tolist()]
+        among = self._among_prompts(lengths.tolist())
         positions = position_ids(mask)[mask]
         here = (row >= 0) & (row < len(ids))
         slots, row = slots[here], row[here]
@@ -191,16 +204,25 @@ class LlamaDecoder(Decoder):
         into, places = slots[of], positions[token]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            groups = self._heads // self._kv_heads
             self._caches[layer].write(into, places, key[token], value[token])
-            q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
-            k, v = repeat_kv(k, groups), repeat_kv(v, groups)
-            return by_segments(q, k, v, segments, 0.0, self._scale)[0].transpose(0, 1)
+            return among(query, key, value)
 
         hidden = self._forward(ids[mask], positions, attend)
         return self._logits(hidden[lengths.cumsum(dim=0) - 1])
 
-    def step(self, tokens: Tensor) -> Tensor:
+    def _among_prompts(self, lengths: list[int]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Attention (W, heads, size) of queries (W, heads, size) to keys and values (W, kv heads, size) of the same
+        prompt, up to themselves. The prompts, of these lengths, follow one another."""
+        segments, groups = [[length, ALONE] for length in lengths], self._heads // self._kv_heads
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+            k, v = repeat_kv(k, groups), repeat_kv(v, groups)
+            return by_segments(q, k, v, segments, 0.0, self._scale)[0].transpose(0, 1)
+
+        return attend
+
+    def step(self, tokens: Tensor, live: Tensor) -> Tensor:
         # A free slot, which nobody asks about, may be full: it then overwrites its last place.
         places = self._filled.clamp_max(self._length - 1)
         self._filled = places + 1
@@ -248,7 +270,7 @@ class LlamaDecoder(Decoder):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            return self._head(hidden).float()
+            return self._head(hidden)
 
 
 def _different(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -259,13 +281,14 @@ def _different(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _is_llama(model: nn.Module) -> bool:
-    """Whether the decoder computes what `model` does: plain weights on a CPU, full attention, angles that do not
-    depend on the length."""
+    """Whether the decoder computes what `model` does: plain weights, with or without adapters, full attention, angles
+    that do not depend on the length."""
     hf: Any = unwrapped(model)
     config = getattr(hf, "config", None)
     if getattr(config, "model_type", None) not in LLAMAS or is_sharded(model) or not shows_what_it_sees(model):
         return False
     linears = [m for name, m in hf.named_modules() if name.endswith(("_proj", "lm_head"))]
     steady = hf.base_model.rotary_emb.rope_type not in ("dynamic", "longrope")
-    plain = all(type(m) is nn.Linear and m.weight.is_floating_point() for m in linears)
-    return steady and plain and hf.lm_head.weight.device.type == "cpu"
+    device = hf.lm_head.weight.device.type
+    served = device == "cpu" or (device == "cuda" and importlib.util.find_spec("triton") is not None)
+    return steady and served and all(is_linear(m) for m in linears)

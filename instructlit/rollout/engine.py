@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from instructlit.errors import UserError
 from instructlit.rollout.decoders import decoder_for
+from instructlit.rollout.graphs import Replayed
 from instructlit.types import Generation, PromptBatch
 
 _REFUSED = {
@@ -18,6 +20,11 @@ _REFUSED = {
     "repetition_penalty": "it rescales the logits by what was said before",
     "min_new_tokens": "it forbids EOS for a while",
 }
+
+STEPS_UNASKED = 8
+"""Tokens of every row that a GPU decodes before it is asked which rows have ended."""
+
+_BLOCK = 1024  # probabilities that a GPU adds up by themselves in `draw`
 
 
 @dataclass
@@ -165,71 +172,80 @@ class _Decoding:
     ):
         ids, rows = prompts.input_ids, len(prompts)
         self.prompts, self.sampling, self.eos = prompts, sampling, end[0]
-        slots = max(1, min(size or rows, rows))
-        self.decoder = decoder_for(model, slots, ids.shape[1] + sampling.max_new_tokens)
+        self.slots = max(1, min(size or rows, rows))
+        self.decoder = decoder_for(model, self.slots, ids.shape[1] + sampling.max_new_tokens)
         self.response_ids = ids.new_full((rows, sampling.max_new_tokens), end[1])
         self.log_probs = torch.zeros_like(self.response_ids, dtype=torch.float32)
         self.lengths = ids.new_zeros(rows)
         self.chance = None if sampling.greedy else chance(rows, ids.device, generator, sampling.max_new_tokens)
         self.begun = 0  # rows that have been given a slot
-        self._lay_slots(slots)
+        self._lay_slots(self.slots)
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Responses (B, R) and their log-probs (B, R); R is the longest's length."""
         # Autograd's bookkeeping, switched off by `no_grad`, is left out: some 5 % of a small model's time.
         with torch.inference_mode() if self.decoder.own else nullcontext():
-            while self._fill():
-                tokens = self._say()
-                if self.live.any():
-                    self.logits = self.decoder.step(self._narrowed(tokens))
+            step = Replayed(self._step, self.lengths.device) if self.decoder.replays else self._step
+            while left := self._fill():
+                # What a device has computed is asked for once in a while only: the question waits for all of it.
+                for _ in range(min(left, STEPS_UNASKED) if self.decoder.replays else 1):
+                    step()
         width = int(self.lengths.max()) if len(self.lengths) else 0
         return self.response_ids[:, :width], self.log_probs[:, :width]
 
     def _lay_slots(self, slots: int) -> None:
-        self.row, self.said = (self.lengths.new_zeros(slots) for _ in range(2))  # whose a slot is, how far it is
+        # whose a slot is, how many tokens that row has, and its last one
+        self.row, self.said, self.tokens = (self.lengths.new_zeros(slots) for _ in range(3))
         self.live = torch.zeros(slots, dtype=torch.bool, device=self.lengths.device)
-        self.logits: Tensor | None = None
 
-    def _fill(self) -> bool:
-        """Let prompts that wait take the free slots; whether there is anything to decode."""
-        waiting, idle = len(self.lengths) - self.begun, not self.live.any()
-        if not waiting or not (idle or self.decoder.refills):
-            return not idle
-        if not self.decoder.refills:
-            self._lay_slots(min(len(self.live), waiting))
-        slots = (~self.live).nonzero()[:waiting, 0]
-        if len(slots):
+    def _fill(self) -> int:
+        """Let prompts that wait take the free slots and say a first token; how many tokens a row may still say."""
+        if not self.decoder.replays:
+            self._narrow()
+        while len(slots := self._free()):
             rows = torch.arange(self.begun, self.begun + len(slots), device=slots.device)
             self.begun += len(slots)
-            logits = self.decoder.read(slots, self.prompts.input_ids[rows], self.prompts.attention_mask[rows])
-            if self.logits is None:
-                self.logits = logits.new_zeros(len(self.live), logits.shape[1])
-            self.logits[slots], self.row[slots], self.said[slots], self.live[slots] = logits, rows, 0, True
-        return True
+            self.row[slots], self.said[slots], self.live[slots] = rows, 0, True
+            self._say(slots, self.decoder.read(slots, self.prompts.input_ids[rows], self.prompts.attention_mask[rows]))
+        return int(((self.sampling.max_new_tokens - self.said) * self.live).max())
 
-    def _say(self) -> Tensor:
-        """One token (S,) of every slot."""
-        assert self.logits is not None
-        temperature, row, said, live = self.sampling.temperature, self.row, self.said, self.live
-        logits = self.logits.float()
-        every = torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+    def _free(self) -> Tensor:
+        """The slots (n,) that prompts which wait may take now."""
+        waiting = len(self.lengths) - self.begun
+        if waiting and not self.decoder.refills and not self.live.any():
+            self._lay_slots(min(self.slots, waiting))
+        elif not waiting or not self.decoder.refills:
+            return self.row[:0]
+        return (~self.live).nonzero()[:waiting, 0]
+
+    def _step(self) -> None:
+        """One token of every slot."""
+        self._say(slice(None), self.decoder.step(self.tokens, self.live))
+
+    def _say(self, slots: Tensor | slice, logits: Tensor) -> None:
+        """The next token of some slots (n,), by their logits (n, V). Nothing is asked of the device."""
+        row, said, live = self.row[slots], self.said[slots], self.live[slots]
+        scaled = logits if self.sampling.temperature == 1 else logits.float() / self.sampling.temperature
+        every = torch.log_softmax(scaled, dim=-1, dtype=torch.float32)
         tokens = every.argmax(-1) if self.chance is None else draw(every, self.chance[row, said, None])
-        log_probs, place = every.gather(1, tokens[:, None])[:, 0], (row[live], said[live])
-        self.response_ids[place], self.log_probs[place] = tokens[live], log_probs[live]  # a free slot speaks too
-        self.lengths[place[0]] = place[1] + 1
+        log_probs = every.gather(1, tokens[:, None])[:, 0]
+        # A free slot speaks too, and nobody listens.
+        self.response_ids[row, said] = torch.where(live, tokens, self.response_ids[row, said])
+        self.log_probs[row, said] = torch.where(live, log_probs, self.log_probs[row, said])
+        self.lengths[row] = torch.where(live, said + 1, self.lengths[row])
         last = self.sampling.max_new_tokens - 1
-        self.live = live & (tokens != self.eos) & (said < last)
-        self.said = (said + 1).clamp_max(last)
-        return tokens
+        self.tokens[slots] = tokens
+        self.live[slots] = live & (tokens != self.eos) & (said < last)
+        self.said[slots] = (said + 1).clamp_max(last)
 
-    def _narrowed(self, tokens: Tensor) -> Tensor:
-        """The tokens of all slots, or of the live ones where enough are free for good that moving the rest pays."""
-        if (self.begun < len(self.lengths) and self.decoder.refills) or self.live.sum() > 0.75 * len(self.live):
-            return tokens
+    def _narrow(self) -> None:
+        """Go on with the live slots alone, where enough are free for good that moving the rest pays."""
+        live = int(self.live.sum())
+        if not live or (self.begun < len(self.lengths) and self.decoder.refills) or live > 0.75 * len(self.live):
+            return
         kept = self.live.nonzero()[:, 0]
         self.decoder.keep(kept)
-        self.row, self.said, self.live = self.row[kept], self.said[kept], self.live[kept]
-        return tokens[kept]
+        self.row, self.said, self.tokens, self.live = (x[kept] for x in (self.row, self.said, self.tokens, self.live))
 
 
 def eos_and_pad(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
@@ -255,10 +271,29 @@ def draw(log_probs: Tensor, chance: Tensor) -> Tensor:
     Returns:
         (B,) int64. The sums run in float64, so that the last of 100,000 tokens keeps its exact share.
     """
-    cumulative = log_probs.exp().cumsum(dim=-1, dtype=torch.float64)
-    return torch.searchsorted(cumulative, chance * cumulative[:, -1:], right=True).clamp_max(log_probs.shape[1] - 1)[
-        :, 0
-    ]
+    probabilities = log_probs.exp()
+    if not log_probs.is_cuda:
+        cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
+        return _first_above(cumulative, chance * cumulative[:, -1:])[:, 0]
+    return _draw_by_blocks(probabilities, chance)
+
+
+def _draw_by_blocks(probabilities: Tensor, chance: Tensor) -> Tensor:
+    """As `draw`, with (B, V) probabilities: first the block, then the place in it. A sum that runs along the whole
+    vocabulary would leave a GPU idle."""
+    whole = F.pad(probabilities, (0, -probabilities.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    sums = whole.sum(dim=-1, dtype=torch.float64)
+    cumulative = sums.cumsum(dim=-1)
+    point = chance * cumulative[:, -1:]
+    block = _first_above(cumulative, point)
+    point = point - (cumulative - sums).gather(1, block)
+    inside = whole.gather(1, block[..., None].expand(-1, 1, _BLOCK))[:, 0].cumsum(dim=-1, dtype=torch.float64)
+    return (block * _BLOCK + _first_above(inside, point))[:, 0].clamp_max(probabilities.shape[1] - 1)
+
+
+def _first_above(cumulative: Tensor, point: Tensor) -> Tensor:
+    """Where (B, n) ascending numbers first pass a point (B, 1): (B, 1) int64, n - 1 where rounding lets none."""
+    return torch.searchsorted(cumulative, point, right=True).clamp_max(cumulative.shape[1] - 1)
 
 
 def as_generation(

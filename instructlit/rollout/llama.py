@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -20,14 +20,19 @@ class Norm:
 class Linear:
     """Some linear layers of one input, in `dtype`, and what they give one beside the other.
 
-    Where torch has oneDNN their weights are copied into one, in the order in which its product reads them: else every
-    product of a step, which has few rows, would order them anew. Elsewhere they are copied in 16 bits alone.
+    On a CPU where torch has oneDNN their weights are copied into one, in the order in which its product reads them:
+    else every product of a step, which has few rows, would order them anew. Elsewhere they are copied in 16 bits alone,
+    and not where they are the trunk of adapters, which is there to save memory.
     """
 
     def __init__(self, modules: list[Any], dtype: torch.dtype):
-        self.dtype, self._packed = dtype, can_pack(dtype)
-        self._parts = [(m.weight.detach().to(dtype), None if m.bias is None else m.bias.to(dtype)) for m in modules]
-        if (self._packed or dtype.itemsize == 2) and len(modules) > 1:
+        self.dtype = dtype
+        self._packed = modules[0].weight.device.type == "cpu" and can_pack(dtype)
+        layers = [getattr(m, "base_layer", m) for m in modules]
+        self._parts = [(m.weight.detach().to(dtype), None if m.bias is None else m.bias.to(dtype)) for m in layers]
+        self._low_rank = _low_rank(modules, dtype)
+        joins = self._packed or (dtype.itemsize == 2 and self._low_rank is None)
+        if joins and len(modules) > 1:
             weights, biases = zip(*self._parts, strict=True)
             self._parts = [(torch.cat(weights), None if biases[0] is None else torch.cat(biases))]
         if self._packed:
@@ -39,7 +44,38 @@ class Linear:
             found = [torch.ops.mkldnn._linear_pointwise(x, *part, "none", [], "") for part in self._parts]
         else:
             found = [F.linear(x, *part) for part in self._parts]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+        out = found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+        if self._low_rank is None:
+            return out
+        down, up = self._low_rank
+        return torch.addmm(out, x @ down, up)
+
+
+def _low_rank(modules: list[Any], dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """The adapters on linear layers of one input as two matrices: (in, all ranks), and (all ranks, out) in blocks."""
+    down, up, adapted = [], [], False
+    for module in modules:
+        names = module.active_adapters if hasattr(module, "base_layer") else []
+        adapted = adapted or bool(names)
+        down += [module.lora_A[name].weight.mT for name in names]
+        scaled = [module.scaling[name] * module.lora_B[name].weight.mT for name in names]
+        up.append(torch.cat(scaled) if scaled else module.weight.new_zeros(0, module.weight.shape[0]))
+    return (torch.cat(down, dim=1).to(dtype), torch.block_diag(*up).to(dtype)) if adapted else None
+
+
+def is_linear(module: Any) -> bool:
+    """Whether `Linear` computes what a layer does: floating-point weights, plain or under LoRA that is neither merged
+    nor off, and that adds nothing but its product."""
+    layer = getattr(module, "base_layer", module)
+    if type(layer) is not nn.Linear or not layer.weight.is_floating_point():
+        return False
+    if layer is module:
+        return True
+    plain = type(module).__module__ == "peft.tuners.lora.layer" and not module.merged and not module.disable_adapters
+    return plain and all(
+        name in module.lora_A and not module.use_dora.get(name) and not module.lora_bias.get(name)
+        for name in module.active_adapters
+    )
 
 
 class Layer:

@@ -5,73 +5,29 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EOS_ID, make_char_tokenizer
-from stage_helpers import TINY_SHAPE, prompt_batch
+from decoder_helpers import CONFIGS, SHAPE, TEXTS, made, sampled
+from stage_helpers import prompt_batch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import LlamaConfig, MistralConfig, PretrainedConfig
 
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm
-from instructlit.rollout import CachedEngine, Sampling, decoders, llama
+from instructlit.rollout import decoders, llama
 from instructlit.rollout.decoders import LlamaDecoder, ModelDecoder, decoder_for
 from instructlit.rollout.forward import response_log_probs
-from instructlit.types import Generation
 
-SHAPE: dict[str, Any] = TINY_SHAPE | {
-    "vocab_size": 128,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "eos_token_id": EOS_ID,
-    "pad_token_id": 0,
-}
-SCALED = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 32}  # fmt: skip
-CONFIGS: dict[str, PretrainedConfig] = {
-    "llama": LlamaConfig(**SHAPE),
-    "llama 3": LlamaConfig(**SHAPE, rope_parameters=SCALED, tie_word_embeddings=True),
-    "mistral": MistralConfig(**SHAPE, sliding_window=None),
-    "qwen2": Qwen2Config(**SHAPE),
-    "qwen3": Qwen3Config(**SHAPE, head_dim=16),
-}
 OTHERS: dict[str, PretrainedConfig] = {
     "sliding window": MistralConfig(**SHAPE, sliding_window=8),
     "angles by length": LlamaConfig(
         **SHAPE, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     ),
 }
-TEXTS = ["ab", "abcdef", "x", "hello there", "ab", "q", "one two", "z"]
-TOKENIZER = make_char_tokenizer()
-
-
-def made(config: PretrainedConfig) -> nn.Module:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():  # norms and biases of 1 and 0 would hide that they are left out
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        model.get_output_embeddings().weight[EOS_ID] *= 4  # said now and then
-    return model
-
-
-def generator(seed: int = 1) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def sampled(model: nn.Module, size: int | None = None, tokens: int = 24) -> Generation:
-    return CachedEngine(size).generate(model, prompt_batch(TEXTS), Sampling(tokens), TOKENIZER, generator())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_the_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "COLUMNS", 8)  # the cache grows on the way
-    monkeypatch.setattr(decoders, "TOKENS_AT_ONCE", 8)  # and the prompts are read in three forwards
+    monkeypatch.setattr(LlamaDecoder, "tokens_at_once", 8)  # and the prompts are read in three forwards
     model, prompts = made(CONFIGS[name]), prompt_batch(TEXTS[:4])
     ours, theirs = decoder_for(model, 4, 32), ModelDecoder(model)
     assert isinstance(ours, LlamaDecoder)
@@ -84,24 +40,68 @@ def test_logits_are_the_models(name: str, monkeypatch: pytest.MonkeyPatch) -> No
                 ours.keep(kept)
                 theirs.keep(kept)
             tokens = tokens if step < 6 else tokens[kept]
-            pairs.append((ours.step(tokens), theirs.step(tokens)))
+            live = torch.ones_like(tokens, dtype=torch.bool)
+            pairs.append((ours.step(tokens, live), theirs.step(tokens, live)))
     assert pairs[0][0].std() > 0.1
     for own, expected in pairs:
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_it_does_not_compute_is_left_to_the_model(name: str, tiny_llama_dir: Path) -> None:
+def test_what_it_does_not_compute_is_left_to_the_model(name: str) -> None:
     assert isinstance(decoder_for(made(OTHERS[name]), 1, 8), ModelDecoder)
-    adapted = load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(rank=2))).eval()
-    assert isinstance(decoder_for(adapted, 1, 8), ModelDecoder)
+
+
+def adapted(folder: Path, targets: list[str] | str = "all-linear") -> Any:
+    """A model under adapters that say something."""
+    model = load_causal_lm(Backbone(str(folder), lora=Lora(rank=2, target_modules=targets))).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0.0, 0.3)
+    return model
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "down_proj"]])
+@pytest.mark.parametrize("packs", [True, False])
+def test_adapters_are_decoded_as_the_model_computes_them(
+    packs: bool, targets: list[str] | str, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama, "can_pack", lambda dtype: packs)
+    model, prompts = adapted(tiny_llama_dir, targets), prompt_batch(TEXTS[:4])
+    ours, theirs = decoder_for(model, 4, 32), ModelDecoder(model)
+    assert isinstance(ours, LlamaDecoder)
+    slots, live = torch.arange(4), torch.ones(4, dtype=torch.bool)
+    with torch.no_grad():
+        got, expected = (
+            [d.read(slots, prompts.input_ids, prompts.attention_mask), d.step(torch.tensor([7, 50, 99, 3]), live)]
+            for d in (ours, theirs)
+        )
+        with model.disable_adapter():
+            trunk = ModelDecoder(model).read(slots, prompts.input_ids, prompts.attention_mask)
+    assert (trunk - expected[0]).abs().max() > 0.1
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_that_are_off_merged_or_of_another_kind_are_left_to_the_model(tiny_llama_dir: Path) -> None:
+    model = adapted(tiny_llama_dir)
+    with model.disable_adapter():
+        assert isinstance(decoder_for(model, 1, 8), ModelDecoder)
+    model.merge_adapter()
+    assert isinstance(decoder_for(model, 1, 8), ModelDecoder)
+    model.unmerge_adapter()
+    assert isinstance(decoder_for(model, 1, 8), LlamaDecoder)
+    for part in model.modules():
+        if hasattr(part, "use_dora"):
+            part.use_dora["default"] = True
+    assert isinstance(decoder_for(model, 1, 8), ModelDecoder)
 
 
 @pytest.mark.parametrize("name", ["llama", "sliding window"])
 def test_rows_say_the_same_whoever_is_decoded_beside_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made((CONFIGS | OTHERS)[name])
     whole = sampled(model)
-    monkeypatch.setattr(decoders, "TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr(LlamaDecoder, "tokens_at_once", 8)
     assert 0 < whole.ended.sum() < len(TEXTS)
     assert whole.texts[0] != whole.texts[4]  # the same prompt twice
     for size in (1, 3, None):
@@ -114,16 +114,16 @@ def test_prompts_that_wait_take_the_slots_of_rows_that_ended(monkeypatch: pytest
     model, steps = made(CONFIGS["llama"]), []
     step = LlamaDecoder.step
 
-    def counted(self: LlamaDecoder, tokens: Tensor) -> Tensor:
+    def counted(self: LlamaDecoder, tokens: Tensor, live: Tensor) -> Tensor:
         steps.append(len(tokens))
-        return step(self, tokens)
+        return step(self, tokens, live)
 
     monkeypatch.setattr(LlamaDecoder, "step", counted)
     lengths = sampled(model, 3, tokens=40).response_mask.sum(dim=1).tolist()
     ends = [0, 0, 0]
-    for length in lengths:  # each prompt goes where a slot is free first
-        ends[ends.index(min(ends))] += length
-    assert len(steps) == max(ends) - 1
+    for length in lengths:  # each prompt goes where a slot is free first; its first token comes with reading it
+        ends[ends.index(min(ends))] += length - 1
+    assert len(steps) == max(ends)
     assert len(steps) < sum(max(lengths[i : i + 3]) for i in (0, 3, 6)) - 3
     assert steps[0] == 3
 

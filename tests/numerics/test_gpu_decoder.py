@@ -1,0 +1,176 @@
+"""What a GPU decodes with: kernels beside the plain operations that they stand for, and the decoder beside the model.
+
+Without a GPU, Triton's interpreter runs the kernels on the CPU (see conftest).
+"""
+
+import pytest
+import torch
+from decoder_helpers import CONFIGS, TEXTS, TOKENIZER, generator, made, sampled
+from stage_helpers import prompt_batch
+from torch import Tensor
+from torch.nn import functional as F
+
+from instructlit.rollout import CachedEngine, Sampling, decoders, engine, llama
+from instructlit.rollout.decoders import ModelDecoder
+from instructlit.rollout.engine import _draw_by_blocks, draw
+from instructlit.rollout.forward import response_log_probs
+
+pytest.importorskip("triton")
+from instructlit.rollout import kernels
+from instructlit.rollout.llama_gpu import GPULlamaDecoder
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, device=DEVICE, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("adds", [True, False])
+def test_add_and_norm(adds: bool, dtype: torch.dtype) -> None:
+    x, more, weight = normal(5, 48), normal(5, 48, dtype=dtype) if adds else None, normal(48)
+    stream = x + more.float() if more is not None else x.clone()
+    expected = F.rms_norm(stream, (48,), weight, 1e-5).to(dtype)
+    got = kernels.add_and_norm(x, more, weight, 1e-5, dtype)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(x, stream)
+
+
+@pytest.mark.parametrize("size", [16, 24])
+@pytest.mark.parametrize("norms", [True, False])
+def test_turn_and_keep(norms: bool, size: int) -> None:
+    slots, heads, kv_heads, length = 3, 4, 2, 7
+    qkv, cos, sin = normal(slots, (heads + 2 * kv_heads) * size), normal(length, size), normal(length, size)
+    places = torch.tensor([0, 6, 3], device=DEVICE)
+    keys, values = normal(slots, kv_heads, length, size), normal(slots, kv_heads, length, size)
+    weights = normal(2, size)
+    parts = qkv.view(slots, -1, size)
+    query, key, value = parts.split([heads, kv_heads, kv_heads], dim=1)
+    if norms:
+        query, key = F.rms_norm(query, (size,), weights[0], 1e-6), F.rms_norm(key, (size,), weights[1], 1e-6)
+    query, key = (llama.rotated(x, cos[places, None], sin[places, None]) for x in (query, key))
+    expected_keys, expected_values, rows = keys.clone(), values.clone(), torch.arange(slots)
+    expected_keys[rows, :, places], expected_values[rows, :, places] = key, value
+    got = kernels.turn_and_keep(qkv, cos, sin, places, keys, values, (weights, 1e-6) if norms else None)
+    torch.testing.assert_close(got, query)
+    torch.testing.assert_close(keys, expected_keys)
+    torch.testing.assert_close(values, expected_values)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 16), (6, 2, 24), (3, 1, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter multiplies no bfloat16
+def test_attend(dtype: torch.dtype, heads: int, kv_heads: int, size: int) -> None:
+    slots, length = 4, 150
+    keys, values = (
+        normal(slots, kv_heads, length, size, dtype=dtype),
+        normal(slots, kv_heads, length, size, dtype=dtype),
+    )
+    query, lengths = normal(slots, heads, size, dtype=dtype), torch.tensor([1, 0, 64, 150], device=DEVICE)
+    seen = torch.arange(length, device=DEVICE) < lengths[:, None]
+    expected = F.scaled_dot_product_attention(
+        query[:, :, None].float(),
+        keys.float().repeat_interleave(heads // kv_heads, dim=1),
+        values.float().repeat_interleave(heads // kv_heads, dim=1),
+        seen[:, None, None],
+        scale=0.3,
+    )[:, :, 0].nan_to_num()
+    got = kernels.attend(query, keys, values, lengths, 0.3).float()
+    exact = dtype == torch.float32
+    torch.testing.assert_close(got, expected, rtol=1e-4 if exact else 2e-2, atol=1e-5 if exact else 1e-2)
+    assert not got[1].any()  # a slot without keys
+
+
+def test_gated() -> None:
+    x = normal(3, 2 * 1500)
+    gate, up = x.chunk(2, dim=-1)
+    torch.testing.assert_close(kernels.gated(x), F.silu(gate) * up)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_are_the_models_where_slots_are_free_and_taken_again(name: str) -> None:
+    model = made(CONFIGS[name]).to(DEVICE)
+    batch = prompt_batch(TEXTS[:4])
+    ids, mask = batch.input_ids.to(DEVICE), batch.attention_mask.to(DEVICE)
+    slots, live = torch.arange(4, device=DEVICE), torch.tensor([True, True, False, True], device=DEVICE)
+    with torch.inference_mode():
+        ours, theirs = GPULlamaDecoder(model, 4, 40), ModelDecoder(model)
+        torch.testing.assert_close(ours.read(slots, ids, mask), theirs.read(slots, ids, mask), rtol=1e-4, atol=1e-5)
+        for step in range(4):
+            tokens = torch.tensor([7, 50 + step, 99, 3 * step], device=DEVICE)
+            got, expected = ours.step(tokens, live), theirs.step(tokens, live)
+            torch.testing.assert_close(got[live], expected[live], rtol=1e-4, atol=1e-5)
+        again = torch.tensor([2], device=DEVICE)
+        whole = ModelDecoder(model).read(again[:0] + 0, ids[1:2], mask[1:2])
+        torch.testing.assert_close(ours.read(again, ids[1:2], mask[1:2]), whole, rtol=1e-4, atol=1e-5)
+        fresh = ModelDecoder(model)
+        fresh.read(again, ids[1:2], mask[1:2])
+        token = torch.tensor([9], device=DEVICE)
+        expected = fresh.step(token, token > 0)
+        got = ours.step(token.expand(4), torch.ones_like(live))[2:3]
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [None, 3])
+@pytest.mark.parametrize("unasked", [1, 5])
+def test_the_engine_says_with_it_what_it_says_without(
+    size: int | None, unasked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(CONFIGS["llama"])
+    expected = sampled(model, size)
+    assert 0 < expected.ended.sum() < len(TEXTS)
+    monkeypatch.setattr(engine, "decoder_for", GPULlamaDecoder)
+    monkeypatch.setattr(engine, "STEPS_UNASKED", unasked)
+    got = sampled(model, size)
+    assert torch.equal(got.response_ids, expected.response_ids)
+    torch.testing.assert_close(got.log_probs, expected.log_probs, rtol=1e-4, atol=1e-5)
+
+
+def test_drawing_by_blocks_is_drawing() -> None:
+    log_probs = torch.log_softmax(3 * torch.randn(200, 2500), dim=-1)
+    log_probs[:, 2400:] = -torch.inf
+    chance = torch.rand(200, 1, dtype=torch.float64)
+    chance[0], chance[1] = 0.0, 1 - 2**-53
+    assert torch.equal(_draw_by_blocks(log_probs.exp(), chance), draw(log_probs, chance))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("size", [None, 3])
+def test_a_gpu_says_what_a_cpu_says(name: str, size: int | None) -> None:
+    model = made(CONFIGS[name])
+    expected = sampled(model, size, tokens=40)
+    batch = prompt_batch(TEXTS)
+    model, batch.input_ids, batch.attention_mask = model.cuda(), batch.input_ids.cuda(), batch.attention_mask.cuda()
+    numbers = engine.chance(len(TEXTS), torch.device("cpu"), generator(), 40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "chance", lambda *_: numbers.cuda())
+        got = CachedEngine(size).generate(model, batch, Sampling(40), TOKENIZER)
+    assert decoders.decoder_for(model, 1, 8).replays
+    assert torch.equal(got.response_ids.cpu(), expected.response_ids)
+    torch.testing.assert_close(got.log_probs.cpu(), expected.log_probs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mixed", [True, False])
+def test_in_16_bits_the_log_probs_are_the_trainers(mixed: bool) -> None:
+    model = made(CONFIGS["llama"]).cuda() if mixed else made(CONFIGS["llama"]).bfloat16().cuda()
+    batch = prompt_batch(TEXTS)
+    batch.input_ids, batch.attention_mask = batch.input_ids.cuda(), batch.attention_mask.cuda()
+    with torch.autocast("cuda", torch.bfloat16, enabled=mixed, cache_enabled=False), torch.no_grad():
+        got = CachedEngine(3).generate(model, batch, Sampling(40), TOKENIZER)
+        own = response_log_probs(model, got, 1.0)
+    assert got.response_mask.sum() > 40
+    assert (own - got.log_probs).abs()[got.response_mask].mean() < 2e-2
+
+
+@pytest.mark.gpu
+def test_a_step_is_recorded_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, steps = made(CONFIGS["llama"]).cuda(), []
+    step = GPULlamaDecoder.step
+    monkeypatch.setattr(GPULlamaDecoder, "step", lambda *args: steps.append(1) or step(*args))
+    batch = prompt_batch(TEXTS)
+    batch.input_ids, batch.attention_mask = batch.input_ids.cuda(), batch.attention_mask.cuda()
+    got = CachedEngine(3).generate(model, batch, Sampling(40), TOKENIZER)
+    assert got.response_mask.sum() > 60
+    assert len(steps) == 2  # the first as it is, the second for the record
