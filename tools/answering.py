@@ -11,7 +11,8 @@ from instructlit.data.collate import EncodedPrompt, collate_prompts
 from instructlit.data.tokenization import Encoder
 from instructlit.errors import UserError
 from instructlit.evaluation.language_model import Dtype, load_language_model
-from instructlit.rollout.engine import CachedEngine, Sampling, chance, draw
+from instructlit.rollout.drawing import chance, draw
+from instructlit.rollout.engine import CachedEngine, Sampling
 from instructlit.types import Generation, Prompt, PromptText
 
 
@@ -71,11 +72,8 @@ class Answerer:
         for _ in range(sampling.max_new_tokens):
             out = self.model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits, cache = out.logits[:, -1], out.past_key_values
-            if sampling.greedy:
-                given = logits.argmax(-1)[:, None]
-            else:
-                log_probs = torch.log_softmax(logits.float() / sampling.temperature, dim=-1)
-                given = draw(log_probs, chance(1, self.device, generator))[:, None]
+            luck = None if sampling.greedy else chance(1, self.device, generator)
+            given = draw(logits, sampling.temperature, luck)[0][:, None]
             token = int(given)
             if token in ends:
                 break

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from instructlit.errors import UserError
 from instructlit.rollout.decoders import decoder_for
+from instructlit.rollout.drawing import chance, draw
 from instructlit.rollout.graphs import Replayed
 from instructlit.types import Generation, PromptBatch
 
@@ -23,8 +23,6 @@ _REFUSED = {
 
 STEPS_UNASKED = 8
 """Tokens of every row that a GPU decodes before it is asked which rows have ended."""
-
-_BLOCK = 1024  # probabilities that a GPU adds up by themselves in `draw`
 
 
 @dataclass
@@ -225,10 +223,8 @@ class _Decoding:
     def _say(self, slots: Tensor | slice, logits: Tensor) -> None:
         """The next token of some slots (n,), by their logits (n, V). Nothing is asked of the device."""
         row, said, live = self.row[slots], self.said[slots], self.live[slots]
-        scaled = logits if self.sampling.temperature == 1 else logits.float() / self.sampling.temperature
-        every = torch.log_softmax(scaled, dim=-1, dtype=torch.float32)
-        tokens = every.argmax(-1) if self.chance is None else draw(every, self.chance[row, said, None])
-        log_probs = every.gather(1, tokens[:, None])[:, 0]
+        chance = None if self.chance is None else self.chance[row, said, None]
+        tokens, log_probs = draw(logits, self.sampling.temperature, chance)
         # A free slot speaks too, and nobody listens.
         self.response_ids[row, said] = torch.where(live, tokens, self.response_ids[row, said])
         self.log_probs[row, said] = torch.where(live, log_probs, self.log_probs[row, said])
@@ -254,46 +250,6 @@ def eos_and_pad(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     assert isinstance(eos, int)
     assert isinstance(pad, int)
     return eos, pad
-
-
-def chance(rows: int, device: torch.device, generator: torch.Generator | None, steps: int = 1) -> Tensor:
-    """(rows, steps) float64, uniform in [0, 1): what `draw` turns into ids. None takes torch's global generator."""
-    return torch.rand(rows, steps, dtype=torch.float64, device=device, generator=generator)
-
-
-def draw(log_probs: Tensor, chance: Tensor) -> Tensor:
-    """One id a row, by inverting the cumulative distribution.
-
-    Args:
-        log_probs: (B, V) float32, of the whole vocabulary.
-        chance: (B, 1) float64, uniform in [0, 1), as `chance` gives it.
-
-    Returns:
-        (B,) int64. The sums run in float64, so that the last of 100,000 tokens keeps its exact share.
-    """
-    probabilities = log_probs.exp()
-    if not log_probs.is_cuda:
-        cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
-        return _first_above(cumulative, chance * cumulative[:, -1:])[:, 0]
-    return _draw_by_blocks(probabilities, chance)
-
-
-def _draw_by_blocks(probabilities: Tensor, chance: Tensor) -> Tensor:
-    """As `draw`, with (B, V) probabilities: first the block, then the place in it. A sum that runs along the whole
-    vocabulary would leave a GPU idle."""
-    whole = F.pad(probabilities, (0, -probabilities.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
-    sums = whole.sum(dim=-1, dtype=torch.float64)
-    cumulative = sums.cumsum(dim=-1)
-    point = chance * cumulative[:, -1:]
-    block = _first_above(cumulative, point)
-    point = point - (cumulative - sums).gather(1, block)
-    inside = whole.gather(1, block[..., None].expand(-1, 1, _BLOCK))[:, 0].cumsum(dim=-1, dtype=torch.float64)
-    return (block * _BLOCK + _first_above(inside, point))[:, 0].clamp_max(probabilities.shape[1] - 1)
-
-
-def _first_above(cumulative: Tensor, point: Tensor) -> Tensor:
-    """Where (B, n) ascending numbers first pass a point (B, 1): (B, 1) int64, n - 1 where rounding lets none."""
-    return torch.searchsorted(cumulative, point, right=True).clamp_max(cumulative.shape[1] - 1)
 
 
 def as_generation(

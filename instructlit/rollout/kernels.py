@@ -13,6 +13,7 @@ from torch import Tensor
 from triton import next_power_of_2
 
 _KEYS_AT_ONCE = 64
+_DRAWN_AT_ONCE = 1024
 _FEWEST_ROWS = 16  # of a matrix product in Triton
 
 
@@ -183,3 +184,66 @@ def _gated(gate_up, out, width, BLOCK: tl.constexpr):
     gate = tl.load(gate_up + row * 2 * width + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * width + width + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * width + column, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=inside)
+
+
+def draw(logits: Tensor, temperature: float, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """As `drawing.draw`: the sums of blocks of the vocabulary first, then which block it is, and where in that block.
+
+    One sum after another along the whole vocabulary would leave most of a GPU idle.
+
+    Args:
+        logits: (B, V) of any float dtype.
+        temperature: they are divided by it.
+        chance: (B, 1) float64, uniform in [0, 1).
+    """
+    rows, vocabulary = logits.shape
+    blocks = triton.cdiv(vocabulary, _DRAWN_AT_ONCE)
+    tops = torch.empty((rows, blocks), dtype=torch.float32, device=logits.device)
+    sums = torch.empty_like(tops, dtype=torch.float64)
+    tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    log_probs = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    logits, chance = logits.contiguous(), chance.contiguous()
+    _sum_blocks[(rows, blocks)](logits, tops, sums, vocabulary, blocks, temperature, _DRAWN_AT_ONCE)
+    _pick[(rows,)](
+        logits, tops, sums, chance, tokens, log_probs, vocabulary, blocks, temperature,
+        _DRAWN_AT_ONCE, next_power_of_2(blocks),
+    )  # fmt: skip
+    return tokens, log_probs
+
+
+@triton.jit
+def _sum_blocks(logits, tops, sums, vocabulary, blocks, temperature, BLOCK: tl.constexpr):
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    column = block * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(logits + row * vocabulary + column, mask=column < vocabulary, other=float("-inf"))
+    x = x.to(tl.float32) / temperature
+    top = tl.maximum(tl.max(x, axis=0), -1e38)  # a block of minus infinities sums to 0
+    tl.store(tops + row * blocks + block, top)
+    tl.store(sums + row * blocks + block, tl.sum(tl.exp(x - top).to(tl.float64), axis=0))
+
+
+@triton.jit
+def _pick(
+    logits, tops, sums, chance, tokens, log_probs, vocabulary, blocks, temperature,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    block, inside = tl.arange(0, BLOCKS), tl.arange(0, BLOCK)
+    top = tl.load(tops + row * blocks + block, mask=block < blocks, other=float("-inf"))
+    peak = tl.max(top, axis=0)
+    shares = tl.load(sums + row * blocks + block, mask=block < blocks, other=0.0) * tl.exp(top - peak).to(tl.float64)
+    total = tl.sum(shares, axis=0)
+    point = tl.load(chance + row) * total
+    # the first whose sum with all before it passes the point; where rounding lets none, the last that has a share
+    passed = tl.sum((tl.cumsum(shares, axis=0) <= point).to(tl.int32), axis=0)
+    which = tl.minimum(passed, tl.max(tl.where(shares > 0, block, 0), axis=0))
+    point -= tl.sum(tl.where(block < which, shares, 0.0), axis=0)
+    column = which * BLOCK + inside
+    x = tl.load(logits + row * vocabulary + column, mask=column < vocabulary, other=float("-inf"))
+    x = x.to(tl.float32) / temperature
+    here = tl.exp(x - peak).to(tl.float64)
+    passed = tl.sum((tl.cumsum(here, axis=0) <= point).to(tl.int32), axis=0)
+    place = tl.minimum(passed, tl.max(tl.where(here > 0, inside, 0), axis=0))
+    picked = tl.sum(tl.where(inside == place, x, 0.0), axis=0)
+    tl.store(tokens + row, which * BLOCK + place)
+    tl.store(log_probs + row, (picked - peak - tl.log(total)).to(tl.float32))

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from instructlit.errors import UserError
 from instructlit.rollout import CachedEngine, Sampling
-from instructlit.rollout.engine import as_generation, chance, draw
+from instructlit.rollout.drawing import chance, draw
+from instructlit.rollout.engine import as_generation
 from instructlit.rollout.forward import Chunks, response_log_probs, trimmed
 from instructlit.types import Prompt, PromptBatch
 
@@ -124,14 +125,14 @@ def test_training_mode_is_given_back(model, char_tokenizer):
 
 def test_draw_follows_the_softmax():
     logits = torch.tensor([[0.0, 1.0, -1e9, 2.0]]).expand(40_000, 4)
-    counts = Counter(
-        draw(torch.log_softmax(logits / 0.5, -1), chance(len(logits), logits.device, generator(6))).tolist()
-    )
+    tokens, log_probs = draw(logits, 0.5, chance(len(logits), logits.device, generator(6)))
+    counts = Counter(tokens.tolist())
     expected = torch.softmax(torch.tensor([0.0, 2.0, -1e9, 4.0]), 0)
     assert counts[2] == 0
     for token, share in enumerate(expected.tolist()):
         # four standard errors of a share of 40,000 draws
         assert abs(counts[token] / 40_000 - share) <= 4 * (share * (1 - share) / 40_000) ** 0.5
+    torch.testing.assert_close(log_probs, expected.log()[tokens])
 
 
 def test_a_response_counts_up_to_its_first_eos_even_where_pad_is_eos(char_tokenizer_pad_is_eos):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from instructlit.rollout import CachedEngine, Sampling, decoders, engine, llama
 from instructlit.rollout.decoders import ModelDecoder
-from instructlit.rollout.engine import _draw_by_blocks, draw
+from instructlit.rollout.drawing import draw
 from instructlit.rollout.forward import response_log_probs
 
 pytest.importorskip("triton")
@@ -127,12 +127,18 @@ def test_the_engine_says_with_it_what_it_says_without(
     torch.testing.assert_close(got.log_probs, expected.log_probs, rtol=1e-4, atol=1e-5)
 
 
-def test_drawing_by_blocks_is_drawing() -> None:
-    log_probs = torch.log_softmax(3 * torch.randn(200, 2500), dim=-1)
-    log_probs[:, 2400:] = -torch.inf
-    chance = torch.rand(200, 1, dtype=torch.float64)
-    chance[0], chance[1] = 0.0, 1 - 2**-53
-    assert torch.equal(_draw_by_blocks(log_probs.exp(), chance), draw(log_probs, chance))
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("vocabulary", [5, 2500])
+def test_drawing_by_blocks_is_drawing(vocabulary: int, temperature: float) -> None:
+    logits = 3 * torch.randn(100, vocabulary)
+    logits[:, vocabulary // 2 + 1 : -1], logits[50:, -1] = -torch.inf, -torch.inf
+    chance = torch.rand(100, 1, dtype=torch.float64)
+    chance[0], chance[1], chance[51] = 0.0, 1 - 2**-53, 1 - 2**-53
+    tokens, log_probs = draw(logits, temperature, chance)
+    got, at = kernels.draw(logits.to(DEVICE), temperature, chance.to(DEVICE))
+    assert torch.equal(got.cpu(), tokens)
+    assert at.isfinite().all()
+    torch.testing.assert_close(at.cpu(), log_probs)
 
 
 @pytest.mark.gpu
