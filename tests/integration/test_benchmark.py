@@ -9,10 +9,13 @@ import pytest
 import torch
 from conftest import COMPARISONS, DEMONSTRATIONS, EOS_ID, PROMPTS, write_jsonl
 from torch.nn.functional import cross_entropy, logsigmoid
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from instructlit.cli import main
+from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_scalar_model
+from instructlit.modules import PPOModule
+from instructlit.tools.benchmark.generate import bytes_per_step
 
 Line = Callable[..., dict[str, Any]]
 
@@ -94,6 +97,44 @@ def test_ppo(line: Line, tmp_path: Path, tiny_llama_dir: Path) -> None:
     assert found["steps"] == 2
     assert found["kl_first"] == pytest.approx(0, abs=1e-4)
     assert found["engine_gap"] < 1e-4
+    parts = zip(found["sampling_s"], found["scoring_s"], found["updating_s"], strict=True)
+    assert [sum(part) for part in parts] == pytest.approx(found["rollout_s"], abs=1e-3)
+    assert len(found["rollout_s"]) == 2
+    assert all(s > 0 for name in ("sampling_s", "scoring_s", "updating_s") for s in found[name])
+    assert sum(found["rollout_s"]) <= found["seconds"]
+
+
+@pytest.mark.parametrize("kind", ["adapters", "whole"])
+def test_ppo_on_frozen_trunks(
+    kind: str, line: Line, tmp_path: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tiny-rm"
+    lora = Lora(rank=2) if kind == "adapters" else None
+    model = load_scalar_model(Backbone(str(tiny_llama_dir), lora=lora))
+    model.backbone.save_pretrained(folder)  # type: ignore[operator]
+    for file in tiny_llama_dir.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    trained: list[PPOModule] = []
+    update = PPOModule.update
+    monkeypatch.setattr(PPOModule, "update", lambda self, *args: (trained.append(self), update(self, *args)))
+    options = ("--batch_size", "8", "--max_new_tokens", "4", "--lora", "3", "--precision", "bf16-mixed")
+    found = line("ppo", PROMPTS, *options, "--reward_model", str(folder))
+    assert found["kl_first"] == pytest.approx(0, abs=0.05)
+    module = trained[0]
+    ranks = {m.rank for m in (module.policy_backbone.lora, module.value_backbone.lora) if m is not None}
+    assert ranks == {3}
+    (reward,) = module.reward.networks()
+    trunks = [
+        {id(p) for name, p in m.named_parameters() if name.endswith("q_proj.base_layer.weight")}
+        or {id(p) for name, p in m.named_parameters() if name.endswith("q_proj.weight")}
+        for m in (module.trained_model, module.value_model, reward)
+    ]
+    assert all(trunks)
+    assert trunks[1] == trunks[2]
+    assert (trunks[0] == trunks[1]) == (kind == "adapters")
+    for model in (module.trained_model, module.value_model):
+        kinds = {(p.requires_grad, p.dtype) for p in model.parameters()}
+        assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
 
 
 def test_generate(line: Line) -> None:
@@ -101,6 +142,19 @@ def test_generate(line: Line) -> None:
     found = line("generate", prompts, "--batch_size", "4", "--max_new_tokens", "5", "--precision", "bf16-mixed")
     assert found["new_tokens"] == 20
     assert found["new_tokens_per_s"] == pytest.approx(20 / found["seconds"], rel=0.01)
+    assert found["bytes_per_step"] > 0
+    assert "roof_share" not in found  # there is no GPU whose memory it would be a share of
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_bytes_that_a_step_reads(tied: bool) -> None:
+    config = LlamaConfig(vocab_size=100, hidden_size=8, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, intermediate_size=16, tie_word_embeddings=tied)  # fmt: skip
+    model = LlamaForCausalLM(config).bfloat16()
+    layer = 8 * 8 + 2 * 4 * 8 + 8 * 8 + 3 * 8 * 16 + 2 * 8  # q, k and v, o, MLP, norms
+    weights = 2 * layer + 8 + 100 * 8  # the head once, and no embedding beside it
+    cached = 2 * 2 * 4 * 3 * 10.5  # keys and values of 2 layers, 4 wide, of 3 rows
+    assert bytes_per_step(model, 3, 10.5) == 2 * (weights + cached)
 
 
 def test_overhead(line: Line) -> None:
@@ -114,6 +168,7 @@ def test_overhead(line: Line) -> None:
     ("options", "message"),
     [
         (["--limit", "0"], "--limit: limit is 0"),
+        (["--lora", "0"], "--lora: lora is 0"),
         (["--data", "no.jsonl"], "--data: no such file"),
         (["--batch_size", "99"], "at least the 99"),
         (["--device", "tpu"], "--device: tpu"),

@@ -15,6 +15,7 @@ def benchmark(
     batch_size: int | None = None,
     max_new_tokens: int = 48,
     ppo_epochs: int = 1,
+    lora: int | None = None,
     seed: int = 1,
     device: str = "auto",
 ) -> None:
@@ -22,8 +23,10 @@ def benchmark(
 
     It holds `seconds` of training or decoding, `prep_s` before it (loading, reading and tokenising), units a second
     (tokens that are no padding, prompts and pairs, episodes, new tokens), peak memory, CPU seconds, and the first and
-    last loss. Rows come in the order of torch.randperm after the seed, prompts and completions as plain text, so that
-    another program can be given the same work.
+    last loss. PPO adds the seconds of sampling, scoring and updating of each rollout; generation the bytes that a step
+    has to read and, on a GPU, the share of the measured copy bandwidth at which it reads them. Rows come in the order
+    of torch.randperm after the seed, prompts and completions as plain text, so that another program can be given the
+    same work.
 
     Args:
         workload: sft (a file of demonstrations), reward (comparisons), ppo (prompts), generate (prompts of exactly
@@ -40,6 +43,8 @@ def benchmark(
             rollout, 32 prompts.
         max_new_tokens: most tokens of a response.
         ppo_epochs: passes over each rollout.
+        lora: rank of the adapters that ppo trains on trunks frozen in 16 bits; where `reward_model` is a folder of
+            adapters on `model`, all its models share that one trunk, and the value model trains the folder's adapters.
         seed: of the order of the rows and of the sampling.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
     """
@@ -49,7 +54,7 @@ def benchmark(
     from .work import Work
 
     work = Work(
-        model, data, reward_model, limit, precision, threads, batch_size, max_new_tokens, ppo_epochs, seed, device
+        model, data, reward_model, limit, precision, threads, batch_size, max_new_tokens, ppo_epochs, lora, seed, device
     )
     figures = importlib.import_module(f"{__name__}.{workload}").run(work)
     print(json.dumps({"peer": "instructlit", "workload": workload, **work.told(), **figures, **work.spent()}))

@@ -17,6 +17,9 @@ from instructlit.types import Prompt, PromptBatch
 from .work import Work
 
 PROMPT, REPEATS = 32, 4
+COPIED, COPIES = 1 << 30, 10
+"""Bytes of the copy that measures a GPU's bandwidth, far more than its caches hold, and copies between two looks at the
+clock."""
 
 
 def run(work: Work) -> dict[str, Any]:
@@ -44,9 +47,7 @@ def run(work: Work) -> dict[str, Any]:
     for _ in range(REPEATS):
         began = time.perf_counter()
         generation = CachedEngine().generate(model, prompts, sampling, endless, generator)
-        if work.device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(work.now() - began)
     tokens = int(generation.response_mask.sum())
     best = min(seconds[1:])
     return {
@@ -56,7 +57,57 @@ def run(work: Work) -> dict[str, Any]:
         "new_tokens": tokens,
         "new_tokens_per_s": round(tokens / best, 1),
         "ms_per_step": round(1000 * best / work.max_new_tokens, 3),
+        **_traffic(model, size, work, best / work.max_new_tokens),
     }
+
+
+def _traffic(model: Any, rows: int, work: Work, seconds: float) -> dict[str, Any]:
+    """Bytes that a step has to read, and on a GPU how near it comes to the bandwidth of its memory.
+
+    Args:
+        model: the language model in the dtype it decodes in.
+        rows: decoded together.
+        work: the options.
+        seconds: of a step.
+    """
+    needed = bytes_per_step(model, rows, PROMPT + work.max_new_tokens / 2)
+    if work.device != "cuda":
+        return {"bytes_per_step": needed}
+    bandwidth = _copy_bandwidth(work)
+    return {
+        "bytes_per_step": needed,
+        "copy_gb_per_s": round(bandwidth / 1e9, 1),
+        "roof_share": round(needed / seconds / bandwidth, 3),
+    }
+
+
+def bytes_per_step(model: Any, rows: int, tokens: float) -> int:
+    """The weights once, and the keys and values of every row.
+
+    Args:
+        model: a causal language model; of an embedding that is not its head too, a step reads next to nothing.
+        rows: decoded together.
+        tokens: of a row, prompt included.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    weights = sum(p.nbytes for p in model.parameters() if p is not embedding or p is head)
+    return weights + round(2 * config.num_hidden_layers * heads * size * head.itemsize * rows * tokens)
+
+
+def _copy_bandwidth(work: Work) -> float:
+    """Bytes a second, read and written, of the best of a few copies within the GPU's memory."""
+    source = torch.randint(256, (COPIED,), dtype=torch.uint8, device=work.device)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(REPEATS):
+        began = work.now()
+        for _ in range(COPIES):
+            target.copy_(source)
+        seconds.append((work.now() - began) / COPIES)
+    return 2 * COPIED / min(seconds[1:])
 
 
 def _without_end(tokenizer: Any) -> Any:

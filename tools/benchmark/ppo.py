@@ -6,15 +6,68 @@ from typing import Any
 import torch
 
 from instructlit.data import PromptData
+from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone
+from instructlit.models.folders import adapter_config
 from instructlit.modules import PPOModule
 from instructlit.ops.kl_control import FixedKL
-from instructlit.rollout import RewardModel, Sampling, Shaping
+from instructlit.rollout import CachedEngine, RewardModel, Sampling, Shaping
+from instructlit.types import Generation, PromptBatch, Rollout
 
 from .training import Clock, train
 from .work import Work
 
 RATE, MINIBATCHES = 1e-5, 4
+
+
+class TimedEngine(CachedEngine):
+    """Keeps the seconds of each call."""
+
+    def __init__(self, work: Work):
+        super().__init__()
+        self.work = work
+        self.seconds: list[float] = []
+
+    def generate(self, *args: Any, **options: Any) -> Generation:
+        began = self.work.now()
+        generation = super().generate(*args, **options)
+        self.seconds.append(self.work.now() - began)
+        return generation
+
+
+class TimedPPO(PPOModule):
+    """Keeps the seconds of each rollout: of all of it, and until its updates begin."""
+
+    def __init__(self, work: Work, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.work = work
+        self.whole: list[float] = []
+        self.collected: list[float] = []
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        began = self.work.now()
+        super().training_step(batch, batch_idx)
+        self.whole.append(self.work.now() - began)
+
+    def collect(self, prompts: PromptBatch) -> Rollout:
+        began = self.work.now()
+        rollout = super().collect(prompts)
+        self.collected.append(self.work.now() - began)
+        return rollout
+
+    def split(self, sampled: list[float]) -> dict[str, list[float]]:
+        """Seconds of each rollout.
+
+        Args:
+            sampled: those of its sampling.
+        """
+        columns = {
+            "rollout_s": self.whole,
+            "sampling_s": sampled,
+            "scoring_s": [a - b for a, b in zip(self.collected, sampled, strict=True)],
+            "updating_s": [a - b for a, b in zip(self.whole, self.collected, strict=True)],
+        }
+        return {name: [round(s, 4) for s in seconds] for name, seconds in columns.items()}
 
 
 def run(work: Work) -> dict[str, Any]:
@@ -27,10 +80,13 @@ def run(work: Work) -> dict[str, Any]:
         with file.open(encoding="utf-8") as lines:
             rows = sum(1 for line in lines if line.strip())
         episodes = rows // size * size
-        module = PPOModule(
-            Backbone(work.model),
-            RewardModel(Backbone(work.scalar)),
-            Backbone(work.scalar),
+        policy, value, reward = backbones(work)
+        engine = TimedEngine(work)
+        module = TimedPPO(
+            work,
+            policy,
+            RewardModel(reward),
+            value,
             episodes=episodes,
             minibatch_size=size // MINIBATCHES,
             ppo_epochs=work.ppo_epochs,
@@ -43,6 +99,7 @@ def run(work: Work) -> dict[str, Any]:
             lr_scheduler=None,
             gradient_clip_norm=None,
             self_check=False,
+            engine=engine,
         )
         trainer = train(work, folder, clock, module, data)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -54,4 +111,17 @@ def run(work: Work) -> dict[str, Any]:
         "engine_gap": metrics["ppo/engine/gap"],
         "episodes": episodes,
         "episodes_per_s": round(episodes / clock.seconds, 2),
+        **module.split(engine.seconds),
     }
+
+
+def backbones(work: Work) -> tuple[Backbone, Backbone, Backbone]:
+    """Policy, value and reward model; under `lora` adapters on trunks in 16 bits, those of a folder or new ones."""
+    if work.lora is None:
+        return Backbone(work.model), Backbone(work.scalar), Backbone(work.scalar)
+    lora = Lora(work.lora, alpha=2.0 * work.lora)
+    return (
+        Backbone(work.model, dtype="bfloat16", lora=lora),
+        Backbone(work.scalar, dtype="bfloat16", lora=None if adapter_config(work.scalar) else lora),
+        Backbone(work.scalar, dtype="bfloat16"),
+    )

@@ -33,12 +33,13 @@ class Work:
     batch_size: int | None
     max_new_tokens: int
     ppo_epochs: int
+    lora: int | None
     seed: int
     device: str
     began: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        for option in ("limit", "threads", "batch_size", "max_new_tokens", "ppo_epochs"):
+        for option in ("limit", "threads", "batch_size", "max_new_tokens", "ppo_epochs", "lora"):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise UserError(f"{option} is {value}", where=f"--{option}", expected="at least 1")
@@ -57,6 +58,12 @@ class Work:
         """The folder that reward and value model start from."""
         beside = Path(f"{self.model.rstrip('/')}-rm")
         return self.reward_model or (str(beside) if beside.is_dir() else self.model)
+
+    def now(self) -> float:
+        """Seconds on a clock, what the GPU was given so far done."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     @contextlib.contextmanager
     def files(self) -> Iterator[tuple[Path, Path]]:
