@@ -51,9 +51,13 @@ class Comparison:
     weight: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Prompt:
-    """A prompt waiting for answers."""
+    """A prompt waiting for answers.
+
+    Not frozen: where the Trainer's precision is bf16-true Lightning goes through the fields of a batch, and refuses
+    frozen ones. Nobody changes one.
+    """
 
     prompt: PromptText
     user: str | None = None

@@ -436,3 +436,16 @@ def test_the_shift_makes_the_demonstrations_average_zero(tmp_path, tiny_llama_di
         torch.tensor([1, 2]),
     )
     assert moved.total.item() == pytest.approx(loss.total.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_weights_in_16_bits_are_trained(stage, tiny_llama_dir, char_tokenizer, tmp_path):
+    module, batch = {
+        "sft": (sft_module(tiny_llama_dir), token_batch([("ab", "cd"), ("x", "yes")])),
+        "reward": (reward_module(tiny_llama_dir), comparison_batch([("ab", ["c", "de"], [1, 2])])),
+        "ppo": (ppo_module(tiny_llama_dir, episodes=4), {"prompts": prompt_batch(["ab", "c", "de", "f"])}),
+    }[stage]
+    trainer(tmp_path, precision="bf16-true").fit(module, FixedBatches(char_tokenizer, [batch]))
+    trained = module.trained_model
+    assert {p.dtype for p in trained.parameters() if p.dim() > 1} == {torch.bfloat16}
+    assert all(p.isfinite().all() for p in trained.parameters())
