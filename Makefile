@@ -6,6 +6,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 pytho
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
 # Where pyright finds the folders that install inside the package: an editable install tells only Python itself.
 TYPES := $(VENV)/types/instructlit
 
@@ -18,12 +19,21 @@ $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one with PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --clear --without-pip $(VENV)
 
+# pip of the environment, or one from outside that is told of it.
+PIP := $$($(BIN)/python -m pip --version >/dev/null 2>&1 && echo "$(BIN)/python -m pip" \
+	|| echo "$(PYTHON) -m pip --python $(BIN)/python")
+
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	if $(BIN)/python -m pip --version >/dev/null 2>&1; then pip="$(BIN)/python -m pip"; \
-	else pip="$(PYTHON) -m pip --python $(BIN)/python"; fi; \
-	$$pip install --constraint constraints.txt --editable '.[dev,wandb,8bit,eval,label]'
+	$(PIP) install --constraint constraints.txt --editable '.[dev,wandb,8bit,eval,label]'
 	mkdir -p $(TYPES)
 	for part in callbacks configs tools instructlit/__init__.py; do ln -sfn ../../../$$part $(TYPES)/; done
+	touch $@
+
+# Triton comes with torch's builds for CUDA. Beside one for CPUs its interpreter runs the tests of a GPU's kernels; not
+# pinned, for each torch has its own, and where there is none the tests say that they are skipped.
+$(KERNELS): $(STAMP)
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install triton \
+		|| echo "No Triton for this platform: the tests of a GPU's kernels are skipped" >&2
 	touch $@
 
 lint: install
@@ -34,7 +44,7 @@ types: install
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # One thread a worker: two workers with a pool of threads each are slower than one.
-test: lint types
+test: lint types $(KERNELS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
 quickstart: install

@@ -4,8 +4,8 @@ Between two matrix products of a step lie a dozen operations on a few kilobytes;
 function here says the same as the plain one beside it in `llama` and `cache`. Triton comes with torch for CUDA.
 """
 
-# pyright: reportMissingImports=false, reportIndexIssue=false
-# where torch is the build for CPUs there is no Triton
+# Triton's language is none that a checker of Python's types knows, and beside torch's build for CPUs it is not there.
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false, reportOperatorIssue=false
 import torch
 import triton
 import triton.language as tl

@@ -3,6 +3,11 @@
 Without a GPU, Triton's interpreter runs the kernels on the CPU (see conftest).
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from decoder_helpers import CONFIGS, TEXTS, TOKENIZER, generator, made, sampled
@@ -139,6 +144,41 @@ def test_drawing_by_blocks_is_drawing(vocabulary: int, temperature: float) -> No
     assert torch.equal(got.cpu(), tokens)
     assert at.isfinite().all()
     torch.testing.assert_close(at.cpu(), log_probs)
+
+
+COMPILED = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from instructlit.rollout import kernels
+
+def compiled(name, number, counts, **constants):
+    kernel = getattr(kernels, name)
+    types = {"lengths": "*i64", "places": "*i64", "tokens": "*i64", "sums": "*fp64", "chance": "*fp64",
+             "x": "*fp32", "weight": "*fp32", "weights": "*fp32", "cos": "*fp32", "sin": "*fp32", "tops": "*fp32",
+             "log_probs": "*fp32", "epsilon": "fp32", "scale": "fp32", "temperature": "fp32"}
+    types |= dict.fromkeys(counts.split(), "i32")
+    signature = {n: "constexpr" if n in constants else types.get(n, "*" + number) for n in kernel.arg_names}
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()})
+    print(name, number, len(compile(source, target=GPUTarget("cuda", 80, 32)).asm["ptx"]))
+
+for number in ("bf16", "fp32"):
+    compiled("_add_and_norm", number, "width", ADDS=True, BLOCK=128)
+    compiled("_turn_and_keep", number, "heads kv_heads length", size=64, NORMS=True, BLOCK=64)
+    compiled("_attend", number, "kv_heads length", size=64, group=4, GROUP=16, SIZE=64, KEYS=64)
+    compiled("_gated", number, "width", BLOCK=128)
+    compiled("_sum_blocks", number, "vocabulary blocks", BLOCK=1024)
+    compiled("_pick", number, "vocabulary blocks", BLOCK=1024, BLOCKS=8)
+"""
+
+
+def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    """What the interpreter takes Triton's compiler need not; it works without a GPU."""
+    script, environment = tmp_path / "compiled.py", {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    script.write_text(COMPILED)  # it reads a kernel's source from a file
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 12
 
 
 @pytest.mark.gpu
