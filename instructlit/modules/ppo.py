@@ -297,7 +297,7 @@ class PPOModule(StageModule):
         rollout = self.collect(batch["prompts"])
         if first:
             check_rollout(self, rollout)
-        metrics = UpdateMetrics()
+        metrics = UpdateMetrics(self.device)
         for _ in range(self.ppo_epochs):
             for index, text in self._minibatches(rollout, batch.get("pretraining")):
                 self.update(rollout.rows(index), text, metrics)

@@ -16,12 +16,17 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class UpdateMetrics:
-    """Sums over the micro-batches of an iteration's updates; `compute` turns them into means."""
+    """Sums over the micro-batches of an iteration's updates; `compute` turns them into means.
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-        self.tokens: dict[str, Tensor] = {name: torch.zeros(()) for name in ("policy", "value", "engine", "sampler")}
-        self.means: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+    Args:
+        device: where the losses are.
+    """
+
+    def __init__(self, device: torch.device):
+        zero = torch.zeros((), device=device)
+        self.sums: dict[str, Tensor] = defaultdict(lambda: zero)
+        self.tokens: dict[str, Tensor] = dict.fromkeys(("policy", "value", "engine", "sampler"), zero)
+        self.means: dict[str, Tensor] = defaultdict(lambda: zero)
         self.updates = 0
 
     def state(self) -> tuple[Any, ...]:

@@ -449,3 +449,30 @@ def test_weights_in_16_bits_are_trained(stage, tiny_llama_dir, char_tokenizer, t
     trained = module.trained_model
     assert {p.dtype for p in trained.parameters() if p.dim() > 1} == {torch.bfloat16}
     assert all(p.isfinite().all() for p in trained.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "ppo_ptx"])
+def test_a_gpu_takes_the_steps_of_a_cpu(stage, precision, tmp_path, tiny_llama_dir, char_tokenizer):
+    """Losses of two steps; of PPO, whose samples differ, that it takes them and passes its self-checks."""
+    steps, prompts = [], {"prompts": prompt_batch(PROMPTS)}
+    for accelerator in ("cpu", "gpu"):
+        torch.manual_seed(0)
+        module, batches = {
+            "sft": lambda: (sft_module(tiny_llama_dir), [token_batch(PAIRS)] * 2),
+            "reward": lambda: (reward_module(tiny_llama_dir), [comparison_batch(RANKED)] * 2),
+            "ppo": lambda: (ppo_module(tiny_llama_dir, episodes=16), [prompts] * 2),
+            "ppo_ptx": lambda: (
+                ppo_module(tiny_llama_dir, episodes=16),
+                [prompts | {"pretraining": text_batch(TEXTS[:8])}] * 2,
+            ),
+        }[stage]()
+        rows = run(tmp_path, module, char_tokenizer, batches, accelerator=accelerator, precision=precision)
+        loss = {"sft": "sft/train/loss", "reward": "reward/train/loss"}.get(stage, "ppo/policy/loss")
+        steps.append([row[loss] for row in rows])
+    cpu, gpu = steps
+    assert len(gpu) == 2
+    assert all(map(math.isfinite, gpu))
+    if not stage.startswith("ppo"):
+        assert gpu == pytest.approx(cpu, rel=1e-4 if precision == "32-true" else 3e-2)
