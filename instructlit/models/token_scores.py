@@ -51,21 +51,24 @@ def at_tokens(
     Returns:
         (B, K, C), zero where the mask is False.
     """
+    # As numbers and not as a mask, which a device would be waited for again and again to count.
+    at = mask.flatten().nonzero()[:, 0]
+    ids = ids.flatten()[at]
     if pays(model, attention_mask, len(attention_mask)):
         # tokens that are read in the order of the rows, among all tokens in that order
-        places = F.pad(mask, (input_ids.shape[1] - mask.shape[1], 0))[attention_mask][None]
-        found = _found(model, read, ids[mask], places, Packed.of(input_ids, attention_mask).inputs)
-        return _spread(found[places], mask)
+        places = F.pad(mask, (input_ids.shape[1] - mask.shape[1], 0))[attention_mask].nonzero()[:, 0]
+        found = _found(model, read, ids, places, Packed.of(input_ids, attention_mask).inputs)
+        return _spread(found.flatten(0, 1)[places], at, mask.shape)
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long(), "use_cache": False}
     if takes_positions(model):
         inputs["position_ids"] = position_ids(attention_mask)
     if mask.shape[1] < input_ids.shape[1]:
         inputs["logits_to_keep"] = mask.shape[1]
-    return _found(model, read, ids[mask], mask, inputs)
+    return _found(model, read, ids, at, inputs)
 
 
-def _found(model: nn.Module, read: Read, ids: Tensor, mask: Tensor, inputs: dict[str, Any]) -> Tensor:
-    """What `read` finds for ids (M,) where the mask (B, K) of the logits' positions is True; zero elsewhere, (B, K, C).
+def _found(model: nn.Module, read: Read, ids: Tensor, at: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """What `read` finds for ids (M,) at (M,) of the logits' positions, row after row; zero elsewhere, (B, K, C).
 
     It is the model's own output where it can be: sharded weights are gathered for the backward pass when the gradient
     comes to that.
@@ -77,7 +80,8 @@ def _found(model: nn.Module, read: Read, ids: Tensor, mask: Tensor, inputs: dict
 
         def scores(hidden: Tensor) -> Tensor:
             rows = max(1, HEAD_ELEMENTS // head.weight.shape[0])
-            found.append(_spread(_pieces(head_forward, hidden[mask], ids, read, rows), mask))
+            states = hidden.flatten(0, 1)[at]
+            found.append(_spread(_pieces(head_forward, states, ids, read, rows), at, hidden.shape[:2]))
             return found[0]
 
         with _replaced(head, scores) as head_forward:
@@ -86,7 +90,7 @@ def _found(model: nn.Module, read: Read, ids: Tensor, mask: Tensor, inputs: dict
             return found[0]
         _post_processed.add(model)
     logits = model(**inputs).logits
-    return _spread(read(logits[mask], ids), mask)
+    return _spread(read(logits.flatten(0, 1)[at], ids), at, logits.shape[:2])
 
 
 def target_scores(model: nn.Module, batch: TokenBatch, read: Read) -> Tensor:
@@ -118,11 +122,11 @@ def _pieces(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor, read:
     return torch.cat(parts)
 
 
-def _spread(found: Tensor, mask: Tensor) -> Tensor:
-    """(M, C) back to where the mask is True, (B, K, C)."""
-    spread = found.new_zeros(*mask.shape, found.shape[-1])
-    spread[mask] = found
-    return spread
+def _spread(found: Tensor, at: Tensor, shape: torch.Size) -> Tensor:
+    """(M, C) to the positions `at` (M,) of a `shape` (B, K), row after row: (B, K, C)."""
+    spread = found.new_zeros(shape.numel(), found.shape[-1])
+    spread[at] = found
+    return spread.view(*shape, found.shape[-1])
 
 
 @contextmanager
