@@ -22,7 +22,18 @@ from instructlit.ops.masking import position_ids
 from instructlit.types import TokenBatch
 
 HEAD_ELEMENTS = 1 << 26
-"""Logits that the head computes at once: 128 MiB in 16 bits, and rows enough to keep a GPU busy."""
+"""Logits that the head computes at once on a CPU: 128 MiB in 16 bits."""
+
+GPU_HEAD_ELEMENTS = 1 << 29
+"""The same on a GPU: 1 GiB in 16 bits, and in the backward pass as much again for their gradient. Every piece casts the
+head's weight under autocast and adds to its gradient, so that few are better than many."""
+
+GPU_HEAD_KEPT = 1 << 31
+"""Logits on a GPU up to which all are computed at once and kept for the backward pass, where activations are kept too:
+4 GiB in 16 bits and as much again for their gradient. Computing them again would be a fourteenth more of all products,
+for a model with 1.2 billion weights and a vocabulary of 128,256."""
+
+_TILE_ROWS = 128  # of a GPU's matrix products: the last tile would be filled in part
 
 Read = Callable[[Tensor, Tensor], Tensor]
 """From logits (m, V) and ids (m,) to C numbers a token, (m, C)."""
@@ -79,8 +90,9 @@ def _found(model: nn.Module, read: Read, ids: Tensor, at: Tensor, inputs: dict[s
         found: list[Tensor] = []
 
         def scores(hidden: Tensor) -> Tensor:
-            rows = max(1, HEAD_ELEMENTS // head.weight.shape[0])
             states = hidden.flatten(0, 1)[at]
+            again = not torch.is_grad_enabled() or _computes_again(model)
+            rows = rows_at_once(len(at), head.weight.shape[0], gpu=hidden.is_cuda, again=again)
             found.append(_spread(_pieces(head_forward, states, ids, read, rows), at, hidden.shape[:2]))
             return found[0]
 
@@ -91,6 +103,27 @@ def _found(model: nn.Module, read: Read, ids: Tensor, at: Tensor, inputs: dict[s
         _post_processed.add(model)
     logits = model(**inputs).logits
     return _spread(read(logits.flatten(0, 1)[at], ids), at, logits.shape[:2])
+
+
+def rows_at_once(count: int, vocabulary: int, *, gpu: bool, again: bool) -> int:
+    """Positions that the head computes at once, of `count`.
+
+    Args:
+        count: how many there are.
+        vocabulary: rows of the head.
+        gpu: whether it runs on one.
+        again: whether nothing is to be kept: activations are computed again, or there is no backward pass.
+    """
+    if not gpu:
+        return max(1, HEAD_ELEMENTS // vocabulary)
+    if not again and count * vocabulary <= GPU_HEAD_KEPT:
+        return count
+    return max(1, GPU_HEAD_ELEMENTS // vocabulary // _TILE_ROWS * _TILE_ROWS)
+
+
+def _computes_again(model: nn.Module) -> bool:
+    """Whether activation checkpointing is on."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def target_scores(model: nn.Module, batch: TokenBatch, read: Read) -> Tensor:
