@@ -157,9 +157,9 @@ def _pieces(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor, read:
 
 def _spread(found: Tensor, at: Tensor, shape: torch.Size) -> Tensor:
     """(M, C) to the positions `at` (M,) of a `shape` (B, K), row after row: (B, K, C)."""
-    spread = found.new_zeros(shape.numel(), found.shape[-1])
-    spread[at] = found
-    return spread.view(*shape, found.shape[-1])
+    spread = found.new_zeros(*shape, found.shape[-1])
+    spread.flatten(0, 1)[at] = found  # and not a view of it returned: the hooks of shards want a tensor of its own
+    return spread
 
 
 @contextmanager
