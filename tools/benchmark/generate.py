@@ -10,7 +10,7 @@ import torch
 
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
-from instructlit.models.backbone import Backbone, load_causal_lm
+from instructlit.models.backbone import load_causal_lm
 from instructlit.rollout import CachedEngine, Sampling
 from instructlit.types import Prompt, PromptBatch
 
@@ -33,8 +33,8 @@ def run(work: Work) -> dict[str, Any]:
         )
     ids = torch.tensor(rows, device=work.device)
     prompts = PromptBatch(ids, torch.ones_like(ids, dtype=torch.bool), [Prompt(text) for text in texts])
-    dtype = "bfloat16" if "bf16" in work.precision else "float32"
-    model: Any = load_causal_lm(Backbone(work.model, dtype=dtype), frozen=True)
+    backbone = work.backbone(work.model, "bfloat16" if "bf16" in work.precision else "float32")
+    model: Any = load_causal_lm(backbone, frozen=True)
     model.to(work.device)
     endless = _without_end(tokenizer)
     generator = torch.Generator(work.device).manual_seed(work.seed)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from instructlit.data import PromptData
-from instructlit.models.backbone import Backbone
 from instructlit.modules import PPOModule
 from instructlit.ops.kl_control import FixedKL
 from instructlit.rollout import RewardModel, Sampling, Shaping
@@ -28,9 +27,9 @@ def run(work: Work) -> dict[str, Any]:
             rows = sum(1 for line in lines if line.strip())
         episodes = rows // size * size
         module = PPOModule(
-            Backbone(work.model),
-            RewardModel(Backbone(work.scalar)),
-            Backbone(work.scalar),
+            work.backbone(work.model),
+            RewardModel(work.backbone(work.scalar)),
+            work.backbone(work.scalar),
             episodes=episodes,
             minibatch_size=size // MINIBATCHES,
             ppo_epochs=work.ppo_epochs,
