@@ -16,8 +16,8 @@ from instructlit.memory.optimizer import is_paged, state_bytes
 from instructlit.memory.outline import Weight, key_of
 from instructlit.memory.run import Run
 from instructlit.memory.shapes import Shapes
-from instructlit.models.token_scores import HEAD_ELEMENTS
-from instructlit.ops.log_probs import TILE_ELEMENTS
+from instructlit.models.token_scores import rows_at_once
+from instructlit.ops.log_probs import GPU_TILE_ELEMENTS, TILE_ELEMENTS
 
 SAMPLING = 32
 """Bytes a logit that drawing a token takes: the logit, its softmax in float32 twice, the sums in float64 twice."""
@@ -153,10 +153,11 @@ class _Account:
 
     def _logits(self, role: str, count: int) -> int:
         """Logits of one piece of the head and their gradient, with the tiles that are read in float32."""
-        vocabulary = self.shapes.vocabulary(self.run.models[role])
-        elements = min(count, max(1, HEAD_ELEMENTS // vocabulary)) * vocabulary
-        width = self._width(role)
-        return 2 * elements * width + (1 if width == 4 else 2) * 4 * min(elements, TILE_ELEMENTS)
+        backbone, gpu = self.run.models[role], not self.run.cpu
+        vocabulary, again = self.shapes.vocabulary(backbone), backbone.gradient_checkpointing
+        elements = min(count, rows_at_once(count, vocabulary, gpu=gpu, again=again)) * vocabulary
+        width, tile = self._width(role), GPU_TILE_ELEMENTS if gpu else TILE_ELEMENTS
+        return 2 * elements * width + (1 if width == 4 else 2) * 4 * min(elements, tile)
 
     def _reading(self, role: str, rows: int) -> dict[str, int]:
         """A pass without gradients: one layer at a time."""

@@ -60,4 +60,4 @@ class Shapes:
 
 def _bare(backbone: Backbone) -> Backbone:
     """Without what changes no shape, so that it is traced once."""
-    return replace(backbone, gradient_checkpointing=False)
+    return replace(backbone, gradient_checkpointing=False, compile=False)

@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 from instructlit.errors import UserError
 from instructlit.models import packed
 from instructlit.models.adapters import HEAD, Lora, add_lora, load_adapters
+from instructlit.models.blocks import compile_blocks
 from instructlit.models.dropout import configure_dropout
 from instructlit.models.folders import (
     adapter_config,
@@ -59,6 +60,7 @@ class Backbone:
         lora: train low-rank adapters on a frozen trunk; without it all weights are trained.
         quantization: hold the frozen trunk in 4 bits (nf4) or 8 (int8) by bitsandbytes; training it needs `lora`.
         gradient_checkpointing: keep fewer activations and compute them again in the backward pass.
+        compile: have torch.compile join each decoder block's operations; the first steps wait for it.
     """
 
     path: str
@@ -71,6 +73,7 @@ class Backbone:
     lora: Lora | None = None
     quantization: Literal["nf4", "int8"] | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
 
 
 def load_causal_lm(
@@ -357,10 +360,17 @@ def _quantisation(backbone: Backbone) -> BitsAndBytesConfig:
 
 
 def _prepared(hf: PreTrainedModel, backbone: Backbone, *, scalar: bool, where: str) -> nn.Module:
-    """Training mode, adapters and checkpointing, as `backbone` says."""
+    """Training mode, adapters, checkpointing and compilation, as `backbone` says."""
     hf.train()
     if backbone.gradient_checkpointing:
         _checkpoint_activations(hf)
+    model = _adapted(hf, backbone, scalar=scalar, where=where)
+    if backbone.compile:
+        compile_blocks(model, where)
+    return model
+
+
+def _adapted(hf: PreTrainedModel, backbone: Backbone, *, scalar: bool, where: str) -> nn.Module:
     if adapter_config(backbone.path) is not None:
         return load_adapters(hf, str(Path(backbone.path).expanduser()))
     if backbone.lora is not None:

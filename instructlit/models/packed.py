@@ -1,8 +1,10 @@
 """Rows of different length in one row without padding: no token sees another row's, and positions begin anew.
 
-The rows follow one another as segments. Attention runs segment by segment, by a function that transformers' models
-find under its name in their registry; all the rest of a model works on each token for itself and needs no change. A
-segment may continue an earlier one, whose tokens it then sees: completions behind a prompt that is there once.
+The rows follow one another as segments. Attention keeps them apart, by a function that transformers' models find under
+its name in their registry; all the rest of a model works on each token for itself and needs no change. On a CPU it goes
+segment by segment, and a segment may continue an earlier one, whose tokens it then sees: completions behind a prompt
+that is there once. On a GPU one kernel takes all segments, flash attention of variable lengths, in 16 bits; there every
+segment stands alone.
 
 The layout travels where models take an attention mask: one that is four-dimensional already they hand on as it is, to
 every layer, and to the second pass where activations are computed again.
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -31,10 +34,19 @@ ALONE = -1
 """The parent of a segment that continues none."""
 
 SEGMENT_COST = 600_000
-"""What a segment costs, in tokens times the square of the model's width: as much as computing 37 tokens of a model 128
-wide or 2 of one 512 wide. Measured on two cores, forward and backward; only speed depends on it."""
+"""What a segment costs on a CPU, in tokens times the square of the model's width: as much as computing 37 tokens of a
+model 128 wide or 2 of one 512 wide. Measured on two cores, forward and backward; only speed depends on it."""
 
-_LAYOUT = torch.int32  # a mask is of booleans or floats, so that the dtype tells a layout from one
+# A mask is of booleans or floats, so that the dtype tells a layout from one, and one layout from the other.
+_SEGMENTS, _BOUNDS = torch.int64, torch.int32
+_HALVES = (torch.bfloat16, torch.float16)
+"""What flash attention computes in."""
+
+_LARGEST_HEAD = 256
+_ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
+_GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+"""By what the operator is told that keys may have fewer heads than queries; that of torch 2.11 need not be."""
+
 _PLAIN_SCORES = 1 << 18
 """Scores of a head (queries x keys) up to which a CPU is faster with plain matrix products than with its SDPA."""
 
@@ -45,7 +57,7 @@ class Packed:
 
     input_ids: Tensor  # (1, W) int64
     position_ids: Tensor  # (1, W) int64
-    layout: Tensor  # (1, 1, S, 2) int32: length and parent of each segment, in order
+    layout: Tensor  # from `layout` or `bounds`
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "Packed":
@@ -56,8 +68,12 @@ class Packed:
             attention_mask: (B, T) bool, True on real tokens.
         """
         lengths = attention_mask.sum(dim=1)
-        positions = position_ids(attention_mask)[attention_mask]
-        return cls(input_ids[attention_mask][None], positions[None], layout(lengths, torch.full_like(lengths, ALONE)))
+        if at_once(input_ids.device):
+            how = bounds(lengths, input_ids.shape[1])
+        else:
+            how = layout(lengths, torch.full_like(lengths, ALONE))
+        tokens = attention_mask.flatten().nonzero()[:, 0]
+        return cls(input_ids.flatten()[tokens][None], position_ids(attention_mask).flatten()[tokens][None], how)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -71,8 +87,22 @@ class Packed:
 
 
 def layout(lengths: Tensor, parents: Tensor) -> Tensor:
-    """(S,) lengths and (S,) parents, an earlier segment's index or ALONE, as what stands for the mask."""
-    return torch.stack([lengths, parents], dim=-1).to(_LAYOUT)[None, None]
+    """(S,) lengths and (S,) parents, an earlier segment's index or ALONE, as what stands for the mask: (1, 1, S, 2)."""
+    return torch.stack([lengths, parents], dim=-1).to(_SEGMENTS)[None, None]
+
+
+def bounds(lengths: Tensor, longest: int) -> Tensor:
+    """(S,) lengths of segments that stand alone, as what stands for the mask where one kernel takes them all.
+
+    Args:
+        lengths: (S,) int64, on the device.
+        longest: no length is above it.
+
+    Returns:
+        (1, longest, 1, S + 1) int32: where segments begin and the last one ends. The kernel must know on the host how
+        long they are; a shape is known there, and so no layer waits for the device.
+    """
+    return F.pad(lengths.cumsum(dim=0), (1, 0)).to(_BOUNDS).expand(1, longest, 1, -1)
 
 
 def shows_what_it_sees(model: nn.Module) -> bool:
@@ -84,29 +114,60 @@ def shows_what_it_sees(model: nn.Module) -> bool:
     return config._attn_implementation in ("sdpa", SEGMENTS) and not windows and takes_positions(model)
 
 
-def can_pack(model: nn.Module) -> bool:
-    """Whether rows are packed for `model`: where it can be told who sees whom, through the registry, and on a CPU:
-    segments one by one do not fill a GPU.
+def at_once(device: torch.device) -> bool:
+    """Whether one kernel takes all segments."""
+    return device.type == "cuda"
+
+
+def can_pack(model: nn.Module, device: torch.device) -> bool:
+    """Whether rows on `device` are packed for `model`: where it can be told who sees whom, through the registry, and is
+    on a CPU or computes in what flash attention takes.
     """
     trunk: Any = unwrapped(model).base_model
-    by_segments = trunk.config.get_text_config()._attn_implementation == SEGMENTS
-    return by_segments and next(trunk.parameters()).device.type == "cpu" and shows_what_it_sees(model)
+    if trunk.config.get_text_config()._attn_implementation != SEGMENTS or not shows_what_it_sees(model):
+        return False
+    return _has_flash(device) and _flash_takes(trunk, device) if at_once(device) else device.type == "cpu"
 
 
-def pays(model: nn.Module, mask: Tensor, segments: int) -> bool:
-    """Whether rows are packed: where they can be, and the padding left out is worth more than a segment's own calls.
+@lru_cache(maxsize=8)
+def _has_flash(device: torch.device) -> bool:
+    return torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)
 
-    Short rows of like length have next to no padding, and attention segment by segment then costs more than it saves.
+
+def _flash_takes(trunk: nn.Module, device: torch.device) -> bool:
+    """Whether precision, size of heads and dropout are what flash attention of variable lengths has."""
+    config: Any = trunk.config.get_text_config()  # type: ignore[operator,union-attr]
+    dtype = _computed_in(next(trunk.parameters()).dtype, device)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    drops = trunk.training and any(getattr(config, name, 0) for name in _ATTENTION_DROPOUTS)
+    return dtype in _HALVES and size % 8 == 0 and size <= _LARGEST_HEAD and not drops
+
+
+def _computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of products of `dtype`, which autocast may narrow."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
+
+
+def pays(model: nn.Module, mask: Tensor, segments: int, *, alone: bool = True) -> bool:
+    """Whether rows are packed: where they can be, and the padding left out is worth more than packing costs.
+
+    On a CPU that is a segment's own calls: short rows of like length have next to no padding, and attention segment by
+    segment then costs more than it saves. On a GPU it is a gather of ids and a scatter of results, less than a layer's
+    work on a few tokens of padding, and rows with padding would need a mask besides, which no flash kernel takes: there
+    any padding is worth it. To know whether there is any, the host waits for the device, once a forward.
 
     Args:
         model: the model that reads them.
         mask: bool, True on real tokens, in the form that the rows would have with padding.
         segments: so many segments the rows would be.
+        alone: whether none of them continues another.
     """
-    if not can_pack(model):
+    if not can_pack(model, mask.device):
         return False
-    trunk: Any = unwrapped(model).base_model
     saved = mask.numel() - int(mask.sum())
+    if at_once(mask.device):
+        return alone and saved > 0
+    trunk: Any = unwrapped(model).base_model
     return saved * trunk.config.get_text_config().hidden_size ** 2 > SEGMENT_COST * segments
 
 
@@ -137,15 +198,41 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What a model calls in place of SDPA: query (B, H, T, D), key and value (B, H or fewer, T, D) to (B, T, H, D)."""
-    if attention_mask is None or attention_mask.dtype != _LAYOUT:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    if attention_mask is not None and attention_mask.dtype == _BOUNDS:
+        assert not dropout, "flash attention of variable lengths has no dropout"
+        return _by_kernel(query, key, value, attention_mask, scaling), None
+    if attention_mask is not None and attention_mask.dtype == _SEGMENTS:
+        return _one_by_one(query, key, value, attention_mask, dropout, scaling), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+
+
+def _by_kernel(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scaling: float | None) -> Tensor:
+    """(1, W, H, D) of rows whose segments lie between `bounds`; heads of keys and values are not repeated."""
+    # Rotary embeddings, and norms of queries and keys, leave them in float32 under autocast.
+    dtype = _computed_in(value.dtype, value.device)
+    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    return _varlen(q, k, v, bounds[0, 0, 0], bounds.shape[1], scaling)[None]
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scaling: float | None) -> Tensor:
+    """(W, H, D) of tokens that see those before them between two of the `ends` (S + 1,)."""
+    window = (-1, 0)  # all before, none behind
+    options = {"scale": scaling, "window_size": window, **_GROUPED}
+    out: Any = varlen_attn(query, key, value, ends, ends, longest, longest, **options)
+    return out
+
+
+@torch.compiler.disable()  # lengths that differ from batch to batch would be compiled in
+def _one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, layout: Tensor, dropout: float, scaling: float | None
+) -> Tensor:
+    """(1, W, H, D), segment by segment."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    segments = attention_mask[0, 0].tolist()
     # Autocast would widen and narrow in every segment what it widens and narrows here once.
     with torch.autocast(query.device.type, enabled=False):
-        out = by_segments(query.to(value.dtype), key.to(value.dtype), value, segments, dropout, scaling)
-    return out.transpose(1, 2).contiguous(), None
+        out = by_segments(query.to(value.dtype), key.to(value.dtype), value, layout[0, 0].tolist(), dropout, scaling)
+    return out.transpose(1, 2).contiguous()
 
 
 def by_segments(

@@ -127,7 +127,7 @@ class ScalarModel(nn.Module):
         return self(input_ids, attention_mask, group=group)
 
     def _branch_scores(self, branches: Branches) -> Tensor:
-        if pays(self.backbone, branches.owner >= 0, len(branches.last) + len(branches.owner)):
+        if pays(self.backbone, branches.owner >= 0, len(branches.last) + len(branches.owner), alone=False):
             whole, last = branches.packed()
             return self._values(whole.inputs)[0, last]
         inputs = {"input_ids": branches.input_ids, "position_ids": branches.position_ids}

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from instructlit.errors import UserError
+from instructlit.models.blocks import decoder_blocks
 from instructlit.models.scalar import ScalarHead
 
 M = TypeVar("M", bound=nn.Module)
@@ -72,8 +73,7 @@ def shard(model: M, plan: Plan, where: str = "model") -> M:
             expected="a trunk in float32 or bfloat16 under this strategy",
             fix="take out `quantization`, or use configs/strategy/ddp.yaml",
         )
-    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    blocks = decoder_blocks(model)
     if not blocks:
         raise UserError(
             f"{type(model).__name__} does not say which of its layers are blocks (_no_split_modules)",

@@ -22,7 +22,18 @@ from instructlit.ops.masking import position_ids
 from instructlit.types import TokenBatch
 
 HEAD_ELEMENTS = 1 << 26
-"""Logits that the head computes at once: 128 MiB in 16 bits, and rows enough to keep a GPU busy."""
+"""Logits that the head computes at once on a CPU: 128 MiB in 16 bits."""
+
+GPU_HEAD_ELEMENTS = 1 << 29
+"""The same on a GPU: 1 GiB in 16 bits, and in the backward pass as much again for their gradient. Every piece casts the
+head's weight under autocast and adds to its gradient, so that few are better than many."""
+
+GPU_HEAD_KEPT = 1 << 31
+"""Logits on a GPU up to which all are computed at once and kept for the backward pass, where activations are kept too:
+4 GiB in 16 bits and as much again for their gradient. Computing them again would be a fourteenth more of all products,
+for a model with 1.2 billion weights and a vocabulary of 128,256."""
+
+_TILE_ROWS = 128  # of a GPU's matrix products: the last tile would be filled in part
 
 Read = Callable[[Tensor, Tensor], Tensor]
 """From logits (m, V) and ids (m,) to C numbers a token, (m, C)."""
@@ -51,21 +62,24 @@ def at_tokens(
     Returns:
         (B, K, C), zero where the mask is False.
     """
+    # As numbers and not as a mask, which a device would be waited for again and again to count.
+    at = mask.flatten().nonzero()[:, 0]
+    ids = ids.flatten()[at]
     if pays(model, attention_mask, len(attention_mask)):
         # tokens that are read in the order of the rows, among all tokens in that order
-        places = F.pad(mask, (input_ids.shape[1] - mask.shape[1], 0))[attention_mask][None]
-        found = _found(model, read, ids[mask], places, Packed.of(input_ids, attention_mask).inputs)
-        return _spread(found[places], mask)
+        places = F.pad(mask, (input_ids.shape[1] - mask.shape[1], 0))[attention_mask].nonzero()[:, 0]
+        found = _found(model, read, ids, places, Packed.of(input_ids, attention_mask).inputs)
+        return _spread(found.flatten(0, 1)[places], at, mask.shape)
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long(), "use_cache": False}
     if takes_positions(model):
         inputs["position_ids"] = position_ids(attention_mask)
     if mask.shape[1] < input_ids.shape[1]:
         inputs["logits_to_keep"] = mask.shape[1]
-    return _found(model, read, ids[mask], mask, inputs)
+    return _found(model, read, ids, at, inputs)
 
 
-def _found(model: nn.Module, read: Read, ids: Tensor, mask: Tensor, inputs: dict[str, Any]) -> Tensor:
-    """What `read` finds for ids (M,) where the mask (B, K) of the logits' positions is True; zero elsewhere, (B, K, C).
+def _found(model: nn.Module, read: Read, ids: Tensor, at: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """What `read` finds for ids (M,) at (M,) of the logits' positions, row after row; zero elsewhere, (B, K, C).
 
     It is the model's own output where it can be: sharded weights are gathered for the backward pass when the gradient
     comes to that.
@@ -76,8 +90,10 @@ def _found(model: nn.Module, read: Read, ids: Tensor, mask: Tensor, inputs: dict
         found: list[Tensor] = []
 
         def scores(hidden: Tensor) -> Tensor:
-            rows = max(1, HEAD_ELEMENTS // head.weight.shape[0])
-            found.append(_spread(_pieces(head_forward, hidden[mask], ids, read, rows), mask))
+            states = hidden.flatten(0, 1)[at]
+            again = not torch.is_grad_enabled() or _computes_again(model)
+            rows = rows_at_once(len(at), head.weight.shape[0], gpu=hidden.is_cuda, again=again)
+            found.append(_spread(_pieces(head_forward, states, ids, read, rows), at, hidden.shape[:2]))
             return found[0]
 
         with _replaced(head, scores) as head_forward:
@@ -86,7 +102,28 @@ def _found(model: nn.Module, read: Read, ids: Tensor, mask: Tensor, inputs: dict
             return found[0]
         _post_processed.add(model)
     logits = model(**inputs).logits
-    return _spread(read(logits[mask], ids), mask)
+    return _spread(read(logits.flatten(0, 1)[at], ids), at, logits.shape[:2])
+
+
+def rows_at_once(count: int, vocabulary: int, *, gpu: bool, again: bool) -> int:
+    """Positions that the head computes at once, of `count`.
+
+    Args:
+        count: how many there are.
+        vocabulary: rows of the head.
+        gpu: whether it runs on one.
+        again: whether nothing is to be kept: activations are computed again, or there is no backward pass.
+    """
+    if not gpu:
+        return max(1, HEAD_ELEMENTS // vocabulary)
+    if not again and count * vocabulary <= GPU_HEAD_KEPT:
+        return count
+    return max(1, GPU_HEAD_ELEMENTS // vocabulary // _TILE_ROWS * _TILE_ROWS)
+
+
+def _computes_again(model: nn.Module) -> bool:
+    """Whether activation checkpointing is on."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def target_scores(model: nn.Module, batch: TokenBatch, read: Read) -> Tensor:
@@ -118,10 +155,10 @@ def _pieces(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor, read:
     return torch.cat(parts)
 
 
-def _spread(found: Tensor, mask: Tensor) -> Tensor:
-    """(M, C) back to where the mask is True, (B, K, C)."""
-    spread = found.new_zeros(*mask.shape, found.shape[-1])
-    spread[mask] = found
+def _spread(found: Tensor, at: Tensor, shape: torch.Size) -> Tensor:
+    """(M, C) to the positions `at` (M,) of a `shape` (B, K), row after row: (B, K, C)."""
+    spread = found.new_zeros(*shape, found.shape[-1])
+    spread.flatten(0, 1)[at] = found  # and not a view of it returned: the hooks of shards want a tensor of its own
     return spread
 
 

@@ -2,10 +2,13 @@
 
 Logits come as (B, T, V) or packed as (M, V), in any precision, and are the largest tensors of a step. They are read in
 tiles of a few million values: no float32 copy of a half-precision batch is ever made, and the gradient, which has to be
-as large as the logits, is written in their own precision.
+as large as the logits, is written in their own precision. On a GPU with Triton two kernels read each logit once.
 """
 
+import warnings
 from collections.abc import Iterator
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,7 +18,11 @@ from torch.autograd.function import once_differentiable
 from instructlit.ops.masking import widen
 
 TILE_ELEMENTS = 1 << 22
-"""Logits widened at once: 16 MiB in float32, large enough to fill an accelerator and small beside a model."""
+"""Logits widened at once: 16 MiB in float32, small beside a model."""
+
+GPU_TILE_ELEMENTS = 1 << 26
+"""The same on a GPU without kernels: 256 MiB in float32, of which two are there at a time. That is 523 positions of a
+vocabulary of 128,256, so that 32,768 take 63 tiles and not a thousand."""
 
 
 def token_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -59,6 +66,8 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     A logit of minus infinity is a token of probability 0 and adds nothing.
     """
     _check_temperature(temperature)
+    if (kernels := _kernels(logits)) is not None:
+        return kernels.norms_and_entropies(logits, temperature)[1]
     result = logits.new_empty(logits.shape[:-1], dtype=widen(logits[..., :0]).dtype)
     for place in _tiles(logits):
         result[place] = torch.special.entr(_softmax(logits[place], temperature)).sum(-1)
@@ -72,9 +81,12 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
         picked = widen(logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1)) / temperature
-        norm = torch.empty_like(picked)
-        for place in _tiles(logits):
-            norm[place] = torch.logsumexp(_scaled(logits[place], temperature), dim=-1)
+        if (kernels := _kernels(logits)) is not None:
+            norm, _ = kernels.norms_and_entropies(logits, temperature)
+        else:
+            norm = torch.empty_like(picked)
+            for place in _tiles(logits):
+                norm[place] = torch.logsumexp(_scaled(logits[place], temperature), dim=-1)
         ctx.save_for_backward(logits, ids, norm)
         ctx.temperature = temperature
         return picked - norm
@@ -85,6 +97,8 @@ class _TokenLogProbs(torch.autograd.Function):
         """d log p(id) / d logit_v = (1[v = id] - p(v)) / temperature."""
         logits, ids, norm = ctx.saved_tensors
         scale = grad_outputs[0] / ctx.temperature
+        if (kernels := _kernels(logits)) is not None:
+            return kernels.gradient(logits, ids, norm, scale, ctx.temperature), None, None
         gradient = torch.empty_like(logits)
         for place in _tiles(logits):
             # exp(x - norm) is the softmax; the tile is new memory, so it can be worked on in place
@@ -95,11 +109,33 @@ class _TokenLogProbs(torch.autograd.Function):
         return gradient, None, None
 
 
+def _kernels(logits: Tensor) -> Any:
+    """The module of kernels where they can read `logits`; None elsewhere."""
+    plain = logits.is_cuda and logits.is_contiguous() and logits.dtype != torch.float64 and logits.numel() > 0
+    return _kernels_on(logits.device) if plain else None
+
+
+@lru_cache(maxsize=8)
+def _kernels_on(device: torch.device) -> Any:
+    if find_spec("triton") is None:
+        return None
+    try:
+        from instructlit.ops import log_probs_kernels
+
+        log_probs_kernels.norms_and_entropies(torch.zeros(1, 16, device=device), 1.0)
+    except Exception as error:  # of many kinds: Triton needs a C compiler and Python's headers
+        warnings.warn(f"log-probs are read without Triton's kernels, which do not work here: {error}", stacklevel=2)
+        return None
+    return log_probs_kernels
+
+
 def _tiles(logits: Tensor) -> Iterator[tuple[slice, ...]]:
-    """Index tuples that cover every place of (B, T, V) or (M, V) logits in pieces of about TILE_ELEMENTS logits."""
+    """Index tuples that cover every place of (B, T, V) or (M, V) logits in pieces of about so many logits as a tile of
+    their device has."""
     if logits.dim() not in (2, 3):
         raise ValueError(f"logits are (B, T, V) or (M, V), not {tuple(logits.shape)}")
-    places = max(1, TILE_ELEMENTS // max(1, logits.shape[-1]))
+    elements = GPU_TILE_ELEMENTS if logits.is_cuda else TILE_ELEMENTS
+    places = max(1, elements // max(1, logits.shape[-1]))
     if logits.dim() == 2:
         for start in range(0, logits.shape[0], places):
             yield (slice(start, start + places),)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,21 @@ def test_sft(line: Line, tiny_llama_dir: Path, seed: int) -> None:
     assert found["steps"] == 3
     assert found["tokens"] == sum(len(r["prompt"] + r["completion"]) + 1 for r in DEMONSTRATIONS[:12])
     assert found["tokens_per_s"] == pytest.approx(found["tokens"] / found["seconds"], rel=0.01)
+    lengths = [len(r["prompt"] + r["completion"]) + 1 for r in first(DEMONSTRATIONS[:12], 12, seed)[4:]]
+    # two layers of width 32, an MLP of 64 and two heads of keys; five norms; a head of 128 rows
+    weights = 2 * (32 * (32 + 2 * 16 + 32) + 3 * 32 * 64) + 5 * 32 + 32 * 128
+    operations = 6 * weights * sum(lengths) + 12 * 2 * 32 * sum(n * n for n in lengths) / 2
+    assert found["model_tflops_per_s"] * 1e12 == pytest.approx(operations / (2 * found["step_ms"] / 1000), rel=0.01)
     assert {"prep_s", "process_cpu_s", "peak_rss_mb", "precision", "threads"} <= found.keys()
+
+
+def test_compiled_blocks_learn_the_same(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain, compiled = (line("sft", DEMONSTRATIONS, "--limit", "12", "--batch_size", "4", *options)
+                       for options in ([], ["--compile"]))  # fmt: skip
+    assert compiled["compile"]
+    assert not plain["compile"]
+    assert compiled["loss_last"] == pytest.approx(plain["loss_last"], abs=2e-4)
 
 
 def test_reward(line: Line, tiny_llama_dir: Path, tmp_path: Path) -> None:

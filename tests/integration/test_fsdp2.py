@@ -19,6 +19,7 @@ TOGETHER = {
     "pretrain_accumulated": "pretrain",
     "sft_accumulated": "sft",
     "sft_checkpointing": "sft",
+    "sft_compiled": "sft",
     "sft_offload": "sft",
     "reward_accumulated": "reward",
     "reward_shared": "reward",

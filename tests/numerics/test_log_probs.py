@@ -1,6 +1,8 @@
 """Token log-probabilities: values, gradient, temperature, the shift by one, and what they cost in memory."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from instructlit import ops
 from instructlit.ops import entropy, log_probs, next_token_log_probs, token_log_probs
 
 LN2 = math.log(2)
@@ -119,3 +122,53 @@ def test_shapes_that_do_not_match_are_refused() -> None:
         token_log_probs(torch.zeros(2, 3, 5), torch.zeros(2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"\(B, T, V\)"):
         token_log_probs(torch.zeros(1, 2, 3, 5), torch.zeros(1, 2, 3, dtype=torch.int64))
+
+
+# -- on a GPU ------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_tiles_are_read_and_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    kernels = SimpleNamespace(norms_and_entropies=fails)
+    monkeypatch.setattr(log_probs, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "instructlit.ops.log_probs_kernels", kernels)
+    monkeypatch.setattr(ops, "log_probs_kernels", kernels, raising=False)
+    with pytest.warns(UserWarning, match="Failed to find C compiler"):
+        assert log_probs._kernels_on.__wrapped__(torch.device("cpu")) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("shape", "vocabulary"), [((70,), 128_256), ((3, 7), 50_257), ((5,), 11)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_gpu_reads_what_float64_says(
+    monkeypatch: pytest.MonkeyPatch,
+    kernels: bool,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    vocabulary: int,
+    temperature: float,
+) -> None:
+    if not kernels:
+        monkeypatch.setattr(log_probs, "_kernels", lambda _: None)
+        monkeypatch.setattr(log_probs, "GPU_TILE_ELEMENTS", 1 << 18)
+    logits = (4 * torch.randn(*shape, vocabulary, device="cuda")).to(dtype)
+    logits[..., 3] = -math.inf  # a token that cannot be
+    ids = torch.randint(4, vocabulary, shape, device="cuda")
+    weights = torch.randn(shape, device="cuda")
+    exactly = logits.double().requires_grad_()
+    plain = torch.log_softmax(exactly / temperature, -1)
+    expected = plain.gather(-1, ids[..., None])[..., 0]
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), exactly)
+    assert (log_probs._kernels(logits) is not None) == kernels
+    logits.requires_grad_()
+    found = token_log_probs(logits, ids, temperature)
+    (own,) = torch.autograd.grad((found * weights).sum(), logits)
+    assert own.dtype == dtype
+    assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert_close(own.double(), gradient, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    spread = -(plain.exp() * plain.nan_to_num(neginf=0)).sum(-1)
+    assert_close(entropy(logits, temperature).double(), spread.detach(), rtol=1e-4, atol=1e-4)

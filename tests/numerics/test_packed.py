@@ -83,7 +83,7 @@ def test_attention_by_segments_by_hand(plain: int, monkeypatch: pytest.MonkeyPat
 
 def test_log_probs_and_gradients_equal_those_with_padding(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_causal_lm(Backbone(folder))
-    assert can_pack(model)
+    assert can_pack(model, torch.device("cpu"))
     found = target_log_probs(model, BATCH)
     own = gradient(model, -found.sum())
     padded(monkeypatch)
@@ -151,7 +151,7 @@ def test_models_that_cannot_be_told_keep_their_padding(tmp_path: Path, kind: str
     AutoModelForCausalLM.from_config(configs[kind]).save_pretrained(tmp_path)
     attention = "sdpa" if kind == "sliding window" else "eager"
     model = load_causal_lm(Backbone(str(tmp_path), attn_implementation=attention))
-    assert not can_pack(model)
+    assert not can_pack(model, torch.device("cpu"))
     alone = token_batch([("count to five: ", "1 2 3 4 5")])
     width = alone.input_ids.shape[1]
     found = target_log_probs(model, BATCH)[2:3, : width - 1]

@@ -147,6 +147,26 @@ def test_logits_of_a_batch_are_never_made(tiny_llama_dir: Path, monkeypatch: pyt
     assert seen.rows == BATCH.input_ids.numel()
 
 
+@pytest.mark.parametrize(
+    ("count", "gpu", "again", "rows"),
+    [
+        (32_768, False, False, 523),  # 64 million logits
+        (16_384, True, False, 16_384),  # 2.1 billion: kept
+        (16_384, True, True, 4_096),  # half a billion, in whole tiles of a product
+        (32_768, True, False, 4_096),  # too many to be kept
+    ],
+)
+def test_what_the_head_computes_at_once(count: int, gpu: bool, again: bool, rows: int) -> None:
+    assert token_scores.rows_at_once(count, 128_256, gpu=gpu, again=again) == rows
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_checkpointing_is_known_to_the_head(tiny_llama_dir: Path, checkpointing: bool) -> None:
+    for lora in (None, Lora(rank=4)):
+        model = load_causal_lm(Backbone(str(tiny_llama_dir), lora=lora, gradient_checkpointing=checkpointing))
+        assert token_scores._computes_again(model) == checkpointing
+
+
 def test_a_batch_that_counts_nothing_has_a_gradient_of_zero(tiny_llama_dir: Path) -> None:
     model = load_causal_lm(Backbone(str(tiny_llama_dir)))
     nothing = TokenBatch(BATCH.input_ids, BATCH.attention_mask, torch.zeros_like(BATCH.loss_mask))

@@ -18,6 +18,7 @@ def benchmark(
     lora: int | None = None,
     seed: int = 1,
     device: str = "auto",
+    compile: bool = False,
 ) -> None:
     """Time one pass over a file, and print one JSON object.
 
@@ -47,6 +48,8 @@ def benchmark(
             adapters on `model`, all its models share that one trunk, and the value model trains the folder's adapters.
         seed: of the order of the rows and of the sampling.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        compile: have torch.compile join each decoder block's operations. The steps that wait for it are timed with the
+            others: on a GPU use rows for a minute or more.
     """
     import importlib
     import json
@@ -54,7 +57,19 @@ def benchmark(
     from .work import Work
 
     work = Work(
-        model, data, reward_model, limit, precision, threads, batch_size, max_new_tokens, ppo_epochs, lora, seed, device
+        model,
+        data,
+        reward_model,
+        limit,
+        precision,
+        threads,
+        batch_size,
+        max_new_tokens,
+        ppo_epochs,
+        lora,
+        seed,
+        device,
+        compile,
     )
     figures = importlib.import_module(f"{__name__}.{workload}").run(work)
     print(json.dumps({"peer": "instructlit", "workload": workload, **work.told(), **figures, **work.spent()}))

@@ -10,7 +10,7 @@ import torch
 
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
-from instructlit.models.backbone import Backbone, load_causal_lm
+from instructlit.models.backbone import load_causal_lm
 from instructlit.rollout import CachedEngine, Sampling
 from instructlit.types import Prompt, PromptBatch
 
@@ -24,6 +24,7 @@ clock."""
 
 def run(work: Work) -> dict[str, Any]:
     size = work.batch_size or 32
+    bandwidth = _copy_bandwidth(work) if work.device == "cuda" else None
     tokenizer = load_tokenizer(work.model)
     with open(work.data, encoding="utf-8") as lines:
         texts = [json.loads(line)["prompt"] for line in islice((x for x in lines if x.strip()), size)]
@@ -36,8 +37,8 @@ def run(work: Work) -> dict[str, Any]:
         )
     ids = torch.tensor(rows, device=work.device)
     prompts = PromptBatch(ids, torch.ones_like(ids, dtype=torch.bool), [Prompt(text) for text in texts])
-    dtype = "bfloat16" if "bf16" in work.precision else "float32"
-    model: Any = load_causal_lm(Backbone(work.model, dtype=dtype), frozen=True)
+    backbone = work.backbone(work.model, "bfloat16" if "bf16" in work.precision else "float32")
+    model: Any = load_causal_lm(backbone, frozen=True)
     model.to(work.device)
     endless = _without_end(tokenizer)
     generator = torch.Generator(work.device).manual_seed(work.seed)
@@ -57,11 +58,11 @@ def run(work: Work) -> dict[str, Any]:
         "new_tokens": tokens,
         "new_tokens_per_s": round(tokens / best, 1),
         "ms_per_step": round(1000 * best / work.max_new_tokens, 3),
-        **_traffic(model, size, work, best / work.max_new_tokens),
+        **_traffic(model, size, work, best / work.max_new_tokens, bandwidth),
     }
 
 
-def _traffic(model: Any, rows: int, work: Work, seconds: float) -> dict[str, Any]:
+def _traffic(model: Any, rows: int, work: Work, seconds: float, bandwidth: float | None) -> dict[str, Any]:
     """Bytes that a step has to read, and on a GPU how near it comes to the bandwidth of its memory.
 
     Args:
@@ -69,11 +70,11 @@ def _traffic(model: Any, rows: int, work: Work, seconds: float) -> dict[str, Any
         rows: decoded together.
         work: the options.
         seconds: of a step.
+        bandwidth: that of the GPU's memory, bytes a second.
     """
     needed = bytes_per_step(model, rows, PROMPT + work.max_new_tokens / 2)
-    if work.device != "cuda":
+    if bandwidth is None:
         return {"bytes_per_step": needed}
-    bandwidth = _copy_bandwidth(work)
     return {
         "bytes_per_step": needed,
         "copy_gb_per_s": round(bandwidth / 1e9, 1),
@@ -107,6 +108,8 @@ def _copy_bandwidth(work: Work) -> float:
         for _ in range(COPIES):
             target.copy_(source)
         seconds.append((work.now() - began) / COPIES)
+    del source, target
+    torch.cuda.reset_peak_memory_stats()  # that of the model is to be told
     return 2 * COPIED / min(seconds[1:])
 
 

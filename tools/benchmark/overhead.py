@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 from torch import nn
 
 from instructlit.data import DemonstrationData
-from instructlit.models.backbone import Backbone
 from instructlit.models.schedules import LinearToZero
 from instructlit.models.token_scores import target_log_probs
 from instructlit.modules import SFTModule
@@ -41,7 +40,7 @@ def run(work: Work) -> dict[str, Any]:
             data = work.in_order(DemonstrationData)(
                 work.model, str(file), validation_fraction=0.0, batch_size=size, template="plain"
             )
-            module = SFTModule(Backbone(work.model), optimizer=adamw, lr_scheduler=LinearToZero)
+            module = SFTModule(work.backbone(work.model), optimizer=adamw, lr_scheduler=LinearToZero)
             steps = train(work, folder, clock, module, data).global_step
             whole.append(1000 * clock.spent / steps)
             bare.append(1000 * _bare(work, data, steps) / steps)
@@ -57,7 +56,7 @@ def run(work: Work) -> dict[str, Any]:
 
 def _bare(work: Work, data: DemonstrationData, steps: int) -> float:
     """CPU seconds of the same work in a loop that does nothing else."""
-    module = SFTModule(Backbone(work.model))
+    module = SFTModule(work.backbone(work.model))
     module.configure_model()
     model = module.trained_model.train()
     optimizer = adamw(model.parameters())

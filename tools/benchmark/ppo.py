@@ -118,10 +118,10 @@ def run(work: Work) -> dict[str, Any]:
 def backbones(work: Work) -> tuple[Backbone, Backbone, Backbone]:
     """Policy, value and reward model; under `lora` adapters on trunks in 16 bits, those of a folder or new ones."""
     if work.lora is None:
-        return Backbone(work.model), Backbone(work.scalar), Backbone(work.scalar)
+        return work.backbone(work.model), work.backbone(work.scalar), work.backbone(work.scalar)
     lora = Lora(work.lora, alpha=2.0 * work.lora)
     return (
-        Backbone(work.model, dtype="bfloat16", lora=lora),
-        Backbone(work.scalar, dtype="bfloat16", lora=None if adapter_config(work.scalar) else lora),
-        Backbone(work.scalar, dtype="bfloat16"),
+        work.backbone(work.model, "bfloat16", lora=lora),
+        work.backbone(work.scalar, "bfloat16", lora=None if adapter_config(work.scalar) else lora),
+        work.backbone(work.scalar, "bfloat16"),
     )

@@ -3,7 +3,6 @@
 from typing import Any
 
 from instructlit.data import ComparisonData
-from instructlit.models.backbone import Backbone
 from instructlit.models.schedules import LinearToZero
 from instructlit.modules import RewardModule
 
@@ -22,7 +21,7 @@ def run(work: Work) -> dict[str, Any]:
     clock = Clock("reward/train/loss")
     with work.files() as (folder, file):
         data = Comparisons(work.scalar, str(file), validation_fraction=0.0, batch_size=size, template="plain")
-        module = RewardModule(Backbone(work.scalar), optimizer=adamw, lr_scheduler=LinearToZero)
+        module = RewardModule(work.backbone(work.scalar), optimizer=adamw, lr_scheduler=LinearToZero)
         train(work, folder, clock, module, data)
         split = data.splits["train"]
         chosen = work.order(len(split.rows))[: len(clock.values) * size]

@@ -38,7 +38,8 @@ def train(
 
 
 class Clock(pl.Callback):
-    """Seconds from the first batch to the end of training, and a metric at every step.
+    """Seconds from the first batch to the end of training, those of the later half of the steps, when what is done once
+    is done, and a metric at every step.
 
     Args:
         metric: the name it is logged under.
@@ -46,19 +47,27 @@ class Clock(pl.Callback):
 
     def __init__(self, metric: str):
         self.metric = metric
-        self.seconds = self.started = 0.0
+        self.seconds = self.started = self.later_s = 0.0
+        self.later = 0  # the first of the later steps
         self.values: list[torch.Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = time.perf_counter()
+        self.started = self._halfway = time.perf_counter()
+        self.later = int(trainer.num_training_batches) // 2
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self.values.append(trainer.callback_metrics[self.metric])
+        if len(self.values) == self.later:
+            self._halfway = self._now()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        now = self._now()
+        self.seconds, self.later_s = now - self.started, now - self._halfway
+
+    def _now(self) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds = time.perf_counter() - self.started
+        return time.perf_counter()
 
     def figures(self, work: Work, name: str = "loss") -> dict[str, Any]:
         """Seconds, and the first and last value of the metric."""
@@ -66,6 +75,7 @@ class Clock(pl.Callback):
             "seconds": round(self.seconds, 4),
             "prep_s": round(self.started - work.began, 2),
             "steps": len(self.values),
+            "step_ms": round(1000 * self.later_s / max(1, len(self.values) - self.later), 2),
             f"{name}_first": round(float(self.values[0]), 4),
             f"{name}_last": round(float(self.values[-1]), 4),
         }

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from instructlit.errors import UserError
+from instructlit.models.backbone import Backbone
 
 D = TypeVar("D")
 MEBIBYTE = 1 << 20
@@ -36,6 +37,7 @@ class Work:
     lora: int | None
     seed: int
     device: str
+    compile: bool = False
     began: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -52,6 +54,10 @@ class Work:
         if self.threads:
             torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
+
+    def backbone(self, path: str, dtype: Literal["float32", "bfloat16"] = "float32", **options: Any) -> Backbone:
+        """The model in a folder, as the options say."""
+        return Backbone(path, dtype=dtype, compile=self.compile, **options)
 
     @property
     def scalar(self) -> str:
@@ -96,6 +102,7 @@ class Work:
         return {
             "model": self.model,
             "precision": self.precision,
+            "compile": self.compile,
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name() if self.device == "cuda" else "cpu",
             "torch": torch.__version__,
