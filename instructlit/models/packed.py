@@ -12,6 +12,7 @@ every layer, and to the second pass where activations are computed again.
 
 import inspect
 import math
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -131,7 +132,26 @@ def can_pack(model: nn.Module, device: torch.device) -> bool:
 
 @lru_cache(maxsize=8)
 def _has_flash(device: torch.device) -> bool:
-    return torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)
+    """Whether flash attention of variable lengths runs on a GPU and says what SDPA says; where not, a warning tells."""
+    if not torch.backends.cuda.is_flash_attention_available() or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    # An interface that torch calls a prototype: it is tried once, on two segments and keys with fewer heads.
+    chance = torch.Generator(device).manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, 48, 64, device=device, dtype=torch.float16, generator=chance) for heads in (4, 2, 2)
+    )
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            found = _by_kernel(query, key, value, bounds(torch.tensor([16, 32], device=device), 32), None)
+        except Exception as error:  # of many kinds
+            warnings.warn(f"rows keep their padding on {device}: flash attention fails: {error}", stacklevel=2)
+            return False
+        parts = zip(*(x.split([16, 32], dim=2) for x in (query, repeat_kv(key, 2), repeat_kv(value, 2))), strict=True)
+        expected = torch.cat([F.scaled_dot_product_attention(*part, is_causal=True) for part in parts], dim=2)
+    if torch.allclose(found.transpose(1, 2), expected, rtol=1e-2, atol=1e-2):
+        return True
+    warnings.warn(f"rows keep their padding on {device}: flash attention of variable lengths is wrong", stacklevel=2)
+    return False
 
 
 def _flash_takes(trunk: nn.Module, device: torch.device) -> bool:

@@ -5,16 +5,14 @@ tiles of a few million values: no float32 copy of a half-precision batch is ever
 as large as the logits, is written in their own precision. On a GPU with Triton two kernels read each logit once.
 """
 
-import warnings
 from collections.abc import Iterator
-from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from instructlit.ops.gpu_kernels import kernels_run
 from instructlit.ops.masking import widen
 
 TILE_ELEMENTS = 1 << 22
@@ -112,20 +110,10 @@ class _TokenLogProbs(torch.autograd.Function):
 def _kernels(logits: Tensor) -> Any:
     """The module of kernels where they can read `logits`; None elsewhere."""
     plain = logits.is_cuda and logits.is_contiguous() and logits.dtype != torch.float64 and logits.numel() > 0
-    return _kernels_on(logits.device) if plain else None
-
-
-@lru_cache(maxsize=8)
-def _kernels_on(device: torch.device) -> Any:
-    if find_spec("triton") is None:
+    if not plain or not kernels_run(logits.device):
         return None
-    try:
-        from instructlit.ops import log_probs_kernels
+    from instructlit.ops import log_probs_kernels
 
-        log_probs_kernels.norms_and_entropies(torch.zeros(1, 16, device=device), 1.0)
-    except Exception as error:  # of many kinds: Triton needs a C compiler and Python's headers
-        warnings.warn(f"log-probs are read without Triton's kernels, which do not work here: {error}", stacklevel=2)
-        return None
     return log_probs_kernels
 
 

@@ -6,7 +6,6 @@ as they are now; where the forward runs in 16 bits by autocast they are cast onc
 architecture.
 """
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from instructlit.models.adapters import unwrapped
 from instructlit.models.packed import ALONE, by_segments, shows_what_it_sees
 from instructlit.models.sharding import is_sharded
+from instructlit.ops.gpu_kernels import kernels_run
 from instructlit.ops.masking import position_ids
 from instructlit.ops.micro_batches import spans
 from instructlit.rollout.cache import KeyValueCache
@@ -289,6 +289,6 @@ def _is_llama(model: nn.Module) -> bool:
         return False
     linears = [m for name, m in hf.named_modules() if name.endswith(("_proj", "lm_head"))]
     steady = hf.base_model.rotary_emb.rope_type not in ("dynamic", "longrope")
-    device = hf.lm_head.weight.device.type
-    served = device == "cpu" or (device == "cuda" and importlib.util.find_spec("triton") is not None)
+    device = hf.lm_head.weight.device
+    served = device.type == "cpu" or kernels_run(device)
     return steady and served and all(is_linear(m) for m in linears)

@@ -1,9 +1,9 @@
 """One token for every row from the softmax of its logits, with the log-prob that it was drawn at."""
 
-import importlib.util
-
 import torch
 from torch import Tensor
+
+from instructlit.ops.gpu_kernels import kernels_run
 
 
 def chance(rows: int, device: torch.device, generator: torch.Generator | None, steps: int = 1) -> Tensor:
@@ -23,7 +23,7 @@ def draw(logits: Tensor, temperature: float, chance: Tensor | None) -> tuple[Ten
         Ids (B,) int64 and their log-probs (B,) float32 in nats. The sums run in float64, so that the last of 100,000
         tokens keeps its exact share.
     """
-    if chance is not None and logits.is_cuda and importlib.util.find_spec("triton") is not None:
+    if chance is not None and kernels_run(logits.device):
         from instructlit.rollout import kernels
 
         return kernels.draw(logits, temperature, chance)
