@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from instructlit import ops
-from instructlit.ops import entropy, log_probs, next_token_log_probs, token_log_probs
+from instructlit.ops import entropy, gpu_kernels, log_probs, next_token_log_probs, token_log_probs
 
 LN2 = math.log(2)
 # probabilities 1/8, 2/8, 5/8 at every place
