@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import varlen_on_cpu  # noqa: F401 - gives the operator its kernels
-from stage_helpers import TINY_SHAPE, token_batch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -28,9 +27,16 @@ from instructlit.models.backbone import _checkpoint_activations
 from instructlit.models.packed import Packed, bounds, can_pack, pays
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.token_scores import target_log_probs
+from instructlit.types import TokenBatch
 
-BATCH = token_batch([("say red: ", "der"), ("no", "on"), ("count to five: ", "1 2 3 4 5"), ("a", "b")])
-SHAPE: dict[str, Any] = TINY_SHAPE | {"vocab_size": 128, "eos_token_id": 2, "pad_token_id": 0}
+LENGTHS = torch.tensor([13, 5, 25, 3])
+MASK = torch.arange(25) < LENGTHS[:, None]
+IDS = torch.randint(3, 128, MASK.shape, generator=torch.Generator().manual_seed(0)) * MASK
+BATCH = TokenBatch(IDS, MASK, MASK & (torch.arange(25) > 1))
+SHAPE: dict[str, Any] = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 128, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
 GROUPS: dict[str, Any] = SHAPE | {"num_key_value_heads": 2}
 NO_DROPOUT: dict[str, Any] = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
