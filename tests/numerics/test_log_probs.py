@@ -170,6 +170,7 @@ def test_a_gpu_reads_what_float64_says(
     (own,) = torch.autograd.grad((found * weights).sum(), logits)
     assert own.dtype == dtype
     assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    assert_close(own.double(), gradient, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    # exp(x) takes over the rounding of x, here down to some -30
+    assert_close(own.double(), gradient, rtol=max(2 * torch.finfo(dtype).eps, 30 * 2**-23), atol=1e-6)
     spread = -(plain.exp() * plain.nan_to_num(neginf=0)).sum(-1)
     assert_close(entropy(logits, temperature).double(), spread.detach(), rtol=1e-4, atol=1e-4)

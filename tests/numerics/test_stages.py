@@ -456,12 +456,15 @@ def test_weights_in_16_bits_are_trained(stage, tiny_llama_dir, char_tokenizer, t
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "ppo_ptx"])
 def test_a_gpu_takes_the_steps_of_a_cpu(stage, precision, tmp_path, tiny_llama_dir, char_tokenizer):
     """Losses of two steps; of PPO, whose samples differ, that it takes them and passes its self-checks."""
-    steps, prompts = [], {"prompts": prompt_batch(PROMPTS)}
+    steps, prompts, scalar = [], {"prompts": prompt_batch(PROMPTS)}, tmp_path / "scalar"
+    # with a head that is there: each device would draw one of its own
+    load_scalar_model(Backbone(str(tiny_llama_dir))).backbone.save_pretrained(scalar)
+    char_tokenizer.save_pretrained(scalar)
     for accelerator in ("cpu", "gpu"):
         torch.manual_seed(0)
         module, batches = {
             "sft": lambda: (sft_module(tiny_llama_dir), [token_batch(PAIRS)] * 2),
-            "reward": lambda: (reward_module(tiny_llama_dir), [comparison_batch(RANKED)] * 2),
+            "reward": lambda: (reward_module(scalar), [comparison_batch(RANKED)] * 2),
             "ppo": lambda: (ppo_module(tiny_llama_dir, episodes=16), [prompts] * 2),
             "ppo_ptx": lambda: (
                 ppo_module(tiny_llama_dir, episodes=16),
