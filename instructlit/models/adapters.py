@@ -4,7 +4,7 @@ Source: Hu et al. 2021 (LoRA), arXiv 2106.09685; Dettmers et al. 2023 (QLoRA), a
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +46,22 @@ def is_adapted(model: nn.Module) -> bool:
 def unwrapped(model: nn.Module) -> PreTrainedModel:
     """The transformers model itself, without peft's wrapper (adapter layers stay inside it)."""
     return model.get_base_model() if is_adapted(model) else model  # type: ignore[operator,return-value]
+
+
+def adapts_only(model: nn.Module, layers: Collection[nn.Module]) -> bool:
+    """Whether `model` is plain, or under LoRA on some of these layers and nothing else of peft's."""
+    if not is_adapted(model):
+        return True
+    from peft import PeftType
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    configs: Any = model.peft_config
+    if any(config.peft_type != PeftType.LORA for config in configs.values()):
+        return False
+    ours = {id(layer) for layer in layers}
+    parts = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return all(id(module) in ours for module in unwrapped(model).modules() if isinstance(module, parts))
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from instructlit.models.adapters import unwrapped
+from instructlit.models.adapters import adapts_only, unwrapped
 from instructlit.models.packed import ALONE, by_segments, shows_what_it_sees
 from instructlit.models.sharding import is_sharded
 from instructlit.ops.gpu_kernels import kernels_run
@@ -133,7 +133,7 @@ class LlamaDecoder(Decoder):
     """Llama's layers over a cache laid down beforehand; the residual stream and the norms run in float32.
 
     Args:
-        model: a causal language model of `LLAMAS` without adapters.
+        model: a causal language model of `LLAMAS`, plain or under LoRA.
         slots: rows at once.
         length: most tokens of a row.
     """
@@ -288,6 +288,8 @@ def _is_llama(model: nn.Module) -> bool:
     if getattr(config, "model_type", None) not in LLAMAS or is_sharded(model) or not shows_what_it_sees(model):
         return False
     linears = [m for name, m in hf.named_modules() if name.endswith(("_proj", "lm_head"))]
+    if not adapts_only(model, linears):
+        return False
     steady = hf.base_model.rotary_emb.rope_type not in ("dynamic", "longrope")
     device = hf.lm_head.weight.device
     served = device.type == "cpu" or kernels_run(device)

@@ -91,6 +91,8 @@ def test_adapters_that_are_off_merged_or_of_another_kind_are_left_to_the_model(t
     assert isinstance(decoder_for(model, 1, 8), ModelDecoder)
     model.unmerge_adapter()
     assert isinstance(decoder_for(model, 1, 8), LlamaDecoder)
+    on_embedding = adapted(tiny_llama_dir, ["q_proj", "embed_tokens"])
+    assert isinstance(decoder_for(on_embedding, 1, 8), ModelDecoder)
     for part in model.modules():
         if hasattr(part, "use_dora"):
             part.use_dora["default"] = True
