@@ -458,7 +458,7 @@ def test_a_gpu_takes_the_steps_of_a_cpu(stage, precision, tmp_path, tiny_llama_d
     """Losses of two steps; of PPO, whose samples differ, that it takes them and passes its self-checks."""
     steps, prompts, scalar = [], {"prompts": prompt_batch(PROMPTS)}, tmp_path / "scalar"
     # with a head that is there: each device would draw one of its own
-    load_scalar_model(Backbone(str(tiny_llama_dir))).backbone.save_pretrained(scalar)
+    load_scalar_model(Backbone(str(tiny_llama_dir))).hf.save_pretrained(scalar)
     char_tokenizer.save_pretrained(scalar)
     for accelerator in ("cpu", "gpu"):
         torch.manual_seed(0)
