@@ -9,7 +9,7 @@ the agreement of two labelers at about 73 % whether the completions come from a 
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from instructlit.world.gold import FLAGS, Verdict, rating
 from instructlit.world.prompts import PromptSpec, parse
@@ -61,7 +61,7 @@ class Ranking:
 
     def record(self) -> dict:
         """The row as the file format has it."""
-        return asdict(self)
+        return vars(self).copy()
 
 
 def make_labelers(seed: int, count: int, group: str = "labeler") -> tuple[Labeler, ...]:

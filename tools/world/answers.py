@@ -10,8 +10,11 @@ from instructlit.data.collate import EncodedPrompt, collate_prompts
 from instructlit.data.tokenization import Encoder
 from instructlit.errors import UserError
 from instructlit.evaluation.language_model import LanguageModel, load_language_model
-from instructlit.rollout.engine import Sampling
+from instructlit.rollout.engine import CachedEngine, Sampling
 from instructlit.types import Generation, Prompt
+
+TURNS = 8
+"""Batches of prompts that the engine gets at once, so that a prompt can take the place of one that has its answer."""
 
 
 def load_policy(folder: str | Path) -> LanguageModel:
@@ -33,20 +36,28 @@ def seed_of(*parts: object) -> int:
 def sample(
     policy: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling, seed: int, batch_size: int = 512
 ) -> Iterator[tuple[list[int], Generation]]:
-    """One answer to every prompt, in batches of prompts of like length.
+    """One answer to every prompt, those to prompts of like length together.
+
+    Args:
+        policy: who answers.
+        prompts: what is asked.
+        sampling: length limit and temperature.
+        seed: of the sampling.
+        batch_size: most answers decoded at a time.
 
     Yields:
         positions in `prompts`, and the answers to these in this order.
     """
+    engine = CachedEngine(batch_size)
     generator = torch.Generator(device=policy.device).manual_seed(seed)
     encoder = Encoder(policy.tokenizer, policy.template)
     order = sorted(range(len(prompts)), key=lambda i: (len(str(prompts[i].prompt)), i))
-    for start in range(0, len(order), batch_size):
-        positions = order[start : start + batch_size]
+    for start in range(0, len(order), TURNS * batch_size):
+        positions = order[start : start + TURNS * batch_size]
         rows = [EncodedPrompt(encoder.prompt(prompts[i].prompt), prompts[i]) for i in positions]
         batch = collate_prompts(rows, policy.tokenizer.pad_token_id)
         batch.input_ids, batch.attention_mask = (
             batch.input_ids.to(policy.device),
             batch.attention_mask.to(policy.device),
         )
-        yield positions, policy.engine.generate(policy.model, batch, sampling, policy.tokenizer, generator)
+        yield positions, engine.generate(policy.model, batch, sampling, policy.tokenizer, generator)
