@@ -19,10 +19,27 @@ VARIANTS = 64
 adapters has one, with a gradient and without, and PPO has four models; torch's own bound is 8."""
 
 
-def decoder_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks of `model`, plain or with adapters, in order; none where transformers does not name them."""
+def decoder_blocks(model: nn.Module, where: str, fix: str) -> list[nn.Module]:
+    """The blocks of `model`, plain or with adapters, in order.
+
+    Args:
+        model: a transformers model.
+        where: the option that needs them, for messages.
+        fix: what to do where there are none, for messages.
+
+    Raises:
+        UserError: an architecture whose blocks transformers does not name.
+    """
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    return [module for module in model.modules() if type(module).__name__ in names]
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    if not blocks:
+        raise UserError(
+            f"{type(model).__name__} does not say which of its layers are blocks (_no_split_modules)",
+            where=where,
+            expected="a decoder architecture of transformers",
+            fix=fix,
+        )
+    return blocks
 
 
 def compile_blocks(model: nn.Module, where: str) -> None:
@@ -35,14 +52,7 @@ def compile_blocks(model: nn.Module, where: str) -> None:
     Raises:
         UserError: an architecture whose blocks transformers does not name.
     """
-    blocks = decoder_blocks(model)
-    if not blocks:
-        raise UserError(
-            f"{type(model).__name__} does not say which of its layers are blocks (_no_split_modules)",
-            where=f"{where}.compile",
-            expected="a decoder architecture of transformers",
-            fix="take out `compile`",
-        )
+    blocks = decoder_blocks(model, f"{where}.compile", "take out `compile`")
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
     config.optimize_ddp = False  # it cuts graphs where DDP reduces in between; our modules add gradients up afterwards

@@ -73,14 +73,7 @@ def shard(model: M, plan: Plan, where: str = "model") -> M:
             expected="a trunk in float32 or bfloat16 under this strategy",
             fix="take out `quantization`, or use configs/strategy/ddp.yaml",
         )
-    blocks = decoder_blocks(model)
-    if not blocks:
-        raise UserError(
-            f"{type(model).__name__} does not say which of its layers are blocks (_no_split_modules)",
-            where=where,
-            expected="a decoder architecture of transformers",
-            fix="use configs/strategy/ddp.yaml",
-        )
+    blocks = decoder_blocks(model, where, "use configs/strategy/ddp.yaml")
     if plan.param_dtype is not None:
         for head in [module for module in model.modules() if isinstance(module, ScalarHead)]:
             fully_shard(head, mesh=plan.mesh, offload_policy=plan.offload)

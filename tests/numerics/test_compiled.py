@@ -158,7 +158,7 @@ def test_weights_keep_their_names(tiny_llama_dir: Path, tmp_path: Path) -> None:
 
 def test_blocks_that_nobody_names_are_refused(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_causal_lm(Backbone(str(tiny_llama_dir)))
-    assert [type(block).__name__ for block in decoder_blocks(model)] == ["LlamaDecoderLayer"] * 2
+    assert [type(block).__name__ for block in decoder_blocks(model, "policy", "")] == ["LlamaDecoderLayer"] * 2
     for kind in (type(model), type(model.base_model)):
         monkeypatch.setattr(kind, "_no_split_modules", None)
     with pytest.raises(UserError, match=r"policy\.compile: LlamaForCausalLM does not say .*blocks"):

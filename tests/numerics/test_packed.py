@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from packed_helpers import assert_same_gradient, assert_values_as_padded, gradient, padded
 from stage_helpers import TINY_SHAPE, token_batch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -44,23 +45,6 @@ def packed_whatever_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "SEGMENT_COST", -1)
 
 
-def padded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on rows keep their padding."""
-    for module in ("token_scores", "scalar"):
-        monkeypatch.setattr(f"instructlit.models.{module}.pays", lambda *_: False)
-
-
-def gradient(model: nn.Module, loss: Tensor) -> Tensor:
-    model.zero_grad()
-    loss.backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-
-def assert_same_gradient(found: Tensor, expected: Tensor) -> None:
-    # a rounding of the largest gradient is one of any: sums run in another order
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=float(expected.abs().max()) * 1e-6)
-
-
 def test_rows_follow_one_another_and_positions_begin_anew() -> None:
     ids = torch.tensor([[0, 5, 6], [7, 8, 9], [4, 0, 0]])
     row = Packed.of(ids, torch.tensor([[False, True, True], [True, True, True], [True, False, False]]))
@@ -94,15 +78,7 @@ def test_log_probs_and_gradients_equal_those_with_padding(folder: str, monkeypat
 
 def test_values_and_gradients_equal_those_with_padding(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_scalar_model(Backbone(folder))
-    ids, mask = BATCH.input_ids.flip(1), BATCH.attention_mask.flip(1)  # padding on the left, as PPO has it
-    weight = torch.linspace(-1, 2, ids.numel()).view(ids.shape)
-    found = model(ids, mask)
-    assert found[~mask].abs().max() == 0
-    own = gradient(model, (found * weight).sum())
-    padded(monkeypatch)
-    expected = model(ids, mask)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert_same_gradient(own, gradient(model, (expected * weight).sum()))
+    assert_values_as_padded(model, BATCH, monkeypatch)
 
 
 def test_no_row_sees_another(folder: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import varlen_on_cpu  # noqa: F401 - gives the operator its kernels
-from torch import Tensor, nn
+from packed_helpers import assert_same_gradient, assert_values_as_padded, gradient, padded
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
@@ -71,12 +72,6 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def padded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on rows keep their padding."""
-    for module in ("token_scores", "scalar"):
-        monkeypatch.setattr(f"instructlit.models.{module}.pays", lambda *_, **__: False)
-
-
 def made(name: str, auto: Any = AutoModelForCausalLM) -> Any:
     torch.manual_seed(0)
     config = CONFIGS[name]()
@@ -84,17 +79,6 @@ def made(name: str, auto: Any = AutoModelForCausalLM) -> Any:
     hf = auto.from_config(config, attn_implementation="sdpa")
     packed.prepare(hf)
     return hf.train()
-
-
-def gradient(model: nn.Module, loss: Tensor) -> Tensor:
-    model.zero_grad()
-    loss.backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).float()
-
-
-def assert_same_gradient(found: Tensor, expected: Tensor) -> None:
-    # a rounding of the largest gradient is one of any: sums run in another order
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=float(expected.abs().max()) * 1e-6)
 
 
 def test_bounds_carry_the_longest_length_in_their_shape() -> None:
@@ -139,15 +123,7 @@ def test_log_probs_and_gradients_equal_those_with_padding(
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_values_and_gradients_equal_those_with_padding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ScalarModel(made(name, AutoModelForSequenceClassification))
-    ids, mask = BATCH.input_ids.flip(1), BATCH.attention_mask.flip(1)  # padding on the left, as PPO has it
-    weight = torch.linspace(-1, 2, ids.numel()).view(ids.shape)
-    found = model(ids, mask)
-    assert found[~mask].abs().max() == 0
-    own = gradient(model, (found * weight).sum())
-    padded(monkeypatch)
-    expected = model(ids, mask)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert_same_gradient(own, gradient(model, (expected * weight).sum()))
+    assert_values_as_padded(model, BATCH, monkeypatch)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

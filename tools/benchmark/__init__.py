@@ -49,7 +49,7 @@ def benchmark(
         seed: of the order of the rows and of the sampling.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         compile: have torch.compile join each decoder block's operations. The steps that wait for it are timed with the
-            others: on a GPU use rows for a minute or more.
+            others, but not with the later half of the steps.
     """
     import importlib
     import json

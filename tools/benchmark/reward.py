@@ -18,7 +18,7 @@ def run(work: Work) -> dict[str, Any]:
         def demonstration_dataloader(self) -> Any:
             return None  # nothing to centre the scores on
 
-    clock = Clock("reward/train/loss")
+    clock = Clock(work, "reward/train/loss")
     with work.files() as (folder, file):
         data = Comparisons(work.scalar, str(file), validation_fraction=0.0, batch_size=size, template="plain")
         module = RewardModule(work.backbone(work.scalar), optimizer=adamw, lr_scheduler=LinearToZero)
@@ -27,7 +27,7 @@ def run(work: Work) -> dict[str, Any]:
         chosen = work.order(len(split.rows))[: len(clock.values) * size]
         pairs = sum(_pairs(split.dataset[int(row)].ranks) for row in chosen)
     return {
-        **clock.figures(work),
+        **clock.figures(),
         "prompts_per_s": round(len(chosen) / clock.seconds, 3),
         "pairs_per_s": round(pairs / clock.seconds, 2),
     }

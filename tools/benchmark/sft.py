@@ -17,7 +17,7 @@ RATE = 1e-4
 
 def run(work: Work) -> dict[str, Any]:
     size = work.batch_size or 16
-    clock = Clock("sft/train/loss")
+    clock = Clock(work, "sft/train/loss")
     with work.files() as (folder, file):
         data = work.in_order(DemonstrationData)(
             work.model, str(file), validation_fraction=0.0, batch_size=size, template="plain"
@@ -29,7 +29,7 @@ def run(work: Work) -> dict[str, Any]:
         lengths = split.lengths[chosen].astype(np.float64)  # type: ignore[index]
     tokens, later = int(lengths.sum()), lengths[clock.later * size :]
     return {
-        **clock.figures(work),
+        **clock.figures(),
         "tokens": tokens,
         "tokens_per_s": round(tokens / clock.seconds, 1),
         "model_tflops_per_s": float(f"{model_flops(module.trained_model, later) / clock.later_s / 1e12:.4g}"),

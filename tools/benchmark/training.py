@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -42,38 +41,34 @@ class Clock(pl.Callback):
     is done, and a metric at every step.
 
     Args:
+        work: whose clock it reads.
         metric: the name it is logged under.
     """
 
-    def __init__(self, metric: str):
-        self.metric = metric
+    def __init__(self, work: Work, metric: str):
+        self.work, self.metric = work, metric
         self.seconds = self.started = self.later_s = 0.0
         self.later = 0  # the first of the later steps
         self.values: list[torch.Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = self._halfway = time.perf_counter()
+        self.started = self._halfway = self.work.now()
         self.later = int(trainer.num_training_batches) // 2
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self.values.append(trainer.callback_metrics[self.metric])
         if len(self.values) == self.later:
-            self._halfway = self._now()
+            self._halfway = self.work.now()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        now = self._now()
+        now = self.work.now()
         self.seconds, self.later_s = now - self.started, now - self._halfway
 
-    def _now(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def figures(self, work: Work, name: str = "loss") -> dict[str, Any]:
+    def figures(self, name: str = "loss") -> dict[str, Any]:
         """Seconds, and the first and last value of the metric."""
         return {
             "seconds": round(self.seconds, 4),
-            "prep_s": round(self.started - work.began, 2),
+            "prep_s": round(self.started - self.work.began, 2),
             "steps": len(self.values),
             "step_ms": round(1000 * self.later_s / max(1, len(self.values) - self.later), 2),
             f"{name}_first": round(float(self.values[0]), 4),
