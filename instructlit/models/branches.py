@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from instructlit.models.packed import ALONE, Packed, layout
+from instructlit.models.packed import Packed, layout
+from instructlit.models.segments import ALONE
 
 
 @dataclass

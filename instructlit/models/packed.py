@@ -1,17 +1,16 @@
 """Rows of different length in one row without padding: no token sees another row's, and positions begin anew.
 
 The rows follow one another as segments. Attention keeps them apart, by a function that transformers' models find under
-its name in their registry; all the rest of a model works on each token for itself and needs no change. On a CPU it goes
-segment by segment, and a segment may continue an earlier one, whose tokens it then sees: completions behind a prompt
-that is there once. On a GPU one kernel takes all segments, flash attention of variable lengths, in 16 bits; there every
-segment stands alone.
+its name in their registry; all the rest of a model works on each token for itself and needs no change. On a CPU that is
+`segments.by_segments`, where a segment may continue an earlier one, whose tokens it then sees: completions behind a
+prompt that is there once. On a GPU one kernel takes all segments, flash attention of variable lengths, in 16 bits;
+there every segment stands alone.
 
 The layout travels where models take an attention mask: one that is four-dimensional already they hand on as it is, to
 every layer, and to the second pass where activations are computed again.
 """
 
 import inspect
-import math
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,17 +25,19 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from instructlit.models.adapters import unwrapped
+from instructlit.models.segments import ALONE, by_segments
 from instructlit.ops.masking import position_ids
 
 SEGMENTS = "instructlit_sdpa"
 """The name of the attention in transformers' registry: SDPA, and by segments where a layout stands for the mask."""
 
-ALONE = -1
-"""The parent of a segment that continues none."""
+WORTH_PACKING = 0.05
+"""Padding over all that a forward computes, from which leaving it out pays on a CPU for rows that stand alone. Measured
+on two cores, forward and backward, as the next; only speed depends on them."""
 
 SEGMENT_COST = 600_000
-"""What a segment costs on a CPU, in tokens times the square of the model's width: as much as computing 37 tokens of a
-model 128 wide or 2 of one 512 wide. Measured on two cores, forward and backward; only speed depends on it."""
+"""What a segment among those that continue others costs on a CPU, in tokens times the square of the model's width: as
+much as computing 37 tokens of a model 128 wide or 2 of one 512 wide."""
 
 # A mask is of booleans or floats, so that the dtype tells a layout from one, and one layout from the other.
 _SEGMENTS, _BOUNDS = torch.int64, torch.int32
@@ -47,9 +48,6 @@ _LARGEST_HEAD = 256
 _ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 """By what the operator is told that keys may have fewer heads than queries; that of torch 2.11 need not be."""
-
-_PLAIN_SCORES = 1 << 18
-"""Scores of a head (queries x keys) up to which a CPU is faster with plain matrix products than with its SDPA."""
 
 
 @dataclass
@@ -168,27 +166,30 @@ def _computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
 
 
-def pays(model: nn.Module, mask: Tensor, segments: int, *, alone: bool = True) -> bool:
+def pays(model: nn.Module, mask: Tensor, *, branches: int = 0) -> bool:
     """Whether rows are packed: where they can be, and the padding left out is worth more than packing costs.
 
-    On a CPU that is a segment's own calls: short rows of like length have next to no padding, and attention segment by
-    segment then costs more than it saves. On a GPU it is a gather of ids and a scatter of results, less than a layer's
-    work on a few tokens of padding, and rows with padding would need a mask besides, which no flash kernel takes: there
-    any padding is worth it. To know whether there is any, the host waits for the device, once a forward.
+    On a CPU that is laying segments together, or a segment's own calls where it continues another. With a gradient rows
+    in 16 bits are always packed there: SDPA's backward pass takes two to six times as long as that of plain products.
+    On a GPU it is a gather of ids and a scatter of results, less than a layer's work on a few tokens of padding, and
+    rows with padding would need a mask besides, which no flash kernel takes: there any padding is worth it. To know
+    whether there is any, the host waits for the device, once a forward.
 
     Args:
         model: the model that reads them.
         mask: bool, True on real tokens, in the form that the rows would have with padding.
-        segments: so many segments the rows would be.
-        alone: whether none of them continues another.
+        branches: so many segments they would be where some continue others; 0 where each row stands alone.
     """
     if not can_pack(model, mask.device):
         return False
     saved = mask.numel() - int(mask.sum())
     if at_once(mask.device):
-        return alone and saved > 0
+        return not branches and saved > 0
     trunk: Any = unwrapped(model).base_model
-    return saved * trunk.config.get_text_config().hidden_size ** 2 > SEGMENT_COST * segments
+    if branches:
+        return saved * trunk.config.get_text_config().hidden_size ** 2 > SEGMENT_COST * branches
+    halves = _computed_in(next(trunk.parameters()).dtype, mask.device) in _HALVES
+    return (halves and torch.is_grad_enabled()) or saved > WORTH_PACKING * mask.numel()
 
 
 def prepare(model: PreTrainedModel) -> None:
@@ -253,48 +254,6 @@ def _one_by_one(
     with torch.autocast(query.device.type, enabled=False):
         out = by_segments(query.to(value.dtype), key.to(value.dtype), value, layout[0, 0].tolist(), dropout, scaling)
     return out.transpose(1, 2).contiguous()
-
-
-def by_segments(
-    query: Tensor, key: Tensor, value: Tensor, segments: list[list[int]], dropout: float, scaling: float | None
-) -> Tensor:
-    """(1, H, W, D) of rows whose segments are (length, parent) each."""
-    lengths = [length for length, _ in segments]
-    # `split` and not slices, whose backward would fill a whole row with zeros for each
-    queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
-    scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
-    found = []
-    for i, (length, parent) in enumerate(segments):
-        if not length:
-            found.append(queries[i])
-            continue
-        k, v = keys[i], values[i]
-        if parent != ALONE and lengths[parent]:
-            k, v = torch.cat([keys[parent], k], dim=2), torch.cat([values[parent], v], dim=2)
-        found.append(_causal(queries[i], k, v, dropout, scale))
-    return torch.cat(found, dim=2)
-
-
-def _causal(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float) -> Tensor:
-    """Attention of the last n of m positions, (1, H, n, D): each sees itself and all before it."""
-    n, m = query.shape[2], key.shape[2]
-    if dropout or n * m > _PLAIN_SCORES:
-        mask = None if n == m else _bias(m, query.dtype)[m - n : m, :m]
-        return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=n == m, scale=scale)
-    bias = _bias(m, query.dtype)[m - n : m, :m].expand(query.shape[1], n, m)
-    scores = torch.baddbmm(bias, query[0], key[0].transpose(1, 2), alpha=scale)
-    return torch.bmm(torch.softmax(scores, dim=-1), value[0])[None]
-
-
-def _bias(size: int, dtype: torch.dtype) -> Tensor:
-    """(at least size, as many): 0 where a row sees a column, minus infinity behind the diagonal."""
-    return _bias_of(1 << (size - 1).bit_length(), dtype)
-
-
-@lru_cache(maxsize=8)
-def _bias_of(size: int, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):  # a tensor of that mode could not be used by a pass with a gradient
-        return torch.full((size, size), -math.inf, dtype=dtype).triu(1)
 
 
 AttentionInterface.register(SEGMENTS, _attention)

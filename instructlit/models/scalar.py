@@ -94,7 +94,7 @@ class ScalarModel(nn.Module):
         if group is not None:
             return self._branch_scores(Branches.of(input_ids, mask, group))
         if position_ids is None:
-            if pays(self.backbone, mask, len(mask)):
+            if pays(self.backbone, mask):
                 values = self._values(Packed.of(input_ids, mask).inputs)
                 return values.new_zeros(mask.shape).masked_scatter(mask, values)
             position_ids = positions_of(mask)
@@ -127,7 +127,7 @@ class ScalarModel(nn.Module):
         return self(input_ids, attention_mask, group=group)
 
     def _branch_scores(self, branches: Branches) -> Tensor:
-        if pays(self.backbone, branches.owner >= 0, len(branches.last) + len(branches.owner), alone=False):
+        if pays(self.backbone, branches.owner >= 0, branches=len(branches.last) + len(branches.owner)):
             whole, last = branches.packed()
             return self._values(whole.inputs)[0, last]
         inputs = {"input_ids": branches.input_ids, "position_ids": branches.position_ids}

@@ -65,7 +65,7 @@ def at_tokens(
     # As numbers and not as a mask, which a device would be waited for again and again to count.
     at = mask.flatten().nonzero()[:, 0]
     ids = ids.flatten()[at]
-    if pays(model, attention_mask, len(attention_mask)):
+    if pays(model, attention_mask):
         # tokens that are read in the order of the rows, among all tokens in that order
         places = F.pad(mask, (input_ids.shape[1] - mask.shape[1], 0))[attention_mask].nonzero()[:, 0]
         found = _found(model, read, ids, places, Packed.of(input_ids, attention_mask).inputs)

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from instructlit.models.adapters import adapts_only, unwrapped
-from instructlit.models.packed import ALONE, by_segments, shows_what_it_sees
+from instructlit.models.packed import shows_what_it_sees
+from instructlit.models.segments import ALONE, by_segments
 from instructlit.models.sharding import is_sharded
 from instructlit.ops.gpu_kernels import kernels_run
 from instructlit.ops.masking import position_ids

@@ -100,7 +100,7 @@ def test_another_architecture(tiny_gpt2_dir: Path) -> None:
 @pytest.mark.usefixtures("traced_only")
 @pytest.mark.parametrize("padded", [False, True])
 def test_segments_and_masks_of_a_cpu(tiny_llama_dir: Path, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "SEGMENT_COST", 10**9 if padded else -1)
+    monkeypatch.setattr(packed, "WORTH_PACKING", 1 if padded else -1)
     compiled, plain = pair(tiny_llama_dir)
     assert_equal(computed(compiled, BATCHES[0]), computed(plain, BATCHES[0]))
     graphs = counters["stats"]["unique_graphs"]

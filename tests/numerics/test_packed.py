@@ -17,9 +17,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from instructlit.models import packed
+from instructlit.models import packed, segments
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
-from instructlit.models.packed import ALONE, SEGMENTS, Packed, by_segments, can_pack, layout
+from instructlit.models.packed import SEGMENTS, Packed, can_pack, layout
+from instructlit.models.segments import ALONE
 from instructlit.models.token_scores import target_log_probs
 from instructlit.types import TokenBatch
 
@@ -42,7 +43,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def packed_whatever_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "SEGMENT_COST", -1)
+    monkeypatch.setattr(packed, "WORTH_PACKING", -1)
 
 
 def test_rows_follow_one_another_and_positions_begin_anew() -> None:
@@ -51,18 +52,6 @@ def test_rows_follow_one_another_and_positions_begin_anew() -> None:
     assert row.input_ids.tolist() == [[5, 6, 7, 8, 9, 4]]
     assert row.position_ids.tolist() == [[0, 1, 0, 1, 2, 0]]
     assert row.layout.tolist() == [[[[2, ALONE], [3, ALONE], [1, ALONE]]]]
-
-
-@pytest.mark.parametrize("plain", [0, 1 << 18])
-def test_attention_by_segments_by_hand(plain: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores are 0, so that a token's output is the mean of the values it sees."""
-    monkeypatch.setattr(packed, "_PLAIN_SCORES", plain)
-    values = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]).expand(2, 6)[None, :, :, None]
-    zeros = torch.zeros(1, 2, 6, 1)
-    # two tokens; two that continue them; an empty one; two of their own
-    found = by_segments(zeros, zeros, values, [[2, ALONE], [2, 0], [0, 0], [2, ALONE]], 0.0, 1.0)
-    expected = torch.tensor([1.0, 3 / 2, 7 / 3, 15 / 4, 16.0, 48 / 2]).expand(2, 6)[None, :, :, None]
-    torch.testing.assert_close(found, expected)
 
 
 def test_log_probs_and_gradients_equal_those_with_padding(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +100,7 @@ def test_bf16_is_as_near_to_float32_as_with_padding(
 def test_rows_longer_than_plain_products_are_good_for(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_causal_lm(Backbone(str(tiny_llama_dir)))
     found = target_log_probs(model, BATCH)
-    monkeypatch.setattr(packed, "_PLAIN_SCORES", 16)
+    monkeypatch.setattr(segments, "PLAIN_SCORES", 16)
     torch.testing.assert_close(target_log_probs(model, BATCH), found, rtol=1e-5, atol=1e-5)
 
 
@@ -153,12 +142,32 @@ def test_a_mask_of_four_dimensions_is_still_a_mask(tiny_llama_dir: Path) -> None
 
 
 def test_rows_with_little_padding_keep_it(monkeypatch: pytest.MonkeyPatch, tiny_llama_dir: Path) -> None:
-    monkeypatch.setattr(packed, "SEGMENT_COST", 600_000)
+    monkeypatch.setattr(packed, "WORTH_PACKING", 0.05)
+    model = load_causal_lm(Backbone(str(tiny_llama_dir)))
+    mask = torch.ones(2, 50, dtype=torch.bool)
+    mask[0, :5] = False
+    assert not packed.pays(model, mask)
+    mask[0, 5] = False
+    assert packed.pays(model, mask)
+
+
+def test_in_16_bits_rows_are_packed_for_the_backward_pass(
+    monkeypatch: pytest.MonkeyPatch, tiny_llama_dir: Path
+) -> None:
+    monkeypatch.setattr(packed, "WORTH_PACKING", 0.05)
+    model = load_causal_lm(Backbone(str(tiny_llama_dir)))
+    mask = torch.ones(2, 50, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packed.pays(model, mask)
+        with torch.no_grad():
+            assert not packed.pays(model, mask)
+
+
+def test_branches_with_little_in_common_keep_their_padding(tiny_llama_dir: Path) -> None:
     model: Any = load_causal_lm(Backbone(str(tiny_llama_dir)))
-    worth = 600_000 // model.config.hidden_size**2  # tokens of padding: a segment must save more than that
+    worth = packed.SEGMENT_COST // model.config.hidden_size**2  # tokens of padding: a segment must save more than that
     mask = torch.ones(2, worth + 2, dtype=torch.bool)
-    assert not packed.pays(model, mask, 2)
     mask[0, 1:] = mask[1, : worth - 1] = False  # 2 * worth tokens less
-    assert not packed.pays(model, mask, 2)
+    assert not packed.pays(model, mask, branches=2)
     mask[1, : worth + 1] = False
-    assert packed.pays(model, mask, 2)
+    assert packed.pays(model, mask, branches=2)

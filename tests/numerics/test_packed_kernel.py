@@ -133,8 +133,8 @@ def test_branches_keep_their_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = BATCH.input_ids.clone()
     ids[1], ids[3] = ids[0], ids[2]
     mask = BATCH.attention_mask[[0, 0, 2, 2]]
-    assert pays(model.backbone, mask, 4)
-    assert not pays(model.backbone, mask, 4, alone=False)
+    assert pays(model.backbone, mask)
+    assert not pays(model.backbone, mask, branches=4)
     found = model(ids, mask, group=group)
     padded(monkeypatch)
     torch.testing.assert_close(found, model.score(ids, mask), rtol=1e-5, atol=1e-5)
@@ -144,9 +144,9 @@ def test_branches_keep_their_padding(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_padding_pays_and_none_does_not() -> None:
     model = made("llama")
     mask = torch.ones(2, 5, dtype=torch.bool)
-    assert not pays(model, mask, 2)
+    assert not pays(model, mask)
     mask[0, 4] = False
-    assert pays(model, mask, 2)
+    assert pays(model, mask)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

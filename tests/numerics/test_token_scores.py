@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import EOS_ID, MAX_POSITIONS, PAD_ID, VOCABULARY, make_char_tokenizer, save_tiny_model
+from packed_helpers import assert_same_gradient, gradient
 from stage_helpers import (
     FixedBatches,
     comparison_batch,
@@ -70,12 +71,6 @@ def piece_loss(model: nn.Module, batch: TokenBatch) -> Tensor:
     return target_loss(token_scores.target_log_probs(model, batch), batch.loss_mask[:, 1:]).total
 
 
-def gradients(model: nn.Module, loss: Tensor) -> Tensor:
-    model.zero_grad()
-    loss.backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-
 def responses() -> Responses:
     prompts = prompt_batch(["ab?", "a longer prompt", "x"])
     ids = torch.tensor([[100, 101, EOS_ID, PAD_ID], [110, EOS_ID, PAD_ID, PAD_ID], [97, 98, 99, 100]])
@@ -97,7 +92,7 @@ def test_loss_and_gradient_are_those_of_whole_logits(
     for _ in range(2):  # what the first pass learns of a model holds for the second
         pieces = piece_loss(model, BATCH)
         torch.testing.assert_close(pieces, whole)
-    torch.testing.assert_close(gradients(model, pieces), gradients(model, whole), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient(model, pieces), gradient(model, whole), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("target_modules", ["all-linear", ["q_proj", "lm_head"]])
@@ -109,9 +104,9 @@ def test_adapters_on_trunk_and_head_get_the_same_gradient(
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p) * p.requires_grad)
-    found = gradients(model, piece_loss(model, BATCH))
+    found = gradient(model, piece_loss(model, BATCH))
     assert found.abs().max() > 0.01
-    expected = gradients(model, whole_loss(model, BATCH))
+    expected = gradient(model, whole_loss(model, BATCH))
     # sums run in another order without padding: a rounding of the largest gradient is one of any
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=float(expected.abs().max()) * 1e-6)
 
@@ -129,8 +124,8 @@ def test_responses_are_read_at_their_temperature(tiny_llama_dir: Path, monkeypat
     torch.testing.assert_close(spread, entropy(logits, 0.7) * texts.response_mask)
     assert not spread.requires_grad
     weight = torch.arange(1.0, 13).view(3, 4)
-    own = gradients(model, (log_probs * weight).sum())
-    torch.testing.assert_close(own, gradients(model, (expected * weight).sum()), rtol=1e-5, atol=1e-6)
+    own = gradient(model, (log_probs * weight).sum())
+    assert_same_gradient(own, gradient(model, (expected * weight).sum()))
 
 
 def test_logits_of_a_batch_are_never_made(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +167,7 @@ def test_a_batch_that_counts_nothing_has_a_gradient_of_zero(tiny_llama_dir: Path
     nothing = TokenBatch(BATCH.input_ids, BATCH.attention_mask, torch.zeros_like(BATCH.loss_mask))
     loss = piece_loss(model, nothing)
     assert loss == 0
-    assert gradients(model, loss).abs().max() == 0
+    assert gradient(model, loss).abs().max() == 0
 
 
 def test_the_head_is_itself_again_after_an_error(tiny_llama_dir: Path) -> None:
@@ -192,9 +187,9 @@ def test_activation_checkpointing_changes_no_gradient(tiny_llama_dir: Path) -> N
         plain = load_causal_lm(Backbone(str(tiny_llama_dir), lora=lora))
         torch.manual_seed(0)
         again = load_causal_lm(Backbone(str(tiny_llama_dir), lora=lora, gradient_checkpointing=True))
-        own = gradients(plain, piece_loss(plain, BATCH))
+        own = gradient(plain, piece_loss(plain, BATCH))
         assert own.abs().max() > 0
-        torch.testing.assert_close(gradients(again, piece_loss(again, BATCH)), own)
+        torch.testing.assert_close(gradient(again, piece_loss(again, BATCH)), own)
 
 
 # -- micro-batches by tokens ---------------------------------------------------------------------------------------
