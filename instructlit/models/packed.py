@@ -62,17 +62,26 @@ class Packed:
     def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "Packed":
         """Each row by itself.
 
+        A CPU has a kernel of its own for every shape of a product in 16 bits, made when it first meets it and kept. So
+        that shapes come again, tokens of no row are added there under autocast, a thirty-second at most.
+
         Args:
             input_ids: (B, T) int64, padded on either side.
             attention_mask: (B, T) bool, True on real tokens.
         """
         lengths = attention_mask.sum(dim=1)
-        if at_once(input_ids.device):
-            how = bounds(lengths, input_ids.shape[1])
-        else:
-            how = layout(lengths, torch.full_like(lengths, ALONE))
         tokens = attention_mask.flatten().nonzero()[:, 0]
-        return cls(input_ids.flatten()[tokens][None], position_ids(attention_mask).flatten()[tokens][None], how)
+        ids, positions = input_ids.flatten()[tokens], position_ids(attention_mask).flatten()[tokens]
+        if at_once(input_ids.device):
+            return cls(ids[None], positions[None], bounds(lengths, input_ids.shape[1]))
+        if _computed_in(torch.float32, input_ids.device) in _HALVES:
+            more = -len(ids) % _even(len(ids))
+            ids, positions, lengths = (
+                F.pad(ids, (0, more)),
+                F.pad(positions, (0, more)),
+                F.pad(lengths, (0, 1), value=more),
+            )
+        return cls(ids[None], positions[None], layout(lengths, torch.full_like(lengths, ALONE)))
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -83,6 +92,11 @@ class Packed:
             "position_ids": self.position_ids,
             "use_cache": False,
         }
+
+
+def _even(count: int) -> int:
+    """The power of two that is between a thirty-second and a sixty-fourth of a count, 1 where there is none."""
+    return 1 << max(0, count.bit_length() - 6)
 
 
 def layout(lengths: Tensor, parents: Tensor) -> Tensor:

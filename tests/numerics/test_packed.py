@@ -54,6 +54,18 @@ def test_rows_follow_one_another_and_positions_begin_anew() -> None:
     assert row.layout.tolist() == [[[[2, ALONE], [3, ALONE], [1, ALONE]]]]
 
 
+@pytest.mark.parametrize(("rows", "tokens"), [(4, 40), (8, 80), (8, 81)])
+def test_in_16_bits_tokens_of_no_row_keep_shapes_few(rows: int, tokens: int) -> None:
+    ids = torch.ones(rows, tokens, dtype=torch.int64)
+    assert Packed.of(ids, ids.bool()).input_ids.shape == (1, rows * tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        row = Packed.of(ids, ids.bool())
+    width = {160: 160, 640: 640, 648: 656}[rows * tokens]  # multiples of 4 from 128 on, and of 16 from 512 on
+    assert row.input_ids.shape == row.position_ids.shape == (1, width)
+    assert row.input_ids.sum() == rows * tokens
+    assert row.layout[0, 0, :, 0].tolist() == [tokens] * rows + [width - rows * tokens]
+
+
 def test_log_probs_and_gradients_equal_those_with_padding(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_causal_lm(Backbone(folder))
     assert can_pack(model, torch.device("cpu"))
