@@ -24,6 +24,7 @@ from instructlit.errors import UserError
 from instructlit.losses import LossSum
 from instructlit.models.adapters import frozen_state_names
 from instructlit.models.backbone import Backbone, check_vocabulary
+from instructlit.models.packed import tokens_together
 from instructlit.models.sharded_optimizer import over_shards
 from instructlit.models.sharding import shard
 from instructlit.models.shards import whole
@@ -60,7 +61,8 @@ class StageModule(pl.LightningModule):
         lr_scheduler: makes the schedule from the optimiser; None keeps the learning rate. One with a `set_total_steps`
             method is told the number of optimiser steps of the run.
         micro_batch_size: rows of a batch in one forward and backward; None takes the whole batch at once.
-        micro_batch_tokens: most tokens, padding included, in one forward and backward; None sets no bound.
+        micro_batch_tokens: most tokens in one forward and backward, padding included where rows keep theirs; None sets
+            no bound.
         gradient_clip_norm: largest gradient norm of a step; None does not clip.
         nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
     """
@@ -285,11 +287,8 @@ class StageModule(pl.LightningModule):
     def token_micro_batches(self, batch: TokenBatch) -> Iterator[TokenBatch]:
         """`batch` as `micro_batch_size` and `micro_batch_tokens` cut it."""
         lengths = batch.attention_mask.sum(dim=1).tolist()
-
-        def padded(start: int, stop: int) -> int:
-            return (stop - start) * max(lengths[start:stop])
-
-        for start, stop in spans(len(batch), self.micro_batch_size, self.micro_batch_tokens, padded):
+        together = tokens_together(self.trained_model, lengths, batch.input_ids.device)
+        for start, stop in spans(len(batch), self.micro_batch_size, self.micro_batch_tokens, together):
             yield batch.rows(slice(start, stop))
 
     def step_optimizer(self, models: Iterable[nn.Module], losses: Mapping[str, Tensor]) -> list[Tensor]:

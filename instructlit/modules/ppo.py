@@ -23,6 +23,7 @@ from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_mo
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.ema import EMA
 from instructlit.models.export import export_folder
+from instructlit.models.packed import can_pack
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import ConstantWithWarmup
 from instructlit.models.sharding import gathered, is_sharded
@@ -88,7 +89,8 @@ class PPOModule(StageModule):
         value_learning_rate: that of the value network.
         lr_scheduler: the schedule, in optimiser steps.
         micro_batch_size: sequences in one forward and backward; None takes a minibatch at once.
-        micro_batch_tokens: most tokens, padding included, in one forward and backward; a longer row goes alone.
+        micro_batch_tokens: most tokens in one forward and backward, padding included where rows keep theirs; a longer
+            row goes alone.
         gradient_clip_norm: largest gradient norm of a step, of policy and value network each.
         nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
         self_check: verify the invariants on the first rollout and refuse to go on where one fails.
@@ -414,7 +416,9 @@ class PPOModule(StageModule):
             yield index, text.rows(slice(i * share, (i + 1) * share)) if text is not None else None
 
     def _parts(self, responses: R) -> Chunks[R]:
-        return Chunks(responses, self.micro_batch_size, self.micro_batch_tokens)
+        models = [self.trained_model, self.value_model.backbone, *self.frozen_reference]
+        packed = all(can_pack(model, self.device) for model in models)
+        return Chunks(responses, self.micro_batch_size, self.micro_batch_tokens, packed=packed)
 
     def _text_loss(self, part: TokenBatch) -> LossSum:
         return target_loss(target_log_probs(self.trained_model, part), part.loss_mask[:, 1:])

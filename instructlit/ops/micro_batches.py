@@ -1,10 +1,10 @@
-"""How a batch is cut into micro-batches: by rows, by padded tokens, or both."""
+"""How a batch is cut into micro-batches: by rows, by tokens, or both."""
 
 from collections.abc import Callable, Iterator
 
 
 def spans(
-    count: int, rows: int | None, tokens: int | None, padded: Callable[[int, int], int]
+    count: int, rows: int | None, tokens: int | None, together: Callable[[int, int], int]
 ) -> Iterator[tuple[int, int]]:
     """Neighbouring rows of a batch, (start, stop) each, as many as go into one forward pass; every row once, in order.
 
@@ -13,14 +13,14 @@ def spans(
     Args:
         count: rows of the batch.
         rows: most rows together; None sets no bound.
-        tokens: most tokens together, padding included; None sets no bound. A row that is longer goes alone.
-        padded: the tokens of rows start to stop - 1 in one padded tensor.
+        tokens: most tokens together; None sets no bound. A row that is longer goes alone.
+        together: the tokens of rows start to stop - 1 in one forward.
     """
     start = 0
     while start < count:
         stop = start + 1
         while stop < count and stop - start < (rows or count):
-            if tokens is not None and padded(start, stop + 1) > tokens:
+            if tokens is not None and together(start, stop + 1) > tokens:
                 break
             stop += 1
         yield start, stop

@@ -62,10 +62,11 @@ class Chunks(Generic[R]):
     Args:
         responses: B rows, one at least.
         size: the most rows of a part; with neither bound all go at once, in their own order.
-        tokens: the most tokens of a part, with the padding that is left; a longer row goes alone.
+        tokens: the most tokens of a part; a longer row goes alone.
+        packed: whether the models leave out padding; else what is left of it in a part counts.
     """
 
-    def __init__(self, responses: R, size: int | None, tokens: int | None = None):
+    def __init__(self, responses: R, size: int | None, tokens: int | None = None, *, packed: bool = False):
         self.responses = responses
         rows = len(responses)
         self._order = torch.arange(rows, device=responses.response_ids.device)
@@ -75,10 +76,12 @@ class Chunks(Generic[R]):
             mask.sum(dim=1)[self._order].tolist() for mask in (responses.prompt_mask, responses.response_mask)
         )
 
-        def padded(start: int, stop: int) -> int:
+        def together(start: int, stop: int) -> int:
+            if packed:
+                return sum(prompt[start:stop]) + sum(response[start:stop])
             return (stop - start) * (max(prompt[start:stop]) + max(response[start:stop]))
 
-        self._spans = list(spans(rows, size, tokens, padded))
+        self._spans = list(spans(rows, size, tokens, together))
 
     def __iter__(self) -> Iterator[R]:
         return (trimmed(self.responses.rows(self._order[start:stop])) for start, stop in self._spans)

@@ -179,6 +179,14 @@ def test_parts_are_of_like_length_cut_to_it_and_joined_in_the_rows_order(char_to
     assert whole.texts == got.texts
 
 
+@pytest.mark.parametrize(("packed", "parts"), [(False, [2, 1]), (True, [3])])
+def test_a_part_has_so_many_tokens_with_the_padding_that_models_compute(packed, parts, char_tokenizer):
+    batch = prompt_batch(["abc", "a", "ab"], char_tokenizer, columns=2)
+    ids = torch.tensor([[ord("x"), 2, 0, 0], [ord("x"), ord("y"), 2, 0], [2, 0, 0, 0]])
+    got = as_generation(batch, ids, torch.zeros(3, 4), char_tokenizer)  # rows of 5, 4 and 3 tokens; 3 + 3 columns
+    assert [len(part.texts) for part in Chunks(got, None, 12, packed=packed)] == parts
+
+
 @pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.9}, {"repetition_penalty": 1.2}, {"min_new_tokens": 2}])
 def test_what_changes_the_distribution_behind_the_log_probs_is_refused(options):
     with pytest.raises(UserError, match=f"sampling.{next(iter(options))}.*refused"):

@@ -116,6 +116,12 @@ def test_rows_longer_than_plain_products_are_good_for(tiny_llama_dir: Path, monk
     torch.testing.assert_close(target_log_probs(model, BATCH), found, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("attention", "tokens"), [("sdpa", 2 + 7 + 3), ("eager", 3 * 7)])
+def test_a_budget_counts_padding_where_it_is_kept(tiny_llama_dir: Path, attention: str, tokens: int) -> None:
+    model = load_causal_lm(Backbone(str(tiny_llama_dir), attn_implementation=attention))
+    assert packed.tokens_together(model, [9, 2, 7, 3, 8], torch.device("cpu"))(1, 4) == tokens
+
+
 @pytest.mark.parametrize("kind", ["eager attention", "no positions", "sliding window"])
 def test_models_that_cannot_be_told_keep_their_padding(tmp_path: Path, kind: str) -> None:
     configs: dict[str, PretrainedConfig] = {
