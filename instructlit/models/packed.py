@@ -252,7 +252,7 @@ def _attention(
         assert not dropout, "flash attention of variable lengths has no dropout"
         return _by_kernel(query, key, value, attention_mask, scaling), None
     if attention_mask is not None and attention_mask.dtype == _SEGMENTS:
-        return _one_by_one(query, key, value, attention_mask, dropout, scaling), None
+        return _by_layout(query, key, value, attention_mask, dropout, scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 
@@ -273,10 +273,10 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: in
 
 
 @torch.compiler.disable()  # lengths that differ from batch to batch would be compiled in
-def _one_by_one(
+def _by_layout(
     query: Tensor, key: Tensor, value: Tensor, layout: Tensor, dropout: float, scaling: float | None
 ) -> Tensor:
-    """(1, W, H, D), segment by segment."""
+    """(1, W, H, D) of rows that are segments of a layout."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     # Autocast would widen and narrow in every segment what it widens and narrows here once.
