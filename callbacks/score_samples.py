@@ -13,7 +13,7 @@ from instructlit.data.sources import Source
 from instructlit.data.tokenization import Encoder
 from instructlit.errors import UserError
 from instructlit.models.sharding import gathered
-from instructlit.modules.rescue import raise_together
+from instructlit.modules.rescue import together
 from instructlit.rollout import CachedEngine, GenerationEngine, RewardFunction, Sampling, checked_scores
 from instructlit.types import Prompt, PromptBatch
 
@@ -59,13 +59,8 @@ class ScoreSamples(pl.Callback):
             self.reward.prepare(pl_module.device, data.tokenizer)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        rows, fault = [], None
-        try:
-            with gathered(pl_module.trained_model):  # type: ignore[arg-type]
-                rows = self._answered(trainer, pl_module)
-        except UserError as error:
-            fault = error
-        raise_together(trainer, fault)
+        with gathered(pl_module.trained_model):  # type: ignore[arg-type]
+            rows = together(trainer, lambda: self._answered(trainer, pl_module))
         pl_module.validation_rows = rows  # type: ignore[assignment]
         sums = torch.tensor([sum(row["score"] for row in rows), float(len(rows))], device=pl_module.device)
         if trainer.world_size > 1:

@@ -34,7 +34,7 @@ from instructlit.modules.invariants import check_first_minibatch, check_rollout
 from instructlit.modules.nonfinite import NonFinite
 from instructlit.modules.ppo_metrics import UpdateMetrics, rollout_metrics
 from instructlit.modules.random_state import on_every_rank
-from instructlit.modules.rescue import raise_together
+from instructlit.modules.rescue import together
 from instructlit.ops.kl import sequence_kl
 from instructlit.ops.kl_control import FixedKL, KLController
 from instructlit.ops.moments import RunningMoments
@@ -329,10 +329,13 @@ class PPOModule(StageModule):
     def _sample(self, prompts: PromptBatch, generator: torch.Generator | None) -> tuple[Generation, Tensor]:
         """Responses and their scores."""
         if not self.engine_synced:
-            self.engine.sync(self.trained_model, self.tokenizer)
+            together(self.trainer, lambda: self.engine.sync(self.trained_model, self.tokenizer))
             self.engine_synced = True
         with gathered(self.trained_model):
-            generation = self.engine.generate(self.trained_model, prompts, self.sampling, self.tokenizer, generator)
+            model, sampling, tokenizer = self.trained_model, self.sampling, self.tokenizer
+            generation = together(
+                self.trainer, lambda: self.engine.generate(model, prompts, sampling, tokenizer, generator)
+            )
         with gathered(*self.reward.networks()):
             return generation, self.scored(generation)
 
@@ -342,13 +345,7 @@ class PPOModule(StageModule):
         Raises:
             UserError: on every rank, where the reward of one of them fails.
         """
-        scores, fault = torch.empty(0), None
-        try:
-            scores = checked_scores(self.reward, responses, self.reward_timeout)
-        except UserError as error:
-            fault = error
-        raise_together(self.trainer, fault)
-        return scores
+        return together(self.trainer, lambda: checked_scores(self.reward, responses, self.reward_timeout))
 
     @torch.no_grad()
     def policy_log_probs(self, responses: Responses) -> Tensor:

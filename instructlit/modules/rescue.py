@@ -1,6 +1,8 @@
 """What a run that has to stop still does: all processes learn of it, and what was learnt is kept."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -9,6 +11,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
 from instructlit.errors import UserError
+
+T = TypeVar("T")
 
 FILE = "failed.ckpt"
 BETWEEN_STEPS = (UserError, MisconfigurationException, OSError)
@@ -37,6 +41,21 @@ def raise_together(trainer: pl.Trainer, fault: UserError | None) -> None:
     if fault is not None:
         fault.on_all_ranks = True
         raise fault
+
+
+def together(trainer: pl.Trainer, call: Callable[[], T]) -> T:
+    """What `call` returns on this rank. Every rank must come here.
+
+    Raises:
+        UserError: on every rank, where `call` raises it on one of them.
+    """
+    fault = None
+    try:
+        found = call()
+    except UserError as error:
+        fault = error
+    raise_together(trainer, fault)
+    return found
 
 
 class Rescue(pl.Callback):

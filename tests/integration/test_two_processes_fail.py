@@ -24,6 +24,7 @@ from instructlit.data.readers import JsonLines
 from instructlit.errors import UserError
 from instructlit.losses import LossSum
 from instructlit.modules.nonfinite import NonFinite, StepGuard
+from instructlit.rollout import WorkerEngine
 
 what, folder = sys.argv[1], Path(sys.argv[2])
 rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -46,10 +47,18 @@ class Fault(pl.Callback):
                 return LossSum(found.total * torch.nan, found.count)
 
             module._loss = poisoned
+        if rank == 1 and index == 2 and what == "engine":
+            module.engine._process.kill()
         if rank == 1 and index == 1 and what == "row":
             def gone(self, index):
                 raise UserError("the file was changed", where="d.jsonl")
             JsonLines.__getitem__ = gone
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        if what == "engine":
+            gap = float(trainer.logged_metrics["ppo/engine/gap"])
+            with (folder / f"gaps-{rank}").open("a") as file:
+                file.write(f"{gap} {module.engine.folder}\n")
 
     def on_train_end(self, trainer, module):
         flat = torch.cat([p.detach().flatten() for p in module.parameters()])
@@ -69,10 +78,12 @@ class Fails(Shortness):
 
 stage_runs.Shortness = Fails if what == "reward" else Shortness
 files = Files(folder / "model", *(folder / f"{f.name}.jsonl" for f in fields(Files)[1:]))
-name = "ppo" if what == "reward" else "sft"
+name = "ppo" if what in ("reward", "engine") else "sft"
 try:
     pl.seed_everything(1, verbose=False)
     module, data, own = stage_runs.stage(name, files)
+    if what == "engine":
+        module.engine = WorkerEngine()
     pl.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", logger=False, default_root_dir=folder, max_epochs=-1, max_steps=6,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
@@ -126,6 +137,19 @@ def test_a_reward_that_fails_on_one_ends_both_with_one_message_and_a_checkpoint(
     assert status == 2, said[-3000:]
     assert said.count("the scoring service is away") == 1, said[-3000:]
     assert "Fails.reward: raised ConnectionError" in said
+    assert "Traceback" not in said
+    assert (folder / "ckpt" / "failed.ckpt").is_file()
+
+
+def test_engines_outside_sample_from_the_weights_of_every_step_and_one_that_ends_ends_both(folder: Path) -> None:
+    """Each process has a worker of its own, which reads the weights that the first has written."""
+    status, said = run(folder, "engine")
+    assert status == 2, said[-3000:]
+    told = [(folder / f"gaps-{rank}").read_text().splitlines() for rank in range(2)]
+    assert len(told[0]) == len(told[1]) == 2, "rollouts before the worker was gone"
+    assert all(float(line.split()[0]) < 1e-5 for lines in told for line in lines)
+    assert len({line.split()[1] for lines in told for line in lines}) == 1, "one folder for both"
+    assert said.count("the process that samples ended with status -9") == 1, said[-3000:]
     assert "Traceback" not in said
     assert (folder / "ckpt" / "failed.ckpt").is_file()
 
