@@ -49,12 +49,12 @@ def together(trainer: pl.Trainer, call: Callable[[], T]) -> T:
     Raises:
         UserError: on every rank, where `call` raises it on one of them.
     """
-    fault = None
     try:
         found = call()
     except UserError as error:
-        fault = error
-    raise_together(trainer, fault)
+        raise_together(trainer, error)
+        raise
+    raise_together(trainer, None)
     return found
 
 

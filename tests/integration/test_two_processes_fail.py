@@ -58,7 +58,7 @@ class Fault(pl.Callback):
         if what == "engine":
             gap = float(trainer.logged_metrics["ppo/engine/gap"])
             with (folder / f"gaps-{rank}").open("a") as file:
-                file.write(f"{gap} {module.engine.folder}\n")
+                print(gap, module.engine.folder, file=file)
 
     def on_train_end(self, trainer, module):
         flat = torch.cat([p.detach().flatten() for p in module.parameters()])

@@ -236,7 +236,7 @@ def test_a_token_budget_changes_no_update(
 ) -> None:
     make, batch = STAGES[stage]
     found, forwards = [], []
-    for tokens in (None, 130 if stage == "reward" else 60, 1):
+    for tokens in (None, {"sft": 30, "reward": 130, "ppo": 60}[stage], 1):
         torch.manual_seed(0)
         module = make(tiny_llama_dir, micro_batch_tokens=tokens, **({"minibatch_size": 8} if stage == "ppo" else {}))
         calls = [0]
