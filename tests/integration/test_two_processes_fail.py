@@ -47,15 +47,23 @@ class Fault(pl.Callback):
                 return LossSum(found.total * torch.nan, found.count)
 
             module._loss = poisoned
-        if rank == 1 and index == 2 and what == "engine":
+        if rank == 1 and index == 2 and what == "loading":
             module.engine._process.kill()
+        if rank == 1 and index == 2 and what == "sampling":
+            sync = module.engine.sync
+
+            def killed_after(*given):
+                sync(*given)
+                module.engine._process.kill()
+
+            module.engine.sync = killed_after
         if rank == 1 and index == 1 and what == "row":
             def gone(self, index):
                 raise UserError("the file was changed", where="d.jsonl")
             JsonLines.__getitem__ = gone
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
-        if what == "engine":
+        if what in ("loading", "sampling"):
             gap = float(trainer.logged_metrics["ppo/engine/gap"])
             with (folder / f"gaps-{rank}").open("a") as file:
                 print(gap, module.engine.folder, file=file)
@@ -78,11 +86,11 @@ class Fails(Shortness):
 
 stage_runs.Shortness = Fails if what == "reward" else Shortness
 files = Files(folder / "model", *(folder / f"{f.name}.jsonl" for f in fields(Files)[1:]))
-name = "ppo" if what in ("reward", "engine") else "sft"
+name = "ppo" if what in ("reward", "loading", "sampling") else "sft"
 try:
     pl.seed_everything(1, verbose=False)
     module, data, own = stage_runs.stage(name, files)
-    if what == "engine":
+    if what in ("loading", "sampling"):
         module.engine = WorkerEngine()
     pl.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", logger=False, default_root_dir=folder, max_epochs=-1, max_steps=6,
@@ -141,9 +149,10 @@ def test_a_reward_that_fails_on_one_ends_both_with_one_message_and_a_checkpoint(
     assert (folder / "ckpt" / "failed.ckpt").is_file()
 
 
-def test_engines_outside_sample_from_the_weights_of_every_step_and_one_that_ends_ends_both(folder: Path) -> None:
+@pytest.mark.parametrize("when", ["loading", "sampling"])
+def test_engines_outside_have_the_weights_of_every_step_and_one_that_ends_ends_both(folder: Path, when: str) -> None:
     """Each process has a worker of its own, which reads the weights that the first has written."""
-    status, said = run(folder, "engine")
+    status, said = run(folder, when)
     assert status == 2, said[-3000:]
     told = [(folder / f"gaps-{rank}").read_text().splitlines() for rank in range(2)]
     assert len(told[0]) == len(told[1]) == 2, "rollouts before the worker was gone"
