@@ -12,7 +12,6 @@ every layer, and to the second pass where activations are computed again.
 
 import inspect
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -205,20 +204,6 @@ def pays(model: nn.Module, mask: Tensor, *, branches: int = 0) -> bool:
         return saved * trunk.config.get_text_config().hidden_size ** 2 > SEGMENT_COST * branches
     halves = _computed_in(next(trunk.parameters()).dtype, mask.device) in _HALVES
     return (halves and torch.is_grad_enabled()) or saved > WORTH_PACKING * mask.numel()
-
-
-def tokens_together(model: nn.Module, lengths: list[int], device: torch.device) -> Callable[[int, int], int]:
-    """What rows start to stop - 1 come to in one forward: their own tokens where rows are packed, else those of one
-    padded tensor.
-
-    Args:
-        model: that reads them.
-        lengths: of the rows.
-        device: where.
-    """
-    if can_pack(model, device):
-        return lambda start, stop: sum(lengths[start:stop])
-    return lambda start, stop: (stop - start) * max(lengths[start:stop])
 
 
 def prepare(model: PreTrainedModel) -> None:

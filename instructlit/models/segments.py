@@ -8,11 +8,9 @@ the right, for one product: a causal mask then hides the padding, and no gradien
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 ALONE = -1
@@ -50,9 +48,9 @@ def by_segments(
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     if not dropout and all(parent == ALONE for _, parent in segments):
         lengths = tuple(length for length, _ in segments)
-        batches = batched(lengths, query.shape[1], LONGEST_IN_BATCH.get(query.dtype.itemsize, 0))
-        if 2 * len(batches) <= len(segments):
-            return _in_batches(query, key, value, _laid(lengths, batches), scale)
+        laid = _laid(lengths, query.shape[1], LONGEST_IN_BATCH.get(query.dtype.itemsize, 0))
+        if laid is not None:
+            return _in_batches(query, key, value, laid, scale)
     return _one_by_one(query, key, value, segments, dropout, scale)
 
 
@@ -87,7 +85,11 @@ class _Laid:
 
 @lru_cache(maxsize=8)  # a forward asks in every layer
 @torch.inference_mode(False)  # a tensor of that mode could not be used by a pass with a gradient
-def _laid(lengths: tuple[int, ...], batches: tuple[tuple[int, ...], ...]) -> _Laid:
+def _laid(lengths: tuple[int, ...], heads: int, longest: int) -> _Laid | None:
+    """How segments of these lengths are taken at once; None where too few of them go together."""
+    batches = batched(lengths, heads, longest)
+    if 2 * len(batches) > len(lengths):
+        return None
     sizes = torch.tensor(lengths)
     starts = sizes.cumsum(dim=0) - sizes
     shapes, tokens, real = [], [], []
@@ -104,50 +106,19 @@ def _laid(lengths: tuple[int, ...], batches: tuple[tuple[int, ...], ...]) -> _La
     return _Laid(shapes, token, place)
 
 
-class _Lay(torch.autograd.Function):
-    """Tokens (W, d) to their places (N, d). No gradient comes from padding."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, laid: _Laid) -> Tensor:
-        ctx.laid = laid
-        return x.index_select(0, laid.token)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].index_select(0, ctx.laid.place), None
-
-
-class _TakeUp(torch.autograd.Function):
-    """Tokens (W, d) from their places (N, d)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, laid: _Laid) -> Tensor:
-        ctx.laid = laid
-        return x.index_select(0, laid.place)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        laid = ctx.laid
-        return gradient.new_zeros(len(laid.token), gradient.shape[1]).index_copy_(0, laid.place, gradient), None
-
-
 def _in_batches(query: Tensor, key: Tensor, value: Tensor, laid: _Laid, scale: float) -> Tensor:
     """(1, H, W, D), batch by batch."""
     heads, size = query.shape[1], query.shape[3]
     rows = [n * m for n, m in laid.shapes]
     queries, keys, values = (
-        _Lay.apply(x[0].transpose(0, 1).flatten(1), laid).split(rows)  # type: ignore[no-untyped-call]
-        for x in (query, key, value)
+        x[0].transpose(0, 1).flatten(1).index_select(0, laid.token).split(rows) for x in (query, key, value)
     )
     found = []
     for (n, m), *parts in zip(laid.shapes, queries, keys, values, strict=True):
         q, k, v = (x.view(n, m, heads, size).transpose(1, 2).reshape(n * heads, m, size) for x in parts)
         attended = _attended(q, k, v, scale)
         found.append(attended.view(n, heads, m, size).transpose(1, 2).reshape(n * m, heads * size))
-    out = _TakeUp.apply(torch.cat(found), laid)  # type: ignore[no-untyped-call]
+    out = torch.cat(found).index_select(0, laid.place)
     return out.view(-1, heads, size).transpose(0, 1)[None]
 
 

@@ -24,7 +24,7 @@ from instructlit.errors import UserError
 from instructlit.losses import LossSum
 from instructlit.models.adapters import frozen_state_names
 from instructlit.models.backbone import Backbone, check_vocabulary
-from instructlit.models.packed import tokens_together
+from instructlit.models.packed import can_pack
 from instructlit.models.sharded_optimizer import over_shards
 from instructlit.models.sharding import shard
 from instructlit.models.shards import whole
@@ -34,7 +34,7 @@ from instructlit.modules.random_state import on_every_rank, own_share, random_st
 from instructlit.modules.rescue import Rescue
 from instructlit.modules.step_log import log_again
 from instructlit.modules.strategy import FSDP2Strategy
-from instructlit.ops.micro_batches import spans
+from instructlit.ops.micro_batches import computed_tokens, spans
 from instructlit.types import TokenBatch
 
 UNUSUAL_ROWS = 1024
@@ -287,8 +287,8 @@ class StageModule(pl.LightningModule):
     def token_micro_batches(self, batch: TokenBatch) -> Iterator[TokenBatch]:
         """`batch` as `micro_batch_size` and `micro_batch_tokens` cut it."""
         lengths = batch.attention_mask.sum(dim=1).tolist()
-        together = tokens_together(self.trained_model, lengths, batch.input_ids.device)
-        for start, stop in spans(len(batch), self.micro_batch_size, self.micro_batch_tokens, together):
+        computed = computed_tokens(lengths, packed=can_pack(self.trained_model, batch.input_ids.device))
+        for start, stop in spans(len(batch), self.micro_batch_size, self.micro_batch_tokens, computed):
             yield batch.rows(slice(start, stop))
 
     def step_optimizer(self, models: Iterable[nn.Module], losses: Mapping[str, Tensor]) -> list[Tensor]:

@@ -21,7 +21,7 @@ from instructlit.models.segments import ALONE, by_segments
 from instructlit.models.sharding import is_sharded
 from instructlit.ops.gpu_kernels import kernels_run
 from instructlit.ops.masking import position_ids
-from instructlit.ops.micro_batches import spans
+from instructlit.ops.micro_batches import computed_tokens, spans
 from instructlit.rollout.cache import KeyValueCache
 from instructlit.rollout.llama import Layer, Linear, Norm, is_linear, rotated
 
@@ -181,7 +181,7 @@ class LlamaDecoder(Decoder):
         sizes = lengths.tolist()
         logits = [
             self._read(ids[start:stop], mask[start:stop], slots, inverse - start)
-            for start, stop in spans(len(ids), None, self.tokens_at_once, lambda a, b: sum(sizes[a:b]))
+            for start, stop in spans(len(ids), None, self.tokens_at_once, computed_tokens(sizes, packed=True))
         ]
         return torch.cat(logits)[inverse]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.token_scores import Read, at_tokens
 from instructlit.ops.log_probs import entropy, token_log_probs
-from instructlit.ops.micro_batches import spans
+from instructlit.ops.micro_batches import computed_tokens, spans
 from instructlit.types import Responses
 
 R = TypeVar("R", bound=Responses)
@@ -72,16 +72,8 @@ class Chunks(Generic[R]):
         self._order = torch.arange(rows, device=responses.response_ids.device)
         if (size is not None and size < rows) or tokens is not None:
             self._order = responses.attention_mask.sum(dim=1).argsort(stable=True)
-        prompt, response = (
-            mask.sum(dim=1)[self._order].tolist() for mask in (responses.prompt_mask, responses.response_mask)
-        )
-
-        def together(start: int, stop: int) -> int:
-            if packed:
-                return sum(prompt[start:stop]) + sum(response[start:stop])
-            return (stop - start) * (max(prompt[start:stop]) + max(response[start:stop]))
-
-        self._spans = list(spans(rows, size, tokens, together))
+        parts = (mask.sum(dim=1)[self._order].tolist() for mask in (responses.prompt_mask, responses.response_mask))
+        self._spans = list(spans(rows, size, tokens, computed_tokens(*parts, packed=packed)))
 
     def __iter__(self) -> Iterator[R]:
         return (trimmed(self.responses.rows(self._order[start:stop])) for start, stop in self._spans)

@@ -22,6 +22,7 @@ from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_mo
 from instructlit.models.packed import SEGMENTS, Packed, can_pack, layout
 from instructlit.models.segments import ALONE
 from instructlit.models.token_scores import target_log_probs
+from instructlit.ops.micro_batches import computed_tokens
 from instructlit.types import TokenBatch
 
 BATCH = token_batch([("say red: ", "der"), ("no", "on"), ("count to five: ", "1 2 3 4 5"), ("a", "b")])
@@ -119,7 +120,8 @@ def test_rows_longer_than_plain_products_are_good_for(tiny_llama_dir: Path, monk
 @pytest.mark.parametrize(("attention", "tokens"), [("sdpa", 2 + 7 + 3), ("eager", 3 * 7)])
 def test_a_budget_counts_padding_where_it_is_kept(tiny_llama_dir: Path, attention: str, tokens: int) -> None:
     model = load_causal_lm(Backbone(str(tiny_llama_dir), attn_implementation=attention))
-    assert packed.tokens_together(model, [9, 2, 7, 3, 8], torch.device("cpu"))(1, 4) == tokens
+    computed = computed_tokens([9, 2, 7, 3, 8], packed=can_pack(model, torch.device("cpu")))
+    assert computed(1, 4) == tokens
 
 
 @pytest.mark.parametrize("kind", ["eager attention", "no positions", "sliding window"])
@@ -185,6 +187,7 @@ def test_branches_with_little_in_common_keep_their_padding(tiny_llama_dir: Path)
     model: Any = load_causal_lm(Backbone(str(tiny_llama_dir)))
     worth = packed.SEGMENT_COST // model.config.hidden_size**2  # tokens of padding: a segment must save more than that
     mask = torch.ones(2, worth + 2, dtype=torch.bool)
+    assert not packed.pays(model, mask, branches=2)
     mask[0, 1:] = mask[1, : worth - 1] = False  # 2 * worth tokens less
     assert not packed.pays(model, mask, branches=2)
     mask[1, : worth + 1] = False

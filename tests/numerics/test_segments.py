@@ -45,6 +45,7 @@ def test_numbers_and_gradients(
     monkeypatch.setattr(segments, "LONGEST_IN_BATCH", {8: longest})
     monkeypatch.setattr(segments, "PLAIN_SCORES", plain)
     monkeypatch.setattr(segments, "_LIKE", 0.5)  # 9, 9, 8, 5 and 4, 1: two batches and one alone
+    segments._laid.cache_clear()
     chance = torch.Generator().manual_seed(0)
     width = sum(n for n, _ in rows)
     inputs = [torch.randn(1, width, 3, 4, generator=chance, dtype=torch.float64) for _ in range(3)]
