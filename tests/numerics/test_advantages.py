@@ -8,6 +8,7 @@ from torch import tensor
 from torch.testing import assert_close
 
 from instructlit.ops import gae, missing_eos, shape_rewards, whiten
+from instructlit.rollout.collect import Shaping
 
 NAN = math.nan
 
@@ -22,6 +23,16 @@ def test_gae_by_hand() -> None:
     # A: -27; -3 - 27/4 = -9.75; 1 - 9.75/4 = -1.4375
     assert advantages.tolist() == [[-1.4375, -9.75, -27.0, 0.0, 0.0]]
     assert returns.tolist() == [[8.5625, 10.25, 3.0, 0.0, 0.0]]
+
+
+def test_the_recipe_takes_a_twentieth_off_a_step() -> None:
+    """Gamma 1 and lambda 0.95 of the code that InstructGPT's goes back to (Ziegler et al. 2019, Stiennon et al. 2020),
+    by themselves and as PPO has them."""
+    rewards, values = tensor([[0.0, 0.0, 1.0]], dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)
+    expected = tensor([[0.95**2, 0.95, 1.0]], dtype=torch.float64)
+    shaping, mask = Shaping(), torch.ones(1, 3, dtype=torch.bool)
+    assert_close(gae(rewards, values, mask)[0], expected)
+    assert_close(gae(rewards, values, mask, shaping.gamma, shaping.lam)[0], expected)
 
 
 def test_each_row_ends_where_it_ends() -> None:
