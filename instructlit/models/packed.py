@@ -62,8 +62,7 @@ class Packed:
     def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "Packed":
         """Each row by itself.
 
-        A CPU has a kernel of its own for every shape of a product in 16 bits, made when it first meets it and kept. So
-        that shapes come again, tokens of no row are added there under autocast, a thirty-second at most.
+        Tokens of no row are added where `lacking` says so.
 
         Args:
             input_ids: (B, T) int64, padded on either side.
@@ -72,15 +71,11 @@ class Packed:
         lengths = attention_mask.sum(dim=1)
         tokens = attention_mask.flatten().nonzero()[:, 0]
         ids, positions = input_ids.flatten()[tokens], position_ids(attention_mask).flatten()[tokens]
-        if at_once(input_ids.device):
-            return cls(ids[None], positions[None], bounds(lengths, input_ids.shape[1]))
-        if _computed_in(torch.float32, input_ids.device) in _HALVES:
-            more = -len(ids) % _even(len(ids))
-            ids, positions, lengths = (
-                F.pad(ids, (0, more)),
-                F.pad(positions, (0, more)),
-                F.pad(lengths, (0, 1), value=more),
-            )
+        if more := lacking(len(ids), ids.device):
+            ids, positions = F.pad(ids, (0, more)), F.pad(positions, (0, more))
+            lengths = F.pad(lengths, (0, 1), value=more)
+        if at_once(ids.device):
+            return cls(ids[None], positions[None], bounds(lengths, max(input_ids.shape[1], more)))
         return cls(ids[None], positions[None], layout(lengths, torch.full_like(lengths, ALONE)))
 
     @property
@@ -94,9 +89,15 @@ class Packed:
         }
 
 
-def _even(count: int) -> int:
-    """The power of two that is between a thirty-second and a sixty-fourth of a count, 1 where there is none."""
-    return 1 << max(0, count.bit_length() - 6)
+def lacking(count: int, device: torch.device) -> int:
+    """So many rows more let the shapes of matrix products come again: a thirty-second of `count` at most.
+
+    For every new shape in 16 bits a CPU makes a kernel and keeps it, and a GPU's library looks for one among hundreds.
+    In float32 a CPU does neither.
+    """
+    if not at_once(device) and _computed_in(torch.float32, device) not in _HALVES:
+        return 0
+    return -count % (1 << max(0, count.bit_length() - 6))
 
 
 def layout(lengths: Tensor, parents: Tensor) -> Tensor:

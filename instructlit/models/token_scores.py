@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from instructlit.models.adapters import unwrapped
-from instructlit.models.packed import Packed, pays, takes_positions
+from instructlit.models.packed import Packed, lacking, pays, takes_positions
 from instructlit.ops.log_probs import token_log_probs
 from instructlit.ops.masking import position_ids
 from instructlit.types import TokenBatch
@@ -90,10 +90,12 @@ def _found(model: nn.Module, read: Read, ids: Tensor, at: Tensor, inputs: dict[s
         found: list[Tensor] = []
 
         def scores(hidden: Tensor) -> Tensor:
-            states = hidden.flatten(0, 1)[at]
+            more = lacking(len(at), hidden.device)
+            states, wanted = hidden.flatten(0, 1)[F.pad(at, (0, more))], F.pad(ids, (0, more))
             again = not torch.is_grad_enabled() or _computes_again(model)
-            rows = rows_at_once(len(at), head.weight.shape[0], gpu=hidden.is_cuda, again=again)
-            found.append(_spread(_pieces(head_forward, states, ids, read, rows), at, hidden.shape[:2]))
+            rows = rows_at_once(len(wanted), head.weight.shape[0], gpu=hidden.is_cuda, again=again)
+            read_there = _pieces(head_forward, states, wanted, read, rows)[: len(at)]
+            found.append(_spread(read_there, at, hidden.shape[:2]))
             return found[0]
 
         with _replaced(head, scores) as head_forward:

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import torch
 
+_recorded: dict[torch.device, tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]] = {}
+"""The stream that records on a device, and the last record, which keeps the memory that the next one takes over."""
+
 
 class Replayed:
     """A function of tensors that stay where they are, which it changes in place.
@@ -19,6 +22,7 @@ class Replayed:
 
     def __init__(self, function: Callable[[], None], device: torch.device):
         self._function, self._records = function, device.type == "cuda"
+        self._device = device
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm = False
 
@@ -28,8 +32,29 @@ class Replayed:
             self._warm = True
             return
         if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            # Other threads, such as one that pins batches, may use the device meanwhile.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._function()
+            self._graph = _record(self._function, self._device)
         self._graph.replay()
+
+
+def _record(function: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
+    """A graph of what `function` does.
+
+    `torch.cuda.graph` would first give the device back all memory that torch holds in reserve, and training would ask
+    for it again, once a rollout.
+    """
+    graph, pool = torch.cuda.CUDAGraph(), None
+    if device in _recorded:
+        stream, last = _recorded[device]
+        pool = last.pool()  # nobody replays that one any more
+    else:
+        stream = torch.cuda.Stream(device)
+    torch.cuda.synchronize(device)
+    with torch.cuda.stream(stream):
+        # Other threads, such as one that pins batches, may use the device meanwhile.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            function()
+        finally:
+            graph.capture_end()
+    _recorded[device] = stream, graph
+    return graph

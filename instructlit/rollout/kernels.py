@@ -49,122 +49,96 @@ def _add_and_norm(x, more, weight, out, epsilon, width, ADDS: tl.constexpr, BLOC
     tl.store(out + place + column, normed.to(out.dtype.element_ty), mask=inside)
 
 
-def turn_and_keep(
+def attend(
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
     places: Tensor,
+    before: Tensor,
     keys: Tensor,
     values: Tensor,
     norms: tuple[Tensor, float] | None,
+    scale: float,
 ) -> Tensor:
-    """Turn queries and keys by their positions, and keep keys and values; the queries (slots, heads, size).
+    """Turn queries and keys by their positions, keep keys and values, and what each query finds among those of its slot,
+    its own token's among them: (slots, heads * size).
 
     Args:
-        qkv: (slots, (heads + 2 kv heads) * size), of one token of every slot.
+        qkv: (slots, (heads + 2 kv heads) * size), of one token of every slot; neighbouring heads share one of the keys.
         cos: (length, size) float32.
         sin: (length, size) float32, the first half with its sign changed.
         places: (slots,) int64: positions, and places in the cache.
+        before: (slots,) int64: so many places in the cache are read besides.
         keys: (slots, kv heads, length, size), written at the places.
         values: likewise.
         norms: weights (2, size) float32 of the norms of a query's head and of a key's, and epsilon; None has none.
-    """
-    slots, kv_heads, length, size = keys.shape
-    heads = qkv.shape[1] // size - 2 * kv_heads
-    query = torch.empty((slots, heads, size), dtype=qkv.dtype, device=qkv.device)
-    weights, epsilon = norms or (cos, 0.0)
-    _turn_and_keep[(slots, heads + 2 * kv_heads)](
-        qkv, cos, sin, places, query, keys, values, weights, epsilon,
-        heads, kv_heads, length, size, norms is not None, next_power_of_2(size),
-    )  # fmt: skip
-    return query
-
-
-@triton.jit
-def _turn_and_keep(
-    qkv, cos, sin, places, query, keys, values, weights, epsilon,
-    heads, kv_heads, length, size: tl.constexpr, NORMS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    slot, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    column = tl.arange(0, BLOCK)
-    inside = column < size
-    other = (column + size // 2) % size  # the one that it turns with
-    place = tl.load(places + slot)
-    source = qkv + (slot * (heads + 2 * kv_heads) + head) * size
-    value = tl.load(source + column, mask=inside, other=0.0)
-    if head < heads + kv_heads:
-        x = value.to(tl.float32)
-        y = tl.load(source + other, mask=inside, other=0.0).to(tl.float32)
-        if NORMS:
-            scale = tl.rsqrt(tl.sum(x * x, axis=0) / size + epsilon)
-            weight = weights + tl.where(head < heads, 0, size)
-            x = x * scale * tl.load(weight + column, mask=inside, other=0.0)
-            y = y * scale * tl.load(weight + other, mask=inside, other=0.0)
-        angle = place * size + column
-        turned = x * tl.load(cos + angle, mask=inside, other=0.0) + y * tl.load(sin + angle, mask=inside, other=0.0)
-        value = turned.to(value.dtype)
-    if head < heads:
-        tl.store(query + (slot * heads + head) * size + column, value, mask=inside)
-    elif head < heads + kv_heads:
-        at = ((slot * kv_heads + head - heads) * length + place) * size
-        tl.store(keys + at + column, value, mask=inside)
-    else:
-        at = ((slot * kv_heads + head - heads - kv_heads) * length + place) * size
-        tl.store(values + at + column, value, mask=inside)
-
-
-def attend(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: float) -> Tensor:
-    """What one query a slot and head finds among the first keys of its slot, (slots, heads, size); 0 among none.
-
-    Args:
-        query: (slots, heads, size); neighbouring heads share one of keys and values.
-        keys: (slots, kv heads, length, size).
-        values: likewise.
-        lengths: (slots,) int64.
         scale: factor on the scores.
     """
-    slots, heads, size = query.shape
-    kv_heads, length = keys.shape[1:3]
-    out = torch.empty_like(query)
-    group = heads // kv_heads
+    slots, kv_heads, length, size = keys.shape
+    group = qkv.shape[1] // size // kv_heads - 2
+    out = qkv.new_empty((slots, kv_heads * group * size))
+    weights, epsilon = norms or (cos, 0.0)
     _attend[(slots * kv_heads,)](
-        query, keys, values, lengths, out, scale, kv_heads, length, size, group,
-        max(_FEWEST_ROWS, next_power_of_2(group)), max(_FEWEST_ROWS, next_power_of_2(size)), _KEYS_AT_ONCE,
+        qkv, cos, sin, places, before, keys, values, out, weights, epsilon, scale, kv_heads, length, size, group,
+        norms is not None, max(_FEWEST_ROWS, next_power_of_2(group + 1)), max(_FEWEST_ROWS, next_power_of_2(size)),
+        _KEYS_AT_ONCE,
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _attend(
-    query, keys, values, lengths, out, scale, kv_heads, length, size: tl.constexpr, group: tl.constexpr,
-    GROUP: tl.constexpr, SIZE: tl.constexpr, KEYS: tl.constexpr,
+    qkv, cos, sin, places, before, keys, values, out, weights, epsilon, scale, kv_heads, length,
+    size: tl.constexpr, group: tl.constexpr, NORMS: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    KEYS: tl.constexpr,
 ):  # fmt: skip
     which = tl.program_id(0).to(tl.int64)
-    filled = tl.load(lengths + which // kv_heads).to(tl.int32)
-    row, column, key = tl.arange(0, GROUP), tl.arange(0, SIZE), tl.arange(0, KEYS)
-    here = (which * group + row[:, None]) * size + column[None, :]
-    inside = (row[:, None] < group) & (column[None, :] < size)
-    q = tl.load(query + here, mask=inside, other=0.0)
+    slot, kv_head = which // kv_heads, which % kv_heads
+    heads = group * kv_heads
+    column, key = tl.arange(0, SIZE), tl.arange(0, KEYS)
+    there, other = column < size, (column + size // 2) % size  # the one that it turns with
+    # rows: the queries that share a key, and behind them the key
+    row = tl.arange(0, ROWS)[:, None]
+    inside = (row <= group) & there[None, :]
+    token = qkv + slot * (heads + 2 * kv_heads) * size
+    head = token + tl.where(row < group, kv_head * group + row, heads + kv_head) * size
+    x = tl.load(head + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(head + other[None, :], mask=inside, other=0.0).to(tl.float32)
+    if NORMS:
+        weight = weights + tl.where(row < group, 0, size)
+        norm = tl.rsqrt(tl.sum(x * x, axis=1) / size + epsilon)[:, None]
+        x = x * norm * tl.load(weight + column[None, :], mask=inside, other=0.0)
+        y = y * norm * tl.load(weight + other[None, :], mask=inside, other=0.0)
+    place = tl.load(places + slot)
+    angle = place * size + column
+    turned = x * tl.load(cos + angle, mask=there, other=0.0)[None, :]
+    turned += y * tl.load(sin + angle, mask=there, other=0.0)[None, :]
+    query = turned.to(out.dtype.element_ty)
+    own = tl.sum(tl.where(row == group, turned, 0.0), axis=0).to(out.dtype.element_ty)
+    value = tl.load(token + (heads + kv_heads + kv_head) * size + column, mask=there, other=0.0)
     cache = which * length * size
-    highest = tl.full((GROUP,), float("-inf"), tl.float32)
-    total = tl.zeros((GROUP,), tl.float32)
-    found = tl.zeros((GROUP, SIZE), tl.float32)
+    tl.store(keys + cache + place * size + column, own, mask=there)
+    tl.store(values + cache + place * size + column, value, mask=there)
+
+    highest = tl.sum(query.to(tl.float32) * own.to(tl.float32)[None, :], axis=1) * scale
+    total = tl.full((ROWS,), 1.0, tl.float32)
+    found = tl.zeros((ROWS, SIZE), tl.float32) + value.to(tl.float32)[None, :]
+    filled = tl.load(before + slot).to(tl.int32)
     for start in range(0, filled, KEYS):
         seen = start + key < filled
         at = cache + (start + key)[:, None] * size + column[None, :]
-        there = seen[:, None] & (column[None, :] < size)
-        k = tl.load(keys + at, mask=there, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        k = tl.load(keys + at, mask=seen[:, None] & there[None, :], other=0.0)
+        scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
         scores = tl.where(seen[None, :], scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, axis=1))
         shares = tl.exp(scores - higher[:, None])
         fade = tl.exp(highest - higher)
         total = total * fade + tl.sum(shares, axis=1)
-        v = tl.load(values + at, mask=there, other=0.0)
+        v = tl.load(values + at, mask=seen[:, None] & there[None, :], other=0.0)
         found = found * fade[:, None] + tl.dot(shares.to(v.dtype), v, input_precision="ieee")
         highest = higher
-    found = tl.where(total[:, None] > 0, found / total[:, None], 0.0)
-    tl.store(out + here, found.to(out.dtype.element_ty), mask=inside)
+    here = (slot * heads + kv_head * group + row) * size + column[None, :]
+    tl.store(out + here, (found / total[:, None]).to(out.dtype.element_ty), mask=inside & (row < group))
 
 
 def gated(gate_up: Tensor) -> Tensor:

@@ -41,16 +41,17 @@ class GPULlamaDecoder(LlamaDecoder):
 
     def step(self, tokens: Tensor, live: Tensor) -> Tensor:
         places = self._filled.clamp_max(self._length - 1)  # those of slots that are not live may be full
-        read = (places + 1) * live
+        before = places * live
         self._filled.copy_(torch.where(live, places + 1, self._filled))
         with torch.autocast(tokens.device.type, enabled=False):
             x = F.embedding(tokens, self._embedding).float()
             more = None
             for layer, cache, norms in zip(self._layers, self._caches, self._norms, strict=True):
                 qkv = layer.qkv(self._added(x, more, layer.before_attention))
-                query = kernels.turn_and_keep(qkv, self._cosines, self._sines, places, cache.keys, cache.values, norms)
-                found = kernels.attend(query, cache.keys, cache.values, read, self._scale)
-                gate_up = layer.gate_up(self._added(x, layer.out(found.flatten(1)), layer.before_mlp))
+                found = kernels.attend(
+                    qkv, self._cosines, self._sines, places, before, cache.keys, cache.values, norms, self._scale
+                )
+                gate_up = layer.gate_up(self._added(x, layer.out(found), layer.before_mlp))
                 more = layer.down(self._gated(layer.activation, gate_up))
             return self._head(self._added(x, more, self._norm))
 

@@ -99,6 +99,31 @@ def test_rows_follow_one_another_between_bounds() -> None:
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
+def test_tokens_of_no_row_let_shapes_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = torch.full((201, 1), 5)
+    row = Packed.of(short, short > 0)
+    assert row.input_ids.shape == (1, 204)
+    assert row.layout.shape[1] == 3  # the longest segment, which is that of no row
+    assert row.layout[0, 0, 0, -3:].tolist() == [200, 201, 204]
+    lengths = torch.tensor([37, 53, 1])
+    mask = torch.arange(53) < lengths[:, None]
+    targets = mask.clone()
+    targets[0, 1] = False  # 35, 52 and none
+    batch = TokenBatch(torch.randint(3, 60, mask.shape, generator=torch.Generator().manual_seed(1)), mask, targets)
+    calls, heads, model = spied(monkeypatch), [], made("llama")
+    head = model.lm_head.forward
+    monkeypatch.setattr(model.lm_head, "forward", lambda states: heads.append(len(states)) or head(states))
+    found = target_log_probs(model, batch)
+    own = gradient(model, -found.sum())
+    assert {len(query) for query, *_ in calls} == {92}
+    assert heads == [88]
+    padded(monkeypatch)
+    expected = target_log_probs(model, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert_same_gradient(own, gradient(model, -expected.sum()))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_log_probs_and_gradients_equal_those_with_padding(
