@@ -60,8 +60,9 @@ def attend(
     norms: tuple[Tensor, float] | None,
     scale: float,
 ) -> Tensor:
-    """Turn queries and keys by their positions, keep keys and values, and what each query finds among those of its slot,
-    its own token's among them: (slots, heads * size).
+    """What one query a slot and head finds among the keys of its slot, its own among them, (slots, heads * size).
+
+    Before that queries and keys are turned by their positions, and keys and values kept.
 
     Args:
         qkv: (slots, (heads + 2 kv heads) * size), of one token of every slot; neighbouring heads share one of the keys.

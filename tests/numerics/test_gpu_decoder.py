@@ -208,3 +208,13 @@ def test_a_step_is_recorded_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -
     got = CachedEngine(3).generate(model, batch, Sampling(40), TOKENIZER)
     assert got.response_mask.sum() > 60
     assert len(steps) == 2  # the first as it is, the second for the record
+
+
+@pytest.mark.gpu
+def test_memory_in_reserve_stays_while_a_step_is_recorded() -> None:
+    torch.empty(1 << 28, device="cuda")  # and let go at once
+    reserved = torch.cuda.memory_reserved()
+    batch = prompt_batch(TEXTS)
+    batch.input_ids, batch.attention_mask = batch.input_ids.cuda(), batch.attention_mask.cuda()
+    CachedEngine(3).generate(made(CONFIGS["llama"]).cuda(), batch, Sampling(40), TOKENIZER)
+    assert torch.cuda.memory_reserved() >= reserved
