@@ -28,6 +28,7 @@ from instructlit.models.backbone import _checkpoint_activations
 from instructlit.models.packed import Packed, bounds, can_pack, pays
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.token_scores import target_log_probs
+from instructlit.ops.log_probs import next_token_log_probs
 from instructlit.types import TokenBatch
 
 LENGTHS = torch.tensor([13, 5, 25, 3])
@@ -117,8 +118,8 @@ def test_tokens_of_no_row_let_shapes_come_again(monkeypatch: pytest.MonkeyPatch)
     own = gradient(model, -found.sum())
     assert {len(query) for query, *_ in calls} == {92}
     assert heads == [88]
-    padded(monkeypatch)
-    expected = target_log_probs(model, batch)
+    whole = model(input_ids=batch.input_ids, attention_mask=mask.long()).logits
+    expected = next_token_log_probs(whole, batch.input_ids).masked_fill(~targets[:, 1:], 0.0)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert_same_gradient(own, gradient(model, -expected.sum()))
 
