@@ -67,9 +67,9 @@ def test_attend(norms: bool, dtype: torch.dtype, heads: int, kv_heads: int, size
     ).flatten(1)
     got = kernels.attend(qkv, cos, sin, places, before, keys, values, (weights, 1e-6) if norms else None, 0.3)
     exact, live = dtype == torch.float32, [0, 2, 3]
-    near = {"rtol": 1e-4, "atol": 1e-5} if exact else {"rtol": 2e-2, "atol": 1e-2}
-    torch.testing.assert_close(got[live].float(), expected[live], **near)
-    torch.testing.assert_close(keys, expected_keys, **(near if exact else {"rtol": 2e-3, "atol": 2e-3}))
+    relative, absolute = (1e-4, 1e-5) if exact else (2e-2, 1e-2)
+    torch.testing.assert_close(got[live].float(), expected[live], rtol=relative, atol=absolute)
+    torch.testing.assert_close(keys, expected_keys, rtol=1e-4 if exact else 2e-3, atol=1e-5 if exact else 2e-3)
     assert torch.equal(values, expected_values)
     torch.testing.assert_close(got[1].float(), value[1].repeat_interleave(heads // kv_heads, dim=0).flatten())
 
