@@ -21,13 +21,12 @@ class Replayed:
     """
 
     def __init__(self, function: Callable[[], None], device: torch.device):
-        self._function, self._records = function, device.type == "cuda"
-        self._device = device
+        self._function, self._device = function, device
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm = False
 
     def __call__(self) -> None:
-        if not self._records or not self._warm:
+        if self._device.type != "cuda" or not self._warm:
             self._function()
             self._warm = True
             return

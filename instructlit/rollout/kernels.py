@@ -127,15 +127,15 @@ def _attend(
     filled = tl.load(before + slot).to(tl.int32)
     for start in range(0, filled, KEYS):
         seen = start + key < filled
-        at = cache + (start + key)[:, None] * size + column[None, :]
-        k = tl.load(keys + at, mask=seen[:, None] & there[None, :], other=0.0)
+        at, valid = cache + (start + key)[:, None] * size + column[None, :], seen[:, None] & there[None, :]
+        k = tl.load(keys + at, mask=valid, other=0.0)
         scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
         scores = tl.where(seen[None, :], scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, axis=1))
         shares = tl.exp(scores - higher[:, None])
         fade = tl.exp(highest - higher)
         total = total * fade + tl.sum(shares, axis=1)
-        v = tl.load(values + at, mask=seen[:, None] & there[None, :], other=0.0)
+        v = tl.load(values + at, mask=valid, other=0.0)
         found = found * fade[:, None] + tl.dot(shares.to(v.dtype), v, input_precision="ieee")
         highest = higher
     here = (slot * heads + kv_head * group + row) * size + column[None, :]
