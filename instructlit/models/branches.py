@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from instructlit.models.packed import Packed, layout
+from instructlit.models.packed import Packed
 from instructlit.models.segments import ALONE
 
 
@@ -77,7 +77,8 @@ class Branches:
         lengths, parents = (common.new_full((len(common) + len(own),), ALONE) for _ in range(2))
         lengths[heads], lengths[rows] = common, own
         parents[rows] = heads[self.sequence]
-        whole = Packed(self.input_ids[real][None], self.position_ids[real][None], layout(lengths, parents))
+        ids, positions = self.input_ids[real], self.position_ids[real]
+        whole = Packed.of_segments(ids, positions, lengths, parents, self.input_ids.shape[1])
         return whole, lengths.cumsum(dim=0)[rows] - 1
 
 

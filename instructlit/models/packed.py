@@ -62,8 +62,6 @@ class Packed:
     def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "Packed":
         """Each row by itself.
 
-        Tokens of no row are added where `lacking` says so.
-
         Args:
             input_ids: (B, T) int64, padded on either side.
             attention_mask: (B, T) bool, True on real tokens.
@@ -71,12 +69,26 @@ class Packed:
         lengths = attention_mask.sum(dim=1)
         tokens = attention_mask.flatten().nonzero()[:, 0]
         ids, positions = input_ids.flatten()[tokens], position_ids(attention_mask).flatten()[tokens]
+        return cls.of_segments(ids, positions, lengths, torch.full_like(lengths, ALONE), input_ids.shape[1])
+
+    @classmethod
+    def of_segments(cls, ids: Tensor, positions: Tensor, lengths: Tensor, parents: Tensor, longest: int) -> "Packed":
+        """Segments that may continue earlier ones, which a GPU's kernel does not have.
+
+        Args:
+            ids: (W,) int64, segment after segment; tokens of none are added where `lacking` says so.
+            positions: (W,) int64.
+            lengths: (S,) int64.
+            parents: (S,) int64, an earlier segment's index or ALONE.
+            longest: no length is above it.
+        """
         if more := lacking(len(ids), ids.device):
             ids, positions = F.pad(ids, (0, more)), F.pad(positions, (0, more))
-            lengths = F.pad(lengths, (0, 1), value=more)
-        if at_once(ids.device):
-            return cls(ids[None], positions[None], bounds(lengths, max(input_ids.shape[1], more)))
-        return cls(ids[None], positions[None], layout(lengths, torch.full_like(lengths, ALONE)))
+            lengths, parents = F.pad(lengths, (0, 1), value=more), F.pad(parents, (0, 1), value=ALONE)
+        by_kernel = at_once(ids.device)
+        return cls(
+            ids[None], positions[None], bounds(lengths, max(longest, more)) if by_kernel else layout(lengths, parents)
+        )
 
     @property
     def inputs(self) -> dict[str, Any]:
