@@ -79,7 +79,7 @@ def stage(
         minibatch_size=2,
         sampler_correction=2.0,
         sampling=Sampling(max_new_tokens=4),
-        optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3),
+        optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
     )
     data = PromptData(
         tokenizer,

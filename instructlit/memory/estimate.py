@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from instructlit.memory.decoding import decoder_copies
-from instructlit.memory.optimizer import is_paged, state_bytes
+from instructlit.memory.optimizer import is_fused, is_paged, state_bytes
 from instructlit.memory.outline import Weight, key_of
 from instructlit.memory.run import Run
 from instructlit.memory.shapes import Shapes
@@ -196,10 +196,11 @@ class _Account:
         return {"gathered weights": rest + 2 * max(by_layer.values(), default=0)}
 
     def _step(self) -> Phase:
-        """The optimiser's step. Those of torch take all tensors at once and one temporary as large as the weights."""
+        """The optimiser's step. Those of torch that are not fused take all tensors at once and one temporary as large as
+        the weights."""
         parts = {"gradients": sum(self._gradient(role) for role in self.run.trained)}
         probe = self.run.make_optimizer([torch.nn.Parameter(torch.empty(1, device="meta"))])
-        if type(probe).__module__.startswith("torch.optim"):
+        if type(probe).__module__.startswith("torch.optim") and not is_fused(probe):
             parts["temporaries"] = parts["gradients"]
         return Phase("optimiser step", parts)
 

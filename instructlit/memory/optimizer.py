@@ -27,12 +27,20 @@ def state_bytes(make_optimizer: Callable[[Any], torch.optim.Optimizer], shapes: 
         return sum(_blockwise(optimizer, p.numel()) for p in parameters)
     for p in parameters:
         p.grad = torch.empty_like(p)
+    if is_fused(optimizer):  # the same state, and a kernel that wants data
+        for group in optimizer.param_groups:
+            group["fused"] = False
     try:
         optimizer.step()
     except Exception as error:
         raise RuntimeError(f"{type(optimizer).__name__}: {error}") from error
     tensors = (x for state in optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor))
     return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether one kernel takes the step, without a temporary."""
+    return bool(optimizer.defaults.get("fused"))
 
 
 def is_paged(make_optimizer: Callable[[Any], torch.optim.Optimizer]) -> bool:

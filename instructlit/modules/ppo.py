@@ -119,7 +119,7 @@ class PPOModule(StageModule):
         engine: GenerationEngine = CachedEngine(),  # noqa: B008
         sampler_correction: float | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(
-            p, lr=9e-6, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0
+            p, lr=9e-6, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True
         ),
         value_learning_rate: float = 9e-6,
         lr_scheduler: LRSchedulerCallable | None = ConstantWithWarmup,

@@ -38,7 +38,9 @@ class SFTModule(StageModule):
     def __init__(
         self,
         policy: Backbone,
-        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=9.65e-6, betas=(0.9, 0.95), weight_decay=0.0),
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(
+            p, lr=9.65e-6, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        ),
         lr_scheduler: LRSchedulerCallable | None = CosineToFraction,
         micro_batch_size: int | None = None,
         micro_batch_tokens: int | None = None,

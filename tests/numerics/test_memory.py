@@ -91,6 +91,7 @@ def test_weights_gradients_and_state_to_the_byte(
 
 OPTIMIZERS: dict[str, Any] = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3),
+    "adamw, fused": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
     "sgd": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3),
 }
