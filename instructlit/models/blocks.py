@@ -19,8 +19,14 @@ VARIANTS = 64
 adapters has one, with a gradient and without, and PPO has four models; torch's own bound is 8."""
 
 
+def find_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of `model`, plain or with adapters, in order; none where transformers does not name them."""
+    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
 def decoder_blocks(model: nn.Module, where: str, fix: str) -> list[nn.Module]:
-    """The blocks of `model`, plain or with adapters, in order.
+    """`find_blocks`, where there have to be some.
 
     Args:
         model: a transformers model.
@@ -30,8 +36,7 @@ def decoder_blocks(model: nn.Module, where: str, fix: str) -> list[nn.Module]:
     Raises:
         UserError: an architecture whose blocks transformers does not name.
     """
-    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    blocks = find_blocks(model)
     if not blocks:
         raise UserError(
             f"{type(model).__name__} does not say which of its layers are blocks (_no_split_modules)",
@@ -40,6 +45,14 @@ def decoder_blocks(model: nn.Module, where: str, fix: str) -> list[nn.Module]:
             fix=fix,
         )
     return blocks
+
+
+def computes_again(model: nn.Module) -> bool:
+    """Whether activations are computed again in the backward pass."""
+    return any(
+        getattr(module, "gradient_checkpointing", False) or type(module).__name__ == "CheckpointWrapper"
+        for module in model.modules()
+    )
 
 
 def compile_blocks(model: nn.Module, where: str) -> None:

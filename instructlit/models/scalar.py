@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from instructlit.errors import UserError
 from instructlit.models.adapters import unwrapped
 from instructlit.models.branches import Branches
+from instructlit.models.last_block import only_at
 from instructlit.models.packed import Packed, pays, shows_what_it_sees, takes_positions
-from instructlit.ops.masking import gather_last
+from instructlit.ops.masking import gather_last, last_only
 from instructlit.ops.masking import position_ids as positions_of
 
 
@@ -78,6 +79,7 @@ class ScalarModel(nn.Module):
         attention_mask: Tensor,
         position_ids: Tensor | None = None,
         group: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Values (B, T) float32 of the text up to and including each token, 0 where the mask is False; with a `group`
         the scores (B,) of `score_branches`.
@@ -89,21 +91,25 @@ class ScalarModel(nn.Module):
             attention_mask: (B, T), true on real tokens.
             position_ids: (B, T) int64; by default counted along the mask, so that padding changes no value.
             group: (B,) int64, of right-padded rows. They come through here, where sharded weights are gathered.
+            wanted: (B, T) bool, where values are read; 0 elsewhere. By default at every real token.
         """
         mask = attention_mask.bool()
         if group is not None:
             return self._branch_scores(Branches.of(input_ids, mask, group))
+        wanted = mask if wanted is None else mask & wanted
         if position_ids is None:
             if pays(self.backbone, mask):
-                values = self._values(Packed.of(input_ids, mask).inputs)
-                return values.new_zeros(mask.shape).masked_scatter(mask, values)
+                values = self._values(Packed.of(input_ids, mask).inputs, wanted[mask].nonzero()[:, 0])
+                return values.new_zeros(mask.shape).masked_scatter(wanted, values)
             position_ids = positions_of(mask)
         inputs = {"input_ids": input_ids, "attention_mask": mask.long(), "position_ids": position_ids}
-        return self._values(inputs).masked_fill(~mask, 0.0)
+        values = self._values(inputs, wanted.flatten().nonzero()[:, 0])
+        return values.new_zeros(mask.shape).masked_scatter(wanted, values)
 
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores (B,) float32: the value at each row's last real token, wherever its padding is."""
-        return gather_last(self(input_ids, attention_mask), attention_mask.bool())
+        mask = attention_mask.bool()
+        return gather_last(self(input_ids, mask, wanted=last_only(mask)), mask)
 
     def score_branches(self, input_ids: Tensor, attention_mask: Tensor, group: Tensor) -> Tensor:
         """`score` of right-padded rows, each group's common beginning computed once (see `Branches`).
@@ -129,16 +135,19 @@ class ScalarModel(nn.Module):
     def _branch_scores(self, branches: Branches) -> Tensor:
         if pays(self.backbone, branches.owner >= 0, branches=len(branches.last) + len(branches.owner)):
             whole, last = branches.packed()
-            return self._values(whole.inputs)[0, last]
+            return self._values(whole.inputs, last)
         inputs = {"input_ids": branches.input_ids, "position_ids": branches.position_ids}
-        return self._values(inputs | {"attention_mask": branches.sees})[branches.sequence, branches.last]
+        places = branches.sequence * branches.input_ids.shape[1] + branches.last
+        return self._values(inputs | {"attention_mask": branches.sees}, places)
 
-    def _values(self, inputs: dict[str, Tensor]) -> Tensor:
+    def _values(self, inputs: dict[str, Tensor], places: Tensor) -> Tensor:
+        """(M,), of the tokens at `places` (M,), row after row."""
         trunk = self.hf.base_model
         if not takes_positions(self.backbone):
             inputs.pop("position_ids")
-        output = trunk(**{**inputs, "use_cache": False})
-        return self.head(output.last_hidden_state).squeeze(-1) + self.shift
+        with only_at(self.backbone, places, inputs["input_ids"].numel()):
+            hidden = trunk(**{**inputs, "use_cache": False}).last_hidden_state
+        return self.head(hidden.flatten(0, 1)[places]).squeeze(-1) + self.shift
 
     @property
     def can_branch(self) -> bool:

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from instructlit.models.adapters import unwrapped
+from instructlit.models.blocks import computes_again
+from instructlit.models.last_block import only_at
 from instructlit.models.packed import Packed, lacking, pays, takes_positions
 from instructlit.ops.log_probs import token_log_probs
 from instructlit.ops.masking import position_ids
@@ -68,14 +70,18 @@ def at_tokens(
     if pays(model, attention_mask):
         # tokens that are read in the order of the rows, among all tokens in that order
         places = F.pad(mask, (input_ids.shape[1] - mask.shape[1], 0))[attention_mask].nonzero()[:, 0]
-        found = _found(model, read, ids, places, Packed.of(input_ids, attention_mask).inputs)
+        whole = Packed.of(input_ids, attention_mask)
+        with only_at(model, places, whole.input_ids.numel()):
+            found = _found(model, read, ids, places, whole.inputs)
         return _spread(found.flatten(0, 1)[places], at, mask.shape)
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long(), "use_cache": False}
     if takes_positions(model):
         inputs["position_ids"] = position_ids(attention_mask)
-    if mask.shape[1] < input_ids.shape[1]:
-        inputs["logits_to_keep"] = mask.shape[1]
-    return _found(model, read, ids, at, inputs)
+    rows, width, columns = *mask.shape, input_ids.shape[1]
+    if width < columns:
+        inputs["logits_to_keep"] = width
+    with only_at(model, at + (at // width + 1) * (columns - width), rows * columns):
+        return _found(model, read, ids, at, inputs)
 
 
 def _found(model: nn.Module, read: Read, ids: Tensor, at: Tensor, inputs: dict[str, Any]) -> Tensor:
@@ -92,7 +98,7 @@ def _found(model: nn.Module, read: Read, ids: Tensor, at: Tensor, inputs: dict[s
         def scores(hidden: Tensor) -> Tensor:
             more = lacking(len(at), hidden.device)
             states, wanted = hidden.flatten(0, 1)[F.pad(at, (0, more))], F.pad(ids, (0, more))
-            again = not torch.is_grad_enabled() or _computes_again(model)
+            again = not torch.is_grad_enabled() or computes_again(model)
             rows = rows_at_once(len(wanted), head.weight.shape[0], gpu=hidden.is_cuda, again=again)
             read_there = _pieces(head_forward, states, wanted, read, rows)[: len(at)]
             found.append(_spread(read_there, at, hidden.shape[:2]))
@@ -121,11 +127,6 @@ def rows_at_once(count: int, vocabulary: int, *, gpu: bool, again: bool) -> int:
     if not again and count * vocabulary <= GPU_HEAD_KEPT:
         return count
     return max(1, GPU_HEAD_ELEMENTS // vocabulary // _TILE_ROWS * _TILE_ROWS)
-
-
-def _computes_again(model: nn.Module) -> bool:
-    """Whether activation checkpointing is on."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def target_scores(model: nn.Module, batch: TokenBatch, read: Read) -> Tensor:

@@ -98,6 +98,12 @@ def last_index(mask: Tensor) -> Tensor:
     return torch.where(mask, columns, 0).amax(dim=1)
 
 
+def last_only(mask: Tensor) -> Tensor:
+    """(B, T) bool: each row's last True alone."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    return mask & (columns == last_index(mask)[:, None])
+
+
 def gather_last(x: Tensor, mask: Tensor) -> Tensor:
     """Each row's value at its last position that counts, (B, T) to (B,); 0 for a row where nothing counts."""
     check_same_shape(mask, x=x)

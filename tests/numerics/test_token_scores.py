@@ -28,6 +28,7 @@ from instructlit.losses import language_loss, target_loss
 from instructlit.models import token_scores
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm
+from instructlit.models.blocks import computes_again
 from instructlit.ops.log_probs import entropy, token_log_probs
 from instructlit.ops.micro_batches import spans
 from instructlit.rollout.forward import log_probs_and_entropy
@@ -167,7 +168,7 @@ def test_what_the_head_computes_at_once(count: int, gpu: bool, again: bool, rows
 def test_checkpointing_is_known_to_the_head(tiny_llama_dir: Path, checkpointing: bool) -> None:
     for lora in (None, Lora(rank=4)):
         model = load_causal_lm(Backbone(str(tiny_llama_dir), lora=lora, gradient_checkpointing=checkpointing))
-        assert token_scores._computes_again(model) == checkpointing
+        assert computes_again(model) == checkpointing
 
 
 def test_a_batch_that_counts_nothing_has_a_gradient_of_zero(tiny_llama_dir: Path) -> None:
