@@ -196,8 +196,7 @@ class _Account:
         return {"gathered weights": rest + 2 * max(by_layer.values(), default=0)}
 
     def _step(self) -> Phase:
-        """The optimiser's step. Those of torch that are not fused take all tensors at once and one temporary as large as
-        the weights."""
+        """The optimiser's step. Those of torch take all tensors at once and, unless fused, temporaries as large."""
         parts = {"gradients": sum(self._gradient(role) for role in self.run.trained)}
         probe = self.run.make_optimizer([torch.nn.Parameter(torch.empty(1, device="meta"))])
         if type(probe).__module__.startswith("torch.optim") and not is_fused(probe):
