@@ -366,6 +366,7 @@ class PPOModule(StageModule):
     def update(self, minibatch: Rollout, text: TokenBatch | None, metrics: UpdateMetrics) -> None:
         """One optimiser step on grad(PPO) + gamma * grad(pretraining loss), and on the value loss."""
         tokens = self.sum_over_ranks(minibatch.response_mask.sum().float())
+        parts = list(self._parts(minibatch))
         before = metrics.state()
 
         def ppo(part: Rollout) -> LossSum:
@@ -386,7 +387,7 @@ class PPOModule(StageModule):
             metrics.add_value(stats, part.response_mask)
             return loss
 
-        losses = {"policy/loss": self.accumulate(self._parts(minibatch), ppo, tokens)}
+        losses = {"policy/loss": self.accumulate(parts, ppo, tokens)}
         if text is not None:
             losses["pretraining/loss"] = self.accumulate(
                 self.token_micro_batches(text),
@@ -394,7 +395,7 @@ class PPOModule(StageModule):
                 self.sum_over_ranks(text.loss_mask[:, 1:].sum().float()),
                 weight=self.pretraining_coefficient,
             )
-        losses["value/loss"] = self.accumulate(self._parts(minibatch), value, tokens)
+        losses["value/loss"] = self.accumulate(parts, value, tokens)
         self.engine_synced = False
         policy_norm, value_norm = self.step_optimizer([self.trained_model, self.value_model], losses)
         if self.guard.in_a_row:
