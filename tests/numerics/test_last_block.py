@@ -166,8 +166,23 @@ def test_in_16_bits_others_are_computed_besides_so_that_shapes_come_again(tiny_l
         found, own = log_probs_and_gradient(model, batch)
     assert rows == [608, 304]  # of 600 and 299: in steps of 16 and of 8
     torch.testing.assert_close(found, exact, rtol=0.02, atol=0.1)
-    # a place that were computed twice would have its gradient twice
     assert nn.functional.cosine_similarity(own, exact_gradient, dim=0) > 0.999
+
+
+def test_others_computed_besides_have_no_part_in_the_gradient(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_causal_lm(Backbone(str(tiny_llama_dir)))
+    targets = BATCH.loss_mask.clone()
+    targets[0, 1] = True  # the first place is read, which would be what fills a list of places up
+    batch = TokenBatch(BATCH.input_ids, BATCH.attention_mask, targets)
+    monkeypatch.setattr(last_block, "lacking", lambda *_: 5)
+    assert mlp_rows(model, lambda: target_log_probs(model, batch))[-1] == targets[:, 1:].sum() + 5
+    found, own = log_probs_and_gradient(model, batch)
+    whole(monkeypatch)
+    expected, gradient_of_whole = log_probs_and_gradient(model, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert_same_gradient(own, gradient_of_whole)
 
 
 def test_few_tokens_left_out_are_not_worth_it(tiny_llama_dir: Path) -> None:

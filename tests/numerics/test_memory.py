@@ -369,6 +369,11 @@ def test_the_command_needs_a_config_json_and_no_weights(tmp_path: Path, capsys: 
     weight = 4 * outline_size(tmp_path / "shape")
     assert found["held"] == {"weights": weight, "optimiser state": 2 * weight + 4 * 39}  # AdamW: a step count a tensor
     assert found["peak"] == max(phase["total"] for phase in found["phases"].values())
+    assert set(found["phases"]["optimiser step"]) == {"gradients", "total"}
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("model: {init_args: {optimizer: {init_args: {fused: false}}}}")
+    assert main(["memory", "--config", config, "--config", str(plain), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["phases"]["optimiser step"]["temporaries"] == weight
     assert main(["memory", "--config", config, "--fit", "1KiB"]) == 1
     assert "does not fit" in capsys.readouterr().out
     assert main(["memory", "--config", config, "--fit", "1GiB"]) == 0

@@ -66,6 +66,7 @@ def test_in_16_bits_tokens_of_no_row_keep_shapes_few(rows: int, tokens: int) -> 
     assert row.input_ids.sum() == rows * tokens
     more = width - rows * tokens
     assert row.layout[0, 0, :, 0].tolist() == [tokens] * rows + [more] * (more > 0)
+    assert row.layout[0, 0, :, 1].eq(ALONE).all()
 
 
 def test_log_probs_and_gradients_equal_those_with_padding(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
