@@ -1,6 +1,7 @@
 """Judges and the desk: how replies are read, what is asked once, who is not favoured, what an endpoint can do."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,17 @@ def test_an_endpoint_is_asked_with_the_key_and_paid_once(
     assert server.calls[0]["model"] == "judge-1"
     assert server.headers[0]["Authorization"] == "Bearer sk-secret-of-the-test-0123456789"
     assert "sk-secret" not in (tmp_path / "v.jsonl").read_text()
+
+
+def test_no_more_is_asked_than_could_be_lost_together(endpoint: Callable[..., Endpoint]) -> None:
+    server = endpoint(lambda n, body: (200, "RATING: 5"))
+    replies = judge_at(server, concurrency=3).ask([f"Q{i}" for i in range(20)])
+    for kept in range(1, 6):
+        next(replies)
+        time.sleep(0.1)  # in which the rest would be asked
+        assert len(server.calls) <= kept - 1 + 3  # what has been kept, and three
+    assert len(list(replies)) == 15
+    assert len(server.calls) == 20
 
 
 def test_what_fails_for_a_moment_is_tried_again(endpoint: Callable[..., Endpoint]) -> None:

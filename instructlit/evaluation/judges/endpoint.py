@@ -101,16 +101,21 @@ class EndpointJudge(TextJudge):
         yield from super().verdicts(questions)
 
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """Workers take prompts from a queue; replies are handed on as they come."""
+        """Workers take prompts from a queue; replies are handed on as they come.
+
+        For each that has been kept, as it has when the next is wanted, one more is asked: after a kill `concurrency` of
+        them at most are paid for again.
+        """
         headers = self._authorization()
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for i in range(len(prompts)):
             waiting.put(i)
         done: queue.SimpleQueue[tuple[int, str | Exception]] = queue.SimpleQueue()
         stop = threading.Event()
+        free = threading.Semaphore(self.concurrency)
 
         def work() -> None:
-            while not stop.is_set():
+            while free.acquire() and not stop.is_set():
                 try:
                     i = waiting.get_nowait()
                 except queue.Empty:
@@ -132,8 +137,10 @@ class EndpointJudge(TextJudge):
                     fault = said
                     break
                 yield i, said
+                free.release()
         finally:
             stop.set()
+            free.release(len(workers))
         if fault is None:
             return
         for worker in workers:  # what is under way is paid for: it is kept
