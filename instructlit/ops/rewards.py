@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from instructlit.ops.kl import k1
-from instructlit.ops.masking import check_same_shape, last_index, widen, zero_outside
+from instructlit.ops.masking import check_same_shape, last_only, widen, zero_outside
 
 MissingEOS = Literal["replace", "subtract", "keep"]
 
@@ -58,6 +58,4 @@ def shape_rewards(scores: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor, 
         raise ValueError(f"scores {tuple(scores.shape)} are not one a row of {tuple(mask.shape)}")
     check_same_shape(mask, old_log_probs=old_log_probs, ref_log_probs=ref_log_probs)
     penalty = zero_outside(-beta * k1(old_log_probs, ref_log_probs), mask)
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    at_last = mask & (columns == last_index(mask)[:, None])
-    return penalty + torch.where(at_last, widen(scores)[:, None], 0.0)
+    return penalty + torch.where(last_only(mask), widen(scores)[:, None], 0.0)

@@ -27,8 +27,8 @@ from instructlit.tools.quickstart.stages import Stage
 
 SPINS = "1000"
 """How often a thread of GNU OpenMP that waits for the others looks before it sleeps. At the library's own 300,000 a
-stage takes half as long again where another program keeps a core busy; where it sleeps at once a quarter longer on a
-quiet machine, for the tiny models' sums are short. With this many each costs what the better of the two does.
+stage takes half as long again where other programs keep the cores busy; where it sleeps at once a fifth longer on a
+quiet machine, for the tiny models' sums are short. With this many it is within a tenth of the better of the two.
 """
 
 
