@@ -6,18 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from packed_helpers import assert_same_gradient, gradient, padded
-from stage_helpers import TINY_SHAPE, token_batch
+from packed_helpers import BATCH, assert_same_gradient, gradient, model_folder, padded
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    GPTNeoXConfig,
-    MistralConfig,
-    PretrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
 
 from instructlit.models import last_block
 from instructlit.models.adapters import Lora
@@ -27,29 +17,9 @@ from instructlit.models.last_block import only_at
 from instructlit.models.token_scores import target_log_probs
 from instructlit.types import TokenBatch
 
-BATCH = token_batch([("say red: ", "der"), ("no", "on"), ("count to five: ", "1 2 3 4 5"), ("a", "b")])
-SHAPE: dict[str, Any] = TINY_SHAPE | {"vocab_size": 128, "eos_token_id": 2, "pad_token_id": 0}
-HEADS: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 16}
-CONFIGS: dict[str, PretrainedConfig] = {
-    "gpt_neox": GPTNeoXConfig(**SHAPE),
-    "mistral": MistralConfig(**SHAPE, **HEADS, sliding_window=None),
-    "qwen2": Qwen2Config(**SHAPE, num_key_value_heads=2),
-    "qwen3": Qwen3Config(**SHAPE, **HEADS),
-    "bloom": BloomConfig(vocab_size=128, hidden_size=32, n_layer=2, n_head=2, pad_token_id=0, eos_token_id=2),
-}
 COVERED = ["llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3"]
-
-
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param in CONFIGS:
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(CONFIGS[request.param]).save_pretrained(tmp_path)
-        return str(tmp_path)
-    return str(request.getfixturevalue(f"tiny_{request.param}_dir"))
-
-
-covered = pytest.fixture(folder, params=COVERED, name="covered")
-other = pytest.fixture(folder, params=["bloom"], name="other")
+covered = pytest.fixture(model_folder, params=COVERED, name="covered")
+other = pytest.fixture(model_folder, params=["bloom"], name="other")
 
 
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:

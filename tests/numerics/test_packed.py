@@ -5,17 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from packed_helpers import assert_same_gradient, assert_values_as_padded, gradient, padded
-from stage_helpers import TINY_SHAPE, token_batch
-from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    GPTNeoXConfig,
-    MistralConfig,
-    PretrainedConfig,
-    Qwen3Config,
+from packed_helpers import (
+    BATCH,
+    CONFIGS,
+    GROUPED,
+    assert_same_gradient,
+    assert_values_as_padded,
+    gradient,
+    model_folder,
+    padded,
 )
+from stage_helpers import token_batch
+from torch import nn
+from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig
 
 from instructlit.models import packed, segments
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
@@ -25,21 +27,7 @@ from instructlit.models.token_scores import target_log_probs
 from instructlit.ops.micro_batches import computed_tokens
 from instructlit.types import TokenBatch
 
-BATCH = token_batch([("say red: ", "der"), ("no", "on"), ("count to five: ", "1 2 3 4 5"), ("a", "b")])
-SHAPE: dict[str, Any] = TINY_SHAPE | {"vocab_size": 128, "eos_token_id": 2, "pad_token_id": 0}
-CONFIGS: dict[str, PretrainedConfig] = {
-    "gpt_neox": GPTNeoXConfig(**SHAPE),
-    "qwen3": Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=16),
-}
-
-
-@pytest.fixture(params=["llama", "gpt2", "gpt_neox", "qwen3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param in CONFIGS:
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(CONFIGS[request.param]).save_pretrained(tmp_path)
-        return str(tmp_path)
-    return str(request.getfixturevalue(f"tiny_{request.param}_dir"))
+folder = pytest.fixture(model_folder, params=["llama", "gpt2", "gpt_neox", "qwen3"], name="folder")
 
 
 @pytest.fixture(autouse=True)
@@ -130,10 +118,8 @@ def test_a_budget_counts_padding_where_it_is_kept(tiny_llama_dir: Path, attentio
 def test_models_that_cannot_be_told_keep_their_padding(tmp_path: Path, kind: str) -> None:
     configs: dict[str, PretrainedConfig] = {
         "eager attention": CONFIGS["qwen3"],
-        "no positions": BloomConfig(
-            vocab_size=128, hidden_size=32, n_layer=1, n_head=2, eos_token_id=2, pad_token_id=0
-        ),
-        "sliding window": MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=4),
+        "no positions": CONFIGS["bloom"],
+        "sliding window": MistralConfig(**GROUPED, sliding_window=4),
     }
     AutoModelForCausalLM.from_config(configs[kind]).save_pretrained(tmp_path)
     attention = "sdpa" if kind == "sliding window" else "eager"
