@@ -312,6 +312,7 @@ def test_no_more_is_asked_than_could_be_lost_together(endpoint: Callable[..., En
         assert len(server.calls) <= kept - 1 + 3  # what has been kept, and three
     assert len(list(replies)) == 15
     assert len(server.calls) == 20
+    assert not list(judge_at(server).ask([]))
 
 
 def test_what_fails_for_a_moment_is_tried_again(endpoint: Callable[..., Endpoint]) -> None:

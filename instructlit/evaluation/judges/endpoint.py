@@ -140,7 +140,7 @@ class EndpointJudge(TextJudge):
                 free.release()
         finally:
             stop.set()
-            free.release(len(workers))
+            free.release(self.concurrency)
         if fault is None:
             return
         for worker in workers:  # what is under way is paid for: it is kept
