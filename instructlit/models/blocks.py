@@ -49,8 +49,9 @@ def decoder_blocks(model: nn.Module, where: str, fix: str) -> list[nn.Module]:
 
 def computes_again(model: nn.Module) -> bool:
     """Whether activations are computed again in the backward pass."""
+    # by `vars`, for a module looks a name that it lacks up in all its dictionaries: every forward asks
     return any(
-        getattr(module, "gradient_checkpointing", False) or type(module).__name__ == "CheckpointWrapper"
+        vars(module).get("gradient_checkpointing") or type(module).__name__ == "CheckpointWrapper"
         for module in model.modules()
     )
 

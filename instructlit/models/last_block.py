@@ -9,6 +9,7 @@ nothing.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ TOKEN_BY_TOKEN = {
 WORTH_LEAVING = 0.1
 """Tokens left out over all, from which leaving them out pays: taking some and putting results back costs as much as
 what a few take."""
+
+_last_blocks: WeakKeyDictionary[nn.Module, ref[nn.Module] | None] = WeakKeyDictionary()
+"""Of models met before, for every forward asks. A block may hold on to its model, by the hooks of shards."""
 
 
 @contextmanager
@@ -55,11 +59,18 @@ def only_at(model: nn.Module, places: Tensor, tokens: int) -> Iterator[None]:
 
 def _token_by_token(model: nn.Module) -> list[nn.Module]:
     """The modules of the last block that need not see every token."""
-    blocks = find_blocks(unwrapped(model))
-    if not blocks or blocks[-1]._compiled_call_impl is not None or computes_again(model):
+    block = _last_block(model)
+    if block is None or block._compiled_call_impl is not None or computes_again(model):
         return []
-    names = TOKEN_BY_TOKEN.get(type(blocks[-1]).__name__, ())
-    return [blocks[-1].get_submodule(name) for name in names]
+    return [block.get_submodule(name) for name in TOKEN_BY_TOKEN.get(type(block).__name__, ())]
+
+
+def _last_block(model: nn.Module) -> nn.Module | None:
+    if model not in _last_blocks:
+        blocks = find_blocks(unwrapped(model))
+        _last_blocks[model] = ref(blocks[-1]) if blocks else None
+    found = _last_blocks[model]
+    return found() if found is not None else None
 
 
 def _with_more(places: Tensor, tokens: int) -> Tensor:

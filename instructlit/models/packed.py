@@ -85,10 +85,8 @@ class Packed:
         if more := lacking(len(ids), ids.device):
             ids, positions = F.pad(ids, (0, more)), F.pad(positions, (0, more))
             lengths, parents = F.pad(lengths, (0, 1), value=more), F.pad(parents, (0, 1), value=ALONE)
-        by_kernel = at_once(ids.device)
-        return cls(
-            ids[None], positions[None], bounds(lengths, max(longest, more)) if by_kernel else layout(lengths, parents)
-        )
+        laid = bounds(lengths, max(longest, more)) if at_once(ids.device) else layout(lengths, parents)
+        return cls(ids[None], positions[None], laid)
 
     @property
     def inputs(self) -> dict[str, Any]:

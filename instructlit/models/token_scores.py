@@ -77,10 +77,11 @@ def at_tokens(
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long(), "use_cache": False}
     if takes_positions(model):
         inputs["position_ids"] = position_ids(attention_mask)
-    rows, width, columns = *mask.shape, input_ids.shape[1]
-    if width < columns:
+    width = mask.shape[1]
+    unread = input_ids.shape[1] - width
+    if unread:
         inputs["logits_to_keep"] = width
-    with only_at(model, at + (at // width + 1) * (columns - width), rows * columns):
+    with only_at(model, at + (at // width + 1) * unread, input_ids.numel()):
         return _found(model, read, ids, at, inputs)
 
 
