@@ -3,7 +3,7 @@
 from instructlit.ops.advantages import gae
 from instructlit.ops.kl import k1, k2, k3, sequence_kl
 from instructlit.ops.kl_control import AdaptiveKL, FixedKL, KLController
-from instructlit.ops.log_probs import entropy, next_token_log_probs, token_log_probs
+from instructlit.ops.log_probs import entropy, next_token_log_probs, token_log_probs, token_log_probs_and_entropy
 from instructlit.ops.masking import (
     Reduce,
     gather_last,
@@ -48,6 +48,7 @@ __all__ = [
     "sequence_kl",
     "shape_rewards",
     "token_log_probs",
+    "token_log_probs_and_entropy",
     "whiten",
     "wilson_interval",
 ]

@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from instructlit.ops.gpu_kernels import kernels_run
 from instructlit.ops.masking import widen
 
-TILE_ELEMENTS = 1 << 22
-"""Logits widened at once: 16 MiB in float32, small beside a model."""
+TILE_ELEMENTS = 1 << 18
+"""Logits widened at once: 1 MiB in float32, which a core's cache holds from one operation on them to the next."""
 
 GPU_TILE_ELEMENTS = 1 << 26
 """The same on a GPU without kernels: 256 MiB in float32, of which two are there at a time. That is 523 positions of a
@@ -36,10 +36,7 @@ def token_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Te
     Returns:
         float32 of the shape of `ids` (float64 for float64 logits). Differentiable once.
     """
-    if logits.shape[:-1] != ids.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} do not stand over ids {tuple(ids.shape)}")
-    _check_temperature(temperature)
-    return _TokenLogProbs.apply(logits, ids, temperature)
+    return token_log_probs_and_entropy(logits, ids, temperature)[0]
 
 
 def next_token_log_probs(logits: Tensor, input_ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -57,6 +54,14 @@ def next_token_log_probs(logits: Tensor, input_ids: Tensor, temperature: float =
     return token_log_probs(logits, input_ids.roll(-1, dims=1), temperature)[:, :-1]
 
 
+def token_log_probs_and_entropy(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`token_log_probs`, and `entropy` of the same distributions without a gradient, for one reading of the logits."""
+    if logits.shape[:-1] != ids.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} do not stand over ids {tuple(ids.shape)}")
+    _check_temperature(temperature)
+    return _TokenLogProbs.apply(logits, ids, temperature)
+
+
 @torch.no_grad()
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Entropy in nats of the distribution at each place, (B, T, V) to (B, T) float32, without a gradient.
@@ -64,30 +69,21 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     A logit of minus infinity is a token of probability 0 and adds nothing.
     """
     _check_temperature(temperature)
-    if (kernels := _kernels(logits)) is not None:
-        return kernels.norms_and_entropies(logits, temperature)[1]
-    result = logits.new_empty(logits.shape[:-1], dtype=widen(logits[..., :0]).dtype)
-    for place in _tiles(logits):
-        result[place] = torch.special.entr(_softmax(logits[place], temperature)).sum(-1)
-    return result
+    return _norms_and_entropies(logits, temperature)[1]
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """gather(logits) - logsumexp(logits), keeping for the backward pass only the logits as they are and the (B, T)
-    norm."""
+    """gather(logits) - logsumexp(logits) and the entropy, keeping for the backward pass only the logits as they are and
+    the (B, T) norm."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         picked = widen(logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1)) / temperature
-        if (kernels := _kernels(logits)) is not None:
-            norm, _ = kernels.norms_and_entropies(logits, temperature)
-        else:
-            norm = torch.empty_like(picked)
-            for place in _tiles(logits):
-                norm[place] = torch.logsumexp(_scaled(logits[place], temperature), dim=-1)
+        norm, entropies = _norms_and_entropies(logits, temperature)
+        ctx.mark_non_differentiable(entropies)
         ctx.save_for_backward(logits, ids, norm)
         ctx.temperature = temperature
-        return picked - norm
+        return picked - norm, entropies
 
     @staticmethod
     @once_differentiable
@@ -139,8 +135,25 @@ def _scaled(tile: Tensor, temperature: float) -> Tensor:
     return widen(tile) if temperature == 1.0 else widen(tile) / temperature
 
 
-def _softmax(tile: Tensor, temperature: float) -> Tensor:
-    return torch.softmax(_scaled(tile, temperature), dim=-1)
+def _norms_and_entropies(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """log-sum-exp and entropy of logits / temperature along the last dimension, in float32 at least."""
+    if (kernels := _kernels(logits)) is not None:
+        return kernels.norms_and_entropies(logits, temperature)
+    norms, entropies = (logits.new_empty(logits.shape[:-1], dtype=widen(logits[..., :0]).dtype) for _ in range(2))
+    for place in _tiles(logits):
+        norms[place], entropies[place] = _norm_and_entropy(_scaled(logits[place], temperature))
+    return norms, entropies
+
+
+def _norm_and_entropy(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of one tile, for one exponential: with d = x - max x, H = log sum e^d - sum d e^d / sum e^d."""
+    top = x.amax(dim=-1, keepdim=True)
+    x = x - top
+    share = x.exp()
+    total = share.sum(dim=-1)
+    log = total.log()
+    x.clamp_(min=torch.finfo(x.dtype).min)  # 0 times minus infinity is to be 0
+    return top.squeeze(-1) + log, log - share.mul_(x).sum(dim=-1) / total
 
 
 def _check_temperature(temperature: float) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.token_scores import Read, at_tokens
-from instructlit.ops.log_probs import entropy, token_log_probs
+from instructlit.ops.log_probs import token_log_probs, token_log_probs_and_entropy
 from instructlit.ops.micro_batches import computed_tokens, spans
 from instructlit.types import Responses
 
@@ -26,7 +26,7 @@ def log_probs_and_entropy(policy: nn.Module, responses: Responses, temperature: 
     """Log-probs (B, R) as `response_log_probs`, with each step's entropy (B, R) in nats, detached."""
 
     def both(logits: Tensor, ids: Tensor) -> Tensor:
-        return torch.stack([token_log_probs(logits, ids, temperature), entropy(logits, temperature)], dim=-1)
+        return torch.stack(token_log_probs_and_entropy(logits, ids, temperature), dim=-1)
 
     found = _at_responses(policy, responses, both)
     return found[..., 0], found[..., 1].detach()

@@ -11,7 +11,14 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from instructlit import ops
-from instructlit.ops import entropy, gpu_kernels, log_probs, next_token_log_probs, token_log_probs
+from instructlit.ops import (
+    entropy,
+    gpu_kernels,
+    log_probs,
+    next_token_log_probs,
+    token_log_probs,
+    token_log_probs_and_entropy,
+)
 
 LN2 = math.log(2)
 # probabilities 1/8, 2/8, 5/8 at every place
@@ -69,10 +76,12 @@ def test_tiles_change_neither_value_nor_gradient(monkeypatch: pytest.MonkeyPatch
     ids, weights = torch.randint(11, shape), torch.randn(shape, dtype=torch.float64)
     plain = torch.log_softmax(logits / 0.7, -1)
     (expected,) = torch.autograd.grad((plain.gather(-1, ids[..., None])[..., 0] * weights).sum(), logits)
-    got = token_log_probs(logits, ids, 0.7)
+    got, spread = token_log_probs_and_entropy(logits, ids, 0.7)
     assert_close(got, plain.gather(-1, ids[..., None])[..., 0])
     assert_close(torch.autograd.grad((got * weights).sum(), logits)[0], expected)
-    assert_close(entropy(logits.detach(), 0.7), -(plain.exp() * plain).sum(-1).detach())
+    assert_close(spread, -(plain.exp() * plain).sum(-1).detach())
+    assert not spread.requires_grad
+    assert_close(entropy(logits, 0.7), spread)
     assert torch.autograd.gradcheck(lambda x: token_log_probs(x, ids, 0.7), logits)
 
 
@@ -80,6 +89,8 @@ def test_entropy_by_hand() -> None:
     assert_close(entropy(torch.zeros(1, 1, 4)), tensor([[2 * LN2]]))
     # a token that cannot be sampled adds nothing, and no NaN
     assert_close(entropy(tensor([[[0.0, 0.0, -math.inf]]])), tensor([[LN2]]))
+    # far from 0, where the sum over logits would be a difference of large numbers
+    assert_close(entropy(tensor([[[3e4, 3e4, 0.0]]])), tensor([[LN2]]))
     assert not entropy(torch.zeros(1, 1, 4, requires_grad=True)).requires_grad
 
 
