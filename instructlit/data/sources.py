@@ -40,15 +40,23 @@ class Source:
         return self.format, self.split, self.subset
 
 
-Sources = str | Source | list[str | Source]
+Place = str | Source | Path
+"""A bare name is a `Source` with nothing beside its path. `Path` keeps jsonargparse from taking a file that is named
+for a config, whose content then stands in its place; it comes last, for whatever it meets it writes as text."""
+
+Sources = str | Source | list[str | Source] | Path
+
+
+def as_source(place: Place) -> Source:
+    """A source as it is, and a name as the source of that path."""
+    return place if isinstance(place, Source) else Source(str(place))
 
 
 def as_sources(value: Sources | None) -> list[Source]:
     """Any way of naming sources as a list of them; none is an empty list."""
     if value is None:
         return []
-    entries = value if isinstance(value, list) else [value]
-    return [entry if isinstance(entry, Source) else Source(str(entry)) for entry in entries]
+    return [as_source(entry) for entry in (value if isinstance(value, list) else [value])]
 
 
 def is_dataset_folder(path: Path) -> bool:

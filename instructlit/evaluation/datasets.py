@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from instructlit.data.readers import open_source
-from instructlit.data.sources import Source
+from instructlit.data.sources import Place, Source, as_source
 from instructlit.errors import UserError
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
 
 
-def read_rows(data: str | Source, option: str, *needed: str, limit: int | None = None) -> list[dict[str, Any]]:
+def read_rows(data: Place, option: str, *needed: str, limit: int | None = None) -> list[dict[str, Any]]:
     """The rows of a set.
 
     Args:
@@ -23,12 +23,13 @@ def read_rows(data: str | Source, option: str, *needed: str, limit: int | None =
     Raises:
         UserError: nothing there, or a row without a field that is needed.
     """
-    path = data if isinstance(data, str) else data.path
+    source = as_source(data)
+    path = source.path
     if path.lower().endswith(tuple(_TABLES)):
         rows = _table(path, option)[:limit]
         places = [f"{path}: row {number}" for number in range(1, len(rows) + 1)]
     else:
-        files = open_source(Source(data) if isinstance(data, str) else data, option)
+        files = open_source(source, option)
         where = [(file, i) for file in files for i in range(len(file))][:limit]
         rows = [file[i] for file, i in where]
         places = [file.where(i) for file, i in where]
@@ -61,11 +62,9 @@ def needed(value: Any, option: str, what: str) -> Any:
     return value
 
 
-def local_or(data: str | Source | None, name: str, subset: str | None = None, split: str | None = None) -> Source:
+def local_or(data: Place | None, name: str, subset: str | None = None, split: str | None = None) -> Source:
     """The data given, or a set of the Hub."""
-    if isinstance(data, Source):
-        return data
-    return Source(data) if data else Source(name, subset=subset, split=split)
+    return as_source(data) if data else Source(name, subset=subset, split=split)
 
 
 def _table(path: str, option: str) -> list[dict[str, Any]]:

@@ -124,6 +124,27 @@ def test_print_config_shows_everything_and_runs_nothing(folder: Path, call: Call
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", "prompt,completion\nhi,ho\n"), ("a.json", '[{"prompt": "hi"}, {"prompt": "ho"}]'), ("a.jsonl", "")],
+)
+def test_a_data_file_is_named_and_not_read_as_a_config(folder: Path, call: Call, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    whole = "[{path: " + name + ", weight: 2}, " + name + "]"
+    options = {"tokenizer": "models/base", "train": name, "validation": whole, "test": f"{{path: {name}}}"}
+    words = [f"--data.init_args.{option}={value}" for option, value in options.items()]
+    recipe = {"model": yaml.safe_load(cli_stand_in.RECIPE)["model"]}
+    (folder / "model.yaml").write_text(yaml.safe_dump(recipe))
+    data = "--data=instructlit.data.DemonstrationData"
+    status, out, err = call("fit", "--config", "model.yaml", data, *words, "--print_config")
+    assert status == 0, err
+    shown = yaml.safe_load(out)["data"]["init_args"]
+    assert shown["train"] == name
+    assert shown["validation"][0]["path"] == shown["test"]["path"] == name
+    assert shown["validation"][0]["weight"] == 2
+    assert shown["validation"][1] == name
+
+
 @pytest.mark.parametrize("name", ["fit", "validate"])
 def test_help_of_a_lightning_command(call: Call, name: str) -> None:
     status, out, _ = call(name, "--help")

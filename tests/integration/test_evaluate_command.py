@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from instructlit.cli import main
+from instructlit.evaluation import Task, Weigh
 from instructlit.evaluation.language_model import LanguageModel
 from instructlit.tools.evaluate.suite import built, chosen, judges_of, read_suite, shipped
 
@@ -213,6 +214,14 @@ def test_what_a_task_lacks_is_said_and_the_rest_is_measured(place: Path, capsys:
     assert "preference/judge/win_rate" in measures(place)
 
 
+def test_a_tasks_file_is_named_and_not_read_as_a_config(tmp_path: Path) -> None:
+    (tmp_path / "held_out.csv").write_text("text\nonce\n")
+    data = str(tmp_path / "held_out.csv")
+    spec = {"class_path": "instructlit.evaluation.tasks.Perplexity", "init_args": {"data": data}}
+    task: Any = built(Task, spec, "here")
+    assert task.requests() == [Weigh("", ("once",))]
+
+
 @pytest.mark.parametrize("suite", sorted(p.stem for p in shipped().glob("*.yaml")))
 def test_shipped_suites_fit_their_classes(suite: str, tmp_path: Path) -> None:
     read = read_suite(suite)
@@ -232,7 +241,7 @@ def test_lm_eval_tasks_give_lm_evals_own_scores(tmp_path: Path, tiny_llama_dir: 
     import lm_eval
     from lm_eval.api.model import LM
 
-    from instructlit.evaluation import Answer, Ask, Desk, Study, Task, Weigh, Weights
+    from instructlit.evaluation import Answer, Ask, Desk, Study, Weights
     from instructlit.evaluation.language_model import load_language_model
     from instructlit.evaluation.store import Store
 

@@ -8,7 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from instructlit.data.sources import Source
+from instructlit.data.sources import Place
 from instructlit.errors import UserError
 from instructlit.evaluation.datasets import local_or, needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
@@ -105,7 +105,7 @@ class CrowSPairs(PairEntropy):
 
     name, title = "crows_pairs", "CrowS-Pairs"
 
-    def __init__(self, data: str | Source | None = None, prompts: list[str] | None = None, limit: int | None = None):
+    def __init__(self, data: Place | None = None, prompts: list[str] | None = None, limit: int | None = None):
         super().__init__(prompts, limit)
         self.data = data
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from instructlit.data.sources import Source
+from instructlit.data.sources import Place
 from instructlit.errors import UserError
 from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
@@ -20,7 +20,7 @@ class MultipleChoice(Task):
         limit: the first so many rows.
     """
 
-    def __init__(self, data: str | Source | None = None, limit: int | None = None):
+    def __init__(self, data: Place | None = None, limit: int | None = None):
         self.data, self.limit = data, limit
         self._rows: list[dict[str, Any]] = []
 

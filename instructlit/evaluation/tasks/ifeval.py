@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from instructlit.data.sources import Source
+from instructlit.data.sources import Place
 from instructlit.errors import UserError
 from instructlit.evaluation import intervals
 from instructlit.evaluation.datasets import local_or, missing_extra, read_rows
@@ -50,7 +50,7 @@ class IFEval(Task):
 
     def __init__(
         self,
-        data: str | Source | None = None,
+        data: Place | None = None,
         limit: int | None = None,
         max_new_tokens: int = 1280,
         samples_shown: int = 8,

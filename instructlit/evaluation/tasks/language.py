@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from instructlit.data.sources import Source
+from instructlit.data.sources import Place, as_source
 from instructlit.errors import UserError
 from instructlit.evaluation.datasets import missing_extra, needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
@@ -36,7 +36,7 @@ class Perplexity(Task):
 
     def __init__(
         self,
-        data: str | Source | None = None,
+        data: Place | None = None,
         limit: int | None = None,
         characters: int = 4000,
         name: str = "heldout",
@@ -48,8 +48,9 @@ class Perplexity(Task):
 
     def requests(self) -> Sequence[Request]:
         data = needed(self.data, "perplexity.data", "held-out text is")
-        if isinstance(data, str) and data.lower().endswith(".txt"):
-            self._texts = pieces(data, self.characters)[: self.limit]
+        path = as_source(data).path
+        if path.lower().endswith(".txt"):
+            self._texts = pieces(path, self.characters)[: self.limit]
         else:
             self._texts = [str(row["text"]) for row in read_rows(data, "data", "text", limit=self.limit)]
         return [Weigh("", (text,), document=self.documents) for text in self._texts]

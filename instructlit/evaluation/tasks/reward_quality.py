@@ -9,7 +9,7 @@ import torch
 
 from instructlit.data.formats import read_records
 from instructlit.data.readers import open_source
-from instructlit.data.sources import Source
+from instructlit.data.sources import Place, as_source
 from instructlit.errors import UserError
 from instructlit.evaluation import intervals
 from instructlit.evaluation.datasets import needed, read_rows
@@ -50,7 +50,7 @@ class RewardQuality(Task):
 
     def __init__(
         self,
-        data: str | Source | None = None,
+        data: Place | None = None,
         judges: list[str] | None = None,
         limit: int | None = None,
         bins: int = 10,
@@ -154,14 +154,14 @@ def calibration(differences: np.ndarray, bins: int, seed: int) -> tuple[Figure, 
     return Figure(value, min(low, value), max(high, value), n), line
 
 
-def read_pairs(data: str | Source, limit: int | None) -> list[Pair]:
+def read_pairs(data: Place, limit: int | None) -> list[Pair]:
     """Every pair of a set of comparisons that a labeler did not tie.
 
     Raises:
         UserError: no pair in it.
     """
     found: list[Pair] = []
-    source = Source(data) if isinstance(data, str) else data
+    source = as_source(data)
     rows = read_rows(source, "reward.data", limit=limit)
     files = open_source(source, "reward.data")
     places = [(file, i) for file in files for i in range(len(file))][:limit]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from instructlit.data.sources import Source
+from instructlit.data.sources import Place
 from instructlit.errors import UserError
 from instructlit.evaluation.datasets import local_or, read_rows
 from instructlit.evaluation.judging import Question
@@ -52,7 +52,7 @@ class RealToxicity(Task):
 
     def __init__(
         self,
-        data: str | Source | None = None,
+        data: Place | None = None,
         scorer: str = "toxicity",
         prompts: list[str] | None = None,
         samples: int = 25,

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from instructlit.data.sources import Source
+from instructlit.data.sources import Place
 from instructlit.errors import UserError
 from instructlit.evaluation.datasets import local_or, missing_extra, read_rows
 from instructlit.evaluation.measures import (
@@ -62,7 +62,7 @@ class TruthfulQA(Task):
 
     def __init__(
         self,
-        data: str | Source | None = None,
+        data: Place | None = None,
         prompts: list[str] | None = None,
         judge: str | None = "judge",
         primer: str | None = None,
