@@ -5,7 +5,8 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
 from instructlit.errors import UserError
+from instructlit.redaction import words_without_secrets
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -136,6 +138,13 @@ class WandbLogger(LightningWandbLogger):
         mode = os.environ.get("WANDB_MODE", "online")
         if mode == "disabled":
             return wandb.init(mode="disabled", **self._wandb_init)
+        with _line_without_secrets():
+            return self._begun(mode)
+
+    def _begun(self, mode: str) -> "Run":
+        """The run, online if that can be, else offline with the reason said."""
+        import wandb
+
         self.why_offline = "`offline` is set" if self._offline else None
         if mode in ("offline", "dryrun"):
             self.why_offline = f"WANDB_MODE is {mode}"
@@ -159,6 +168,17 @@ class WandbLogger(LightningWandbLogger):
         run = wandb.init(mode="offline", **self._wandb_init)
         _say(f"offline, since {self.why_offline}. Nothing is lost: wandb sync {Path(run.dir).parent} uploads the run")
         return run
+
+
+@contextmanager
+def _line_without_secrets() -> Iterator[None]:
+    """Inside the block sys.argv, which wandb keeps with a run, holds no secret."""
+    words = sys.argv
+    sys.argv = words_without_secrets(words)
+    try:
+        yield
+    finally:
+        sys.argv = words
 
 
 def find_credentials(server: str) -> tuple[str | None, bool]:

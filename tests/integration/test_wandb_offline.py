@@ -228,7 +228,7 @@ def test_a_server_that_refuses_the_key_is_no_end(
     )
     settings = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "0" * 40}
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, "--model.reward.api_key", "said-on-the-line"],
         cwd=tmp_path,
         env=own_environment() | settings,
         capture_output=True,
@@ -241,6 +241,9 @@ def test_a_server_that_refuses_the_key_is_no_end(
     assert "wandb sync" in done.stderr
     (folder,) = (tmp_path / "runs" / "wandb").glob("offline-run-*")
     assert OfflineRun(folder).names >= {"a"}
+    written = b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
+    assert b"--model.reward.api_key" in written
+    assert b"said-on-the-line" not in written
 
 
 def test_nobody_answers() -> None:

@@ -6,7 +6,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from instructlit.cli.save import run_folder, writable, write_numbered
-from instructlit.redaction import REMOVED, without_secrets
+from instructlit.redaction import REMOVED, without_secrets, words_without_secrets
 
 
 def test_what_is_called_a_secret_goes() -> None:
@@ -15,12 +15,18 @@ def test_what_is_called_a_secret_goes() -> None:
         "wandb": {"init_args": {"settings": {"api_key": "abc", "entity": "me"}, "WANDB_API_KEY": "abc"}},
         "list": [{"password": "x"}, {"hf_token": "x"}, "plain"],
         "auth": "x",
+        "headers": {"Authorization": "x", "X-Api-Key": "x"},
+        "api_keys": ["x", "y"],
+        "passphrase": 1234,
     }
     assert without_secrets(config) == {
         "api_key": REMOVED,
         "wandb": {"init_args": {"settings": {"api_key": REMOVED, "entity": "me"}, "WANDB_API_KEY": REMOVED}},
         "list": [{"password": REMOVED}, {"hf_token": REMOVED}, "plain"],
         "auth": REMOVED,
+        "headers": {"Authorization": REMOVED, "X-Api-Key": REMOVED},
+        "api_keys": REMOVED,
+        "passphrase": REMOVED,
     }
 
 
@@ -33,7 +39,9 @@ def test_what_only_sounds_like_one_stays() -> None:
         "pretraining_key": None,
         "monitor": "sft/val/loss",
         "token": None,
+        "token_key": 3,
         "keys": ["a"],
+        "stop_tokens": ["</s>"],
     }
     assert without_secrets(config) == config
 
@@ -41,7 +49,23 @@ def test_what_only_sounds_like_one_stays() -> None:
 def test_what_looks_like_one_goes_wherever_it_stands() -> None:
     assert without_secrets({"note": "use hf_abcdefghijklmnopqrstuvwxyz now"}) == {"note": f"use {REMOVED} now"}
     assert without_secrets("https://me:secret@host/x") == f"https://{REMOVED}@host/x"
-    assert without_secrets("https://host/x") == "https://host/x"
+    assert without_secrets("redis://:secret@host/0") == f"redis://{REMOVED}@host/0"
+    assert without_secrets("postgresql://me:se@c/ret@host/x") == f"postgresql://{REMOVED}@host/x"
+    assert without_secrets("Bearer abc") == f"Bearer {REMOVED}"
+    assert (
+        without_secrets("https://host/x?api_key=a&n=1&token=b")
+        == f"https://host/x?api_key={REMOVED}&n=1&token={REMOVED}"
+    )
+    for plain in ("https://host/x", "https://host:8080/users/@me", "https://host/x?monkey=1", "sft/val/loss"):
+        assert without_secrets(plain) == plain
+
+
+def test_a_command_line_is_written_without_them() -> None:
+    words = ["fit", "--a.api_key", "x", "--a.token=x", "--a.eos_token", "</s>", "--a.key", "--b.url", "redis://:x@host"]
+    assert words_without_secrets(words) == [
+        *("fit", "--a.api_key", REMOVED, f"--a.token={REMOVED}", "--a.eos_token", "</s>", "--a.key", "--b.url"),
+        f"redis://{REMOVED}@host",
+    ]
 
 
 def test_the_original_is_left_as_it_was() -> None:
