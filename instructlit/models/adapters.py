@@ -3,6 +3,7 @@
 Source: Hu et al. 2021 (LoRA), arXiv 2106.09685; Dettmers et al. 2023 (QLoRA), arXiv 2305.14314, for quantised trunks.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,22 @@ from instructlit.models.shards import on_first_rank
 
 HEAD = "score"
 """What the sequence-classification models of transformers' decoder families call their head."""
+
+_PLAIN_LORA: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": (None, "none"),
+    # The others begin with a part of the trunk, and take it out there: with them off, the reference is another model.
+    "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
+    "use_dora": (None, False),
+    "lora_bias": (None, False),
+    "trainable_token_indices": (None,),
+    "layer_replication": (None,),
+    "alora_invocation_tokens": (None,),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+}
+"""Of an adapter_config.json what decides whether adapters add a product to weights and do nothing else."""
 
 
 @dataclass
@@ -99,6 +116,27 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) ->
     return adapted
 
 
+def check_plain_lora(config: dict[str, Any], path: str, where: str) -> None:
+    """Refuse adapters that are not plain LoRA: they would be merged wrongly, or be lacking in checkpoints.
+
+    Args:
+        config: the adapter_config.json.
+        path: its folder, for the message.
+        where: the option that names the folder.
+
+    Raises:
+        UserError: another method of peft, or an option of LoRA that changes more than weights, or the trunk.
+    """
+    for option, plain in _PLAIN_LORA.items():
+        if (value := config.get(option)) not in plain:
+            raise UserError(
+                f"{path} holds adapters other than plain LoRA: {option} is {json.dumps(value)} in adapter_config.json",
+                where=where,
+                expected=f"one of {', '.join(map(json.dumps, plain))}",
+                fix="merge them with peft (merge_and_unload), save that model and its tokenizer, and name the folder",
+            )
+
+
 def load_adapters(model: PreTrainedModel, folder: str, *, trainable: bool = True) -> nn.Module:
     """`model` with the adapters (and the head) saved in `folder`."""
     from peft import PeftModel
@@ -140,7 +178,7 @@ def reference_view(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def frozen_state_names(module: nn.Module) -> set[str]:
-    """Entries of `module.state_dict()` that belong to a frozen trunk under adapters.
+    """Entries of `module.state_dict()` that belong to a frozen trunk under adapters; what is trained never does.
 
     A checkpoint can leave them out, and has to where the trunk is quantised: bitsandbytes writes a quantised layer's
     state but does not read it back. Loading the backbone again gives the same trunk.
@@ -149,8 +187,9 @@ def frozen_state_names(module: nn.Module) -> set[str]:
     for prefix, part in module.named_modules():
         if is_adapted(part):
             kept = (".lora_", ".modules_to_save.")
-            state = part.state_dict(prefix=f"{prefix}." if prefix else "")
-            names |= {name for name in state if not any(mark in name for mark in kept)}
+            prefix = f"{prefix}." if prefix else ""
+            names |= {name for name in part.state_dict(prefix=prefix) if not any(mark in name for mark in kept)}
+            names -= {prefix + name for name, p in part.named_parameters() if p.requires_grad}
     return names
 
 

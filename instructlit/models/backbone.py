@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import (
 
 from instructlit.errors import UserError
 from instructlit.models import packed
-from instructlit.models.adapters import HEAD, Lora, add_lora, load_adapters
+from instructlit.models.adapters import HEAD, Lora, add_lora, check_plain_lora, load_adapters
 from instructlit.models.blocks import compile_blocks
 from instructlit.models.dropout import configure_dropout
 from instructlit.models.folders import (
@@ -237,7 +237,8 @@ def checked_config(backbone: Backbone, where: str, *, weights: bool = True) -> P
         weights: whether a folder without weights is refused.
 
     Raises:
-        UserError: options that do not go together; no such folder, no config or no weights in it.
+        UserError: options that do not go together; no such folder, no config or no weights in it; adapters that are
+            not plain LoRA.
     """
     for name, value, known in (
         ("dtype", backbone.dtype, (*DTYPES,)),
@@ -256,6 +257,7 @@ def checked_config(backbone: Backbone, where: str, *, weights: bool = True) -> P
     check_source(backbone.path, weights=weights and not backbone.random_init, where=f"{where}.path")
     source, adapters = backbone.path, adapter_config(backbone.path)
     if adapters is not None:
+        check_plain_lora(adapters, backbone.path, f"{where}.path")
         if backbone.lora is not None:
             raise UserError(
                 f"{backbone.path} holds adapters already",

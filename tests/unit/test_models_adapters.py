@@ -1,5 +1,6 @@
 """Adapters: what trains, what the reference sees, what merging gives, quantised trunks."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reaso
 
 def adapted(folder: Path, **options: Any) -> Backbone:
     return Backbone(str(folder), lora=Lora(rank=4, alpha=8.0), **options)
+
+
+def set_in_config(folder: Path, **options: Any) -> None:
+    """Change options in the folder's adapter_config.json."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | options))
 
 
 def train_a_little(model: nn.Module) -> None:
@@ -151,6 +158,36 @@ def test_a_trunk_that_is_gone_is_named(
     config.write_text(config.read_text().replace(str(tiny_llama_dir), str(tmp_path / "gone")))
     with pytest.raises(UserError, match=r"holds adapters for .*gone, which cannot be loaded: there is no folder"):
         load_causal_lm(Backbone(str(file)))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("peft_type", "IA3"),
+        ("use_dora", True),
+        ("lora_bias", True),
+        ("bias", "lora_only"),
+        ("trainable_token_indices", [5, 6]),
+        ("layer_replication", [[0, 2], [1, 2]]),
+        ("alora_invocation_tokens", [50]),
+        ("kasa_config", {"beta": 1.0}),
+        ("init_lora_weights", "pissa"),
+    ],
+)
+def test_adapters_that_are_not_plain_lora_are_refused(
+    tiny_llama_dir: Path, char_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, option: str, value: Any
+) -> None:
+    folder = export_folder(load_causal_lm(adapted(tiny_llama_dir)), char_tokenizer, tmp_path / "a", merge=False)
+    set_in_config(folder, **{option: value})
+    with pytest.raises(UserError, match=rf"policy\.path: .*than plain LoRA: {option} is [\s\S]*merge them with peft"):
+        load_causal_lm(Backbone(str(folder)), "policy")
+
+
+def test_what_is_trained_is_never_left_out_of_a_checkpoint(tiny_llama_dir: Path) -> None:
+    model = load_causal_lm(adapted(tiny_llama_dir))
+    norm = next(name for name in frozen_state_names(model) if name.endswith("model.norm.weight"))
+    model.get_parameter(norm).requires_grad_(True)
+    assert norm not in frozen_state_names(model)
 
 
 def test_a_checkpoint_can_leave_the_frozen_trunk_out(tiny_llama_dir: Path) -> None:
