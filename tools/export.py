@@ -157,6 +157,7 @@ def rebuilt(checkpoint: dict[str, Any], weights: str, name: str) -> Any:
 
 
 def _from_folder(folder: Path, weights: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    from instructlit.models.adapters import hold_head
     from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
     from instructlit.models.folders import adapter_config
     from instructlit.models.lineage import make_record, read_record
@@ -171,7 +172,7 @@ def _from_folder(folder: Path, weights: str) -> tuple[Any, dict[str, Any], dict[
         )
     if weights != "raw":
         raise UserError("a folder holds one set of weights", where="weights", expected="raw")
-    load = load_scalar_model if adapters.get("task_type") == "SEQ_CLS" else load_causal_lm
+    load = load_scalar_model if hold_head(adapters) else load_causal_lm
     model = load(Backbone(str(folder)), where="checkpoint")
     record = read_record(folder) or make_record("unknown")
     return model, {k: v for k, v in record.items() if k != "weights_sha256"}, {"path": str(folder)}

@@ -137,11 +137,25 @@ def check_plain_lora(config: dict[str, Any], path: str, where: str) -> None:
             )
 
 
-def load_adapters(model: PreTrainedModel, folder: str, *, trainable: bool = True) -> nn.Module:
-    """`model` with the adapters (and the head) saved in `folder`."""
-    from peft import PeftModel
+def hold_head(config: dict[str, Any]) -> bool:
+    """Whether adapters with this adapter_config.json are a reward or value model's."""
+    return config.get("task_type") == "SEQ_CLS" or HEAD in (config.get("modules_to_save") or ())
 
-    adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+
+def load_adapters(model: PreTrainedModel, folder: str, *, scalar: bool) -> nn.Module:
+    """`model` with the adapters saved in `folder`, trainable; a scalar model's head is trained and saved with them: the
+    one saved there, or where these are a language model's the model's own."""
+    from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    config: Any = PeftConfig.from_pretrained(folder)
+    if not scalar or hold_head(vars(config)):
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    else:
+        # By its task peft trains a head, and looks for it among the weights.
+        config.task_type, config.inference_mode = "SEQ_CLS", False
+        head: Any = model.get_parameter(f"{HEAD}.weight")
+        adapted = get_peft_model(model, config)
+        set_peft_model_state_dict(adapted, load_peft_weights(folder, "cpu") | {f"base_model.model.{HEAD}.weight": head})
     _float32_trainable(adapted)
     return adapted
 

@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import (
 
 from instructlit.errors import UserError
 from instructlit.models import packed
-from instructlit.models.adapters import HEAD, Lora, add_lora, check_plain_lora, load_adapters
+from instructlit.models.adapters import HEAD, Lora, add_lora, check_plain_lora, hold_head, load_adapters
 from instructlit.models.blocks import compile_blocks
 from instructlit.models.dropout import configure_dropout
 from instructlit.models.folders import (
@@ -91,9 +91,11 @@ def load_causal_lm(
         UserError: a folder without config or weights, an architecture or a head that is not a language model's, ...
     """
     config = checked_config(backbone, where)
-    if _is_classifier(config):
+    adapters = adapter_config(backbone.path)
+    if _is_classifier(config) or (adapters is not None and hold_head(adapters)):
+        kind = _architecture(config) if adapters is None else "adapters with a scalar head"
         raise UserError(
-            f"{backbone.path} is a reward model ({_architecture(config)})",
+            f"{backbone.path} is a reward model ({kind})",
             where=f"{where}.path",
             expected="a causal language model",
             fix="name the folder of a base model, an SFT model or a policy",
@@ -147,7 +149,7 @@ def load_scalar_model(
             expected="a reward model, which has one label, or a language model",
         )
     adapters = adapter_config(backbone.path)
-    trained = _is_classifier(config) or (adapters or {}).get("task_type") == "SEQ_CLS"
+    trained = _is_classifier(config) or (adapters is not None and hold_head(adapters))
     if require_head and not trained:
         raise UserError(
             f"{backbone.path} has no trained scalar head ({_architecture(config)})",
@@ -374,7 +376,7 @@ def _prepared(hf: PreTrainedModel, backbone: Backbone, *, scalar: bool, where: s
 
 def _adapted(hf: PreTrainedModel, backbone: Backbone, *, scalar: bool, where: str) -> nn.Module:
     if adapter_config(backbone.path) is not None:
-        return load_adapters(hf, str(Path(backbone.path).expanduser()))
+        return load_adapters(hf, str(Path(backbone.path).expanduser()), scalar=scalar)
     if backbone.lora is not None:
         return add_lora(hf, backbone.lora, scalar=scalar, where=where)
     if backbone.quantization:

@@ -160,6 +160,28 @@ def test_a_trunk_that_is_gone_is_named(
         load_causal_lm(Backbone(str(file)))
 
 
+@pytest.mark.parametrize("task", ["CAUSAL_LM", None])
+def test_a_scalar_model_on_a_language_models_adapters_has_them_and_a_head_that_is_trained_and_saved(
+    tiny_llama_dir: Path, char_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, task: str | None
+) -> None:
+    policy: Any = load_causal_lm(adapted(tiny_llama_dir))
+    train_a_little(policy)
+    folder = export_folder(policy, char_tokenizer, tmp_path / "policy", merge=False)
+    set_in_config(folder, task_type=task)  # None is what peft writes of a model it was not told the task of
+    model = load_scalar_model(Backbone(str(folder)))
+    with torch.no_grad():
+        hidden = unwrapped(policy).base_model(IDS).last_hidden_state[:, -1]
+        torch.testing.assert_close(model.score(IDS, MASK), model.head(hidden)[:, 0])
+    train_a_little(model)
+    assert not {name for name, p in model.named_parameters() if p.requires_grad} & frozen_state_names(model)
+    again = export_folder(model, char_tokenizer, tmp_path / "reward", merge=False)
+    with torch.no_grad():
+        found = load_scalar_model(Backbone(str(again)), require_head=True).score(IDS, MASK)
+        torch.testing.assert_close(found, model.score(IDS, MASK))
+    with pytest.raises(UserError, match=r"policy\.path: .*is a reward model \(adapters with a scalar head\)"):
+        load_causal_lm(Backbone(str(again)), "policy")
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
