@@ -135,7 +135,9 @@ def shows_what_it_sees(model: nn.Module) -> bool:
     config = trunk.config.get_text_config()
     layers = getattr(config, "layer_types", None)
     windows = getattr(config, "sliding_window", None) if layers is None else any(x != "full_attention" for x in layers)
-    return config._attn_implementation in ("sdpa", SEGMENTS) and not windows and takes_positions(model)
+    alibi = getattr(config, "alibi", False)  # Falcon then takes positions, and yet counts them along the mask
+    sdpa = config._attn_implementation in ("sdpa", SEGMENTS)
+    return sdpa and not windows and not alibi and takes_positions(model)
 
 
 def at_once(device: torch.device) -> bool:

@@ -127,7 +127,7 @@ class ScalarModel(nn.Module):
             raise UserError(
                 f"a {config.model_type} model with {config._attn_implementation} attention cannot share prompts",
                 where="shared_prefix",
-                expected="position ids, and `sdpa` attention without a sliding window",
+                expected="position ids and no ALiBi, and `sdpa` attention without a sliding window",
                 fix="set shared_prefix: false",
             )
         return self(input_ids, attention_mask, group=group)

@@ -7,7 +7,15 @@ import pytest
 import torch
 from stage_helpers import TINY_SHAPE
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoXConfig, MistralConfig, PretrainedConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    GPTNeoXConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+)
 
 from instructlit.errors import UserError
 from instructlit.models.backbone import Backbone, load_scalar_model
@@ -80,14 +88,15 @@ def test_gradients_equal_those_of_separate_rows(model: ScalarModel) -> None:
         torch.testing.assert_close(branched[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["eager attention", "no positions", "sliding window"])
+@pytest.mark.parametrize("kind", ["eager attention", "no positions", "sliding window", "alibi"])
 def test_a_model_that_cannot_be_told_who_sees_what_is_refused(tmp_path: Path, kind: str) -> None:
     configs: dict[str, PretrainedConfig] = {
         "eager attention": Qwen2Config(**SHAPE, num_key_value_heads=2),
         "no positions": BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2, eos_token_id=2, pad_token_id=0),
         "sliding window": MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=4),
+        "alibi": FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, alibi=True),
     }
     AutoModelForCausalLM.from_config(configs[kind]).save_pretrained(tmp_path)
-    attention = "sdpa" if kind == "sliding window" else "eager"
+    attention = "sdpa" if kind in ("sliding window", "alibi") else "eager"
     with pytest.raises(UserError, match=r"shared_prefix: .*cannot share prompts"):
         load_scalar_model(Backbone(str(tmp_path), attn_implementation=attention)).score_branches(*batch())
