@@ -45,6 +45,9 @@ _HALVES = (torch.bfloat16, torch.float16)
 """What flash attention computes in."""
 
 _LARGEST_HEAD = 256
+_OWN_MASKS = ("doge",)
+"""Architectures whose attention computes with the mask before it hands it on, so that no layout can stand for it."""
+
 _ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 """By what the operator is told that keys may have fewer heads than queries; that of torch 2.11 need not be."""
@@ -180,12 +183,13 @@ def _has_flash(device: torch.device) -> bool:
 
 
 def _flash_takes(trunk: nn.Module, device: torch.device) -> bool:
-    """Whether precision, size of heads and dropout are what flash attention of variable lengths has."""
+    """Whether precision, sizes of heads and dropout are what flash attention of variable lengths has."""
     config: Any = trunk.config.get_text_config()  # type: ignore[operator,union-attr]
     dtype = _computed_in(next(trunk.parameters()).dtype, device)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    values = getattr(config, "v_head_dim", None)  # latent attention, whose queries have another size than that
     drops = trunk.training and any(getattr(config, name, 0) for name in _ATTENTION_DROPOUTS)
-    return dtype in _HALVES and size % 8 == 0 and size <= _LARGEST_HEAD and not drops
+    return dtype in _HALVES and size % 8 == 0 and size <= _LARGEST_HEAD and values is None and not drops
 
 
 def _computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -220,8 +224,10 @@ def pays(model: nn.Module, mask: Tensor, *, branches: int = 0) -> bool:
 
 
 def prepare(model: PreTrainedModel) -> None:
-    """Let a model that was loaded with SDPA attend by segments, where its attention comes from the registry."""
-    if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
+    """Let a model that was loaded with SDPA attend by segments, where its attention comes from the registry and leaves
+    the mask as it is."""
+    registered = model._supports_attention_backend and model.config.model_type not in _OWN_MASKS
+    if model.config._attn_implementation == "sdpa" and registered:
         model.set_attn_implementation(SEGMENTS)
 
 
@@ -245,7 +251,7 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What a model calls in place of SDPA: query (B, H, T, D), key and value (B, H or fewer, T, D) to (B, T, H, D)."""
+    """What a model calls in place of SDPA: query (B, H, T, D), key (B, K, T, D), value (B, K, T, E) to (B, T, H, E)."""
     if attention_mask is not None and attention_mask.dtype == _BOUNDS:
         assert not dropout, "flash attention of variable lengths has no dropout"
         return _by_kernel(query, key, value, attention_mask, scaling), None
@@ -274,7 +280,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: in
 def _by_layout(
     query: Tensor, key: Tensor, value: Tensor, layout: Tensor, dropout: float, scaling: float | None
 ) -> Tensor:
-    """(1, W, H, D) of rows that are segments of a layout."""
+    """(1, W, H, E) of rows that are segments of a layout."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     # Autocast would widen and narrow in every segment what it widens and narrows here once.

@@ -37,13 +37,13 @@ def by_segments(
     Args:
         query: (1, H, W, D).
         key: of the same shape.
-        value: of the same shape.
+        value: (1, H, W, E); E is mostly D.
         segments: (length, parent) each, an earlier segment's index or `ALONE`; the lengths add up to W.
         dropout: probability that a weight is dropped.
         scaling: factor on the scores; None is 1 / sqrt(D).
 
     Returns:
-        (1, H, W, D).
+        (1, H, W, E).
     """
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     if not dropout and all(parent == ALONE for _, parent in segments):
@@ -107,15 +107,15 @@ def _laid(lengths: tuple[int, ...], heads: int, longest: int) -> _Laid | None:
 
 
 def _in_batches(query: Tensor, key: Tensor, value: Tensor, laid: _Laid, scale: float) -> Tensor:
-    """(1, H, W, D), batch by batch."""
-    heads, size = query.shape[1], query.shape[3]
+    """(1, H, W, E), batch by batch."""
+    heads, size = query.shape[1], value.shape[3]
     rows = [n * m for n, m in laid.shapes]
     queries, keys, values = (
         x[0].transpose(0, 1).flatten(1).index_select(0, laid.token).split(rows) for x in (query, key, value)
     )
     found = []
     for (n, m), *parts in zip(laid.shapes, queries, keys, values, strict=True):
-        q, k, v = (x.view(n, m, heads, size).transpose(1, 2).reshape(n * heads, m, size) for x in parts)
+        q, k, v = (x.view(n, m, heads, -1).transpose(1, 2).reshape(n * heads, m, -1) for x in parts)
         attended = _attended(q, k, v, scale)
         found.append(attended.view(n, heads, m, size).transpose(1, 2).reshape(n * m, heads * size))
     out = torch.cat(found).index_select(0, laid.place)
@@ -125,14 +125,14 @@ def _in_batches(query: Tensor, key: Tensor, value: Tensor, laid: _Laid, scale: f
 def _one_by_one(
     query: Tensor, key: Tensor, value: Tensor, segments: list[list[int]], dropout: float, scale: float
 ) -> Tensor:
-    """(1, H, W, D), segment by segment."""
+    """(1, H, W, E), segment by segment."""
     lengths = [length for length, _ in segments]
     # `split` and not slices, whose backward would fill a whole row with zeros for each
     queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
     found = []
     for i, (length, parent) in enumerate(segments):
         if not length:
-            found.append(queries[i])
+            found.append(values[i])
             continue
         k, v = keys[i], values[i]
         if parent != ALONE and lengths[parent]:
@@ -142,7 +142,7 @@ def _one_by_one(
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
-    """Attention of the last n of m positions, (B, n, D): each sees itself and all before it."""
+    """Attention of the last n of m positions, (B, n, E): each sees itself and all before it."""
     n, m = query.shape[1], key.shape[1]
     if dropout or n * m > PLAIN_SCORES:
         mask = None if n == m else _bias(m, query.dtype)[m - n : m, :m]

@@ -17,7 +17,7 @@ from packed_helpers import (
 )
 from stage_helpers import token_batch
 from torch import nn
-from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, DogeConfig, MistralConfig, PretrainedConfig
 
 from instructlit.models import packed, segments
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
@@ -129,6 +129,12 @@ def test_models_that_cannot_be_told_keep_their_padding(tmp_path: Path, kind: str
     width = alone.input_ids.shape[1]
     found = target_log_probs(model, BATCH)[2:3, : width - 1]
     torch.testing.assert_close(found, target_log_probs(model, alone), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_computes_with_its_mask_is_given_one() -> None:
+    model = AutoModelForCausalLM.from_config(DogeConfig(**GROUPED), attn_implementation="sdpa")
+    packed.prepare(model)
+    assert not can_pack(model, torch.device("cpu"))
 
 
 def test_a_saved_model_says_nothing_of_how_it_attended(tiny_llama_dir: Path, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_under_autocast_the_kernel_gets_halves(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.parametrize("lacks", ["precision", "size of heads", "large heads", "dropout"])
+@pytest.mark.parametrize("lacks", ["precision", "size of heads", "large heads", "two sizes", "dropout"])
 def test_what_the_kernel_does_not_take_keeps_its_padding(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "_HALVES", (torch.bfloat16, torch.float16))
     model = made("qwen3").bfloat16()
@@ -203,6 +203,8 @@ def test_what_the_kernel_does_not_take_keeps_its_padding(lacks: str, monkeypatch
         model.config.attention_dropout = 0.1
         assert can_pack(model.eval(), CPU)
         model.train()
+    elif lacks == "two sizes":
+        model.config.v_head_dim = 8
     else:
         model.config.head_dim = 20 if lacks == "size of heads" else 264
     assert not can_pack(model, CPU)

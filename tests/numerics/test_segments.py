@@ -48,8 +48,9 @@ def test_numbers_and_gradients(
     segments._laid.cache_clear()
     chance = torch.Generator().manual_seed(0)
     width = sum(n for n, _ in rows)
-    inputs = [torch.randn(1, width, 3, 4, generator=chance, dtype=torch.float64) for _ in range(3)]
-    weight = torch.randn(1, 3, width, 4, generator=chance, dtype=torch.float64)
+    # heads of values may have another size than those of queries and keys
+    inputs = [torch.randn(1, width, 3, size, generator=chance, dtype=torch.float64) for size in (4, 4, 5)]
+    weight = torch.randn(1, 3, width, 5, generator=chance, dtype=torch.float64)
     results = []
     attends: Any = (
         partial(by_segments, segments=rows, dropout=0.0, scaling=None),
