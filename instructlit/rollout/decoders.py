@@ -108,7 +108,7 @@ class ModelDecoder(Decoder):
         logits, self._cache = out.logits[:, -1], out.past_key_values
         self._mask, self._positions = mask, position_ids(mask)[:, -1:]
         if once:
-            self._cache.batch_select_indices(inverse)
+            _take_rows(self._cache, inverse)
             logits = logits[inverse]
         return logits
 
@@ -126,7 +126,7 @@ class ModelDecoder(Decoder):
         return out.logits[:, -1]
 
     def keep(self, slots: Tensor) -> None:
-        self._cache.batch_select_indices(slots)
+        _take_rows(self._cache, slots)
         self._mask, self._positions = self._mask[slots], self._positions[slots]
 
 
@@ -272,6 +272,14 @@ class LlamaDecoder(Decoder):
     def _logits(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             return self._head(hidden)
+
+
+def _take_rows(cache: Any, rows: Tensor) -> None:
+    """Go on with these rows (n,) of a cache that transformers made; one may be there several times."""
+    # Layers reorder all that they hold, where `batch_select_indices` is lacking or takes the keys alone. A model's own
+    # cache that has the latter (MiniMax's) holds states beside its layers.
+    own = "batch_select_indices" in vars(type(cache))
+    (cache.batch_select_indices if own else cache.reorder_cache)(rows)
 
 
 def _different(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

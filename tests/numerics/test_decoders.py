@@ -8,7 +8,7 @@ import torch
 from decoder_helpers import CONFIGS, SHAPE, TEXTS, made, sampled
 from stage_helpers import prompt_batch
 from torch import Tensor, nn
-from transformers import LlamaConfig, MistralConfig, PretrainedConfig
+from transformers import Lfm2Config, LlamaConfig, MiniMaxConfig, MistralConfig, PretrainedConfig
 
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm
@@ -21,6 +21,11 @@ OTHERS: dict[str, PretrainedConfig] = {
     "angles by length": LlamaConfig(
         **SHAPE, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     ),
+}
+
+HYBRIDS: dict[str, PretrainedConfig] = {
+    "states in some layers": Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]),
+    "a cache of its own": MiniMaxConfig(**SHAPE, head_dim=8, block_size=16, num_local_experts=2),
 }
 
 
@@ -50,6 +55,19 @@ def test_logits_are_the_models(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_it_does_not_compute_is_left_to_the_model(name: str) -> None:
     assert isinstance(decoder_for(made(OTHERS[name]), 1, 8), ModelDecoder)
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_all_that_a_model_keeps_of_a_row_goes_with_it(name: str) -> None:
+    model, prompts = made(HYBRIDS[name]), prompt_batch(["ab", "abcdef", "ab"])
+    decoder, tokens = ModelDecoder(model), torch.tensor([50, 99])
+    with torch.no_grad():
+        decoder.read(torch.arange(3), prompts.input_ids, prompts.attention_mask)  # a prompt that is there twice, once
+        decoder.keep(torch.tensor([1, 2]))
+        found = decoder.step(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        rows = [[*map(ord, "abcdef"), 50], [*map(ord, "ab"), 99]]
+        expected = torch.cat([model(torch.tensor([row]), use_cache=False).logits[:, -1] for row in rows])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def adapted(folder: Path, targets: list[str] | str = "all-linear") -> Any:
