@@ -8,6 +8,9 @@ from torch import Tensor
 
 from instructlit.ops.masking import Reduce, masked_moments
 
+ROUNDING = 1e-6
+"""Standard deviation, in units of the mean, of float32 values that are the same but for their last bits."""
+
 
 class RunningMoments:
     """Count, mean and population variance of everything seen, merged batch by batch.
@@ -42,6 +45,13 @@ class RunningMoments:
     def std(self) -> float:
         """Square root of the population variance."""
         return math.sqrt(self.variance)
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """`x` less the mean, over the standard deviation once the values seen differ by more than their rounding.
+
+        Until then, as after one value, there is nothing to measure by: any other value would come out without bound.
+        """
+        return (x - self.mean) / (self.std if self.std > ROUNDING * abs(self.mean) else 1.0)
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps: plain numbers."""

@@ -24,8 +24,8 @@ class Shaping:
         missing_eos: what a response that did not end gets: `replace` its score by `missing_eos_value`, `subtract` that
             value from it, or `keep` the score.
         missing_eos_value: the score put in place (replace) or taken off (subtract).
-        normalize_scores: divide the scores by their running standard deviation and subtract their running mean; the
-            moments leave out responses that did not end.
+        normalize_scores: subtract the scores' running mean and divide them by their running standard deviation, once
+            there is one; the moments leave out responses that did not end.
         whiten_rewards: divide the shaped rewards by their standard deviation over the rollout, mean kept.
         whiten_advantages: advantages to mean 0 and variance 1 over the response tokens of all ranks.
         gamma: discount of a token step; the paper has none (p. 42).
@@ -70,7 +70,7 @@ def build_rollout(
     ruled = scores
     if shaping.normalize_scores:
         moments.update(scores, generation.ended, reduce=reduce)
-        ruled = (scores - moments.mean) / max(moments.std, 1e-8)
+        ruled = moments.normalized(scores)
     ruled = missing_eos(ruled, generation.ended, shaping.missing_eos, shaping.missing_eos_value)
     rewards = shape_rewards(ruled, old, ref_log_probs, mask, beta)
     if shaping.whiten_rewards:

@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from stage_helpers import prompt_batch
 from torch import tensor
 from torch.testing import assert_close
 
-from instructlit.ops import gae, missing_eos, shape_rewards, whiten
-from instructlit.rollout.collect import Shaping
+from instructlit.ops import RunningMoments, gae, missing_eos, shape_rewards, whiten
+from instructlit.ops.rewards import MissingEOS
+from instructlit.rollout.collect import Shaping, build_rollout
+from instructlit.rollout.engine import as_generation
 
 NAN = math.nan
 
@@ -129,3 +132,19 @@ def test_a_replaced_score_does_not_reach_other_advantages() -> None:
         return whiten(gae(shape_rewards(scores, old, ref, mask, 0.02), values, mask)[0], mask)
 
     assert torch.equal(advantages(3.0), advantages(-1000.0))
+
+
+@pytest.mark.parametrize("rule", ["subtract", "keep"])
+def test_until_ended_responses_differ_scores_are_only_moved(char_tokenizer, rule: MissingEOS) -> None:
+    ids, moments, zeros = tensor([[97, 2], [97, 2], [97, 98]]), RunningMoments(), torch.zeros(3, 2)
+    shaping = Shaping(missing_eos=rule, missing_eos_value=0.0, normalize_scores=True)
+
+    def ruled(ids: torch.Tensor, scores: list[float]) -> list[float]:
+        """Each response's whole reward: without a KL penalty, its score as it was normalised."""
+        got = as_generation(prompt_batch(["x"] * 3), ids, zeros, char_tokenizer)
+        rollout = build_rollout(got, tensor(scores), zeros, zeros, shaping, 0.0, moments, lambda sums: sums)
+        return rollout.rewards.sum(dim=1).tolist()
+
+    assert ruled(tensor([[97, 98]] * 3), [0.1, 0.7, -0.3]) == pytest.approx([0.1, 0.7, -0.3]), "none ended"
+    assert ruled(ids, [0.7, 0.7, -0.3]) == pytest.approx([0, 0, -1]), "those that did are alike"
+    assert ruled(ids, [1.7, 1.7, -0.3]) == pytest.approx([1, 1, -3]), "mean 1.2, standard deviation 0.5"
