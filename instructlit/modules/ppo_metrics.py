@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from instructlit.ops.kl import sequence_kl
-from instructlit.ops.masking import masked_sum
+from instructlit.ops.masking import masked_moments, masked_sum
 from instructlit.ops.statistics import explained_variance
 from instructlit.types import Rollout
 
@@ -82,19 +82,17 @@ def rollout_metrics(rollout: Rollout, beta: float, reduce: Reduce) -> dict[str, 
     mask = rollout.response_mask
     per_response = torch.stack(
         [
-            rollout.scores,
             sequence_kl(rollout.old_log_probs, rollout.ref_log_probs, mask),
             masked_sum(rollout.rewards, mask, dim=1),
             mask.sum(dim=1).float(),
             rollout.ended.float(),
-            rollout.scores.square(),
-            torch.ones_like(rollout.scores),
         ]
     ).sum(dim=1)
-    score, kl, reward, length, ended, square, count = reduce(per_response).unbind()
+    kl, reward, length, ended = reduce(per_response).unbind()
+    count, score, variance = masked_moments(rollout.scores, torch.ones_like(rollout.ended), reduce)
     means = {
-        "objective/score": score / count,
-        "objective/score_std": (square / count - (score / count).square()).clamp_min(0).sqrt(),
+        "objective/score": score,
+        "objective/score_std": variance.sqrt(),
         "objective/kl": kl / count,
         "objective/reward": reward / count,
         "objective/kl_coefficient": torch.tensor(beta),

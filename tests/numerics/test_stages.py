@@ -308,6 +308,18 @@ def test_padding_every_prompt_further_changes_no_metric(tmp_path, tiny_llama_dir
     assert figures(wide) == pytest.approx(figures(plain), abs=1e-3)
 
 
+def test_the_spread_of_scores_is_told_however_far_from_0_they_are(tmp_path, tiny_llama_dir, char_tokenizer):
+    class Far(TextReward):
+        def reward(self, prompt, response):
+            return 10_000 + sum(map(ord, response)) / 1000
+
+    module, (row,) = ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, reward=Far())
+    assert module.last_rollout is not None
+    spread = module.last_rollout.scores.double().std(correction=0).item()
+    assert row["ppo/objective/score_std"] == pytest.approx(spread, rel=1e-3)  # squares in float32 are 8 apart
+    assert spread > 0
+
+
 # -- what stops a run --------------------------------------------------------------------------------------------------
 
 
