@@ -104,6 +104,8 @@ class RewardModule(StageModule):
     def on_validation_epoch_start(self) -> None:
         self.validation_pairs.reset()
 
+    on_test_epoch_start = on_validation_epoch_start
+
     def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
         for part in self.in_step(self._micro_batches(batch)):
             self.validation_pairs.update(self._scores(part), part)

@@ -137,6 +137,15 @@ def test_a_completion_is_read_once_however_many_pairs_it_is_in(tmp_path, tiny_ll
         assert rows == [(called, 4), ("score", len(PAIRS))]
 
 
+def test_a_test_counts_its_own_pairs_alone(tmp_path, tiny_llama_dir, char_tokenizer):
+    module, data = reward_module(tiny_llama_dir), FixedBatches(char_tokenizer, [comparison_batch(RANKED)])
+    data.test_dataloader = data.train_dataloader
+    fit = trainer(tmp_path)
+    fit.fit(module, datamodule=data)
+    # of the prompts in RANKED: 5 pairs and a tie, 1, a tie, 3
+    assert [fit.test(module, datamodule=data, verbose=False)[0]["reward/test/pairs"] for _ in range(2)] == [9, 9]
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_ppo_step_is_the_same_for_any_micro_batch(tmp_path, tiny_llama_dir, char_tokenizer, size):
     def step(micro):
