@@ -1,5 +1,6 @@
 """The reward model, trained on all pairs of a prompt's ranked completions at once (arXiv 2203.02155, equation 1)."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -94,7 +95,7 @@ class RewardModule(StageModule):
         self.log_dict(
             {
                 "reward/train/loss": mean_loss,
-                "reward/train/accuracy": seen.compute()["accuracy"],
+                "reward/train/accuracy": seen.compute().get("accuracy", math.nan),  # of ties alone there is no share
                 "reward/train/gradient_norm": norm,
                 "reward/train/skipped_steps": float(self.guard.skipped),
                 "reward/lr": lr,

@@ -137,6 +137,16 @@ def test_a_completion_is_read_once_however_many_pairs_it_is_in(tmp_path, tiny_ll
         assert rows == [(called, 4), ("score", len(PAIRS))]
 
 
+def test_a_batch_of_ties_moves_nothing_and_has_no_accuracy(tmp_path, tiny_llama_dir, char_tokenizer):
+    module = reward_module(tiny_llama_dir)
+    module.configure_model()
+    before = weights(module.trained_model)
+    (row,) = run(tmp_path, module, char_tokenizer, [comparison_batch(RANKED[2:3])])
+    assert row["reward/train/loss"] == 0
+    assert math.isnan(row["reward/train/accuracy"])
+    assert torch.equal(weights(module.trained_model), before)
+
+
 def test_a_test_counts_its_own_pairs_alone(tmp_path, tiny_llama_dir, char_tokenizer):
     module, data = reward_module(tiny_llama_dir), FixedBatches(char_tokenizer, [comparison_batch(RANKED)])
     data.test_dataloader = data.train_dataloader
