@@ -264,6 +264,7 @@ class PPOModule(StageModule):
                 where="model.init_args.minibatch_size",
                 expected="a divisor of data.init_args.batch_size and a multiple of the number of devices",
             )
+        self.kl.check(self.rollout_size)
 
     def on_fit_start(self) -> None:
         self._prepare()

@@ -20,6 +20,9 @@ class KLController(ABC):
             n_episodes: episodes of the rollout, over all ranks.
         """
 
+    def check(self, n_episodes: int) -> None:  # noqa: B027 - optional
+        """Raise UserError where rollouts of so many episodes, over all ranks, cannot be steered by."""
+
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps: plain numbers."""
         return {"coefficient": self.coefficient}
@@ -69,10 +72,8 @@ class AdaptiveKL(KLController):
             raise UserError(f"the horizon is {horizon}", where="AdaptiveKL.horizon", expected="a number of episodes")
         self.coefficient, self.target, self.horizon = initial, target, horizon
 
-    def update(self, mean_sequence_kl: float, n_episodes: int) -> None:
-        """Move the coefficient by at most 20 % * n_episodes / horizon."""
-        if not math.isfinite(mean_sequence_kl):
-            raise ValueError(f"the KL of a rollout is {mean_sequence_kl}: the policy has diverged")
+    def check(self, n_episodes: int) -> None:
+        """Raise UserError where one update could bring the coefficient to 0."""
         if self.MAX_ERROR * n_episodes >= self.horizon:
             raise UserError(
                 f"{n_episodes} episodes a rollout are too many for a horizon of {self.horizon}: "
@@ -80,6 +81,12 @@ class AdaptiveKL(KLController):
                 where="AdaptiveKL.horizon",
                 expected=f"more than {self.MAX_ERROR * n_episodes:g} episodes",
             )
+
+    def update(self, mean_sequence_kl: float, n_episodes: int) -> None:
+        """Move the coefficient by at most 20 % * n_episodes / horizon."""
+        if not math.isfinite(mean_sequence_kl):
+            raise ValueError(f"the KL of a rollout is {mean_sequence_kl}: the policy has diverged")
+        self.check(n_episodes)
         error = min(max(mean_sequence_kl / self.target - 1, -self.MAX_ERROR), self.MAX_ERROR)
         self.coefficient *= 1 + error * n_episodes / self.horizon
 

@@ -24,6 +24,7 @@ from instructlit.errors import UserError
 from instructlit.losses import language_loss, ranking_loss
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.modules.invariants import InvariantError
+from instructlit.ops import AdaptiveKL
 from instructlit.rollout import CachedEngine, Sampling, Shaping, TextReward
 from instructlit.rollout.forward import response_values
 
@@ -419,6 +420,13 @@ def test_a_reward_that_fails_stops_the_run(tmp_path, tiny_llama_dir, char_tokeni
 def test_greedy_rollouts_are_refused(tiny_llama_dir):
     with pytest.raises(UserError, match="greedy"):
         ppo_module(tiny_llama_dir, sampling=Sampling(4, greedy=True))
+
+
+def test_a_horizon_too_short_for_a_rollout_is_refused_before_the_first(tmp_path, tiny_llama_dir, char_tokenizer):
+    module = ppo_module(tiny_llama_dir, kl=AdaptiveKL(horizon=1))
+    with pytest.raises(UserError, match="8 episodes a rollout are too many for a horizon of 1"):
+        run(tmp_path, module, char_tokenizer, [{"prompts": prompt_batch(PROMPTS)}])
+    assert module.policy is None, "no model was loaded"
 
 
 def test_runaway_kl_ends_the_run(tmp_path, tiny_llama_dir, char_tokenizer, capsys):
