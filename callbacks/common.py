@@ -25,7 +25,7 @@ def progress_of(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[int, i
     """How much of the run is done, how much there is (None where nobody knows) and the unit."""
     if hasattr(module, "progress"):
         done, total, unit = cast(Any, module).progress()
-        return int(done), int(total), str(unit)
+        return int(done), None if total is None else int(total), str(unit)
     total = trainer.estimated_stepping_batches
     return trainer.global_step, int(total) if math.isfinite(total) else None, "step"
 

@@ -55,24 +55,36 @@ class Schedule(LRScheduler):
             return self.initial_fraction + (1.0 - self.initial_fraction) * step / self.warmup_steps
         return self.after_warmup(step - self.warmup_steps)
 
-    def set_total_steps(self, total_steps: int) -> None:
+    def set_total_steps(self, total_steps: int | None) -> None:
         """Take the run's number of updates, unless one was given; the current rates follow at once.
 
         Raises:
-            UserError: the warm-up is longer than the run.
+            UserError: the rate depends on the run's length, and nobody knows it or the warm-up is longer.
         """
-        if self.total_steps is None:
+        if self.total_steps is None and total_steps is not None:
             self.total_steps = max(int(total_steps), 1)
-        if self.needs_total and self.warmup_steps >= self.total_steps and self.warmup_steps > 0:
-            raise UserError(
-                f"the warm-up takes {self.warmup_steps} updates and the run has {self.total_steps}",
-                where=type(self).__name__,
-                expected="a warm-up shorter than the run",
-                fix="lower `warmup_steps`, or train longer",
-            )
+        if self.needs_total:
+            self._check_total(self.total_steps)
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _check_total(self, total_steps: int | None) -> None:
+        name = type(self).__name__
+        if total_steps is None:
+            raise UserError(
+                "the rate depends on the length of the run, and nothing sets that",
+                where=name,
+                expected="a number of updates",
+                fix="set trainer.max_steps, or the schedule's total_steps",
+            )
+        if self.warmup_steps >= total_steps and self.warmup_steps > 0:
+            raise UserError(
+                f"the warm-up takes {self.warmup_steps} updates and the run has {total_steps}",
+                where=name,
+                expected="a warm-up shorter than the run",
+                fix="lower `warmup_steps`, or train longer",
+            )
 
     def get_lr(self) -> list[Any]:
         """The rate of each parameter group."""

@@ -4,6 +4,7 @@ A deviation from Lightning's habit, with its reason: the modules optimise by han
 its micro-batches and ranks divided by one global count, which automatic accumulation (a mean of means) cannot give.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -59,7 +60,7 @@ class StageModule(pl.LightningModule):
     Args:
         optimizer: makes the optimiser from parameters or parameter groups.
         lr_scheduler: makes the schedule from the optimiser; None keeps the learning rate. One with a `set_total_steps`
-            method is told the number of optimiser steps of the run.
+            method is told the number of optimiser steps of the run, or None where nobody knows it.
         micro_batch_size: rows of a batch in one forward and backward; None takes the whole batch at once.
         micro_batch_tokens: most tokens in one forward and backward, padding included where rows keep theirs; None sets
             no bound.
@@ -99,9 +100,10 @@ class StageModule(pl.LightningModule):
     def trained_model(self) -> nn.Module:
         """The model that leaves the stage."""
 
-    @abstractmethod
-    def total_updates(self) -> int:
-        """Optimiser steps of the whole run, for the schedule."""
+    def total_updates(self) -> int | None:
+        """Optimiser steps of the whole run, for the schedule; None where nobody knows, as with `max_time` alone."""
+        steps = self.trainer.estimated_stepping_batches
+        return int(steps) if 0 <= steps < math.inf else None
 
     def backbones(self) -> dict[str, Backbone]:
         """The models that read the tokenizer's ids, by the option that names them."""
@@ -111,8 +113,8 @@ class StageModule(pl.LightningModule):
         """The models this stage was made from: role to folder or Hub name."""
         return {"init": self.backbone.path}
 
-    def progress(self) -> tuple[int, int, str]:
-        """How far the run is: done, total and the unit."""
+    def progress(self) -> tuple[int, int | None, str]:
+        """How far the run is: done, total (None where nobody knows) and the unit."""
         return self.trainer.global_step, self.total_updates(), "step"
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -77,9 +77,6 @@ class RewardModule(StageModule):
             where = "model.init_args.model"
             self.model = self.placed(load_scalar_model(self._backbone, where=where), where)
 
-    def total_updates(self) -> int:
-        return int(self.trainer.estimated_stepping_batches)
-
     def training_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
         count = self.sum_over_ranks(ranking_loss(self._no_scores(batch), batch.prompt_index, batch.ranks).count.float())
         seen = PairMetrics().to(self.device)

@@ -69,9 +69,6 @@ class SFTModule(StageModule):
             where = "model.init_args.policy"
             self.policy = self.placed(load_causal_lm(self._backbone, where), where)
 
-    def total_updates(self) -> int:
-        return int(self.trainer.estimated_stepping_batches)
-
     def training_step(self, batch: TokenBatch, batch_idx: int) -> None:
         count = self.sum_over_ranks(batch.loss_mask[:, 1:].sum().float())
         loss = self.accumulate(self.token_micro_batches(batch), self._loss, count)

@@ -1,7 +1,9 @@
 """What one optimiser step does: equivalences of micro-batches, gradients put together by hand, the first minibatch."""
 
 import math
+from functools import partial
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from stage_helpers import (
@@ -23,6 +25,7 @@ from stage_helpers import (
 from instructlit.errors import UserError
 from instructlit.losses import language_loss, ranking_loss
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
+from instructlit.models.schedules import ConstantWithWarmup, CosineToFraction
 from instructlit.modules.invariants import InvariantError
 from instructlit.ops import AdaptiveKL
 from instructlit.rollout import CachedEngine, Sampling, Shaping, TextReward
@@ -458,6 +461,23 @@ def test_trainer_options_the_modules_replace_are_refused(tmp_path, tiny_llama_di
     with pytest.raises(UserError) as error:
         run(tmp_path, sft_module(tiny_llama_dir), char_tokenizer, [token_batch(PAIRS)], **options)
     assert re.search(message, str(error.value), re.DOTALL)
+
+
+def test_a_run_that_only_time_ends_has_no_length_for_a_schedule(tmp_path, tiny_llama_dir, char_tokenizer):
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            self.progress, trainer.should_stop = pl_module.progress(), True
+
+    def fit(schedule):
+        module, stop = sft_module(tiny_llama_dir, lr_scheduler=schedule), Stop()
+        unbounded = trainer(tmp_path, callbacks=[stop], max_epochs=-1, max_time="00:01:00:00")
+        unbounded.fit(module, datamodule=FixedBatches(char_tokenizer, [token_batch(PAIRS)]))
+        return stop.progress
+
+    with pytest.raises(UserError, match=r"CosineToFraction: the rate depends on the length .*\n.*\n.*max_steps"):
+        fit(CosineToFraction)
+    for needs_none in (ConstantWithWarmup, partial(CosineToFraction, total_steps=5)):
+        assert fit(needs_none) == (1, None, "step")
 
 
 def test_the_shift_makes_the_demonstrations_average_zero(tmp_path, tiny_llama_dir, char_tokenizer):
