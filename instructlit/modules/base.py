@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from instructlit.errors import UserError
 from instructlit.losses import LossSum
@@ -199,6 +200,13 @@ class StageModule(pl.LightningModule):
         if self.make_lr_scheduler is None:
             return optimizer
         scheduler = self.make_lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise UserError(
+                "ReduceLROnPlateau follows a metric, and a schedule is stepped with every update",
+                where="model.init_args.lr_scheduler",
+                expected="one that follows the number of updates",
+                fix="use one of instructlit.models.schedules or another of torch.optim.lr_scheduler",
+            )
         if hasattr(scheduler, "set_total_steps"):
             scheduler.set_total_steps(self.total_updates())  # type: ignore[union-attr]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[return-value,typeddict-item]
