@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from instructlit.errors import UserError
+from instructlit.models.backbone import Backbone
+from instructlit.models.scalar import ScalarModel
 from instructlit.models.sharding import gathered
 from instructlit.modules.ppo_metrics import UpdateMetrics
 from instructlit.ops.masking import masked_mean, masked_sum
 from instructlit.ops.rewards import shape_rewards
-from instructlit.rollout.reward import RewardModel, checked_scores
-from instructlit.types import Responses, Rollout
+from instructlit.rollout.forward import Chunks
+from instructlit.rollout.reward import RewardModel
+from instructlit.types import Rollout
 
 if TYPE_CHECKING:
     from instructlit.modules.ppo import PPOModule
@@ -30,12 +33,12 @@ class InvariantError(UserError):
     """An invariant of PPO does not hold; training on would be silently wrong."""
 
 
-def tolerance(module: PPOModule) -> float:
-    """The bound for the precision the policy computes in."""
-    dtype = next(module.trained_model.parameters()).dtype
+def tolerance(module: PPOModule, model: nn.Module, backbone: Backbone) -> float:
+    """The bound for the precision that `model`, made from `backbone`, computes in."""
+    dtype = next(model.parameters()).dtype
     if "bf16" in str(module.trainer.precision):
         dtype = torch.bfloat16
-    if module.policy_backbone.quantization == "int8":
+    if backbone.quantization == "int8":
         # Its kernel rounds activations to 8 bits too: the last bit of a float32 sum, which depends on how rows are
         # batched, decides between two of 256 steps.
         dtype = torch.bfloat16
@@ -49,7 +52,7 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
     Raises:
         InvariantError: naming the invariant, what was found and the likely cause.
     """
-    bound = tolerance(module)
+    bound = tolerance(module, module.trained_model, module.policy_backbone)
     mask = rollout.response_mask
     own = module.policy_log_probs(rollout)
     gap = float(masked_mean((own - rollout.sampled_log_probs).abs(), mask))
@@ -70,12 +73,13 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
             f"0 within {limit:.2g}, since policy and reference are the same folder",
             "dropout is on, or one of the two was loaded in another precision",
         )
-    if isinstance(module.reward, RewardModel):
-        with gathered(*module.reward.networks()):
-            shift = float((checked_scores(module.reward, _padded(rollout)) - rollout.scores).abs().max())
+    if isinstance(module.reward, RewardModel) and not module.reward.reads_text:
+        (network,) = module.reward.networks()
+        with gathered(network):
+            shift = float((_alone_and_padded(network, rollout) - rollout.scores).abs().max())
         _require(
-            shift <= 100 * bound,
-            f"seven columns of padding change a score by {shift:.2g}",
+            shift <= 100 * tolerance(module, network, module.reward.model),
+            f"seven columns of padding, with no other row beside it, change a response's score by {shift:.2g}",
             "no change",
             "the reward model's architecture ignores the attention mask or the position ids",
         )
@@ -90,7 +94,7 @@ def check_first_minibatch(module: PPOModule, metrics: UpdateMetrics) -> None:
     Raises:
         InvariantError: where one is not.
     """
-    bound = tolerance(module)
+    bound = tolerance(module, module.trained_model, module.policy_backbone)
     first = metrics.compute(module.sum_over_ranks)
     found = {
         "ratio_mean": abs(float(first["policy/ratio_mean"]) - 1),
@@ -116,16 +120,11 @@ def _require(holds: bool, what: str, expected: str, cause: str) -> None:
         )
 
 
-def _padded(rollout: Rollout, columns: int = 7) -> Responses:
-    def left(x: Tensor) -> Tensor:
-        return torch.nn.functional.pad(x, (columns, 0))
+def _alone_and_padded(network: ScalarModel, rollout: Rollout, columns: int = 7) -> Tensor:
+    """Scores (B,) of rows that are computed one by one, each behind padding that is put there after it was trimmed."""
+    rows = Chunks(rollout, size=1)
 
-    return Responses(
-        prompts=rollout.prompts,
-        texts=rollout.texts,
-        prompt_ids=left(rollout.prompt_ids),
-        prompt_mask=left(rollout.prompt_mask),
-        response_ids=rollout.response_ids,
-        response_mask=rollout.response_mask,
-        ended=rollout.ended,
-    )
+    def left(x: Tensor) -> Tensor:
+        return nn.functional.pad(x, (columns, 0))
+
+    return rows.joined([network.score(left(row.input_ids), left(row.attention_mask)) for row in rows])

@@ -106,8 +106,13 @@ class RewardModel(RewardFunction):
             longest = getattr(network.hf.config.get_text_config(), "max_position_embeddings", None)
             self._encoder, self._pad = Encoder(own, self.template, longest), int(own.pad_token_id)  # type: ignore[arg-type]
 
-    def networks(self) -> Iterable[nn.Module]:
+    def networks(self) -> Iterable[ScalarModel]:
         return () if self._network is None else (self._network,)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its tokenizer is another than the policy's; known once it is prepared."""
+        return self._encoder is not None
 
     @torch.no_grad()
     def score(self, responses: Responses) -> Tensor:

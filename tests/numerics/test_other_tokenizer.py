@@ -115,7 +115,7 @@ def test_scores_are_those_of_the_text(reward_folder, char_tokenizer, caplog, bat
 
 
 def test_ppo_learns_from_it(tmp_path, reward_folder, tiny_llama_dir, char_tokenizer):
-    """The self-check (padding changes no score) holds too."""
+    """The self-check passes too."""
     folder, words = reward_folder
     recorder = Recorder()
     module = ppo_module(tiny_llama_dir, reward=RewardModel(Backbone(str(folder))), episodes=4)

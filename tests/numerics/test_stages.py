@@ -25,10 +25,12 @@ from stage_helpers import (
 from instructlit.errors import UserError
 from instructlit.losses import language_loss, ranking_loss
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
+from instructlit.models.export import export_folder
+from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import ConstantWithWarmup, CosineToFraction
 from instructlit.modules.invariants import InvariantError
 from instructlit.ops import AdaptiveKL
-from instructlit.rollout import CachedEngine, Sampling, Shaping, TextReward
+from instructlit.rollout import CachedEngine, RewardModel, Sampling, Shaping, TextReward
 from instructlit.rollout.forward import response_values
 
 PAIRS = [
@@ -200,8 +202,6 @@ def test_the_value_network_starts_as_the_reward_model(tmp_path, tiny_llama_dir):
     reward = load_scalar_model(Backbone(str(tiny_llama_dir)))
     reward.set_shift(0.7)
     from transformers import AutoTokenizer
-
-    from instructlit.models.export import export_folder
 
     folder = export_folder(reward, AutoTokenizer.from_pretrained(tiny_llama_dir), tmp_path / "reward", {})
     module = ppo_module(tiny_llama_dir, value=Backbone(str(folder)))
@@ -390,6 +390,28 @@ def test_dropout_fails_the_self_check(tmp_path, tiny_gpt2_dir, char_tokenizer, m
     monkeypatch.setattr("instructlit.modules.ppo.disable_dropout", lambda model: None)
     with pytest.raises(InvariantError):
         ppo_rows(tmp_path, tiny_gpt2_dir, char_tokenizer, policy=Backbone(str(tiny_gpt2_dir), dropout=0.3))
+
+
+def blind(self, input_ids, attention_mask):
+    """A score that takes padding for text: the mean over columns, whatever the mask says."""
+    everywhere = torch.ones_like(attention_mask)
+    return self(input_ids, everywhere).mean(dim=1)
+
+
+def sees_its_neighbours(self, input_ids, attention_mask):
+    """A score that a row shares with the rows beside it, as packed rows would without borders between them."""
+    return self(input_ids, attention_mask).sum().expand(len(input_ids))
+
+
+@pytest.mark.parametrize("mistaken", [blind, sees_its_neighbours])
+def test_a_reward_model_that_reads_more_than_its_row_fails_the_self_check(
+    tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch, mistaken
+):
+    reward = load_scalar_model(Backbone(str(tiny_llama_dir)))
+    reward = RewardModel(Backbone(str(export_folder(reward, char_tokenizer, tmp_path / "reward", {}))), batch_size=3)
+    monkeypatch.setattr(ScalarModel, "score", mistaken)
+    with pytest.raises(InvariantError, match=r"seven columns of padding.* change a response's score by"):
+        ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, reward=reward)
 
 
 class Fails(TextReward):
