@@ -49,12 +49,12 @@ class EMA:
             self._copy(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages by parameter name (float32), the decay and the number of updates."""
+        """The averages by parameter name (float32) and the number of updates; the decay is a setting."""
         return {"average": dict(self._average)} | self.counters()
 
     def counters(self) -> dict[str, Any]:
         """The state without the averages, for those whose shards are kept elsewhere."""
-        return {"decay": self.decay, "updates": self.updates}
+        return {"updates": self.updates}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ class EMA:
                 expected="the parameters the average was made of",
                 fix="resume with the model options the checkpoint was written with",
             )
-        self.decay, self.updates = float(state["decay"]), int(state["updates"])
+        self.updates = int(state["updates"])
         for name, value in average.items():
             self._average[name].copy_(value)
 

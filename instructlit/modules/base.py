@@ -34,6 +34,7 @@ from instructlit.modules.lifeline import Lifeline
 from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.modules.random_state import on_every_rank, own_share, random_state, restore_random_state
 from instructlit.modules.rescue import Rescue
+from instructlit.modules.settings import advance, with_own_settings
 from instructlit.modules.step_log import log_again
 from instructlit.modules.strategy import FSDP2Strategy
 from instructlit.ops.micro_batches import computed_tokens, spans
@@ -88,6 +89,7 @@ class StageModule(pl.LightningModule):
         self.gradient_clip_norm = gradient_clip_norm
         self.guard = StepGuard(nonfinite)
         self._random_state: dict[str, Any] | None = None
+        self._updates_done = 0  # before this process
 
     # -- what a stage says of itself -------------------------------------------------------------------------------
 
@@ -196,7 +198,7 @@ class StageModule(pl.LightningModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = over_shards(self.make_optimizer(self.parameter_groups()))  # type: ignore[arg-type]
+        optimizer = with_own_settings(over_shards(self.make_optimizer(self.parameter_groups())))  # type: ignore[arg-type]
         if self.make_lr_scheduler is None:
             return optimizer
         scheduler = self.make_lr_scheduler(optimizer)
@@ -210,6 +212,11 @@ class StageModule(pl.LightningModule):
         if hasattr(scheduler, "set_total_steps"):
             scheduler.set_total_steps(self.total_updates())  # type: ignore[union-attr]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[return-value,typeddict-item]
+
+    def on_train_start(self) -> None:
+        if self._updates_done and (schedule := self.lr_schedulers()):
+            advance(schedule, self._updates_done)  # type: ignore[arg-type]
+        self._updates_done = 0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Only here has everything that draws random numbers on the way into a resumed run (checks, loaders) done so.
@@ -266,6 +273,8 @@ class StageModule(pl.LightningModule):
         for logger in self.trainer.loggers:
             getattr(logger, "rewind", lambda _: None)(done)
         self.guard.load_state_dict(kept["guard"])
+        # Lightning would put back the settings of the schedule that was saved; this run's goes there by itself.
+        self._updates_done, checkpoint["lr_schedulers"] = checkpoint["global_step"], []
 
     # -- one optimiser step ----------------------------------------------------------------------------------------
 

@@ -28,8 +28,8 @@ class KLController(ABC):
         return {"coefficient": self.coefficient}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a checkpoint."""
-        self.coefficient = float(state["coefficient"])
+        """Go on from a checkpoint, of a controller without state too."""
+        self.coefficient = float(state.get("coefficient", self.coefficient))
 
 
 class FixedKL(KLController):
@@ -46,6 +46,13 @@ class FixedKL(KLController):
         self.coefficient = coefficient
 
     def update(self, mean_sequence_kl: float, n_episodes: int) -> None:
+        """Nothing to do."""
+
+    def state_dict(self) -> dict[str, float]:
+        """Empty: the coefficient is a setting."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
         """Nothing to do."""
 
 

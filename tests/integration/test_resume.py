@@ -11,14 +11,16 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from stage_helpers import CountVowels, Recorder, trainer
+from torch.optim.lr_scheduler import OneCycleLR
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from instructlit.data import ComparisonData, DemonstrationData, PromptData
 from instructlit.errors import UserError
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone
-from instructlit.models.schedules import CosineToFraction
+from instructlit.models.schedules import CosineToFraction, LinearToZero, Schedule
 from instructlit.modules import PPOModule, RewardModule, SFTModule
+from instructlit.modules.settings import with_own_settings
 from instructlit.ops.kl_control import AdaptiveKL
 from instructlit.rollout import Sampling, Shaping, TextReward
 
@@ -58,7 +60,8 @@ def stages(
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wider")
         backbone = Backbone(str(tmp_path / "wider"), lora=Lora(rank=2, dropout=0.1), quantization=quantization)
         data = DemonstrationData(tokenizer, str(demonstrations_file), batch_size=6, validation_fraction=0.2)
-        return SFTModule(backbone), data
+        # a schedule of torch's, each rate made from the one before, that turns the betas too
+        return SFTModule(backbone, lr_scheduler=lambda o: OneCycleLR(o, max_lr=1e-3, total_steps=200)), data
 
     def reward() -> tuple[pl.LightningModule, pl.LightningDataModule]:
         module = RewardModule(Backbone(str(tiny_llama_dir)), lr_scheduler=lambda o: CosineToFraction(o))
@@ -140,6 +143,48 @@ def test_three_batches_and_three_more_equal_six(stages: dict[str, Stage], tmp_pa
     trained = [{k: v for k, v in row.items() if "/val/" not in k} for row in (*numbers[3:], *second)]
     assert trained[3:] == trained[:3]
     assert differences(state(whole), state(half)) != []
+
+
+@pytest.mark.parametrize("schedule", [LinearToZero, None])
+def test_what_goes_on_is_what_the_config_says_now(
+    stages: dict[str, Stage], tmp_path: Path, schedule: type[Schedule] | None
+) -> None:
+    settings: dict[str, Any] = {"lr": 2e-3, "betas": (0.5, 0.6), "eps": 1e-4, "weight_decay": 0.3}
+
+    def changed() -> tuple[pl.LightningModule, pl.LightningDataModule]:
+        module, data = stages["sft"]()
+        assert isinstance(module, SFTModule)
+        module.make_optimizer = lambda parameters: torch.optim.AdamW(parameters, **settings)
+        module.make_lr_scheduler = schedule
+        return module, data
+
+    fit(stages["sft"], tmp_path / "first", 3)
+    checkpoint, rows = fit(changed, tmp_path / "then", 3, resume=tmp_path / "first" / "last.ckpt")
+    updates = 2 * 40  # of as many epochs
+    expected = [settings["lr"] * (1 - done / updates) if schedule else settings["lr"] for done in (3, 4, 5, 6)]
+    (optimizer,) = checkpoint["optimizer_states"]
+    (group,) = optimizer["param_groups"]
+    assert [row["sft/lr"] for row in rows] == pytest.approx(expected[:3])
+    assert {name: group[name] for name in settings} == settings | {"lr": pytest.approx(expected[3])}
+    assert {int(state["step"]) for state in optimizer["state"].values()} == {6}
+
+
+class Counting(torch.optim.SGD):
+    """Keeps state in its groups, as schedule-free optimisers do."""
+
+    def __init__(self, params: Any, **options: Any):
+        super().__init__(params, **options)
+        self.param_groups[0]["steps"] = 0
+
+    def step(self, closure: Any = None) -> None:
+        self.param_groups[0]["steps"] += 1
+
+
+def test_what_an_optimiser_counts_in_its_groups_is_no_setting() -> None:
+    first, then = (with_own_settings(Counting([torch.nn.Parameter(torch.zeros(1))], lr=lr)) for lr in (0.1, 0.2))
+    first.step()
+    then.load_state_dict(first.state_dict())
+    assert (then.param_groups[0]["lr"], then.param_groups[0]["steps"]) == (0.2, 1)
 
 
 def test_a_checkpoint_of_another_stage_is_refused(stages: dict[str, Stage], tmp_path: Path) -> None:

@@ -97,6 +97,14 @@ def test_a_restored_average_goes_on_as_if_never_stopped() -> None:
     assert resumed.updates == whole.updates == 2
 
 
+def test_a_restored_average_goes_on_with_its_own_decay() -> None:
+    layer = one_weight(1.0)
+    resumed = EMA(layer, decay=0.5)
+    resumed.load_state_dict(EMA(one_weight(3.0), decay=0.9).state_dict())
+    resumed.update()
+    assert average(resumed) == 2.0  # half of 3 and half of 1
+
+
 def test_a_state_of_other_parameters_and_a_decay_of_one_are_refused() -> None:
     with pytest.raises(UserError, match="bias"):
         EMA(nn.Linear(1, 1)).load_state_dict(EMA(one_weight(1.0)).state_dict())

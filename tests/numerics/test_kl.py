@@ -121,7 +121,12 @@ def test_controllers_resume() -> None:
     fixed = FixedKL(0.05)
     fixed.update(100.0, 512)
     assert fixed.coefficient == 0.05
-    assert fixed.state_dict() == {"coefficient": 0.05}
+    assert fixed.state_dict() == {}
+    fixed.load_state_dict(straight.state_dict())
+    assert fixed.coefficient == 0.05, "a setting, whatever the run began with"
+    fresh = AdaptiveKL(0.3)
+    fresh.load_state_dict(fixed.state_dict())
+    assert fresh.coefficient == 0.3
 
 
 @pytest.mark.parametrize(

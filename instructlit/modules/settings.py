@@ -1,0 +1,38 @@
+"""A checkpoint says where optimiser and schedule were; what they are set to, the config says.
+
+A run that goes on unchanged sees no difference: both say the same.
+"""
+
+import inspect
+import warnings
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+def with_own_settings(optimizer: Optimizer) -> Optimizer:
+    """`optimizer` itself, fresh, made to load its state alone: rates, betas and the like stay as they are then."""
+    load = optimizer.load_state_dict
+    arguments = {name for kind in type(optimizer).__mro__ for name in inspect.signature(kind.__init__).parameters}
+    # Some optimisers count steps, or estimate a step size, in the groups too.
+    state = {"params"} | {name for group in optimizer.param_groups for name in group if name not in arguments}
+
+    def load_state_dict(state_dict: dict[str, Any], **options: Any) -> None:
+        # The settings go in before it loads, not after: where torch keeps a step count depends on one of them, `fused`.
+        groups = [
+            own | {name: value for name, value in saved.items() if name in state}
+            for own, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
+        ]
+        load(state_dict | {"param_groups": groups}, **options)
+
+    optimizer.load_state_dict = load_state_dict  # type: ignore[method-assign]
+    return optimizer
+
+
+def advance(schedule: LRScheduler, updates: int) -> None:
+    """Bring a fresh `schedule` to where it stands after so many updates: it depends on nothing else."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
+        for _ in range(updates):
+            schedule.step()
