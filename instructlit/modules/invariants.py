@@ -29,6 +29,10 @@ CORRECTED_TOLERANCE = 0.1
 """The same where `sampler_correction` is on: more than two precisions of the same weights make."""
 
 
+SCORED_ALONE = 8
+"""Responses of the first rollout whose scores are computed again, one forward each."""
+
+
 class InvariantError(UserError):
     """An invariant of PPO does not hold; training on would be silently wrong."""
 
@@ -76,7 +80,8 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
     if isinstance(module.reward, RewardModel) and not module.reward.reads_text:
         (network,) = module.reward.networks()
         with gathered(network):
-            shift = float((_alone_and_padded(network, rollout) - rollout.scores).abs().max())
+            few = rollout.rows(torch.arange(min(len(rollout), SCORED_ALONE), device=rollout.scores.device))
+            shift = float((_alone_and_padded(network, few) - few.scores).abs().max())
         _require(
             shift <= 100 * tolerance(module, network, module.reward.model),
             f"seven columns of padding, with no other row beside it, change a response's score by {shift:.2g}",
