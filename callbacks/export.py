@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from instructlit.callbacks.common import numbers, progress_of, run_config, run_seed, stage_name, wandb_runs
 from instructlit.errors import UserError
-from instructlit.models.export import check_destination
+from instructlit.models.export import check_destination, check_no_source
 from instructlit.models.lineage import make_record, parent
 from instructlit.models.sharding import is_sharded
 from instructlit.modules.rescue import raise_together
@@ -53,6 +53,7 @@ class ExportHuggingFace(pl.Callback):
         if trainer.is_global_zero:  # a run of a week must not end with a folder that could never have been written
             try:
                 for folder in getattr(pl_module, "export_folders", lambda path: [path])(self.dirpath):
+                    check_no_source(folder, _sources(trainer, pl_module))
                     check_destination(folder)
             except UserError as error:
                 fault = error
@@ -129,6 +130,12 @@ class ExportHuggingFace(pl.Callback):
         )
         fault.saved = True
         return fault
+
+
+def _sources(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+    """The models and the tokenizer that the run begins from."""
+    tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+    return [*getattr(module, "parents", dict)().values(), getattr(tokenizer, "name_or_path", "")]
 
 
 def _loaded(path: str) -> dict[str, Any]:

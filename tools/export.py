@@ -37,8 +37,10 @@ def export(
     else:
         model, record, tokens = _from_checkpoint(source, weights)
     from instructlit.data.tokenizers import load_tokenizer
-    from instructlit.models.export import export_folder
+    from instructlit.models.export import check_no_source, export_folder
 
+    read = [checkpoint, tokenizer or tokens["path"], *(parent["path"] for parent in record.get("parents", []))]
+    check_no_source(output, read, "output")
     words = load_tokenizer(tokenizer or tokens["path"])
     if tokenizer is None and tokens.get("chat_template"):
         words.chat_template = tokens["chat_template"]

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from instructlit.errors import UserError
 from instructlit.models.adapters import is_adapted, plain_state_dict, unwrapped
 from instructlit.models.card import model_card
-from instructlit.models.folders import quiet_transformers
+from instructlit.models.folders import adapter_config, quiet_transformers
 from instructlit.models.lineage import RECORD, make_record, weights_digest
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.sharding import is_sharded
@@ -253,6 +253,31 @@ def check_destination(path: str | Path) -> None:
             file.write(b"0")
     except OSError as error:
         raise _unwritable(path, error, "name another folder") from error
+
+
+def check_no_source(path: str | Path, sources: Iterable[str], where: str | None = None) -> None:
+    """Refuse to write a folder over one that is read from.
+
+    Args:
+        path: the folder to write.
+        sources: models and tokenizers, folders or names on the Hub; of adapters their trunk counts too.
+        where: the option that names `path`, for messages.
+
+    Raises:
+        UserError: `path` is the folder of one of them, or holds it.
+    """
+    place = Path(path).expanduser().resolve()
+    for source in sources:
+        trunk = (adapter_config(source) or {}).get("base_model_name_or_path")
+        for name in filter(None, (source, trunk)):
+            folder = Path(name).expanduser()
+            if folder.is_dir() and folder.resolve().is_relative_to(place):
+                raise UserError(
+                    f"{name}, which is read from, would be written over",
+                    where=where or str(path),
+                    expected="a folder of its own",
+                    fix="name another folder",
+                )
 
 
 def _unwritable(path: Path, error: Exception, fix: str) -> UserError:

@@ -22,7 +22,7 @@ from instructlit.models.adapters import reference_view
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.ema import EMA
-from instructlit.models.export import export_folder
+from instructlit.models.export import check_no_source, export_folder
 from instructlit.models.packed import can_pack
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import ConstantWithWarmup
@@ -40,6 +40,7 @@ from instructlit.ops.kl_control import FixedKL, KLController
 from instructlit.ops.moments import RunningMoments
 from instructlit.rollout import (
     CachedEngine,
+    ExternalEngine,
     GenerationEngine,
     RewardFunction,
     RewardModel,
@@ -265,6 +266,9 @@ class PPOModule(StageModule):
                 expected="a divisor of data.init_args.batch_size and a multiple of the number of devices",
             )
         self.kl.check(self.rollout_size)
+        if isinstance(self.engine, ExternalEngine) and self.engine.folder is not None:
+            sources = [*self.parents().values(), str(self.tokenizer.name_or_path)]
+            check_no_source(self.engine.folder, sources, "model.init_args.engine.init_args.folder")
 
     def on_fit_start(self) -> None:
         self._prepare()

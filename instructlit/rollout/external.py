@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from transformers import PreTrainedTokenizerBase
 
 from instructlit.errors import UserError
-from instructlit.models.export import save_weights
+from instructlit.models.export import check_no_source, save_weights
 from instructlit.rollout.engine import GenerationEngine, Sampling, as_generation, eos_and_pad
 from instructlit.types import Generation, PromptBatch
 
@@ -54,16 +54,11 @@ class ExternalEngine(GenerationEngine):
         """Hand over the weights as they are now.
 
         Raises:
-            UserError: the folder is the one that the policy was loaded from, or cannot be written.
+            UserError: policy or tokenizer were loaded from the folder, or it cannot be written.
         """
         folder = self._place()
-        source = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
-        if source and folder.exists() and Path(source).expanduser().resolve() == folder.resolve():
-            raise UserError(
-                f"the engine's folder {folder} is the one that the policy was loaded from, and would be written over",
-                where="engine.folder",
-                expected="a folder of its own, for example a copy of the policy's",
-            )
+        policy = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+        check_no_source(folder, [policy, str(tokenizer.name_or_path)], "engine.folder")
         save_weights(model, tokenizer, folder)
         self.reload(folder)
         self._synced = True

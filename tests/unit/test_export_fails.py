@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from stage_helpers import FixedBatches, ppo_module, prompt_batch, sft_module, to
 from instructlit.callbacks import ExportHuggingFace
 from instructlit.errors import UserError
 from instructlit.models.backbone import Backbone, load_causal_lm
-from instructlit.models.export import check_destination
+from instructlit.models.export import check_destination, check_no_source
+from instructlit.rollout import VLLMServer
 from instructlit.tools.export import export
 
 BATCHES = [token_batch([("Say a: ", "b"), ("Say c: ", text)]) for text in ("d", "ef", "ghi")]
@@ -52,6 +54,35 @@ def test_the_average_beside_the_policy_is_looked_at_too(
 def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
     check_destination(tmp_path / "new" / "model")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["value", "value-of-nobody/../value", "link", "tokenizer"])
+def test_what_a_run_reads_is_not_written_over(
+    tmp_path: Path, tiny_llama_dir: Path, char_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Neither by the export nor by an engine that takes the policy as a folder."""
+    value, words = (shutil.copytree(tiny_llama_dir, tmp_path / name) for name in ("value", "tokenizer"))
+    (tmp_path / "link").symlink_to(value)
+    (tmp_path / "value-of-nobody").mkdir()
+    monkeypatch.setattr(char_tokenizer, "name_or_path", str(words))
+    data = FixedBatches(char_tokenizer, [{"prompts": prompt_batch(["a", "b", "c", "d"])}])
+    target, backbone = str(tmp_path / place), Backbone(str(value))
+    for callbacks, options in (([ExportHuggingFace(target)], {}), ([], {"engine": VLLMServer(target)})):
+        module = ppo_module(tiny_llama_dir, value=backbone, **options)
+        with pytest.raises(UserError, match="would be written over"):
+            trainer(tmp_path, callbacks=callbacks).fit(module, datamodule=data)
+        assert module.policy is None  # said before a model is loaded
+
+
+def test_a_trunk_and_a_folder_that_holds_a_model_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "models" / "trunk").mkdir(parents=True)
+    (tmp_path / "sft").mkdir()
+    adapters = {"base_model_name_or_path": str(tmp_path / "models" / "trunk")}
+    (tmp_path / "sft" / "adapter_config.json").write_text(json.dumps(adapters))
+    for place in ("sft", "models/trunk", "models"):
+        with pytest.raises(UserError, match=f"{place}: .* would be written over"):
+            check_no_source(tmp_path / place, ["gpt2", "", str(tmp_path / "sft")])
+    check_no_source(tmp_path / "models" / "policy", ["gpt2", "", str(tmp_path / "sft")])
 
 
 class Blocked(ExportHuggingFace):
@@ -99,15 +130,18 @@ def test_with_no_room_for_a_folder_a_checkpoint_holds_the_last_weights(
     tmp_path: Path, tiny_llama_dir: Path, char_tokenizer: Any
 ) -> None:
     checkpoints = ModelCheckpoint(tmp_path / "ckpt", save_top_k=0)
+    base = shutil.copytree(tiny_llama_dir, tmp_path / "base")
     with pytest.MonkeyPatch.context() as patch:
         callback = Blocked(str(tmp_path / "model"), patch)
-        module, error = run(tmp_path, tiny_llama_dir, char_tokenizer, callback, checkpoints)
+        module, error = run(tmp_path, base, char_tokenizer, callback, checkpoints)
     kept = tmp_path / "ckpt" / "failed.ckpt"
     assert "No space left" in error.what
     assert "`instructlit export`" in str(error)
     assert str(kept) in "".join(error.__notes__)
     export(str(kept), str(tmp_path / "later"), tokenizer=str(tiny_llama_dir))
     assert torch.equal(weights(load_causal_lm(Backbone(str(tmp_path / "later")))), weights(module))
+    with pytest.raises(UserError, match=r"output: .*base, which is read from, would be written over"):
+        export(str(kept), str(base), tokenizer=str(tiny_llama_dir))
 
 
 class Removed(ModelCheckpoint):
