@@ -11,7 +11,6 @@ from instructlit.data.records import Coder, Measure, RecordDataset, scan
 from instructlit.data.sampling import PlannedLoader
 from instructlit.data.sources import Sources
 from instructlit.data.tokenization import Encoded
-from instructlit.errors import UserError
 from instructlit.types import Comparison, ComparisonBatch
 
 
@@ -55,7 +54,7 @@ class ComparisonData(DataModule):
             max_length: tokens of prompt and completion; what is longer is cut and gains no EOS.
             max_prompt_length: comparisons with a longer prompt are dropped; half of max_length when not given.
             template: "auto" (the tokenizer's chat template, else plain), "plain", "turns", a Jinja file, or Jinja text.
-            demonstrations: demonstrations whose mean score becomes 0 when training ends.
+            demonstrations: demonstrations whose mean score becomes 0; without, the scores are not shifted.
             length_bucketing: whether prompts with completions of like length share a batch, which saves padding.
             max_dropped_fraction: share of the comparisons that may be dropped before it is an error.
             num_workers: processes that read and tokenise ahead; 0 does it in the training process.
@@ -120,14 +119,10 @@ class ComparisonData(DataModule):
         plan = self.plan(split, self.options.batch_size, self.length_bucketing)
         return self.training_loader("train", split, plan, self.collate)
 
-    def demonstration_dataloader(self) -> PlannedLoader:
-        """Every demonstration once, as a `TokenBatch`, for the shift.
-
-        Raises:
-            UserError: the option `demonstrations` names none.
-        """
+    def demonstration_dataloader(self) -> PlannedLoader | None:
+        """Every demonstration once, as a `TokenBatch`, for the shift; None where none are named."""
         if "demonstrations" not in self.splits:
-            raise UserError("no demonstrations are named", where="demonstrations", expected="files of demonstrations")
+            return None
         loader = self.evaluation_loader(
             self.splits["demonstrations"], collate=padded(collate_tokens, self.tokenizer.pad_token_id)
         )
