@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from instructlit.callbacks.common import gathered, logger_step, stage_name, wandb_loggers
@@ -20,7 +21,7 @@ class SampleTable(pl.Callback):
 
     Rows go to `dirpath/name.jsonl`, one JSON object a response, with `iteration`, the optimiser steps taken by then. A
     resumed run drops what it is about to do again, so that each iteration stands there once. The look that Lightning
-    takes before training (`num_sanity_val_steps`, -1 for all prompts) is iteration 0.
+    takes before training (`num_sanity_val_steps`, -1 for all prompts) is iteration 0. `validate` writes none.
 
     Where a W&B logger is at work each validation also becomes a table in which `before` is the response to the same
     prompt at the first look.
@@ -63,6 +64,8 @@ class SampleTable(pl.Callback):
             self._first = _by_prompt(_first_look(_read(self.path(pl_module))))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:  # `validate` is at no step of the run that the file is of
+            return
         if trainer.sanity_checking:
             if trainer.global_step:
                 return
@@ -116,7 +119,7 @@ class SampleTable(pl.Callback):
     def _keep(path: Path, wanted: Callable[[int], bool]) -> None:
         """Rewrite the file without rows whose iteration is not wanted and without a line that was cut off."""
         kept = [row for row in _read(path) if wanted(row["iteration"])]
-        if not path.exists() or len(kept) == len(path.read_text(encoding="utf-8").splitlines()):
+        if len(kept) == len(_lines(path)):
             return
         beside = path.with_suffix(".partial")
         beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
@@ -139,10 +142,17 @@ class SampleTable(pl.Callback):
             logger.log_metrics({f"{stage_name(module)}/samples": table}, step=logger_step(trainer))  # type: ignore[dict-item]
 
 
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return list(file)  # `str.splitlines` would end a line at U+2028 and others too, which a response may hold
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """The rows of the file; a last line that an interruption cut off is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in _lines(path):
         try:
             rows.append(json.loads(line))
         except ValueError:

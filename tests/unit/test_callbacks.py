@@ -203,6 +203,23 @@ def test_an_iteration_that_is_validated_again_replaces_itself(tmp_path: Path) ->
     assert [row["response"] for row in rows_of(file)] == ["new"]
 
 
+def test_what_ends_a_line_elsewhere_ends_none_here(tmp_path: Path) -> None:
+    rows = [{"iteration": 0, "prompt": "p", "response": odd} for odd in ("a\u2028b", "a\u0085b", "a\r\x0bb", "c")]
+    for iteration in (0, 1):
+        SampleTable()._write(tmp_path / "rows.jsonl", [row | {"iteration": iteration} for row in rows], iteration)
+    written = (tmp_path / "rows.jsonl").read_bytes().split(b"\n")
+    assert [json.loads(line)["response"] for line in written[:-1]] == 2 * [row["response"] for row in rows]
+
+
+def test_validation_by_itself_leaves_the_file_of_the_training_run(tmp_path: Path) -> None:
+    table, module = SampleTable(str(tmp_path)), Toy()
+    fit(tmp_path, module, [table])
+    written = (tmp_path / "toy_validation.jsonl").read_text()
+    options: dict[str, Any] = {"enable_progress_bar": False, "logger": False, "accelerator": "cpu"}
+    pl.Trainer(**options, callbacks=[table]).validate(module, batches(1), verbose=False)
+    assert (tmp_path / "toy_validation.jsonl").read_text() == written
+
+
 def test_a_fresh_run_begins_its_file_anew(tmp_path: Path) -> None:
     fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], num_sanity_val_steps=1)
     fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], max_steps=2)
