@@ -1,7 +1,9 @@
 """The one kind of error a user is meant to read: what is wrong, where, what was expected, what to do."""
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 
 class UserError(Exception):
@@ -37,3 +39,39 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word most like `word`, or None where nothing is close: for "did you mean" hints."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+Range = Literal[
+    "a whole number above 0",
+    "a whole number, 0 or more",
+    "a number above 0",
+    "a finite number above 0",
+    "a finite number, 0 or more",
+    "a finite number",
+    "a number from 0 to 1",
+]
+_HOLDS: dict[Range, Callable[[float], bool]] = {  # NaN is in none of them, since no comparison with it holds
+    "a whole number above 0": lambda x: x >= 1,
+    "a whole number, 0 or more": lambda x: x >= 0,
+    "a number above 0": lambda x: x > 0,
+    "a finite number above 0": lambda x: 0 < x < math.inf,
+    "a finite number, 0 or more": lambda x: 0 <= x < math.inf,
+    "a finite number": lambda x: -math.inf < x < math.inf,
+    "a number from 0 to 1": lambda x: 0 <= x <= 1,
+}
+
+
+def require(expected: Range, where: str = "", /, **options: float | None) -> None:
+    """Refuse options that are out of range. None, which switches an option off, is in every range.
+
+    Args:
+        expected: the range, in the words of the message.
+        where: what stands before an option's name in the config, such as `model.init_args.`.
+        options: the values, under the names of their options.
+
+    Raises:
+        UserError: for the first that is out of range.
+    """
+    for name, value in options.items():
+        if value is not None and not _HOLDS[expected](value):
+            raise UserError(f"found {value}", where=f"{where}{name}", expected=expected)

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.losses import LossSum
 from instructlit.models.adapters import frozen_state_names
 from instructlit.models.backbone import Backbone, check_vocabulary
@@ -82,6 +82,7 @@ class StageModule(pl.LightningModule):
         micro_batch_tokens: int | None = None,
     ):
         super().__init__()
+        require("a finite number above 0", "model.init_args.", gradient_clip_norm=gradient_clip_norm)
         self.automatic_optimization = False
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler

@@ -1,0 +1,46 @@
+"""Options that would train nothing, or nonsense, are refused when they are set, by name and with their range."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from stage_helpers import ppo_module, reward_module, sft_module
+
+from instructlit.errors import Range, UserError, require
+
+
+@pytest.mark.parametrize(
+    ("expected", "lowest_in", "highest_out"),
+    [
+        ("a whole number above 0", 1, 0),
+        ("a whole number, 0 or more", 0, -1),
+        ("a number above 0", 1e-9, 0.0),
+        ("a finite number above 0", 1e-9, 0.0),
+        ("a finite number, 0 or more", 0.0, -1e-9),
+        ("a finite number", -1e300, -math.inf),
+        ("a number from 0 to 1", 0.0, -1e-9),
+    ],
+)
+def test_an_option_out_of_range_is_named_with_its_range(expected: Range, lowest_in: float, highest_out: float) -> None:
+    require(expected, "model.", off=None, lowest=lowest_in, usual=1)
+    for value in (highest_out, math.nan):
+        with pytest.raises(UserError) as caught:
+            require(expected, "model.", usual=1, wrong=value)
+        assert str(caught.value) == f"model.wrong: found {value}\n  expected: {expected}"
+
+
+def test_infinity_is_out_of_the_ranges_that_say_so() -> None:
+    for expected in get_args(Range):
+        if "finite" in expected or "to 1" in expected:
+            with pytest.raises(UserError):
+                require(expected, wrong=math.inf)
+
+
+@pytest.mark.parametrize("stage", [sft_module, reward_module, ppo_module])
+@pytest.mark.parametrize(("option", "values"), [("gradient_clip_norm", (-1.0, 0.0, math.nan, math.inf))])
+def test_of_every_stage(stage: Callable[..., Any], option: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        with pytest.raises(UserError, match=rf"^model\.init_args\.{option}: found {value}"):
+            stage(Path("models/sft"), **{option: value})
