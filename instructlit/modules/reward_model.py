@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from instructlit.errors import UserError, require
 from instructlit.losses import LossSum, ranking_loss
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.scalar import ScalarModel
@@ -55,6 +56,7 @@ class RewardModule(StageModule):
         shared_prefix: bool | None = None,
     ):
         super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite, micro_batch_tokens)
+        require("a whole number above 0", "model.init_args.", shift_batches=shift_batches)
         self._backbone = model
         self.shift_batches, self.shared_prefix = shift_batches, shared_prefix
         self.model: ScalarModel | None = None
@@ -130,7 +132,11 @@ class RewardModule(StageModule):
 
     @torch.no_grad()
     def centre_on_demonstrations(self) -> None:
-        """Set the model's shift so that the mean score of the demonstrations is 0; nothing happens without any."""
+        """Set the model's shift so that the mean score of the demonstrations is 0; nothing happens without any.
+
+        Raises:
+            UserError: the mean is not finite.
+        """
         loader = self.trainer.datamodule.demonstration_dataloader()  # type: ignore[attr-defined]
         if loader is None:
             return
@@ -145,7 +151,17 @@ class RewardModule(StageModule):
             total += torch.stack([scores.double().sum(), torch.tensor(len(scores), device=self.device)])
         model.train(training)
         total = self.sum_over_ranks(total)
-        model.set_shift(float(model.shift) - float(total[0] / total[1]))
+        mean = float(total[0] / total[1])
+        if not math.isfinite(mean):
+            fault = UserError(
+                f"the mean score of the demonstrations is {mean}",
+                where="data.init_args.demonstrations",
+                expected="a finite number, for the model's shift",
+                fix="the model has diverged: lower the learning rate",
+            )
+            fault.on_all_ranks = True
+            raise fault
+        model.set_shift(float(model.shift) - mean)
 
     def _micro_batches(self, batch: ComparisonBatch) -> Iterator[ComparisonBatch]:
         lengths, owner = batch.attention_mask.sum(dim=1).tolist(), batch.prompt_index.tolist()

@@ -525,6 +525,16 @@ def test_the_shift_makes_the_demonstrations_average_zero(tmp_path, tiny_llama_di
     assert moved.total.item() == pytest.approx(loss.total.item(), abs=1e-4)
 
 
+def test_a_shift_that_is_not_finite_is_refused(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
+    module = reward_module(tiny_llama_dir)
+    run(tmp_path, module, char_tokenizer, [comparison_batch(RANKED)])
+    shift = float(module.trained_model.shift)
+    monkeypatch.setattr(module.trained_model, "score", lambda ids, mask: torch.full((len(ids),), torch.nan))
+    with pytest.raises(UserError, match="the mean score of the demonstrations is nan"):
+        module.centre_on_demonstrations()
+    assert float(module.trained_model.shift) == shift
+
+
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
 def test_weights_in_16_bits_are_trained(stage, tiny_llama_dir, char_tokenizer, tmp_path):
     module, batch = {

@@ -44,3 +44,9 @@ def test_of_every_stage(stage: Callable[..., Any], option: str, values: tuple[fl
     for value in values:
         with pytest.raises(UserError, match=rf"^model\.init_args\.{option}: found {value}"):
             stage(Path("models/sft"), **{option: value})
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_of_the_reward_model(value: int) -> None:
+    with pytest.raises(UserError, match=rf"^model\.init_args\.shift_batches: found {value}"):
+        reward_module(Path("models/sft"), shift_batches=value)
