@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from instructlit.errors import UserError
+from instructlit.errors import Range, UserError, require
 from instructlit.losses import LossSum, policy_loss, sampler_weights, target_loss, value_loss
 from instructlit.models.adapters import reference_view
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
@@ -58,6 +58,14 @@ from instructlit.rollout.forward import (
     response_values,
 )
 from instructlit.types import Generation, PromptBatch, Responses, Rollout, TokenBatch
+
+RANGES: dict[Range, tuple[str, ...]] = {
+    "a whole number above 0": ("episodes", "minibatch_size", "ppo_epochs"),
+    "a number above 0": ("clip", "value_clip"),
+    "a finite number above 0": ("max_kl",),
+    "a finite number, 0 or more": ("value_learning_rate", "pretraining_coefficient"),
+}
+"""Options of `PPOModule` by what they have to be."""
 
 
 class PPOModule(StageModule):
@@ -131,12 +139,6 @@ class PPOModule(StageModule):
         self_check: bool = True,
     ):
         super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite, micro_batch_tokens)
-        if sampling.greedy:
-            raise UserError(
-                "greedy decoding gives PPO nothing to learn from: every sample of a prompt is the same",
-                where="model.init_args.sampling.greedy",
-                expected="false",
-            )
         self.policy_backbone, self.value_backbone, self.reference_backbone = policy, value, reference
         self.reward, self.sampling, self.shaping, self.kl, self.engine = reward, sampling, shaping, kl, engine
         self.episodes, self.minibatch_size, self.ppo_epochs = episodes, minibatch_size, ppo_epochs
@@ -144,12 +146,7 @@ class PPOModule(StageModule):
         self.pretraining_coefficient, self.ema_decay, self.max_kl = pretraining_coefficient, ema_decay, max_kl
         self.value_learning_rate, self.self_check = value_learning_rate, self_check
         self.reward_timeout, self.sampler_correction = reward_timeout, sampler_correction
-        if sampler_correction is not None and sampler_correction < 1:
-            raise UserError(
-                f"found {sampler_correction}",
-                where="model.init_args.sampler_correction",
-                expected="at least 1: the largest weight of a token",
-            )
+        self._check_options()
         self.policy: nn.Module | None = None
         self.value: ScalarModel | None = None
         self.frozen_reference: list[nn.Module] = []  # in a list: not ours to save, move or shard as a submodule
@@ -163,6 +160,23 @@ class PPOModule(StageModule):
         self.engine_synced = False  # whether the engine has the policy's weights as they are
         self.last_rollout: Rollout | None = None  # for callbacks to look at
         self._resumed: dict[str, Any] | None = None
+
+    def _check_options(self) -> None:
+        """Refuse what would teach nothing, or nonsense."""
+        for expected, options in RANGES.items():
+            require(expected, "model.init_args.", **{name: getattr(self, name) for name in options})
+        if self.sampling.greedy:
+            raise UserError(
+                "greedy decoding gives PPO nothing to learn from: every sample of a prompt is the same",
+                where="model.init_args.sampling.greedy",
+                expected="false",
+            )
+        if self.sampler_correction is not None and not self.sampler_correction >= 1:  # of NaN neither holds
+            raise UserError(
+                f"found {self.sampler_correction}",
+                where="model.init_args.sampler_correction",
+                expected="at least 1: the largest weight of a token",
+            )
 
     # -- models ----------------------------------------------------------------------------------------------------
 

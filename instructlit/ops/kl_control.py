@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 
 
 class KLController(ABC):
@@ -42,7 +42,7 @@ class FixedKL(KLController):
     """
 
     def __init__(self, coefficient: float = 0.02):
-        _check_not_negative("coefficient", coefficient)
+        require("a finite number, 0 or more", "FixedKL.", coefficient=coefficient)
         self.coefficient = coefficient
 
     def update(self, mean_sequence_kl: float, n_episodes: int) -> None:
@@ -72,11 +72,9 @@ class AdaptiveKL(KLController):
     MAX_ERROR = 0.2
 
     def __init__(self, initial: float = 0.15, target: float = 6.0, horizon: int = 10_000):
-        _check_not_negative("initial", initial)
-        if not target > 0:
-            raise UserError(f"the KL target is {target}", where="AdaptiveKL.target", expected="nats above 0")
-        if not horizon > 0:
-            raise UserError(f"the horizon is {horizon}", where="AdaptiveKL.horizon", expected="a number of episodes")
+        require("a finite number, 0 or more", "AdaptiveKL.", initial=initial)
+        require("a finite number above 0", "AdaptiveKL.", target=target)
+        require("a whole number above 0", "AdaptiveKL.", horizon=horizon)
         self.coefficient, self.target, self.horizon = initial, target, horizon
 
     def check(self, n_episodes: int) -> None:
@@ -96,10 +94,3 @@ class AdaptiveKL(KLController):
         self.check(n_episodes)
         error = min(max(mean_sequence_kl / self.target - 1, -self.MAX_ERROR), self.MAX_ERROR)
         self.coefficient *= 1 + error * n_episodes / self.horizon
-
-
-def _check_not_negative(name: str, value: float) -> None:
-    if not value >= 0:
-        raise UserError(
-            f"the KL coefficient is {value}", where=name, expected="0 or more", fix="0 switches the penalty off"
-        )

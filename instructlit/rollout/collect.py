@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from instructlit.errors import require
 from instructlit.ops.advantages import gae
 from instructlit.ops.masking import whiten
 from instructlit.ops.moments import RunningMoments
@@ -30,6 +31,9 @@ class Shaping:
         whiten_advantages: advantages to mean 0 and variance 1 over the response tokens of all ranks.
         gamma: discount of a token step; the paper has none (p. 42).
         lam: lambda of GAE.
+
+    Raises:
+        UserError: `gamma` or `lam` is not from 0 to 1, or the value is not finite, or below 0 and to be subtracted.
     """
 
     missing_eos: Literal["replace", "subtract", "keep"] = "replace"
@@ -39,6 +43,11 @@ class Shaping:
     whiten_advantages: bool = True
     gamma: float = 1.0
     lam: float = 0.95
+
+    def __post_init__(self) -> None:
+        require("a number from 0 to 1", "shaping.", gamma=self.gamma, lam=self.lam)
+        scores = "a finite number, 0 or more" if self.missing_eos == "subtract" else "a finite number"
+        require(scores, "shaping.", missing_eos_value=self.missing_eos_value)
 
 
 def build_rollout(

@@ -134,8 +134,10 @@ def test_controllers_resume() -> None:
     [
         lambda: FixedKL(-0.1),
         lambda: FixedKL(math.nan),
+        lambda: FixedKL(math.inf),
         lambda: AdaptiveKL(initial=-1.0),
         lambda: AdaptiveKL(target=0.0),
+        lambda: AdaptiveKL(target=math.inf),
         lambda: AdaptiveKL(horizon=0),
         lambda: AdaptiveKL(horizon=100).update(1.0, n_episodes=500),  # could bring the coefficient to 0
     ],

@@ -382,8 +382,9 @@ def test_the_sampler_correction_weighs_the_policy_step(tmp_path, tiny_llama_dir,
 
 
 def test_a_cap_below_one_is_refused(tiny_llama_dir):
-    with pytest.raises(UserError, match="at least 1"):
-        ppo_module(tiny_llama_dir, sampler_correction=0.5)
+    for cap in (0.5, math.nan):
+        with pytest.raises(UserError, match="at least 1"):
+            ppo_module(tiny_llama_dir, sampler_correction=cap)
 
 
 def test_dropout_fails_the_self_check(tmp_path, tiny_gpt2_dir, char_tokenizer, monkeypatch):
@@ -456,10 +457,10 @@ def test_a_horizon_too_short_for_a_rollout_is_refused_before_the_first(tmp_path,
 
 def test_runaway_kl_ends_the_run(tmp_path, tiny_llama_dir, char_tokenizer, capsys):
     batches = [{"prompts": prompt_batch(PROMPTS)}] * 5
-    module, rows = ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, batches, episodes=40, max_kl=-1.0)
-    assert len(rows) == 1
-    assert module.episodes_seen == 8
-    assert "max_kl=-1.0" in capsys.readouterr().out
+    module, rows = ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, batches, episodes=40, max_kl=1e-3)
+    assert len(rows) == 2  # at the first the policy is the reference
+    assert module.episodes_seen == 16
+    assert "max_kl=0.001" in capsys.readouterr().out
 
 
 def test_the_run_ends_at_its_episodes(tmp_path, tiny_llama_dir, char_tokenizer):

@@ -9,6 +9,7 @@ import pytest
 from stage_helpers import ppo_module, reward_module, sft_module
 
 from instructlit.errors import Range, UserError, require
+from instructlit.rollout import Shaping
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,36 @@ def test_of_every_stage(stage: Callable[..., Any], option: str, values: tuple[fl
 def test_of_the_reward_model(value: int) -> None:
     with pytest.raises(UserError, match=rf"^model\.init_args\.shift_batches: found {value}"):
         reward_module(Path("models/sft"), shift_batches=value)
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("episodes", (0, -4)),
+        ("minibatch_size", (0, -4)),
+        ("ppo_epochs", (0, -1)),
+        ("clip", (0.0, -0.2, math.nan)),
+        ("value_clip", (0.0, math.nan)),
+        ("max_kl", (0.0, math.nan)),
+        ("value_learning_rate", (-1.0, math.nan)),
+        ("pretraining_coefficient", (-1.0, math.inf)),
+    ],
+)
+def test_of_ppo(option: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        with pytest.raises(UserError, match=rf"^model\.init_args\.{option}: found {value}"):
+            ppo_module(Path("models/sft"), **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("gamma", 1.5), ("gamma", math.nan), ("lam", -1.0), ("missing_eos_value", math.nan)],
+)
+def test_of_shaping(option: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"^shaping\.{option}: found {value}"):
+        Shaping(**{option: value})  # type: ignore[arg-type]
+
+
+def test_a_penalty_below_0_would_be_a_prize() -> None:
+    with pytest.raises(UserError, match=r"^shaping\.missing_eos_value: found -1"):
+        Shaping(missing_eos="subtract")
