@@ -24,7 +24,7 @@ from instructlit.checkpoints import (
     publish,
 )
 from instructlit.cli.resume import what_it_depends_on
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 
 PREEMPTED = 75
 """Exit status after SIGTERM (`EX_TEMPFAIL` of sysexits.h): everything is saved, the same command goes on."""
@@ -52,9 +52,7 @@ class ResumeCheckpoint(Checkpoint):
     """
 
     def __init__(self, dirpath: str, every_n_batches: int = 100, keep: int = 2):
-        for name, value in (("every_n_batches", every_n_batches), ("keep", keep)):
-            if value < 1:
-                raise UserError(f"found {value}", where=f"ResumeCheckpoint.{name}", expected="a whole number above 0")
+        require("a whole number above 0", "ResumeCheckpoint.", every_n_batches=every_n_batches, keep=keep)
         self.dirpath, self.folder = dirpath, Path(dirpath)
         self.every_n_batches, self.keep = every_n_batches, keep
         self._asked_to_stop = False

@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from instructlit.callbacks.common import gathered, logger_step, stage_name, wandb_loggers
+from instructlit.errors import UserError, require
 from instructlit.types import PromptText
 
 COLUMNS = ("iteration", "episodes", "prompt", "before", "response", "score_before", "score", "kl", "length", "ended")
@@ -42,6 +43,8 @@ class SampleTable(pl.Callback):
         console_rows: int = 0,
         table_rows: int = 64,
     ):
+        require("a whole number above 0", "SampleTable.", every_n_validations=every_n_validations)
+        require("a whole number, 0 or more", "SampleTable.", console_rows=console_rows, table_rows=table_rows)
         self.dirpath, self.name = dirpath, name
         self.every_n_validations, self.console_rows, self.table_rows = every_n_validations, console_rows, table_rows
         self.validations = 0
@@ -51,6 +54,15 @@ class SampleTable(pl.Callback):
     def path(self, module: pl.LightningModule) -> Path:
         """The file."""
         return Path(self.dirpath) / f"{self.name or f'{stage_name(module)}_validation'}.jsonl"
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        path = self.path(pl_module)
+        if stage == "fit" and (path.is_dir() or any(folder.is_file() for folder in path.parents)):
+            raise UserError(
+                f"{path} cannot be written: a file or folder of that name is in the way",
+                where="SampleTable.dirpath",
+                expected="a folder",
+            )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._taken_up = False  # not here: a strategy that shards is told of its checkpoint only after this hook

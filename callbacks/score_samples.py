@@ -11,7 +11,7 @@ from instructlit.data.formats import read_records
 from instructlit.data.readers import open_source
 from instructlit.data.sources import Source
 from instructlit.data.tokenization import Encoder
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.models.sharding import gathered
 from instructlit.modules.rescue import together
 from instructlit.rollout import CachedEngine, GenerationEngine, RewardFunction, Sampling, checked_scores
@@ -47,6 +47,8 @@ class ScoreSamples(pl.Callback):
         engine: GenerationEngine = CachedEngine(),  # noqa: B008
         reward_timeout: float | None = 1800.0,
     ):
+        counts = {"limit": limit, "batch_size": batch_size, "max_prompt_length": max_prompt_length}
+        require("a whole number above 0", "ScoreSamples.", **counts)
         self.reward, self.prompts, self.sampling, self.engine = reward, prompts, sampling, engine
         self.reward_timeout = reward_timeout
         self.limit, self.batch_size, self.max_prompt_length = limit, batch_size, max_prompt_length

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 from instructlit.callbacks.common import peak_memory_gib, progress_of
+from instructlit.errors import require
 from instructlit.types import ComparisonBatch, TokenBatch
 
 
@@ -22,6 +23,7 @@ class Throughput(pl.Callback):
     """
 
     def __init__(self, window: int = 20):
+        require("a whole number above 0", "Throughput.", window=window)
         self.window: deque[tuple[float, int, float, int]] = deque(maxlen=window)  # seconds, steps, tokens, episodes
         self._began = 0.0
         self._steps = self._episodes = 0

@@ -220,6 +220,15 @@ def test_validation_by_itself_leaves_the_file_of_the_training_run(tmp_path: Path
     assert (tmp_path / "toy_validation.jsonl").read_text() == written
 
 
+@pytest.mark.parametrize("name", ["rows", "file/rows"])
+def test_a_file_in_the_way_of_the_folder_is_said_before_training(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("x")
+    module = Toy()
+    with pytest.raises(UserError, match=r"SampleTable.dirpath: .*rows\.jsonl cannot be written"):
+        fit(tmp_path, module, [SampleTable(str(tmp_path / ("file" if name == "rows" else "")), name=name)])
+    assert float(module.weight) == 0.0
+
+
 def test_a_fresh_run_begins_its_file_anew(tmp_path: Path) -> None:
     fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], num_sanity_val_steps=1)
     fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], max_steps=2)

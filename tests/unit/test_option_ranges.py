@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from stage_helpers import ppo_module, reward_module, sft_module
+from stage_helpers import CountVowels, ppo_module, reward_module, sft_module
 
+from instructlit.callbacks import SampleTable, ScoreSamples, Throughput
 from instructlit.errors import Range, UserError, require
 from instructlit.rollout import Shaping
 
@@ -84,3 +85,18 @@ def test_of_shaping(option: str, value: float) -> None:
 def test_a_penalty_below_0_would_be_a_prize() -> None:
     with pytest.raises(UserError, match=r"^shaping\.missing_eos_value: found -1"):
         Shaping(missing_eos="subtract")
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda **option: ScoreSamples(CountVowels(), "prompts.jsonl", **option), "limit"),
+        (lambda **option: ScoreSamples(CountVowels(), "prompts.jsonl", **option), "batch_size"),
+        (SampleTable, "every_n_validations"),
+        (Throughput, "window"),
+    ],
+)
+def test_of_callbacks(make: Callable[..., Any], option: str) -> None:
+    for value in (0, -1):
+        with pytest.raises(UserError, match=rf"^\w+\.{option}: found {value}"):
+            make(**{option: value})
