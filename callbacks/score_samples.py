@@ -49,6 +49,7 @@ class ScoreSamples(pl.Callback):
     ):
         counts = {"limit": limit, "batch_size": batch_size, "max_prompt_length": max_prompt_length}
         require("a whole number above 0", "ScoreSamples.", **counts)
+        require("a number above 0", "ScoreSamples.", reward_timeout=reward_timeout)
         self.reward, self.prompts, self.sampling, self.engine = reward, prompts, sampling, engine
         self.reward_timeout = reward_timeout
         self.limit, self.batch_size, self.max_prompt_length = limit, batch_size, max_prompt_length

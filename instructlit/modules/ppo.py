@@ -61,7 +61,7 @@ from instructlit.types import Generation, PromptBatch, Responses, Rollout, Token
 
 RANGES: dict[Range, tuple[str, ...]] = {
     "a whole number above 0": ("episodes", "minibatch_size", "ppo_epochs"),
-    "a number above 0": ("clip", "value_clip"),
+    "a number above 0": ("clip", "value_clip", "reward_timeout"),
     "a finite number above 0": ("max_kl",),
     "a finite number, 0 or more": ("value_learning_rate", "pretraining_coefficient"),
 }

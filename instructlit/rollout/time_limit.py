@@ -55,12 +55,12 @@ class _Clock:
     """Interrupts the thread that made it.
 
     Args:
-        seconds: until then.
+        seconds: until then, above 0; infinity is as long as a thread can wait.
         fault: the last words of a process that cannot be interrupted.
     """
 
     def __init__(self, seconds: float, fault: UserError):
-        self.seconds, self.fault = seconds, fault
+        self.seconds, self.fault = min(seconds, threading.TIMEOUT_MAX), fault
         self.running = self._due = False
         self._thread = threading.current_thread()
         self._signals = self._thread is threading.main_thread() and hasattr(signal, "pthread_kill")

@@ -62,6 +62,7 @@ def test_of_the_reward_model(value: int) -> None:
         ("ppo_epochs", (0, -1)),
         ("clip", (0.0, -0.2, math.nan)),
         ("value_clip", (0.0, math.nan)),
+        ("reward_timeout", (0.0, -1.0, math.nan)),
         ("max_kl", (0.0, math.nan)),
         ("value_learning_rate", (-1.0, math.nan)),
         ("pretraining_coefficient", (-1.0, math.inf)),
@@ -100,3 +101,8 @@ def test_of_callbacks(make: Callable[..., Any], option: str) -> None:
     for value in (0, -1):
         with pytest.raises(UserError, match=rf"^\w+\.{option}: found {value}"):
             make(**{option: value})
+
+
+def test_of_the_time_for_samples_to_be_scored() -> None:
+    with pytest.raises(UserError, match=r"^ScoreSamples\.reward_timeout: found nan"):
+        ScoreSamples(CountVowels(), "prompts.jsonl", reward_timeout=math.nan)

@@ -62,6 +62,15 @@ def test_who_is_in_time_is_let_alone() -> None:
     assert "time-limit" not in {thread.name for thread in threading.enumerate()}
 
 
+@pytest.mark.parametrize("seconds", [1e12, float("inf")])
+def test_a_limit_beyond_what_can_be_waited_for_is_one_all_the_same(seconds: float) -> None:
+    def watched() -> bool:
+        time.sleep(0.05)
+        return "time-limit" in {thread.name for thread in threading.enumerate()}
+
+    assert within(seconds, watched, LATE)
+
+
 def test_a_limit_that_ends_just_then_hurts_nobody_else() -> None:
     """Ends and limits at the same moment, many times: what comes after is never interrupted."""
     outcomes = set()
