@@ -119,7 +119,7 @@ def _from_files(
         options["block_size"] = max_length
     else:
         options["template"] = template
-        options["max_prompt_length"] = max_prompt_length or max_length // 2
+        options["max_prompt_length"] = max_length // 2 if max_prompt_length is None else max_prompt_length
     if found in ("demonstration", "comparison"):
         options["max_length"] = max_length
     data: DataModule = getattr(family, KINDS[found])(**options)

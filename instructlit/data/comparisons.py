@@ -11,6 +11,7 @@ from instructlit.data.records import Coder, Measure, RecordDataset, scan
 from instructlit.data.sampling import PlannedLoader
 from instructlit.data.sources import Sources
 from instructlit.data.tokenization import Encoded
+from instructlit.errors import require
 from instructlit.types import Comparison, ComparisonBatch
 
 
@@ -68,6 +69,7 @@ class ComparisonData(DataModule):
             max_dropped_fraction, tokenizer_revision, trust_remote_code, padding_token,
         )  # fmt: skip
         super().__init__(options, max_length)
+        require("a whole number above 0", max_length=max_length, max_prompt_length=max_prompt_length)
         self.max_prompt_length = max_prompt_length or max_length // 2
         self.demonstrations, self.length_bucketing = demonstrations, length_bucketing
 

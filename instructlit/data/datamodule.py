@@ -21,7 +21,7 @@ from instructlit.data.sources import Sources, as_sources
 from instructlit.data.splits import held_out
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 
 EVALUATED = ("validation", "test")
 """Options whose files change nothing that is trained."""
@@ -46,11 +46,9 @@ class Options:
     padding_token: str | None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"found {self.batch_size}", where="batch_size", expected="a whole number above 0")
-        for name in ("validation_fraction", "max_dropped_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"found {getattr(self, name)}", where=name, expected="a number from 0 to 1")
+        shares = {"validation_fraction": self.validation_fraction, "max_dropped_fraction": self.max_dropped_fraction}
+        require("a whole number above 0", batch_size=self.batch_size)
+        require("a number from 0 to 1", **shares)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from instructlit.data.records import Coder, Measure
 from instructlit.data.sampling import MixedPlan
 from instructlit.data.sources import Sources
 from instructlit.data.tokenization import Encoded, Encoder
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.types import Demonstration, TokenBatch
 
 
@@ -96,6 +96,7 @@ class DemonstrationData(DataModule):
             max_dropped_fraction, tokenizer_revision, trust_remote_code, padding_token,
         )  # fmt: skip
         super().__init__(options, max_length)
+        require("a whole number above 0", max_length=max_length, max_prompt_length=max_prompt_length)
         self.max_prompt_length = max_prompt_length or max_length // 2
         self.pretraining, self.pretraining_fraction = pretraining, pretraining_fraction
         self.length_bucketing = length_bucketing

@@ -11,6 +11,7 @@ from instructlit.data.records import Coder, Measure, Scan
 from instructlit.data.sources import Sources
 from instructlit.data.splits import prompt_key
 from instructlit.data.tokenization import Encoded
+from instructlit.errors import require
 from instructlit.types import Prompt, PromptBatch
 
 _DUPLICATE, _CAPPED = "near duplicates", "beyond the cap of their user"
@@ -81,6 +82,8 @@ class PromptData(DataModule):
             max_dropped_fraction, tokenizer_revision, trust_remote_code, padding_token,
         )  # fmt: skip
         super().__init__(options, None)
+        text = {"pretraining_per_episode": pretraining_per_episode, "pretraining_block_size": pretraining_block_size}
+        require("a whole number above 0", max_prompt_length=max_prompt_length, **text)
         self.max_prompt_length = max_prompt_length
         self.pretraining, self.pretraining_per_episode = pretraining, pretraining_per_episode
         self.pretraining_block_size, self.pretraining_packing = pretraining_block_size, pretraining_packing

@@ -6,6 +6,7 @@ from instructlit.data.collate import collate_tokens
 from instructlit.data.datamodule import DataModule, Options
 from instructlit.data.sources import Sources
 from instructlit.data.tokenization import Encoded
+from instructlit.errors import require
 from instructlit.types import TokenBatch
 
 
@@ -57,6 +58,7 @@ class TextData(DataModule):
             1.0, tokenizer_revision, trust_remote_code, padding_token,
         )  # fmt: skip
         super().__init__(options, block_size)
+        require("a whole number above 0", block_size=block_size)
         self.block_size, self.packing, self.length_bucketing = block_size, packing, length_bucketing
 
     def collate(self, rows: list[Encoded]) -> TokenBatch:

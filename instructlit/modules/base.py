@@ -82,6 +82,8 @@ class StageModule(pl.LightningModule):
         micro_batch_tokens: int | None = None,
     ):
         super().__init__()
+        micro = {"micro_batch_size": micro_batch_size, "micro_batch_tokens": micro_batch_tokens}
+        require("a whole number above 0", "model.init_args.", **micro)
         require("a finite number above 0", "model.init_args.", gradient_clip_norm=gradient_clip_norm)
         self.automatic_optimization = False
         self.make_optimizer = optimizer

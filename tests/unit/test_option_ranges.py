@@ -9,6 +9,7 @@ import pytest
 from stage_helpers import CountVowels, ppo_module, reward_module, sft_module
 
 from instructlit.callbacks import SampleTable, ScoreSamples, Throughput
+from instructlit.data import ComparisonData, DemonstrationData, PromptData, TextData
 from instructlit.errors import Range, UserError, require
 from instructlit.rollout import Shaping
 
@@ -41,7 +42,14 @@ def test_infinity_is_out_of_the_ranges_that_say_so() -> None:
 
 
 @pytest.mark.parametrize("stage", [sft_module, reward_module, ppo_module])
-@pytest.mark.parametrize(("option", "values"), [("gradient_clip_norm", (-1.0, 0.0, math.nan, math.inf))])
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("gradient_clip_norm", (-1.0, 0.0, math.nan, math.inf)),
+        ("micro_batch_size", (0, -1)),
+        ("micro_batch_tokens", (0, -1)),
+    ],
+)
 def test_of_every_stage(stage: Callable[..., Any], option: str, values: tuple[float, ...]) -> None:
     for value in values:
         with pytest.raises(UserError, match=rf"^model\.init_args\.{option}: found {value}"):
@@ -106,3 +114,19 @@ def test_of_callbacks(make: Callable[..., Any], option: str) -> None:
 def test_of_the_time_for_samples_to_be_scored() -> None:
     with pytest.raises(UserError, match=r"^ScoreSamples\.reward_timeout: found nan"):
         ScoreSamples(CountVowels(), "prompts.jsonl", reward_timeout=math.nan)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (DemonstrationData, ("batch_size", "max_length", "max_prompt_length")),
+        (ComparisonData, ("batch_size", "max_length", "max_prompt_length")),
+        (PromptData, ("batch_size", "max_prompt_length", "pretraining_per_episode", "pretraining_block_size")),
+        (TextData, ("batch_size", "block_size")),
+    ],
+)
+def test_of_data(kind: Callable[..., Any], options: tuple[str, ...]) -> None:
+    for option in options:
+        for value in (0, -1):
+            with pytest.raises(UserError, match=rf"^{option}: found {value}"):
+                kind("models/sft", "rows.jsonl", **{option: value})
