@@ -121,6 +121,10 @@ class DataModule(pl.LightningDataModule):
         """Rows of one training batch, over all processes; the episodes of a rollout where the rows are prompts."""
         return self.options.batch_size
 
+    def row_lengths(self) -> dict[str, int]:
+        """Most tokens of a row, by the option that bounds it."""
+        return {} if self.max_length is None else {"max_length": self.max_length}
+
     # Setting up.
 
     def setup(self, stage: str | None = None) -> None:

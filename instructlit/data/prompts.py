@@ -90,6 +90,11 @@ class PromptData(DataModule):
         self.duplicate_prefix, self.max_prompts_per_user = duplicate_prefix, max_prompts_per_user
         self.split_by_user, self.filter_personal_data = split_by_user, filter_personal_data
 
+    def row_lengths(self) -> dict[str, int]:
+        """Those of a prompt, and of a block where there is text."""
+        text = {} if self.pretraining is None else {"pretraining_block_size": self.pretraining_block_size}
+        return {"max_prompt_length": self.max_prompt_length, **text}
+
     def coder(self) -> Coder:
         """The prompt as the policy meets it."""
         encoder, how = self.encoder, self.encoder.identity

@@ -61,6 +61,10 @@ class TextData(DataModule):
         require("a whole number above 0", block_size=block_size)
         self.block_size, self.packing, self.length_bucketing = block_size, packing, length_bucketing
 
+    def row_lengths(self) -> dict[str, int]:
+        """Those of a block."""
+        return {"block_size": self.block_size}
+
     def collate(self, rows: list[Encoded]) -> TokenBatch:
         """A batch of blocks."""
         return collate_tokens(rows, self.tokenizer.pad_token_id)

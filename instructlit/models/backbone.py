@@ -5,6 +5,7 @@ Unlike plain transformers: the dtype is the one asked for, dropout is off unless
 of the config, where it would keep the embedding of eos from being trained (`nn.Embedding(padding_idx=...)`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -214,6 +215,37 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -
             fix="name the model's own tokenizer in data, or a model that was trained with this one",
         )
     return rows - largest - 1
+
+
+def check_positions(backbone: Backbone, lengths: Mapping[str, int], where: str = "model") -> None:
+    """Refuse rows longer than a model with a table of positions can read, before its weights are loaded; warn where
+    positions are computed (RoPE, ALiBi), and those beyond are merely ones that it was not trained on.
+
+    Args:
+        backbone: what is to be loaded.
+        lengths: most tokens of a row, by the options that bound it.
+        where: the option that holds `backbone`, for messages.
+
+    Raises:
+        UserError: a row can be longer than such a table.
+    """
+    config = checked_config(backbone, where).get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    computed = any(name.startswith(("rope", "rotary", "alibi")) for name in config.to_dict())
+    for options, length in lengths.items():
+        if positions is None or length <= positions:
+            continue
+        fault = UserError(
+            f"rows may have {length} tokens, and {where} ({backbone.path}) has {positions} positions",
+            where=options,
+            expected=f"together at most {positions}" if " + " in options else f"at most {positions}",
+            fix=f"lower {options.replace(' + ', ' or ')}, or name a model with more positions",
+        )
+        if not computed:
+            raise fault
+        from lightning.pytorch.utilities import rank_zero_warn  # 75 MiB that most readers of a model do not need
+
+        rank_zero_warn(f"{fault.where}: {fault.what}; beyond them it was not trained")
 
 
 def _other_meaning(backbone: Backbone, vocabulary: dict[str, int]) -> str | None:

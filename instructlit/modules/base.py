@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from instructlit.errors import UserError, require
 from instructlit.losses import LossSum
 from instructlit.models.adapters import frozen_state_names
-from instructlit.models.backbone import Backbone, check_vocabulary
+from instructlit.models.backbone import Backbone, check_positions, check_vocabulary
 from instructlit.models.packed import can_pack
 from instructlit.models.sharded_optimizer import over_shards
 from instructlit.models.sharding import shard
@@ -115,6 +115,11 @@ class StageModule(pl.LightningModule):
         """The models that read the tokenizer's ids, by the option that names them."""
         return {"model.init_args.policy": self.backbone}
 
+    def row_lengths(self) -> dict[str, int]:
+        """Most tokens of a row that the models read, by the options that bound it."""
+        told = getattr(self.trainer.datamodule, "row_lengths", dict)()  # type: ignore[attr-defined]
+        return {f"data.init_args.{option}": tokens for option, tokens in told.items()}
+
     def parents(self) -> dict[str, str]:
         """The models this stage was made from: role to folder or Hub name."""
         return {"init": self.backbone.path}
@@ -192,6 +197,9 @@ class StageModule(pl.LightningModule):
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
         if tokenizer is None:
             return
+        lengths = self.row_lengths()
+        for where, backbone in self.backbones().items():
+            check_positions(backbone, lengths, where)
         spare = {where: check_vocabulary(backbone, tokenizer, where) for where, backbone in self.backbones().items()}
         where, rows = next(iter(spare.items()))
         if rows >= UNUSUAL_ROWS:

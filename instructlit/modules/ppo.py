@@ -198,6 +198,13 @@ class PPOModule(StageModule):
         named = {"policy": self.policy_backbone, "value": self.value_backbone, "reference": self.reference_backbone}
         return {f"model.init_args.{name}": backbone for name, backbone in named.items() if backbone is not None}
 
+    def row_lengths(self) -> dict[str, int]:
+        lengths, prompt = super().row_lengths(), "data.init_args.max_prompt_length"
+        if prompt in lengths:
+            both = f"{prompt} + model.init_args.sampling.max_new_tokens"
+            lengths[both] = lengths.pop(prompt) + self.sampling.max_new_tokens
+        return lengths
+
     def parents(self) -> dict[str, str]:
         found = {"policy": self.policy_backbone.path, "value": self.value_backbone.path}
         if self.reference_backbone:

@@ -51,7 +51,9 @@ def stages(
     def sft() -> tuple[pl.LightningModule, pl.LightningDataModule]:
         # dropout draws from the global random state in every step; two batches an epoch, so the third is mid-epoch
         module = SFTModule(Backbone(str(tiny_gpt2_dir), dropout=0.2), micro_batch_size=3)
-        return module, DemonstrationData(tokenizer, str(demonstrations_file), batch_size=6, validation_fraction=0.2)
+        return module, DemonstrationData(
+            tokenizer, str(demonstrations_file), batch_size=6, validation_fraction=0.2, max_length=128
+        )
 
     def adapters(quantization: Literal["nf4"] | None = None) -> tuple[pl.LightningModule, pl.LightningDataModule]:
         # bitsandbytes wants rows of whole 64-value blocks

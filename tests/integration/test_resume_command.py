@@ -46,6 +46,7 @@ def recipe(model: Path, tokenizer: Path, train: Path) -> dict[str, Any]:
                 "tokenizer": str(tokenizer),
                 "train": str(train),
                 "batch_size": 3,
+                "max_length": 128,
                 "validation_fraction": 0.2,
             },
         },

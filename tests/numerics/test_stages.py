@@ -6,6 +6,7 @@ from functools import partial
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import MAX_POSITIONS
 from stage_helpers import (
     CountVowels,
     FixedBatches,
@@ -22,6 +23,7 @@ from stage_helpers import (
     weights,
 )
 
+from instructlit.data import DemonstrationData, PromptData, TextData
 from instructlit.errors import UserError
 from instructlit.losses import language_loss, ranking_loss
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
@@ -507,6 +509,34 @@ def test_a_schedule_that_waits_for_a_metric_is_refused(tmp_path, tiny_llama_dir,
     module = sft_module(tiny_llama_dir, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     with pytest.raises(UserError, match=r"model\.init_args\.lr_scheduler: ReduceLROnPlateau follows a metric"):
         run(tmp_path, module, char_tokenizer, [token_batch(PAIRS)])
+
+
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        ("sft", "data.init_args.max_length"),
+        ("pretrain", "data.init_args.block_size"),
+        ("ppo", "data.init_args.max_prompt_length + model.init_args.sampling.max_new_tokens"),
+        ("ppo_ptx", "data.init_args.pretraining_block_size"),
+    ],
+)
+def test_rows_longer_than_the_model_can_read_are_refused_before_it_is_loaded(
+    stage, options, tmp_path, tiny_gpt2_dir, demonstrations_file, prompts_file, text_file
+):
+    model, path, text = tiny_gpt2_dir, str(tiny_gpt2_dir), str(text_file)
+    module, data = {
+        "sft": lambda: (sft_module(model), DemonstrationData(path, str(demonstrations_file))),
+        "pretrain": lambda: (sft_module(model), TextData(path, text, block_size=MAX_POSITIONS + 1)),
+        "ppo": lambda: (ppo_module(model), PromptData(path, str(prompts_file), max_prompt_length=MAX_POSITIONS)),
+        "ppo_ptx": lambda: (
+            ppo_module(model),
+            PromptData(path, str(prompts_file), batch_size=4, max_prompt_length=32, pretraining=text),
+        ),
+    }[stage]()
+    with pytest.raises(UserError) as error:
+        trainer(tmp_path).fit(module, datamodule=data)
+    assert error.value.where == options
+    assert module.policy is None
 
 
 def test_the_shift_makes_the_demonstrations_average_zero(tmp_path, tiny_llama_dir, char_tokenizer):

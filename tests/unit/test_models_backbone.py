@@ -13,7 +13,7 @@ from torch import nn
 from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast, T5Config
 
 from instructlit.errors import UserError
-from instructlit.models.backbone import Backbone, check_vocabulary, load_causal_lm, load_scalar_model
+from instructlit.models.backbone import Backbone, check_positions, check_vocabulary, load_causal_lm, load_scalar_model
 from instructlit.models.dropout import configure_dropout, disable_dropout, dropout_fields
 
 
@@ -260,3 +260,16 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(
     config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"ids up to {VOCABULARY - 1}, the model an embedding of {VOCABULARY - 1} rows"):
         check_vocabulary(backbone(tmp_path, random_init=True), char_tokenizer)
+
+
+def test_rows_beyond_a_table_of_positions_are_refused_and_beyond_computed_ones_warned_of(
+    tiny_gpt2_dir: Path, tiny_llama_dir: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for model in (tiny_gpt2_dir, tiny_llama_dir):
+        check_positions(backbone(model), {"data.max_length": MAX_POSITIONS})
+    assert not recwarn.list
+    message = f"^data.max_length: rows may have {MAX_POSITIONS + 1} tokens, and policy .* has {MAX_POSITIONS} positions"
+    with pytest.raises(UserError, match=message):
+        check_positions(backbone(tiny_gpt2_dir), {"data.max_length": MAX_POSITIONS + 1}, "policy")
+    with pytest.warns(UserWarning, match=message):
+        check_positions(backbone(tiny_llama_dir), {"data.max_length": MAX_POSITIONS + 1}, "policy")
