@@ -36,10 +36,11 @@ class ShuffledPlan:
     another.
 
     Args:
-        groups: rows of each source, 1-d int64.
+        groups: rows that share a weight, 1-d int64.
         batch_size: rows of a batch, over all ranks.
         seed: makes the order, together with the epoch.
-        weights: how often each source's rows come in an epoch; fractions take a part of the rows, another each epoch.
+        weights: how often each group's rows come in an epoch; fractions on average over the epochs, however few rows
+            share a weight.
         shuffle: False keeps the rows as they come, in every epoch.
         lengths: tokens of each row, indexed by row; given, rows of like length share a batch (less padding).
     """
@@ -54,8 +55,12 @@ class ShuffledPlan:
         lengths: np.ndarray | None = None,
     ):
         self.groups, self.batch_size, self.seed, self.shuffle, self.lengths = groups, batch_size, seed, shuffle, lengths
-        self.weights = list(weights or [1.0] * len(groups))
-        rows = sum(round(len(group) * weight) for group, weight in zip(groups, self.weights, strict=True))
+        sizes = np.array([len(group) for group in groups])
+        times, fractions = np.divmod(np.array(weights or [1.0] * len(groups)), 1)
+        self._times = times.astype(np.int64).tolist()
+        self._last = np.cumsum([0, *sizes])
+        self._line = np.cumsum([0, *sizes * fractions]).round(6)  # ten times 0.1 is one row
+        rows = int(sizes @ times) + int(self._line[-1])
         self._batches = rows // batch_size
         if not self._batches:
             raise UserError(
@@ -75,16 +80,25 @@ class ShuffledPlan:
 
     def _make_order(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, epoch])
-        parts = []
-        for group, weight in zip(self.groups, self.weights, strict=True):
-            whole, rest = divmod(round(len(group) * weight), len(group)) if len(group) else (0, 0)
-            parts += [group] * whole
-            parts.append(rng.permutation(group)[:rest] if self.shuffle else group[:rest])
-        rows = np.concatenate(parts)
+        mixed = [rng.permutation(group) if self.shuffle else group for group in self.groups]
+        whole = [group for group, times in zip(self.groups, self._times, strict=True) for _ in range(times)]
+        rows = np.concatenate([*whole, self._drawn(np.concatenate(mixed), rng)])
         if not self.shuffle:
             return rows
         rows = rng.permutation(rows)[: self._batches * self.batch_size]
         return rows if self.lengths is None else self._bucketed(rows, rng)
+
+    def _drawn(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The rows that the fractions of the weights add to an epoch, by systematic sampling.
+
+        On a line each row takes as much room as its fraction, one group behind the other, and the row at every whole
+        number is drawn. Where the line begins is random: so each row's chance is its fraction, and an epoch has one row
+        more at most than the fractions' whole sum, which `_batches` counts on.
+        """
+        if not self._line[-1]:
+            return rows[:0]
+        ends = np.interp(np.arange(len(rows) + 1), self._last, self._line)
+        return rows[np.diff(np.floor(ends + (rng.random() if self.shuffle else 0.0))) > 0]
 
     def _bucketed(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Sorts by length within stretches of many batches, then shuffles the batches."""

@@ -17,7 +17,7 @@ class Source:
 
     Args:
         path: a file (.jsonl, .json, .parquet, .csv), a glob, a folder written by `datasets`, or a name on the Hub.
-        weight: how often its rows are seen in an epoch: 2 is twice each, 0.5 every other one (another half each epoch).
+        weight: how often its rows are seen in an epoch: 2 is twice each, 0.5 half of them, drawn anew in every epoch.
         format: "auto", or the one record form its rows must have: native, messages, preference, transcript, sharegpt,
             alpaca, oasst.
         split: the split of a `datasets` folder or Hub name; "train" when not given.

@@ -61,6 +61,16 @@ def test_weights_are_how_often_a_row_comes() -> None:
     assert epoch_of(plan, 1) != epoch_of(plan, 0)
 
 
+def test_rows_of_a_weight_of_their_own_come_as_often_as_it_says() -> None:
+    """Rounded group by group, a lone row of 0.3 would never come and one of 1.6 twice an epoch."""
+    weights = np.linspace(0.2, 1.9, 18)
+    plan = ShuffledPlan([*rows(18).reshape(-1, 1), rows(8, 18)], 1, weights=[*weights, 0.05])
+    epochs = [Counter(epoch_of(plan, epoch)) for epoch in range(1000)]
+    assert {epoch.total() for epoch in epochs} == {int(weights.sum() + 0.4)}
+    times = np.array([sum(epoch[row] for epoch in epochs) for row in range(26)]) / 1000
+    assert times == pytest.approx(np.array([*weights, *[0.05] * 8]), abs=0.06)
+
+
 def test_unshuffled_keeps_the_order() -> None:
     assert epoch_of(ShuffledPlan([rows(4), rows(2, 10)], 2, shuffle=False), 3) == [0, 1, 2, 3, 10, 11]
 
