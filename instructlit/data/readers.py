@@ -266,6 +266,33 @@ def _line_index(path: str) -> tuple[np.ndarray, np.ndarray | None, str]:
     return breaks, np.delete(np.arange(len(breaks)), blank) if blank else None, digest.hexdigest()
 
 
+def _csv_columns(path: str) -> list[str]:
+    """The names in the first line of a CSV file, every row of which has as many cells: a comma that is not in quotes
+    would move the others to columns that are not theirs.
+    """
+    limit = csv.field_size_limit((1 << 31) - 1)  # texts may be longer than the 128 KiB that a cell has by default
+    line = 1
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            columns = next(reader)
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells and len(cells) != len(columns):
+                    raise UserError(
+                        f"found {len(cells)} cells under {len(columns)} names",
+                        where=f"{path}:{line}",
+                        expected="a cell for every name in the first line",
+                        fix="put text that holds a comma, a quote or a line break in double quotes",
+                    )
+                line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"not CSV ({error})", where=f"{path}:{line}", expected="every quote closed") from error
+    finally:
+        csv.field_size_limit(limit)
+    return columns
+
+
 def _ask_hub(name: str) -> None:
     """Fails soon where the Hub has no such dataset or does not answer, where `datasets` would go on trying."""
     from huggingface_hub import HfApi, constants
@@ -286,12 +313,13 @@ def _load_table(source: Source, path: str) -> Any:
             table = datasets.Dataset.from_parquet(path)
         elif path.lower().endswith(".csv"):
             # Everything as text: a completion "42" or "NA" is not a number or a gap.
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                columns = dict.fromkeys(next(csv.reader(file)), datasets.Value("string"))
+            columns = dict.fromkeys(_csv_columns(path), datasets.Value("string"))
             table = datasets.Dataset.from_csv(path, features=datasets.Features(columns), keep_default_na=False)
         else:
             _ask_hub(path)
             table = datasets.load_dataset(path, source.subset, split=wanted)
+    except UserError:
+        raise
     except Exception as error:  # pyarrow, pandas, fsspec and the Hub client all raise their own kinds
         cause = error.__cause__ or error
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]

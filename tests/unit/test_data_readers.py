@@ -132,7 +132,9 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("elements.json", b'[{"prompt": "p"},\n"q"]', "elements.json:2 (record 2): found str"),
     ("deep.jsonl", b"[" * 100_000, "nested too deeply"),
     ("cut.parquet", b"PAR1 and no more", "cut.parquet: could not be read"),
-    ("cut.csv", b'prompt,completion\n"p,c\n', "cut.csv: could not be read"),
+    ("cut.csv", b'prompt,completion\n"p,c\n', "cut.csv:2: not CSV (unexpected end of data)"),
+    ("first.csv", b'prompt,completion\n"a\nb",c,d\ne,f\n', "first.csv:2: found 3 cells under 2 names"),
+    ("short.csv", b'prompt,completion\n"a\nb",c\n\ne\n', "short.csv:5: found 1 cells under 2 names"),
     ("data.txt", b"text", "has the ending .txt"),
     ("data.jsonl.gz", b"\x1f\x8b", "has the ending .gz"),
 ]
