@@ -137,10 +137,10 @@ class Table(Rows):
     def __init__(self, source: Source, path: str):
         super().__init__(source, path)
         self._is_csv = path.lower().endswith(".csv")
-        self._table = _load_table(source, path)
+        self._sha256 = file_hash(path) if Path(path).is_file() else None
+        self._table = _load_table(source, path, self._sha256)
         # What `datasets` wrote is mapped as it lies; of any other file it has made a copy in its cache.
         self._watched = WatchedFolder(sorted(Path(path).rglob("*.arrow")) if Path(path).is_dir() else [])
-        self._sha256 = file_hash(path) if Path(path).is_file() else None
 
     def __len__(self) -> int:
         return len(self._table)
@@ -301,20 +301,26 @@ def _ask_hub(name: str) -> None:
         HfApi().dataset_info(name, timeout=PATIENCE)
 
 
-def _load_table(source: Source, path: str) -> Any:
+def _load_table(source: Source, path: str, sha256: str | None) -> Any:
+    """The Arrow table of a source; `sha256` is of its bytes where it is a file."""
     import datasets
+    from datasets import config
 
     datasets.disable_progress_bars()
+    # `datasets` tells its copies of files apart by path and time alone, which another content may have too.
+    copies = str(Path(config.HF_DATASETS_CACHE) / f"instructlit-{sha256}")
     wanted = source.split or "train"
     try:
         if is_dataset_folder(Path(path)):
             table = datasets.load_from_disk(path, keep_in_memory=False)
         elif path.lower().endswith(".parquet"):
-            table = datasets.Dataset.from_parquet(path)
+            table = datasets.Dataset.from_parquet(path, cache_dir=copies)
         elif path.lower().endswith(".csv"):
             # Everything as text: a completion "42" or "NA" is not a number or a gap.
             columns = dict.fromkeys(_csv_columns(path), datasets.Value("string"))
-            table = datasets.Dataset.from_csv(path, features=datasets.Features(columns), keep_default_na=False)
+            table = datasets.Dataset.from_csv(
+                path, features=datasets.Features(columns), cache_dir=copies, keep_default_na=False
+            )
         else:
             _ask_hub(path)
             table = datasets.load_dataset(path, source.subset, split=wanted)

@@ -1,6 +1,7 @@
 """Files: what can be read, that reading is lazy, and what is said about files that are not what they should be."""
 
 import json
+import os
 import pickle
 import tracemalloc
 from pathlib import Path
@@ -59,6 +60,15 @@ def test_every_kind_of_file(tmp_path: Path, name: str, reader: type, last: str) 
     assert rows[3] == ROWS[3]
     assert rows.where(4).endswith(last)
     assert len(rows.sha256()) == 64
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv"])
+def test_another_file_of_the_same_name_and_time_has_rows_of_its_own(tmp_path: Path, name: str) -> None:
+    """As `cp -p`, `rsync -t` and images of fixed times make them."""
+    for prompt in ("old", "new"):
+        path = write(tmp_path / name, [{"prompt": prompt}])
+        os.utime(path, (1e9, 1e9))
+        assert only(path)[0] == {"prompt": prompt}
 
 
 def test_hash_is_of_the_bytes(tmp_path: Path) -> None:
