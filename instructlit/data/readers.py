@@ -9,6 +9,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from array import array
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from instructlit.data.unchanged import WatchedFile, WatchedFolder, changed, stam
 from instructlit.errors import UserError
 
 _CHUNK = 1 << 22
-_LISTS_IN_CSV = ("completions", "ranks", "ratings", "flags", "policy", "models", "messages", "conversations", "prompt")
+_LISTS_IN_CSV = ("completions", "ranks", "ratings", "flags", "policy", "models", "messages", "conversations")
+_MESSAGES_IN_CSV = ("prompt", "completion", "chosen", "rejected")
 
 
 class Rows(ABC):
@@ -165,11 +167,29 @@ class Table(Rows):
     def _from_csv(self, row: dict[str, Any], index: int) -> dict[str, Any]:
         """Cells are text; lists stand in a cell as JSON. An empty cell of an optional field is no value."""
         for key, cell in list(row.items()):
-            if key in _LISTS_IN_CSV and cell.startswith(("[{", '["') if key in ("prompt", "policy") else "["):
+            if key in _LISTS_IN_CSV and cell.startswith("["):
                 row[key] = _parse(cell.encode(), f"{self.where(index)}: {key}")
-            elif cell == "" and key not in ("prompt", "completion", "text", "output", "chosen", "rejected", "input"):
+            elif key in _MESSAGES_IN_CSV:
+                row[key] = _messages_or_text(cell)
+            elif cell == "" and key not in ("text", "output", "input"):
                 del row[key]
+            elif key == "weight":
+                with suppress(ValueError):  # what is no number is told with the field
+                    row[key] = float(cell)
         return row
+
+
+def _messages_or_text(cell: str) -> Any:
+    """A cell as the messages that it lists in JSON (or the one of ShareGPT), else as the text it is."""
+    if not cell.startswith(("[", "{")):
+        return cell
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    messages = value if isinstance(value, list) else [value]
+    keys = {"role", "content"} if isinstance(value, list) else {"from", "value"}
+    return value if messages and all(isinstance(m, dict) and keys <= m.keys() for m in messages) else cell
 
 
 def _without_none(value: Any) -> Any:
@@ -316,8 +336,10 @@ def _load_table(source: Source, path: str, sha256: str | None) -> Any:
         elif path.lower().endswith(".parquet"):
             table = datasets.Dataset.from_parquet(path, cache_dir=copies)
         elif path.lower().endswith(".csv"):
-            # Everything as text: a completion "42" or "NA" is not a number or a gap.
-            columns = dict.fromkeys(_csv_columns(path), datasets.Value("string"))
+            # Everything as text: a completion "42" or "NA" is not a number or a gap. A column without a name, such as
+            # the index that pandas writes, has the name that pandas gives it when it reads.
+            names = [name or f"Unnamed: {i}" for i, name in enumerate(_csv_columns(path))]
+            columns = dict.fromkeys(names, datasets.Value("string"))
             table = datasets.Dataset.from_csv(
                 path, features=datasets.Features(columns), cache_dir=copies, keep_default_na=False
             )

@@ -1,5 +1,6 @@
 """Files: what can be read, that reading is lazy, and what is said about files that are not what they should be."""
 
+import csv
 import json
 import os
 import pickle
@@ -86,6 +87,24 @@ def test_comparisons_from_csv_and_parquet(tmp_path: Path) -> None:
     assert only(write(tmp_path / "a.csv", cells))[0] == rows[0]
     empty = write(tmp_path / "b.csv", [{"prompt": "p", "completion": "", "labeler": ""}])
     assert only(empty)[0] == {"prompt": "p", "completion": ""}
+
+
+def test_messages_numbers_and_text_in_cells_of_csv(tmp_path: Path) -> None:
+    """A cell is a list of messages only where it is one; text may begin with any bracket."""
+    user, good, bad = ([{"role": r, "content": c}] for r, c in (("user", "hi"), ("assistant", "g"), ("assistant", "b")))
+    texts = ['["b", "a"]: sort this', '["b", "a"]', '[{"id": 1}]']
+    rows: list[dict[str, Any]] = [
+        {"prompt": user, "chosen": good, "rejected": bad, "weight": 2.0},
+        {"prompt": texts[0], "chosen": {"from": "gpt", "value": "g"}, "rejected": "", "weight": 0.5},
+        dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)),
+        {"prompt": "p", "chosen": "[", "rejected": "{", "weight": "much"},
+    ]
+    names = ("prompt", "chosen", "rejected", "weight")
+    table = [[v if isinstance(v := row.get(name, ""), str) else json.dumps(v) for name in names] for row in rows]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["", *names], *([i, *cells] for i, cells in enumerate(table))])  # as pandas writes
+    read = only(str(tmp_path / "a.csv"))
+    assert [{name: read[i][name] for name in names if name in read[i]} for i in range(len(read))] == rows
 
 
 def test_fields_that_arrow_fills_in_are_gone_again(tmp_path: Path) -> None:
