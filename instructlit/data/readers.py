@@ -142,7 +142,8 @@ class Table(Rows):
         self._sha256 = file_hash(path) if Path(path).is_file() else None
         self._table = _load_table(source, path, self._sha256)
         # What `datasets` wrote is mapped as it lies; of any other file it has made a copy in its cache.
-        self._watched = WatchedFolder(sorted(Path(path).rglob("*.arrow")) if Path(path).is_dir() else [])
+        self._arrow_files = _arrow_files(Path(path))
+        self._watched = WatchedFolder(self._arrow_files)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -156,11 +157,11 @@ class Table(Rows):
         return f"{self.path}: row {index + 1}"
 
     def sha256(self) -> str:
-        """Hash of the file, or of all Arrow files of a folder; of a Hub dataset, its fingerprint."""
+        """Hash of the file, or of a folder's Arrow files; of a Hub dataset, its fingerprint."""
         if self._sha256 is None:
             told = self._table._fingerprint
-            if Path(self.path).is_dir():
-                told = "".join(file_hash(str(p)) for p in sorted(Path(self.path).rglob("*.arrow")))
+            if self._arrow_files:
+                told = "".join(file_hash(str(p)) for p in self._arrow_files)
             self._sha256 = hashlib.sha256(told.encode()).hexdigest()
         return self._sha256
 
@@ -177,6 +178,14 @@ class Table(Rows):
                 with suppress(ValueError):  # what is no number is told with the field
                     row[key] = float(cell)
         return row
+
+
+def _arrow_files(folder: Path) -> list[Path]:
+    """The files that the data set of a folder is made of, sorted: beside them lies what other programs have made of it.
+    Of any other path none.
+    """
+    states = {state.parent: json.loads(state.read_text(encoding="utf-8")) for state in folder.rglob("state.json")}
+    return sorted(parent / part["filename"] for parent, state in states.items() for part in state["_data_files"])
 
 
 def _messages_or_text(cell: str) -> Any:
@@ -215,6 +224,14 @@ def file_hash(path: str) -> str:
 
 
 def _open(source: Source, path: str) -> Rows:
+    for name, found in (("subset", source.subset), ("split", None if is_dataset_folder(Path(path)) else source.split)):
+        if found and Path(path).exists():
+            raise UserError(
+                f"found {found!r}",
+                where=f"source {path}: {name}",
+                expected=f"none: the path has no {name}s",
+                fix=f"take `{name}` away, or name the file that holds it",
+            )
     if not Path(path).is_file():
         return Table(source, path)
     if not Path(path).stat().st_size:
@@ -364,6 +381,9 @@ def _load_table(source: Source, path: str, sha256: str | None) -> Any:
                 f"no split {wanted!r}", where=path, expected=f"one of {', '.join(map(str, table))}", fix="set `split`"
             )
         table = table[wanted]
+    elif source.split and str(table.split) != source.split:
+        is_one = f"the one that it is, {table.split}" if table.split else "none: the folder is not parted into splits"
+        raise UserError(f"no split {wanted!r}", where=path, expected=is_one, fix="take `split` away")
     if not len(table):
         raise UserError("no rows", where=path, expected="at least one row")
     return table

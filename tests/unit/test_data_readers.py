@@ -138,6 +138,33 @@ def test_globs_lists_and_splits(tmp_path: Path) -> None:
         only(str(tmp_path / "both"), split="dev")
 
 
+def test_a_split_that_cannot_be_chosen_is_an_error(tmp_path: Path) -> None:
+    import datasets
+
+    file, folder = write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "folder", ROWS)
+    with pytest.raises(UserError, match=r"a\.jsonl: split: found 'test'"):
+        only(file, split="test")
+    with pytest.raises(UserError, match="folder: subset: found 'en'"):
+        only(folder, subset="en")
+    with pytest.raises(UserError, match=r"folder: no split 'test'\n  expected: none"):
+        only(folder, split="test")
+    dev = datasets.Dataset.from_list(ROWS, split=datasets.Split("dev"))
+    dev.save_to_disk(str(tmp_path / "dev"))
+    assert len(only(str(tmp_path / "dev"), split="dev")) == len(ROWS)
+    with pytest.raises(UserError, match=r"no split 'test'\n  expected: the one that it is, dev"):
+        only(str(tmp_path / "dev"), split="test")
+
+
+def test_what_others_put_into_a_folder_is_not_in_its_hash(tmp_path: Path) -> None:
+    import datasets
+
+    path = write(tmp_path / "folder", ROWS)
+    before = only(path).sha256()
+    datasets.load_from_disk(path).map(lambda row: {"n": 1})
+    assert len(list(Path(path).glob("*.arrow"))) == 2
+    assert only(path).sha256() == before
+
+
 def test_a_reader_can_be_sent_to_a_worker(tmp_path: Path) -> None:
     rows = only(write(tmp_path / "a.jsonl", ROWS))
     assert rows[1] == ROWS[1]
