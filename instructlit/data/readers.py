@@ -47,9 +47,10 @@ class Rows(ABC):
         """Hash of the bytes that were read when the run began, for the record of what a model was made from."""
 
     def _as_row(self, value: Any, index: int) -> dict[str, Any]:
+        """The fields that a row has, those that are null left out."""
         if not isinstance(value, dict):
             raise UserError(f"found {type(value).__name__}", where=self.where(index), expected="an object with fields")
-        return value
+        return _without_none(value)
 
 
 class JsonLines(Rows):
@@ -150,7 +151,7 @@ class Table(Rows):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         self._watched.check()
-        row = _without_none(self._table[index])
+        row = self._as_row(self._table[index], index)
         return self._from_csv(row, index) if self._is_csv else row
 
     def where(self, index: int) -> str:
@@ -202,7 +203,9 @@ def _messages_or_text(cell: str) -> Any:
 
 
 def _without_none(value: Any) -> Any:
-    """Arrow fills every field that some other row has; None is "no such field" again."""
+    """Arrow fills every field that some other row has, and so do the lines that pandas and `datasets` write of a table;
+    None is "no such field" again.
+    """
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list) else value

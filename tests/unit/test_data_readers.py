@@ -107,9 +107,10 @@ def test_messages_numbers_and_text_in_cells_of_csv(tmp_path: Path) -> None:
     assert [{name: read[i][name] for name in names if name in read[i]} for i in range(len(read))] == rows
 
 
-def test_fields_that_arrow_fills_in_are_gone_again(tmp_path: Path) -> None:
-    rows = [{"prompt": "p", "user": "u"}, {"prompt": "q", "user": None}]
-    assert only(write(tmp_path / "a.parquet", rows))[1] == {"prompt": "q"}
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.json"])
+def test_fields_that_a_table_fills_in_are_gone_again(tmp_path: Path, name: str) -> None:
+    rows = [{"prompt": "p", "ratings": [1, 2], "user": "u"}, {"prompt": "q", "ratings": None, "user": None}]
+    assert only(write(tmp_path / name, rows))[1] == {"prompt": "q"}
 
 
 def test_lines_of_a_json_file_and_a_mark_at_its_start(tmp_path: Path) -> None:
