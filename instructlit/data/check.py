@@ -137,7 +137,9 @@ class _Counter:
             self.lengths["whole"][len(self.encoder.document(record.text)) if self.encoder else len(record.text)] += 1
             return
         prompt = prompt_key(record.prompt)
-        self._prompt(prompt)
+        self.prompts.append(hash64(prompt))
+        self.prefixes.append(prefix_hash(record.prompt, self.prefix))
+        report.personal_data += personal_data(prompt) is not None
         report.conversations += isinstance(record.prompt, list)
         if isinstance(record, Demonstration):
             self.records.append(hash64(f"{prompt}\0{record.completion}"))
@@ -162,11 +164,6 @@ class _Counter:
         if isinstance(record, Comparison):
             return [self.encoder.example(record.prompt, completion) for completion in record.completions]
         return [Encoded(self.encoder.prompt(record.prompt), 0)]
-
-    def _prompt(self, prompt: str) -> None:
-        self.prompts.append(hash64(prompt))
-        self.prefixes.append(prefix_hash(prompt, self.prefix))
-        self.report.personal_data += personal_data(prompt) is not None
 
     def _example(
         self, record: Demonstration | Comparison, completion: str, measured: Measure, sequence: list[Encoded]

@@ -70,6 +70,14 @@ def test_all_wrong_rows_are_counted_and_the_first_shown(check: Any, jsonl: Calla
     assert says(report, "fatal", "8 wrong rows")
 
 
+def test_a_system_message_that_all_share_makes_no_near_duplicates(check: Any, jsonl: Callable[..., Path]) -> None:
+    """As in training, which leaves system messages out of what prompts share."""
+    system = {"role": "system", "content": "Be helpful. " * 20}
+    prompts = [[system, {"role": "user", "content": text}] for text in ("Name a fruit", "What is red", "name a  fruit")]
+    _, report = check(jsonl("p", [{"prompt": prompt} for prompt in prompts]), kind="prompt")
+    assert report["sources"][0]["near_duplicates"] == 1
+
+
 def test_a_broken_line_in_the_middle(check: Any, tmp_path: Path, tokenizer: str) -> None:
     file = tmp_path / "d.jsonl"
     file.write_text('{"prompt": "p", "completion": "c"}\n{"prompt": "p", "comp\n{"prompt": "q", "completion": "c"}\n')
