@@ -147,12 +147,15 @@ def _walk(fields: Fields, kind: str, node: dict[str, Any], before: list[Message]
 def _node_records(
     fields: Fields, kind: str, turns: list[Message], replies: list[dict[str, Any]], place: str
 ) -> Iterator[Any]:
-    ranked = sorted((reply for reply in replies if isinstance(reply.get("rank"), int)), key=lambda reply: reply["rank"])
-    texts = [fields.as_text(reply.get("text"), f"{place}.replies.text") for reply in ranked or replies]
+    ranks = [fields.rank(reply.get("rank"), f"{place}.replies[{i}].rank") for i, reply in enumerate(replies)]
+    ranked = [(rank, reply) for rank, reply in zip(ranks, replies, strict=True) if rank is not None]
+    ranked.sort(key=lambda pair: pair[0])
+    best_first = [reply for _, reply in ranked] or replies
+    texts = [fields.as_text(reply.get("text"), f"{place}.replies.text") for reply in best_first]
     if kind == "prompt":
         yield Prompt(turns)
     elif kind == "comparison" and len(ranked) >= 2:
-        order = sorted({reply["rank"] for reply in ranked})
-        yield Comparison(turns, texts, [order.index(reply["rank"]) + 1 for reply in ranked])
+        order = sorted({rank for rank, _ in ranked})
+        yield Comparison(turns, texts, [order.index(rank) + 1 for rank, _ in ranked])
     elif kind == "demonstration" and texts:
         yield Demonstration(turns, texts[0])

@@ -130,6 +130,15 @@ class Fields:
                 self.wrong(f"{name}[{i}]", f"found {_kind(number)}", expected)
         return list(value)
 
+    def rank(self, value: Any, name: str) -> int | None:
+        """An optional whole number of a tree, which is a float where pandas has met a message without one."""
+        if value is None:
+            return None
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or value % 1 != 0:  # of what is not finite the remainder is not a number
+            self.wrong(name, f"found {_kind(value)}", "a whole number")
+        return int(value)
+
     def flags(self, name: str, length: int) -> list[dict[str, bool]]:
         """One dict of yes/no flags for each completion."""
         expected = f"a list of {length} objects of true or false values"

@@ -156,6 +156,13 @@ def test_trees() -> None:
     assert prompts == [Prompt([USER]), Prompt(further)]
 
 
+def test_ranks_of_trees_that_pandas_made_floats() -> None:
+    replies = [tree_node("What", "assistant", rank=1.0), tree_node("Hello", "assistant", rank=0.0)]
+    tree = {"message_tree_id": "t", "prompt": tree_node("Hi", "prompter", replies)}
+    assert read(tree, "comparison") == Comparison([USER], ["Hello", "What"], [1, 2])
+    assert read(tree, "demonstration") == Demonstration([USER], "Hello")
+
+
 def native(**changes: Any) -> dict[str, Any]:
     row = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]} | changes
     return {name: value for name, value in row.items() if value is not ...}
@@ -228,6 +235,16 @@ WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
         {"message_tree_id": "t", "prompt": tree_node("x", "bot")},
         "prompt.role",
         "'bot'",
+    ),
+    *(
+        (
+            f"rank {rank!r} in a tree",
+            "comparison",
+            {"message_tree_id": "t", "prompt": tree_node("x", "prompter", [tree_node("y", "assistant", rank=rank)])},
+            "prompt.replies[0].rank",
+            "found",
+        )
+        for rank in (0.5, float("nan"), float("inf"), "0", True)
     ),
     ("text that is none", "text", {"text": ["a"]}, "text", "found a list of 1"),
 ]
