@@ -8,6 +8,7 @@ from instructlit.data.fields import Fields
 from instructlit.types import Comparison, Demonstration, Message, Prompt, PromptText
 
 _SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ANSWER = "\n\nAssistant:"
 
@@ -133,11 +134,10 @@ def tree_records(fields: Fields, kind: str) -> Iterator[Demonstration | Comparis
 
 
 def _walk(fields: Fields, kind: str, node: dict[str, Any], before: list[Message], place: str) -> Iterator[Any]:
-    role = {"prompter": "user", "assistant": "assistant"}.get(node.get("role", ""))
-    if role is None:
-        fields.wrong(f"{place}.role", f"found {node.get('role')!r}", "prompter or assistant")
+    role = fields.role(node.get("role"), f"{place}.role", _TREE_ROLES)
     turns = [*before, {"role": role, "content": fields.as_text(node.get("text"), f"{place}.text", blank=False)}]
-    replies = [reply for reply in node.get("replies") or [] if not reply.get("deleted")]
+    replies = fields.objects(node.get("replies") or [], f"{place}.replies")
+    replies = [reply for reply in replies if not reply.get("deleted")]
     if role == "user":
         yield from _node_records(fields, kind, turns, replies, place)
     for i, reply in enumerate(replies):

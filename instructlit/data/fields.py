@@ -93,11 +93,15 @@ class Fields:
             if not isinstance(entry, dict) or role not in entry or content not in entry:
                 found = f"keys {', '.join(map(repr, entry))}" if isinstance(entry, dict) else _kind(entry)
                 self.wrong(place, f"found {found}", f"a message with {role!r} and {content!r}")
-            if entry[role] not in known:
-                self.wrong(f"{place}.{role}", f"found {entry[role]!r}", f"one of {', '.join(known)}")
-            text = self.as_text(entry[content], f"{place}.{content}")
-            messages.append({"role": known[entry[role]], "content": text})
+            who = self.role(entry[role], f"{place}.{role}", known)
+            messages.append({"role": who, "content": self.as_text(entry[content], f"{place}.{content}")})
         return messages
+
+    def role(self, value: Any, name: str, known: dict[str, str]) -> str:
+        """Our name of a role; `known` has those of a format."""
+        if not isinstance(value, str) or value not in known:
+            self.wrong(name, f"found {value!r}", f"one of {', '.join(known)}")
+        return known[value]
 
     def answer(self, value: Any, name: str) -> str:
         """A completion: text, or a list of exactly one assistant message."""
@@ -129,6 +133,12 @@ class Fields:
             if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
                 self.wrong(f"{name}[{i}]", f"found {_kind(number)}", expected)
         return list(value)
+
+    def objects(self, value: Any, name: str) -> list[dict[str, Any]]:
+        """`value` as a list of objects."""
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            self.wrong(name, f"found {_kind(value)}", "a list of objects")
+        return value
 
     def rank(self, value: Any, name: str) -> int | None:
         """An optional whole number of a tree, which is a float where pandas has met a message without one."""

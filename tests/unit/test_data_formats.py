@@ -127,7 +127,7 @@ def test_prompts_of_conversations_leave_the_answer_out() -> None:
     assert read({"prompt": "p", "completion": "c"}, "prompt") == Prompt("p")
 
 
-def tree_node(text: str, role: str, replies: list[Any] | None = None, **more: Any) -> dict[str, Any]:
+def tree_node(text: str, role: Any, replies: list[Any] | None = None, **more: Any) -> dict[str, Any]:
     return {"text": text, "role": role, "replies": replies or [], **more}
 
 
@@ -180,6 +180,7 @@ WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("comparison for demonstration", "demonstration", {"chosen": "a", "rejected": "b"}, "chosen", "is a comparison"),
     ("no message", "demonstration", {"messages": []}, "messages", "found a list of 0"),
     ("unknown role", "demonstration", {"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role", "'bot'"),
+    ("role as list", "demonstration", {"messages": [{"role": ["u"], "content": ""}]}, "messages[0].role", "['u']"),
     ("no content", "demonstration", {"messages": [{"role": "user"}]}, "messages[0]", "found keys 'role'"),
     (
         "content in parts",
@@ -230,11 +231,28 @@ WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("earlier turns", "demonstration", {"instruction": "i", "output": "o", "history": [1]}, "history", "earlier turns"),
     ("tree without root", "comparison", {"message_tree_id": "t", "prompt": "x"}, "prompt", "no message"),
     (
+        "role of a tree as list",
+        "comparison",
+        {"message_tree_id": "t", "prompt": tree_node("x", ["prompter"])},
+        "prompt.role",
+        "['prompter']",
+    ),
+    (
         "tree of another role",
         "comparison",
         {"message_tree_id": "t", "prompt": tree_node("x", "bot")},
         "prompt.role",
         "'bot'",
+    ),
+    *(
+        (
+            f"replies {replies!r} in a tree",
+            "comparison",
+            {"message_tree_id": "t", "prompt": {"text": "x", "role": "prompter", "replies": replies}},
+            "prompt.replies",
+            "found",
+        )
+        for replies in (["a"], "abc", {"text": "a"})
     ),
     *(
         (
