@@ -45,9 +45,16 @@ class Renderer:
     """
 
     def __init__(self, tokenizer: Any, template: str = "auto"):
-        self.tokenizer = tokenizer
+        self.tokenizer, own = tokenizer, tokenizer.chat_template
         if template not in ("auto", "plain"):
             tokenizer.chat_template = self._template_text(template)
+        elif template == "auto" and isinstance(own, dict) and "default" not in own:
+            raise UserError(
+                f"the tokenizer has the chat templates {', '.join(own)} and none by the name default",
+                where="template",
+                expected="one chat template, or one of several that is called default",
+                fix="put the one that is meant into a Jinja file and name it",
+            )
         self.uses_template = template != "plain" and tokenizer.chat_template is not None
         self._lead = self._tail = self._after_prompt = ""
         if self.uses_template:

@@ -108,6 +108,14 @@ def test_a_template_from_a_file_and_as_text(tmp_path: Path) -> None:
         renderer(option="trun")
 
 
+def test_several_templates_and_no_default() -> None:
+    tokenizer = make_char_tokenizer()
+    tokenizer.chat_template = {"rag": OPENED, "tool_use": OPENED}
+    with pytest.raises(UserError, match="template: the tokenizer has the chat templates rag, tool_use"):
+        Renderer(tokenizer)
+    assert Renderer(tokenizer, OPENED).prompt("U") == "<user>U<eos><assistant>"
+
+
 def test_roles_that_a_template_refuses() -> None:
     picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + OPENED
     with pytest.raises(UserError, match=r"refuses the roles system, user, assistant, user: no system"):
