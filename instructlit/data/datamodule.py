@@ -48,6 +48,7 @@ class Options:
     def __post_init__(self) -> None:
         shares = {"validation_fraction": self.validation_fraction, "max_dropped_fraction": self.max_dropped_fraction}
         require("a whole number above 0", batch_size=self.batch_size)
+        require("a whole number, 0 or more", num_workers=self.num_workers, seed=self.seed)
         require("a number from 0 to 1", **shares)
 
 

@@ -31,7 +31,7 @@ class Source:
     subset: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
+        if not 0 < self.weight < float("inf"):
             raise UserError(f"weight {self.weight}", where=f"source {self.path}: weight", expected="a number above 0")
 
     @property

@@ -345,8 +345,19 @@ def test_workers_change_nothing(tokenizer: str, demonstrations_file: Path, text_
 
 
 def test_options_that_cannot_be(tokenizer: str) -> None:
-    with pytest.raises(UserError, match="batch_size: found 0"):
-        DemonstrationData(tokenizer, "x", batch_size=0)
+    wrong: list[tuple[Any, str, int]] = [
+        (DemonstrationData, "batch_size", 0),
+        (DemonstrationData, "max_length", 0),
+        (DemonstrationData, "seed", -1),
+        (DemonstrationData, "num_workers", -1),
+        (TextData, "block_size", 0),
+        (PromptData, "max_prompt_length", 0),
+        (PromptData, "pretraining_per_episode", 0),
+        (PromptData, "pretraining_block_size", 0),
+    ]
+    for kind, option, value in wrong:
+        with pytest.raises(UserError, match=f"{option}: found {value}"):
+            kind(tokenizer, "x", **{option: value})
     with pytest.raises(UserError, match="validation_fraction: found 5"):
         DemonstrationData(tokenizer, "x", validation_fraction=5)
     with pytest.raises(UserError, match="train: no such file"):

@@ -215,8 +215,9 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         open_source(Source(str(tmp_path / "*.csv")), "train")
     with pytest.raises(UserError, match=r"name the files in it: .*\*.jsonl"):
         open_source(Source(str(tmp_path)), "train")
-    with pytest.raises(UserError, match="weight 0"):
-        Source("x", weight=0)
+    for weight in (0, float("inf"), float("nan")):
+        with pytest.raises(UserError, match=f"weight {weight}"):
+            Source("x", weight=weight)
 
 
 def test_a_hub_name_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
