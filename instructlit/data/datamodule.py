@@ -191,6 +191,14 @@ class DataModule(pl.LightningDataModule):
             report.require(self.options.max_dropped_fraction, self.hygiene_reasons)
         elif chosen.all():
             report.require(1.0, self.hygiene_reasons)
+        elif not report.kept:
+            reasons = ", ".join(scanned.reasons[i] for i in np.unique(scanned.reason[chosen]))
+            raise UserError(
+                f"the {int(chosen.sum()):,} {self.kind}s that are held out would all be dropped: {reasons}",
+                where="validation_fraction",
+                expected="at least one that can be validated on",
+                fix="raise validation_fraction, name files as `validation`, or hold nothing out with 0",
+            )
         else:
             report.dropped.clear()  # said with the training split, which was read from the same rows
         self.report.splits.append(report)

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from instructlit.data import ComparisonData, DemonstrationData, PromptData, Source, TextData
 from instructlit.data.datamodule import DataModule
+from instructlit.data.splits import hash64, prompt_key
 from instructlit.errors import UserError
 from instructlit.types import ComparisonBatch, PromptBatch, TokenBatch
 
@@ -158,6 +159,14 @@ def test_nothing_left_says_why(tokenizer: str, jsonl: Callable[..., Path]) -> No
     file = str(jsonl("d", long_rows(5, 5)))
     with pytest.raises(UserError, match=r"train: nothing of the 5 demonstrations is left: .*over 8 tokens"):
         ready(DemonstrationData(tokenizer, file, max_length=16, batch_size=1, max_dropped_fraction=1.0))
+
+
+def test_nothing_left_of_what_is_held_out_is_an_error(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    """Else the run has no validation, and ends with a metric that was never logged."""
+    rows = sorted(DEMONSTRATIONS, key=lambda row: hash64(prompt_key(row["prompt"])))
+    rows[0] = {**rows[0], "completion": ""}
+    with pytest.raises(UserError, match=r"validation_fraction: the 1 .* held out would all be dropped: .* empty compl"):
+        ready(DemonstrationData(tokenizer, str(jsonl("d", rows)), validation_fraction=1e-6, batch_size=2))
 
 
 def test_a_wrong_row_names_its_file_and_line(tokenizer: str, jsonl: Callable[..., Path]) -> None:
