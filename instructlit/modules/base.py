@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed, nn
@@ -284,8 +285,9 @@ class StageModule(pl.LightningModule):
         for logger in self.trainer.loggers:
             getattr(logger, "rewind", lambda _: None)(done)
         self.guard.load_state_dict(kept["guard"])
-        # Lightning would put back the settings of the schedule that was saved; this run's goes there by itself.
-        self._updates_done, checkpoint["lr_schedulers"] = checkpoint["global_step"], []
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            # Lightning would put back the settings of the schedule that was saved; this run's goes there by itself.
+            self._updates_done, checkpoint["lr_schedulers"] = checkpoint["global_step"], []
 
     # -- one optimiser step ----------------------------------------------------------------------------------------
 

@@ -189,6 +189,19 @@ def test_what_an_optimiser_counts_in_its_groups_is_no_setting() -> None:
     assert (then.param_groups[0]["lr"], then.param_groups[0]["steps"]) == (0.2, 1)
 
 
+def test_a_run_after_a_test_of_a_checkpoint_begins_its_schedule_at_the_beginning(
+    stages: dict[str, Stage], tmp_path: Path
+) -> None:
+    fit(stages["sft"], tmp_path, 3)
+    module, data = stages["sft"]()
+    data.test_dataloader = lambda: data.val_dataloader()  # type: ignore[method-assign]
+    recorder = Recorder()
+    again = trainer(tmp_path, callbacks=[recorder], max_steps=1)
+    again.test(module, datamodule=data, ckpt_path=tmp_path / "last.ckpt", weights_only=True, verbose=False)
+    again.fit(module, datamodule=data)
+    assert recorder.rows[0]["sft/lr"] == pytest.approx(9.65e-6)
+
+
 def test_a_checkpoint_of_another_stage_is_refused(stages: dict[str, Stage], tmp_path: Path) -> None:
     fit(stages["sft"], tmp_path / "sft", 1)
     with pytest.raises(UserError, match=r"ckpt_path: the checkpoint is of stage sft, this run is reward"):
