@@ -68,8 +68,9 @@ def export(
     _check_share("validation_fraction", validation_fraction)
     if min_agreement is not None:
         _check_share("min_agreement", min_agreement)
-    found = Exported()
-    kept = _latest(list(labels), found.left_out)
+    given = list(labels)
+    kept = latest(given)
+    found = Exported(left_out=Counter([REVISED] * (len(given) - len(kept))))
     _check_weights(weights or {}, {label.labeler for label in kept})
     unfit = {prompt_key(label.prompt) for label in kept if label.reported}
     disputed = _disputed(kept, min_agreement) if min_agreement is not None else set()
@@ -123,14 +124,9 @@ def _reason(label: Label, unfit: set[str], disputed: set[str], weight: float) ->
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _latest(labels: Sequence[Label], left_out: Counter[str]) -> list[Label]:
+def latest(labels: Iterable[Label]) -> list[Label]:
     """The last label of every labeler on every task, in the order of the first."""
-    latest: dict[tuple[str, str], Label] = {}
-    for label in labels:
-        left_out[REVISED] += (label.task, label.labeler) in latest
-        latest[label.task, label.labeler] = label
-    left_out += Counter()  # drops the entries that are 0
-    return list(latest.values())
+    return list({(label.task, label.labeler): label for label in labels}.values())
 
 
 def by_task(labels: Iterable[Label]) -> dict[str, list[Label]]:

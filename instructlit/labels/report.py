@@ -7,19 +7,21 @@ from itertools import combinations
 from typing import Any
 
 from instructlit.agreement import Share, fleiss_kappa, krippendorff_alpha, pair_agreement, pairwise, share
-from instructlit.labels.export import aligned, by_task, rankings
+from instructlit.labels.export import aligned, by_task, latest, rankings
 from instructlit.labels.records import Label
 
 
 def agreement_report(labels: Iterable[Label]) -> dict[str, Any]:
     """What the labelers of the same tasks agree on, as plain JSON values; null where nothing can be said.
 
+    Of two labels of one task by one labeler the later counts.
+
     Returns:
         `pairwise` (agreement, half_width, pairs, tasks), `alpha_ranks` and `alpha_ratings` (Krippendorff, ordinal),
         `kappa_flags` (Fleiss, by flag), `labelers` (each one's pairwise agreement with the others), `tasks` and
         `overlapping_tasks`.
     """
-    tasks = by_task(labels)
+    tasks = by_task(latest(labels))
     shared = [group for group in tasks.values() if len(group) > 1]
     return {
         "tasks": len(tasks),

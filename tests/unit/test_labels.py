@@ -266,6 +266,13 @@ def test_agreement_report_by_hand() -> None:
     assert found["alpha_ratings"] is None
 
 
+def test_nobody_agrees_with_themselves() -> None:
+    labels = [label(ranks=[3, 2, 1]), label(), label(labeler="bob")]
+    found = agreement_report(labels)
+    assert (found["pairwise"]["agreement"], found["pairwise"]["pairs"]) == (1.0, 3), "anna's later label and bob's"
+    assert agreement_report(labels[:2])["overlapping_tasks"] == 0
+
+
 def test_weights_out_of_range_and_strangers_are_refused() -> None:
     with pytest.raises(UserError, match="did you mean anna"):
         export([label()], 0.0, {"ana": 2.0})
