@@ -68,16 +68,14 @@ def export(
     _check_share("validation_fraction", validation_fraction)
     if min_agreement is not None:
         _check_share("min_agreement", min_agreement)
-    given = list(labels)
-    kept = latest(given)
-    found = Exported(left_out=Counter([REVISED] * (len(given) - len(kept))))
+    kept, left_out = usable(labels)
+    found = Exported(left_out=left_out)
     _check_weights(weights or {}, {label.labeler for label in kept})
-    unfit = {prompt_key(label.prompt) for label in kept if label.reported}
     disputed = _disputed(kept, min_agreement) if min_agreement is not None else set()
     rows: list[tuple[Label, dict[str, Any]]] = []
     for label in kept:
         weight = (weights or {}).get(label.labeler, 1.0)
-        reason = _reason(label, unfit, disputed, weight)
+        reason = _reason(label, disputed, weight)
         if reason:
             found.left_out[reason] += 1
         else:
@@ -112,11 +110,25 @@ def row(label: Label, weight: float = 1.0) -> dict[str, Any]:
     return made | {name: value for name, value in told.items() if value is not None}
 
 
-def _reason(label: Label, unfit: set[str], disputed: set[str], weight: float) -> str | None:
-    """Why a label makes no row."""
+def usable(labels: Iterable[Label]) -> tuple[list[Label], Counter[str]]:
+    """Each labeler's last label of a task, if it is an answer and nobody reported the prompt; the others by reason."""
+    given = list(labels)
+    last = latest(given)
+    unfit = {prompt_key(label.prompt) for label in last if label.reported}
+    left_out, kept = Counter([REVISED] * (len(given) - len(last))), []
+    for label in last:
+        if label.skipped is not None:
+            left_out[SKIPPED] += 1
+        elif prompt_key(label.prompt) in unfit:
+            left_out[REPORTED] += 1
+        else:
+            kept.append(label)
+    return kept, left_out
+
+
+def _reason(label: Label, disputed: set[str], weight: float) -> str | None:
+    """Why a usable label makes no row."""
     reasons = {
-        SKIPPED: label.skipped is not None,
-        REPORTED: prompt_key(label.prompt) in unfit,
         WEIGHTLESS: weight == 0,
         DISPUTED: label.task in disputed,
         TIED: label.kind == "comparison" and label.ranks is not None and len(set(label.ranks)) == 1,

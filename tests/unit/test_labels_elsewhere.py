@@ -13,7 +13,7 @@ pytest.importorskip("sqlalchemy")
 from instructlit.cli import main
 from instructlit.labelling.database import Database
 from instructlit.labelling.schema import Task as StoredTask
-from instructlit.labels import Task, read_tasks, write_tasks
+from instructlit.labels import Label, Task, read_labels, read_tasks, write_labels, write_tasks
 from instructlit.labels.records import for_database, task_id
 
 CHAT: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say <b> & 'hi'."}]
@@ -102,6 +102,19 @@ def test_pairs_come_back_as_pairs(run: Run) -> None:
     run("label", "import", "pairs.jsonl", "--source", "trl")
     run("labels", "import", "pairs.jsonl", "--source", "trl", "--database", "labels.db")
     assert len(stored()) == 1, "the label belongs to the task that was there"
+
+
+def test_what_an_export_leaves_out_does_not_come_into_the_database(run: Run) -> None:
+    def label(prompt: str, ranks: list[int], **more: Any) -> Label:
+        return Label(prompt, "comparison", prompt, "anna", ["a", "b"], ranks, **more)
+
+    given = [label("fit", [1, 2]), label("fit", [2, 1]), label("unfit", [1, 2], reported=["private"])]
+    write_labels("given.jsonl", [*given, replace(given[2], labeler="bob", reported=[])])
+    told = run("labels", "import", "given.jsonl", "--source", "native", "--database", "labels.db")
+    assert "1 new labels" in told
+    assert "left out: 2 of a prompt reported as unfit\nleft out: 1 revised later by the same labeler" in told
+    run("labels", "export", "--database", "labels.db", "--to", "labels", "--output", ".")
+    assert [(one.prompt, one.ranks) for one in read_labels("labels.jsonl")] == [("fit", [2, 1])]
 
 
 def test_files_as_the_tools_write_them(run: Run) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from instructlit.errors import UserError
 from instructlit.labels import Label, read_tasks, write_labels
-from instructlit.labels.export import aligned
+from instructlit.labels.export import aligned, usable
 from instructlit.labels.records import for_database, parse_label, read_rows, with_policies
 from instructlit.tools.labels.sources import tasks_of
 
@@ -22,7 +22,8 @@ def labels_import(
     """Read what was labelled in another tool: write it as labels (JSON Lines), or put it into a labelling database.
 
     In the database the labels stand beside those that are given there: with their tasks, under their labelers' names,
-    in the dashboard and in exports. A label that somebody has given there already stays as it is.
+    in the dashboard and in exports. A label that somebody has given there already stays as it is. Skipped labels and
+    those of a prompt that anybody reported are left out; of two labels of one task by one labeler the later counts.
 
     Args:
         files: Argilla's `records.to_json`, Label Studio's JSON export, TRL pairs (chosen and rejected), or labels of
@@ -73,14 +74,14 @@ def _put_into(database: str, labels: list[Label], known: dict[str, Any], source:
     from instructlit.labelling.database import Database
     from instructlit.labelling.intake import add_labels
 
-    answered = [label for label in labels if label.skipped is None]
+    kept, left_out = usable(labels)
     opened = Database(database)
     with opened.write() as session:
-        added = add_labels(session, COMMAND_LINE, _records(answered, known), source)
+        added = add_labels(session, COMMAND_LINE, _records(kept, known), source)
     opened.close()
     print(f"{opened}: {added.new} new labels, {added.known} by labelers who were there already")
-    if len(answered) < len(labels):
-        print(f"left out: {len(labels) - len(answered)} skipped by their labelers")
+    for reason, count in sorted(left_out.items()):
+        print(f"left out: {count} {reason}")
 
 
 def _records(labels: list[Label], known: dict[str, Any]) -> Iterator[dict[str, Any]]:
