@@ -1,12 +1,13 @@
 """What is read out: one plain record for each label, and the row of a file of labels.
 
-A record has `task`, `kind`, `prompt`, `completions`, `policies`, `use_case`, `user`, `round`, `source`, `extra`, `gold`
-(the known ranks, or None), `labeler`, `order` (as it was shown), `seconds`, `submitted_at`, `instructions` (the version
-the labeler saw), `notes`, and by its kind `completion`, `ranks` (1 is best, without gaps), `ratings`, `flags`, lists in
-the order of `completions`. A label from elsewhere has None for `order`, `seconds` and `instructions` where they are not
-known, and `ratings` and `flags` only where they were given.
+A record has `task`, `key` (the same for the same task in every database), `kind`, `prompt`, `completions`, `policies`,
+`use_case`, `user`, `round`, `source`, `extra`, `gold` (the known ranks, or None), `labeler`, `order` (as it was shown),
+`seconds`, `submitted_at`, `instructions` (the version the labeler saw), `notes`, and by its kind `completion`, `ranks`
+(1 is best, without gaps), `ratings`, `flags`, lists in the order of `completions`. A label from elsewhere has None for
+`order`, `seconds` and `instructions` where they are not known, and `ratings` and `flags` only where they were given.
 """
 
+import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from instructlit.labelling.questions import KINDS
 from instructlit.labelling.schema import IN_USE, Assignment, Person, Task
 
 _CHUNK = 500
+_ID = re.compile("[0-9a-f]{16}")  # as `instructlit.labels.records.task_id` makes them
 _FIELDS = (
     *("task", "kind", "prompt", "completion", "completions", "ranks", "ratings", "flags", "labeler"),
     *("use_case", "user", "round", "seconds", "instructions"),
@@ -56,6 +58,7 @@ def record_of(assignment: Assignment, task: Task, labeler: str) -> dict[str, Any
     answer, here = assignment.answer, assignment.version > 0
     record = {
         "task": task.id,
+        "key": task.key,
         "kind": task.kind,
         "prompt": task.prompt,
         "completions": task.completions,
@@ -90,12 +93,19 @@ def record_of(assignment: Assignment, task: Task, labeler: str) -> dict[str, Any
 def label_row(record: dict[str, Any]) -> dict[str, Any]:
     """A record as a row of a file of labels (`instructlit.labels`), which training reads as well.
 
-    A task that came with an id of its own, as those of `instructlit collect` do, goes by that id.
+    A task that came with an id of ours, as those of `instructlit collect` do, goes by that id; another by the start of
+    its key, so that rows of several databases can stand in one file. What else rows call `task` is no id.
     """
     row = {name: record[name] for name in _FIELDS if record.get(name) is not None}
-    row["task"] = str(record["extra"].get("task") or record["task"])
+    row["task"] = _own_id(record["extra"]) or record["key"][:16]
     if record["kind"] == "demonstration":
         row.pop("completions")
     elif any(record["policies"]):
         row["policy"] = [name or "unknown" for name in record["policies"]]
     return row
+
+
+def _own_id(extra: dict[str, Any]) -> str | None:
+    """The id that a task of ours came with: named as ours, or `task` in a row of a file of tasks."""
+    named, in_file = extra.get("instructlit_task"), extra.get("task")
+    return named or (in_file if isinstance(in_file, str) and _ID.fullmatch(in_file) else None)

@@ -95,16 +95,19 @@ class Label:
 
 
 def task_id(kind: str, prompt: PromptText, completions: Iterable[str], round: int | None = None) -> str:
-    """An id that follows from the question: adding the same task twice adds it once."""
+    """An id that follows from the question, 16 hex digits: adding the same task twice adds it once."""
     text = json.dumps([kind, prompt_key(prompt), list(completions), round], ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
 def for_database(task: Task) -> dict[str, Any]:
-    """A task as the labelling database takes it; the database itself keeps the policies from the labelers."""
+    """A task as the labelling database takes it; the database itself keeps the policies from the labelers.
+
+    The id has a name of its own there: `task` may be a column of somebody's rows.
+    """
     told = {"kind": task.kind, "prompt": task.prompt, "completions": task.completions, "policies": task.policy}
     about = {"use_case": task.use_case, "user": task.user, "round": task.round}
-    extra = {"task": task.task, "scores": task.scores}
+    extra = {"instructlit_task": task.task, "scores": task.scores}
     return {name: value for name, value in {**told, **about, "extra": extra}.items() if value is not None}
 
 

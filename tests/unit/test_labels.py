@@ -76,7 +76,7 @@ def test_rows_of_the_labelling_database_are_labels() -> None:
     task = Task("id", "comparison", "p", ["a", "b"], ["m1", "m2"], [0.1, 0.2], round=1)
     given = for_database(task)
     assert given["policies"] == ["m1", "m2"]
-    assert given["extra"] == {"task": "id", "scores": [0.1, 0.2]}
+    assert given["extra"] == {"instructlit_task": "id", "scores": [0.1, 0.2]}
     assert with_policies([parse_label({**row, "policies": None}, "x")], [task])[0].task == "id", (
         "found by what was asked"
     )
