@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from instructlit.errors import UserError
+from instructlit.labels.export import aligned
 from instructlit.labels.other_tools import COMPLETION, completion_names, rating_name, task_from
 from instructlit.labels.records import Label, LabelKind, Task
 
@@ -101,12 +102,10 @@ def _answers(label: Label, task: Task, names: list[str]) -> dict[str, Any]:
     """A label as the values of Argilla's questions."""
     if label.kind == "demonstration":
         return {DEMONSTRATION: label.completions[0]}
-    by_text = dict(zip(task.completions, names, strict=True))
-    own = [by_text[completion] for completion in label.completions]
-    ordered = sorted(zip(label.ranks or [], own, strict=True))
+    ordered = sorted(zip(aligned(label, task, label.ranks or []), names, strict=True))
     tied = len({rank for rank, _ in ordered}) < len(ordered)
     ranking = [{"value": name, "rank": rank} if tied else name for rank, name in ordered]
-    rated = zip(own, label.ratings or [], strict=False)
+    rated = zip(names, aligned(label, task, label.ratings or [None] * len(names)), strict=True)
     return {RANKING: ranking} | {rating_name(name): value for name, value in rated if value is not None}
 
 

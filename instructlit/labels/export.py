@@ -14,7 +14,7 @@ import numpy as np
 from instructlit.agreement import pairwise
 from instructlit.data.splits import hash64, held_out, prompt_key
 from instructlit.errors import UserError, nearest
-from instructlit.labels.records import Label, LabelKind, Task
+from instructlit.labels.records import Label, LabelKind, Task, in_order
 
 FILES: dict[LabelKind, str] = {
     "comparison": "comparisons",
@@ -169,8 +169,7 @@ def aligned(label: Label, first: Label | Task, values: Sequence[Any]) -> list[An
             where=f"task {label.task!r}",
             expected="the same completions in every label of a task",
         )
-    places = {completion: place for place, completion in enumerate(label.completions)}
-    return [values[places[completion]] for completion in first.completions]
+    return in_order(first.completions, label.completions, values)
 
 
 def _disputed(labels: Sequence[Label], least: float) -> set[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from instructlit.errors import UserError
+from instructlit.labels.export import aligned
 from instructlit.labels.other_tools import completion_names, rating_name, task_from
 from instructlit.labels.records import Label, LabelKind, Task
 
@@ -121,13 +122,12 @@ def _annotation(label: Label, task: Task, names: list[str]) -> dict[str, Any]:
     if label.kind == "demonstration" and label.completions:
         results.append(_result("demonstration", "prompt", "textarea", {"text": label.completions}))
     elif label.ranks is not None:
-        by_text = dict(zip(task.completions, names, strict=True))
-        own = [by_text[completion] for completion in label.completions]
         buckets: dict[str, list[str]] = {}
-        for rank, name in sorted(zip(label.ranks, own, strict=True)):
+        for rank, name in sorted(zip(aligned(label, task, label.ranks), names, strict=True)):
             buckets.setdefault(f"rank_{rank}", []).append(name)
         results.append(_result("ranking", "items", "ranker", {"ranker": buckets}))
-        for name, rating in zip(own, label.ratings or [], strict=False):
+        ratings = aligned(label, task, label.ratings or [None] * len(names))
+        for name, rating in zip(names, ratings, strict=True):
             if rating is not None:
                 results.append(_result(rating_name(name), "prompt", "rating", {"rating": rating}))
     return {

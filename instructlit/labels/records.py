@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from instructlit.data.fields import Fields
 from instructlit.data.readers import open_source
@@ -20,6 +20,7 @@ from instructlit.types import PromptText
 
 LabelKind = Literal["comparison", "demonstration", "evaluation"]
 KINDS = get_args(LabelKind)
+V = TypeVar("V")
 
 _HIDDEN = ("policy", "scores")
 """Fields of a task that no labeler may see."""
@@ -174,19 +175,24 @@ def with_policies(labels: Iterable[Label], tasks: Iterable[Task]) -> list[Label]
             raise UserError("no such task", where=f"label of task {label.task!r}", expected="a task of the given file")
         policy = None
         if task.policy is not None and task.kind != "demonstration":
-            writers: dict[str, list[str]] = {}  # of equal completions, which an evaluation may have, in their order
-            for completion, name in zip(task.completions, task.policy, strict=True):
-                writers.setdefault(completion, []).append(name)
             if sorted(label.completions) != sorted(task.completions):
                 raise UserError(
                     "the label has other completions than its task",
                     where=f"label of task {label.task!r} by {label.labeler!r}",
                     expected="labels of this very file of tasks",
                 )
-            policy = [writers[completion].pop(0) for completion in label.completions]
+            policy = in_order(label.completions, task.completions, task.policy)
         told = {"round": task.round, "use_case": task.use_case, "user": task.user}
         found.append(replace(label, task=task.task, kind=task.kind, policy=policy, **told))
     return found
+
+
+def in_order(wanted: Iterable[str], completions: Iterable[str], values: Iterable[V]) -> list[V]:
+    """The values of completions in another order of the same; equal ones, as evaluations may have, keep theirs."""
+    by_text: dict[str, list[V]] = {}
+    for completion, value in zip(completions, values, strict=True):
+        by_text.setdefault(completion, []).append(value)
+    return [by_text[completion].pop(0) for completion in wanted]
 
 
 def _question(asked: Task | Label) -> str:

@@ -43,6 +43,14 @@ def test_there_and_back(there: Any, back: Any) -> None:
     assert sorted(back(made), key=LABELS.index) == LABELS
 
 
+@pytest.mark.parametrize(("there", "back"), [(to_argilla, from_argilla), (to_label_studio, from_label_studio)])
+def test_equal_answers_go_there_and_back(there: Any, back: Any) -> None:
+    task = Task("e1", "evaluation", "Count.", ["same", "other", "same"])
+    given = Label("e1", "evaluation", "Count.", "anna", ["other", "same", "same"], [2, 1, 3], [4, 7, None])
+    (found,) = back(placed(there([task], [given])))
+    assert (found.completions, found.ranks, found.ratings) == (task.completions, [1, 2, 3], [7, 4, None])
+
+
 def test_label_studio_keeps_time_and_skips() -> None:
     given = [Label("c1", "comparison", "Count.", "anna", TASKS[0].completions, [1, 2, 3], seconds=4.5, round=2,
                    use_case="other", user="u"),
