@@ -10,7 +10,7 @@ from typing import Any
 
 from instructlit.errors import UserError
 from instructlit.labels.export import aligned
-from instructlit.labels.other_tools import COMPLETION, completion_names, rating_name, task_from
+from instructlit.labels.other_tools import COMPLETION, completion_names, label_on, rating_name, task_from
 from instructlit.labels.records import Label, LabelKind, Task
 
 RANKING, DEMONSTRATION = "ranking", "demonstration"
@@ -57,18 +57,11 @@ def from_argilla(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Label]:
             main = answers.get(RANKING if names else DEMONSTRATION)
             if main is None:
                 continue
-            yield Label(
-                task.task,
-                task.kind,
-                task.prompt,
-                labeler,
-                task.completions if names else [str(main)],
-                _ranks(main, names, f"{where}: responses.{RANKING}") if names else None,
-                _ratings(answers, len(names)),
-                round=task.round,
-                use_case=task.use_case,
-                user=task.user,
-            )
+            if names:
+                ranks = _ranks(main, names, f"{where}: responses.{RANKING}")
+                yield label_on(task, labeler, where, ranks=ranks, ratings=_ratings(answers, len(names)))
+            else:
+                yield label_on(task, labeler, where, completion=main)
 
 
 def argilla_task(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> Task:

@@ -11,7 +11,7 @@ from xml.sax.saxutils import quoteattr
 
 from instructlit.errors import UserError
 from instructlit.labels.export import aligned
-from instructlit.labels.other_tools import completion_names, rating_name, task_from
+from instructlit.labels.other_tools import completion_names, label_on, rating_name, task_from
 from instructlit.labels.records import Label, LabelKind, Task
 
 _UNPLACED = "_"
@@ -68,29 +68,16 @@ def from_label_studio(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[La
             given = _results(annotation, place)
             results = {result["type"]: result["value"] for result in given}
             by_name = {result["from_name"]: result["value"] for result in given}
-            skipped = bool(annotation.get("was_cancelled"))
-            completions = task.completions
-            ranks = None
-            if not skipped and task.kind == "demonstration":
-                completions = ["\n".join(results.get("textarea", {}).get("text", [])).strip()]
-                if not completions[0]:
+            answer: dict[str, Any] = {"ratings": _ratings(by_name, names), "seconds": annotation.get("lead_time")}
+            if annotation.get("was_cancelled"):
+                answer["skipped"] = "cancelled"
+            elif task.kind == "demonstration":
+                answer["completion"] = "\n".join(results.get("textarea", {}).get("text", [])).strip()
+                if not answer["completion"]:
                     raise UserError("no text written", where=place, expected="a result of type textarea")
-            elif not skipped:
-                ranks = _ranks(results, names, place)
-            yield Label(
-                task.task,
-                task.kind,
-                task.prompt,
-                _who(annotation),
-                completions,
-                ranks,
-                _ratings(by_name, names),
-                round=task.round,
-                seconds=annotation.get("lead_time"),
-                skipped="cancelled" if skipped else None,
-                use_case=task.use_case,
-                user=task.user,
-            )
+            else:
+                answer["ranks"] = _ranks(results, names, place)
+            yield label_on(task, _who(annotation), place, **answer)
 
 
 def label_studio_task(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> Task:

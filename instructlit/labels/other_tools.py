@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from instructlit.labels.records import Task, parse_task, task_id
+from instructlit.labels.records import Label, Task, parse_label, parse_task, task_id
 
 COMPLETION = re.compile(r"(?:completion|response)_\d+")
 
@@ -37,3 +37,20 @@ def task_from(asked: Mapping[str, Any], own_id: Any, told: Mapping[str, Any], wh
     about = {name: told.get(name) for name in ("round", "use_case", "user")}
     task = parse_task({**asked, **about, "kind": kind, "task": str(own_id or "none")}, where)
     return task if own_id else replace(task, task=task_id(task.kind, task.prompt, task.completions))
+
+
+def label_on(task: Task, labeler: str, where: str, **answer: Any) -> Label:
+    """A label that another tool's file gives on a task, checked like those of our own files.
+
+    Args:
+        task: what was asked.
+        labeler: who answered.
+        where: where it stands, for messages.
+        answer: further fields of a row of labels; the completions are the task's unless given.
+
+    Raises:
+        UserError: naming `where` and the field.
+    """
+    asked = {name: getattr(task, name) for name in ("task", "kind", "prompt", "round", "use_case", "user")}
+    shown = {"completions": task.completions} if task.completions else {}
+    return parse_label({**asked, **shown, "labeler": labeler, **answer}, where)

@@ -5,7 +5,7 @@ from itertools import combinations
 from typing import Any
 
 from instructlit.data.formats import read_records
-from instructlit.labels.other_tools import task_from
+from instructlit.labels.other_tools import label_on, task_from
 from instructlit.labels.records import Label, LabelKind, Task
 from instructlit.types import Comparison
 
@@ -32,16 +32,8 @@ def from_pairs(rows: Iterable[tuple[str, dict[str, Any]]], labeler: str) -> Iter
     for where, row in rows:
         record = _pair(row, where)
         task = _asked(record, where)
-        yield Label(
-            task.task,
-            "comparison",
-            task.prompt,
-            record.labeler or labeler,
-            task.completions,
-            [rank for _, rank in sorted(zip(record.completions, record.ranks, strict=True))],
-            use_case=task.use_case,
-            user=task.user,
-        )
+        ranks = [rank for _, rank in sorted(zip(record.completions, record.ranks, strict=True))]
+        yield label_on(task, record.labeler or labeler, where, ranks=ranks)
 
 
 def pair_task(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> Task:

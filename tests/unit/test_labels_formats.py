@@ -121,6 +121,23 @@ def test_label_studio_as_it_exports() -> None:
         read(studio({"choices": ["c"]}, "choices"))
 
 
+@pytest.mark.parametrize(("change", "told"), [({"lead_time": "12.5"}, "seconds"), ({"rating": 9}, "ratings")])
+def test_what_no_label_may_say_is_refused_where_label_studio_says_it(change: dict[str, Any], told: str) -> None:
+    row = studio({"ranker": ["a", "b", "c"]})
+    (annotation,) = row["annotations"]
+    annotation |= change
+    annotation["result"].append({"type": "rating", "from_name": "rating_2", "value": change})
+    with pytest.raises(UserError, match=rf"file:1: annotations\[0\]: {told}"):
+        list(from_label_studio([("file:1", row)]))
+
+
+def test_what_no_label_may_say_is_refused_where_argilla_says_it() -> None:
+    (row,) = to_argilla(TASKS[:1], LABELS[:1])
+    row["responses"]["rating_1"][0]["value"] = 0
+    with pytest.raises(UserError, match="file:1: ratings"):
+        list(from_argilla([("file:1", row)]))
+
+
 def test_the_labelling_interface_is_xml_with_a_bucket_a_rank() -> None:
     view = ElementTree.fromstring(labeling_config(4))
     assert [bucket.get("name") for bucket in view.iter("Bucket")] == ["rank_1", "rank_2", "rank_3", "rank_4"]
