@@ -45,8 +45,9 @@ def to_argilla(tasks: Iterable[Task], labels: Iterable[Label] = ()) -> Iterator[
 def from_argilla(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Label]:
     """The labels in exported records: rankings, and demonstrations where a record has no completions.
 
-    The question of the ranking is the one whose value is a list; ratings are those of questions `rating_1` and so on.
-    Drafts and discarded responses, where the export names them, do not count.
+    The question of the ranking is the one whose value is a list of completions' names, which the choices of other
+    questions are not; ratings are those of questions `rating_1` and so on. Drafts and discarded responses, where the
+    export names them, do not count.
 
     Raises:
         UserError: a record whose fields or responses cannot be understood, by file and line.
@@ -119,17 +120,22 @@ def _by_user(row: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
         for response in given:
             if response.get("status", "submitted") != "submitted":
                 continue
-            is_ranking = isinstance(response["value"], list)
-            found.setdefault(str(response.get("user_id")), {})[RANKING if is_ranking else question] = response["value"]
+            value = response["value"]
+            is_ranking = isinstance(value, list) and any(COMPLETION.fullmatch(_name(entry)) for entry in value)
+            found.setdefault(str(response.get("user_id")), {})[RANKING if is_ranking else question] = value
     return found
+
+
+def _name(entry: Any) -> str:
+    """What an entry of a list names: a field's name holds `_` where the client shows `-`."""
+    return str(entry.get("value") if isinstance(entry, dict) else entry).replace("-", "_")
 
 
 def _ranks(value: Any, names: list[str], where: str) -> list[int]:
     """Ranks by name from a list, the best first, or from values with ranks."""
     ranks: dict[str, int] = {}
     for place, entry in enumerate(value, start=1):
-        name, rank = (entry.get("value"), entry.get("rank", place)) if isinstance(entry, dict) else (entry, place)
-        ranks[str(name).replace("-", "_")] = rank
+        ranks[_name(entry)] = entry.get("rank", place) if isinstance(entry, dict) else place
     if set(ranks) != set(names):
         raise UserError(
             f"ranks {', '.join(sorted(ranks)) or 'nothing'}", where=where, expected=f"each of {', '.join(names)}, once"

@@ -73,6 +73,7 @@ def test_argilla_as_its_client_writes_it() -> None:
             ],
             "rating_1": [{"value": 3, "user_id": "u-1"}],
             "comment": [{"value": "nice", "user_id": "u-1"}],
+            "issues": [{"value": ["toxic", "off-topic"], "user_id": "u-1"}, {"value": [], "user_id": "u-2"}],
         },
         "vectors": {},
         "_server_id": None,
