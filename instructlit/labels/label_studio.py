@@ -175,6 +175,7 @@ def _ranks(results: dict[str, Any], names: list[str], where: str) -> list[int]:
         groups = [buckets[name] for name in sorted(buckets, key=lambda name: _bucket_rank(name, where))]
     else:
         raise UserError("no ranking in it", where=where, expected="a result of type ranker or pairwise")
+    groups = [[str(name) for name in group] for group in groups]  # as the items' ids
     placed = [name for group in groups for name in group]
     if sorted(placed) != sorted(names):
         missing = ", ".join(sorted(set(names) - set(placed))) or "nothing is missing, something is there twice"

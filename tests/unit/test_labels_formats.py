@@ -113,6 +113,10 @@ def test_label_studio_as_it_exports() -> None:
     assert (plain.labeler, plain.seconds) == ("anna@example.org", 9.5)
     bucketed = studio({"ranker": {"rank_10": ["a"], "rank_2": ["b", "c"], "_": []}})
     assert read(bucketed).ranks == [2, 1, 1], "buckets go by number, not by letter"
+    numbered = studio(
+        {"ranker": {"rank_1": [2], "rank_2": [1]}}, items=[{"id": 1, "body": "x"}, {"id": 2, "body": "y"}]
+    )
+    assert read(numbered).ranks == [2, 1]
     pair = studio({"selected": "right"}, "pairwise", text1="x", text2="y")
     del pair["data"]["items"]
     assert (read(pair).completions, read(pair).ranks) == (["x", "y"], [2, 1])
