@@ -299,13 +299,19 @@ def test_more_labelers_are_asked_where_more_are_wanted(folder: Path, capsys: pyt
         ("judge own.J --options m=models/gold", "judge own.J --options m=../../../models/gold --labeler models/gold"),
         ("judge reward:models/gold --labeler models/gold", "judge reward:../../../models/gold --labeler models/gold"),
         ("judge reward:models/gold --labeler=models/gold", "judge reward:../../../models/gold --labeler=models/gold"),
+        ("judge --labeler=gold reward:models/gold", "judge --labeler=gold reward:../../../models/gold"),
+        (
+            "judge --options t=models/t --by score reward:models/gold",
+            "judge --options t=../../../models/t --by score reward:../../../models/gold --labeler models/gold",
+        ),
         ("judge api:gpt-x --options base_url=http://localhost:8000/v1", None),
         ("judge function:mine.judge", None),
         ("world rank --world 1", None),
     ],
 )
 def test_a_judge_is_found_by_the_rounds_and_called_as_in_the_config(folder: Path, label: str, seen: str | None) -> None:
-    (folder / "models" / "gold").mkdir(parents=True)
+    for name in ("gold", "t"):
+        (folder / "models" / name).mkdir(parents=True)
     loop = Loop("sft", ["p"], ["r"], ["q"], label=label)
     stages = Planner(loop, folder / "run", {"reward": [], "ppo": []}).round(1)[0].stages
     labelling = [stage.command for stage in stages if stage.name.endswith(("/label", "/judge"))]

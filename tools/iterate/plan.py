@@ -232,10 +232,11 @@ class Planner:
         """
         given = shlex.split(self.loop.label)
         named = [at for at, word in enumerate(given) if word.partition("=")[0] == "--labeler"]
-        names = {*named, *(at + 1 for at in named)}
+        names = {*named, *(at + 1 for at in named if "=" not in given[at])}
         words = [word if at in names else self._label_word(word) for at, word in enumerate(given)]
         if given[0] == "judge" and not named:
             moved = [old for old, new in zip(given, words, strict=True) if old != new]
+            moved.sort(key=lambda word: ":" not in word.partition("=")[0])  # KIND:PATH is the judge; else an option is
             words += ["--labeler", self._parted(moved[0])[1]] if moved else []
         return words
 
