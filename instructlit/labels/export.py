@@ -13,7 +13,7 @@ import numpy as np
 
 from instructlit.agreement import pairwise
 from instructlit.data.splits import hash64, held_out, prompt_key
-from instructlit.errors import UserError, nearest
+from instructlit.errors import UserError
 from instructlit.labels.records import Label, LabelKind, Task, in_order
 
 FILES: dict[LabelKind, str] = {
@@ -58,19 +58,20 @@ def export(
         labels: in the order they were given.
         validation_fraction: share of the prompts whose rows go to validation. Which these are follows from the prompt
             alone, so that a prompt never changes sides from one round to the next.
-        weights: how often a labeler's rows come in an epoch, 1 for those who are not named; 0 leaves them out.
+        weights: how often a labeler's rows come in an epoch, 1 for those who are not named; 0 leaves them out. Those
+            who are named need not have labelled: one mapping serves every round of a loop.
         min_agreement: least share of the pairs that a task's labelers must order alike; tasks below are left out. It
             says nothing of tasks with one labeler, or without a pair that two of them do not tie.
 
     Raises:
-        UserError: a fraction or weight out of range, or a weight for somebody who labelled nothing.
+        UserError: a fraction or weight out of range.
     """
     _check_share("validation_fraction", validation_fraction)
     if min_agreement is not None:
         _check_share("min_agreement", min_agreement)
     kept, left_out = usable(labels)
     found = Exported(left_out=left_out)
-    _check_weights(weights or {}, {label.labeler for label in kept})
+    _check_weights(weights or {})
     disputed = _disputed(kept, min_agreement) if min_agreement is not None else set()
     rows: list[tuple[Label, dict[str, Any]]] = []
     for label in kept:
@@ -182,11 +183,7 @@ def _check_share(name: str, value: float) -> None:
         raise UserError(f"found {value}", where=name, expected="a share between 0 and 1")
 
 
-def _check_weights(weights: Mapping[str, float], labelers: set[str]) -> None:
+def _check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
-        if name not in labelers:
-            near = nearest(name, labelers)
-            hint = f"did you mean {near}?" if near else f"one of {', '.join(sorted(labelers))}"
-            raise UserError(f"no label is by {name!r}", where="weights", expected=hint)
         if not 0 <= weight < float("inf"):
             raise UserError(f"the weight of {name!r} is {weight}", where="weights", expected="a number of 0 or more")

@@ -207,8 +207,8 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
     write_labels(tmp_path / "tied.jsonl", [tied])
     run("labels", "export", labels, tmp_path / "tied.jsonl", "--output", tmp_path / "all", "--to", "labels")
     assert read_labels(tmp_path / "all" / "labels.jsonl") == [*LABELS, tied], "none is left out"
-    assert main(["labels", "export", str(labels), "--weights", '{"ana": 2}']) == 2
-    assert "did you mean anna" in capsys.readouterr().err
+    told = run("labels", "export", labels, "--output", tmp_path / "data", "--weights", '{"ana": 2, "zoe": 0}')
+    assert "no label is by 'ana'; did you mean anna?\nweights: no label is by 'zoe'\n" in told
     assert main(["labels", "import", str(tasks), "--source", "argilla"]) == 2
     assert "tasks.jsonl:1: fields" in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, nearest
 from instructlit.labels import Label, Task, read_tasks
 from instructlit.labels.export import export
 from instructlit.labels.records import with_policies, write_labels, write_rows
@@ -64,6 +64,7 @@ def labels_export(
         print(f"{folder / 'labels.jsonl'}: {len(given)} labels")
         return
     found = export(given, validation_fraction, weights, min_agreement)
+    _tell_absent(weights or {}, {label.labeler for label in given})
     written = 0
     for name, rows in found.files():
         rows = _pairs(rows, name) if to == "trl" else rows
@@ -74,6 +75,13 @@ def labels_export(
         print(f"left out: {count} {reason}")
     if not written:
         raise UserError("no row is left", where=str(output), expected="labels that may be used")
+
+
+def _tell_absent(weights: dict[str, float], labelers: set[str]) -> None:
+    """Says who has a weight and no label here: somebody who had no time, or a slip in a name."""
+    for name in sorted(weights.keys() - labelers):
+        near = nearest(name, labelers)
+        print(f"weights: no label is by {name!r}" + (f"; did you mean {near}?" if near else ""))
 
 
 def _for_tool(to: str, tasks: list[Task], labels: list[Label], folder: Path) -> None:
