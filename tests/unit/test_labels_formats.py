@@ -1,6 +1,7 @@
 """Argilla, Label Studio and TRL: files as those tools write them, and there and back."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,17 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "no label is by 'ana'; did you mean anna?\nweights: no label is by 'zoe'\n" in told
     assert main(["labels", "import", str(tasks), "--source", "argilla"]) == 2
     assert "tasks.jsonl:1: fields" in capsys.readouterr().err
+
+
+def test_a_second_export_leaves_no_file_of_the_first_beside_its_own(tmp_path: Path) -> None:
+    write_labels(tmp_path / "labels.jsonl", [replace(LABELS[1], task=f"t{n}", prompt=f"p{n}") for n in range(20)])
+    (tmp_path / "demonstrations.jsonl").write_text("somebody's\n")
+    words = ["labels", "export", str(tmp_path / "labels.jsonl"), "--output", str(tmp_path), "--validation_fraction"]
+    assert main([*words, "0.5"]) == 0
+    assert (tmp_path / "comparisons_validation.jsonl").is_file()
+    assert main([*words, "0"]) == 0
+    assert not (tmp_path / "comparisons_validation.jsonl").exists(), "its prompts are trained on now"
+    assert (tmp_path / "demonstrations.jsonl").is_file(), "which no export has written"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 from instructlit.errors import UserError, nearest
 from instructlit.labels import Label, Task, read_tasks
-from instructlit.labels.export import export
+from instructlit.labels.export import FILES, export
 from instructlit.labels.records import with_policies, write_labels, write_rows
 from instructlit.tools.labels.sources import labels_of, tasks_of
 
@@ -29,7 +30,8 @@ def labels_export(
     """Write labels as the comparison, demonstration and evaluation files that training reads, or for other tools.
 
     A row keeps its labeler, ratings, flags, policy, round and task. The split is by prompt: all labels of a prompt
-    are on one side, in this round and in every other. What is left out is counted and said.
+    are on one side, in this round and in every other. What is left out is counted and said. Where one side has no
+    rows, its file in the folder, of an earlier export, is removed.
 
     Args:
         labels: files of labels (JSON Lines); with several, a later label of one task by one labeler replaces an
@@ -65,16 +67,26 @@ def labels_export(
         return
     found = export(given, validation_fraction, weights, min_agreement)
     _tell_absent(weights or {}, {label.labeler for label in given})
-    written = 0
-    for name, rows in found.files():
-        rows = _pairs(rows, name) if to == "trl" else rows
-        if rows:
-            _write(folder / f"{name}.jsonl", rows)
-            written += len(rows)
+    files = {name: _pairs(rows, name) if to == "trl" else rows for name, rows in found.files()}
+    files = {name: rows for name, rows in files.items() if rows}
+    _clear_other_sides(folder, files)
+    for name, rows in files.items():
+        _write(folder / f"{name}.jsonl", rows)
     for reason, count in sorted(found.left_out.items()):
         print(f"left out: {count} {reason}")
-    if not written:
+    if not files:
         raise UserError("no row is left", where=str(output), expected="labels that may be used")
+
+
+def _clear_other_sides(folder: Path, written: Collection[str]) -> None:
+    """Where training or validation alone has rows, removes the other's file: an earlier export's may share prompts."""
+    for name in FILES.values():
+        sides = {name, f"{name}_validation"}
+        for side in sides - set(written) if sides & set(written) else ():
+            path = folder / f"{side}.jsonl"
+            if path.is_file():
+                path.unlink()
+                print(f"{path}: removed, this export has no rows for it")
 
 
 def _tell_absent(weights: dict[str, float], labelers: set[str]) -> None:
