@@ -1,6 +1,6 @@
 """Which prompts are held out. The choice is a function of the prompt (or user) alone: not of the seed, the order of
-the rows or the other rows, so a prompt never changes sides when data is added, and all its labelers' rows stay
-together.
+the rows or the other rows, so a prompt does not change sides when data is added, and all its labelers' rows stay
+together. Only `held_out` moves one, where a side would else be empty.
 """
 
 import hashlib
@@ -22,6 +22,11 @@ def prompt_key(prompt: PromptText) -> str:
 def hash64(text: str) -> int:
     """64 bits of a text's hash, the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def is_held_out(prompt: PromptText, fraction: float) -> bool:
+    """Whether the prompt's hash, as a number between 0 and 1, lies below `fraction`, whatever prompts are beside it."""
+    return hash64(prompt_key(prompt)) / 2.0**64 < fraction
 
 
 def held_out(keys: np.ndarray, fraction: float) -> np.ndarray:

@@ -9,10 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from instructlit.agreement import pairwise
-from instructlit.data.splits import hash64, held_out, prompt_key
+from instructlit.data.splits import is_held_out, prompt_key
 from instructlit.errors import UserError
 from instructlit.labels.records import Label, LabelKind, Task, in_order
 
@@ -57,7 +55,7 @@ def export(
     Args:
         labels: in the order they were given.
         validation_fraction: share of the prompts whose rows go to validation. Which these are follows from the prompt
-            alone, so that a prompt never changes sides from one round to the next.
+            alone, so that a prompt never changes sides from one round to the next; a side may be without any.
         weights: how often a labeler's rows come in an epoch, 1 for those who are not named; 0 leaves them out. Those
             who are named need not have labelled: one mapping serves every round of a loop.
         min_agreement: least share of the pairs that a task's labelers must order alike; tasks below are left out. It
@@ -73,18 +71,14 @@ def export(
     found = Exported(left_out=left_out)
     _check_weights(weights or {})
     disputed = _disputed(kept, min_agreement) if min_agreement is not None else set()
-    rows: list[tuple[Label, dict[str, Any]]] = []
     for label in kept:
         weight = (weights or {}).get(label.labeler, 1.0)
         reason = _reason(label, disputed, weight)
         if reason:
             found.left_out[reason] += 1
         else:
-            rows.append((label, row(label, weight)))
-    keys = np.array([hash64(prompt_key(label.prompt)) for label, _ in rows], dtype=np.uint64)
-    for (label, made), out in zip(rows, held_out(keys, validation_fraction), strict=True):
-        validates = bool(out) and label.kind != "evaluation"
-        (found.validation if validates else found.train)[label.kind].append(made)
+            validates = label.kind != "evaluation" and is_held_out(label.prompt, validation_fraction)
+            (found.validation if validates else found.train)[label.kind].append(row(label, weight))
     return found
 
 

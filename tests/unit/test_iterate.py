@@ -63,7 +63,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "p"}\n')
     (tmp_path / "stage.yaml").write_text("x: 1\n")
     values = {"sft": "sft", "prompts": ["prompts.jsonl"], "reward": ["stage.yaml"], "ppo": ["stage.yaml"]}
-    (tmp_path / "loop.yaml").write_text(yaml.safe_dump(values | {"label": "judge tasks", "rounds": 3}))
+    values |= {"label": "judge tasks", "rounds": 3, "validation_fraction": 0.4}  # p2 alone is held out
+    (tmp_path / "loop.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lows.json").write_text("[0.55, 0.55, 0.55]")
     program = tmp_path / "program.py"
@@ -205,6 +206,15 @@ def test_people_are_waited_for_and_the_same_command_goes_on(folder: Path, capsys
     assert [call[1] for call in calls(folder)] == ["labels", "fit", "fit", "collect", "iterate"], (
         "other labels, other models"
     )
+
+
+def test_people_are_not_asked_where_nothing_would_be_held_out(folder: Path) -> None:
+    change(folder, label="people", rounds=1)
+    for fraction, told in ((0.1, "none of the 3 prompts"), (0.99, "all of the 3 prompts")):
+        change(folder, validation_fraction=fraction)
+        with pytest.raises(UserError, match=f"{told} lie below the validation_fraction {fraction}"):
+            run()
+    assert [call[1] for call in calls(folder)] == ["collect"]
 
 
 def hand_in(database: Database, labeler: Person, kind: str, count: int) -> None:

@@ -202,6 +202,8 @@ def test_a_prompt_never_changes_sides() -> None:
     few = {row["prompt"] for row in export(labels[:30], 0.2).validation["comparison"]}
     many = {row["prompt"] for row in export(labels, 0.2).validation["comparison"]}
     assert few == many & {str(one.prompt) for one in labels[:30]}
+    train = {row["prompt"] for one in labels for row in export([one, labels[0]], 0.2).train["comparison"]}
+    assert train == {str(one.prompt) for one in labels} - many, "nor beside few others, where a side may be empty"
 
 
 def test_what_is_left_out_is_counted_by_its_reason() -> None:

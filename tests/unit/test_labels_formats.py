@@ -214,15 +214,20 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "tasks.jsonl:1: fields" in capsys.readouterr().err
 
 
-def test_a_second_export_leaves_no_file_of_the_first_beside_its_own(tmp_path: Path) -> None:
+def test_a_second_export_leaves_no_file_of_the_first_beside_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_labels(tmp_path / "labels.jsonl", [replace(LABELS[1], task=f"t{n}", prompt=f"p{n}") for n in range(20)])
     (tmp_path / "demonstrations.jsonl").write_text("somebody's\n")
     words = ["labels", "export", str(tmp_path / "labels.jsonl"), "--output", str(tmp_path), "--validation_fraction"]
     assert main([*words, "0.5"]) == 0
     assert (tmp_path / "comparisons_validation.jsonl").is_file()
     assert main([*words, "0"]) == 0
+    assert "that of an earlier export is removed" in capsys.readouterr().out
     assert not (tmp_path / "comparisons_validation.jsonl").exists(), "its prompts are trained on now"
     assert (tmp_path / "demonstrations.jsonl").is_file(), "which no export has written"
+    assert main([*words, "1e-9"]) == 0
+    assert "comparisons_validation.jsonl: no prompt belongs there\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_neighbours_that_need_nothing_of_each_other_share_the_cores() -> None:
 
 def test_missing_output_is_an_error(runner: Runner) -> None:
     runner.plan[0] = Stage("a", "does a", ("tool", "a"), (), ("elsewhere",))
-    with pytest.raises(UserError, match="elsewhere is not there"):
+    with pytest.raises(UserError, match=r"(?s)elsewhere is not there; its last lines:\n.+should write it"):
         runner.run()
 
 

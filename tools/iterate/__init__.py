@@ -36,7 +36,7 @@ def iterate(
     from instructlit.cli.config import find
     from instructlit.tools.iterate.config import load
     from instructlit.tools.iterate.plan import Planner
-    from instructlit.tools.iterate.waiting import labelled
+    from instructlit.tools.iterate.waiting import check_sides, labelled
     from instructlit.tools.quickstart.runner import Runner
 
     changed = {name: value for name, value in (("rounds", rounds), ("seed", seed)) if value is not None}
@@ -57,6 +57,7 @@ def iterate(
         for segment in planner.round(number):
             if segment.waits_for:
                 tasks, labels = (folder / file for file in segment.waits_for)
+                check_sides(tasks, loop.validation_fraction)
                 if not labelled(tasks, labels, loop.labelers, loop.database, wait):
                     return
             runner.plan += segment.stages

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instructlit.data.readers import file_hash
+from instructlit.data.splits import is_held_out
 from instructlit.errors import UserError
 from instructlit.labels import Label, read_labels, read_tasks, write_labels
 from instructlit.labels.records import for_database, parse_label, with_policies
@@ -27,6 +28,22 @@ class Standing:
     done: int
     of: int
     told: str  # where labels are wanted, and what holds them up
+
+
+def check_sides(tasks: Path, fraction: float) -> None:
+    """Sees to it, before people rank a round's answers, that the reward model can be trained and measured on them.
+
+    Raises:
+        UserError: all prompts of the comparisons are held out, or none is.
+    """
+    out = [is_held_out(task.prompt, fraction) for task in read_tasks(tasks) if task.kind == "comparison"]
+    if len(set(out)) == 1:
+        raise UserError(
+            f"{'all' if out[0] else 'none'} of the {len(out)} prompts lie below the validation_fraction {fraction}",
+            where=str(tasks),
+            expected="prompts to train the reward model on, and prompts to measure it on",
+            fix="ask for more in this round, as in `limit: [100, 200]`, or change the validation_fraction",
+        )
 
 
 def labelled(tasks: Path, labels: Path, labelers: int, database: str | None, wait: bool) -> bool:

@@ -42,7 +42,8 @@ def labels_export(
             there.
         to: `native` (comparisons.jsonl and so on), `labels` (labels.jsonl, every label as it was given), `trl` (pairs
             of chosen and rejected), `argilla`, `label_studio`.
-        validation_fraction: share of the prompts in files of their own.
+        validation_fraction: share of the prompts in files of their own: those whose hash lies below it. Where that is
+            none of them no such file is written.
         weights: how often a labeler's rows come in an epoch, as in '{"anna": 2, "bob": 0.5}'; 0 leaves a labeler out.
         min_agreement: leave out tasks whose labelers order less than this share of the pairs alike.
         database: labelling database whose labels are taken as well: a file, or the URL of a PostgreSQL server.
@@ -69,7 +70,7 @@ def labels_export(
     _tell_absent(weights or {}, {label.labeler for label in given})
     files = {name: _pairs(rows, name) if to == "trl" else rows for name, rows in found.files()}
     files = {name: rows for name, rows in files.items() if rows}
-    _clear_other_sides(folder, files)
+    _clear_other_sides(folder, files, validation_fraction > 0)
     for name, rows in files.items():
         _write(folder / f"{name}.jsonl", rows)
     for reason, count in sorted(found.left_out.items()):
@@ -78,15 +79,19 @@ def labels_export(
         raise UserError("no row is left", where=str(output), expected="labels that may be used")
 
 
-def _clear_other_sides(folder: Path, written: Collection[str]) -> None:
-    """Where training or validation alone has rows, removes the other's file: an earlier export's may share prompts."""
-    for name in FILES.values():
+def _clear_other_sides(folder: Path, written: Collection[str], asked: bool) -> None:
+    """Where training or validation alone has rows, removes the other's file: an earlier export's may share prompts.
+
+    Says so, and where both were asked for that there is one.
+    """
+    for name in (FILES["comparison"], FILES["demonstration"]):  # evaluations are never held out
         sides = {name, f"{name}_validation"}
         for side in sides - set(written) if sides & set(written) else ():
             path = folder / f"{side}.jsonl"
-            if path.is_file():
-                path.unlink()
-                print(f"{path}: removed, this export has no rows for it")
+            there = path.is_file()
+            path.unlink(missing_ok=True)
+            if there or asked:
+                print(f"{path}: no prompt belongs there" + ("; that of an earlier export is removed" if there else ""))
 
 
 def _tell_absent(weights: dict[str, float], labelers: set[str]) -> None:

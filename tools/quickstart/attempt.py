@@ -80,9 +80,10 @@ class Attempt:
         missing = [output for output in self.stage.outputs if not (self.folder / output).exists()]
         if missing:
             raise UserError(
-                f"stage {self.stage.name} ended without error but {', '.join(missing)} is not there",
-                where=str(self.folder),
-                fix=f"see {log}; the stage's config should write it",
+                f"stage {self.stage.name} ended without error but {', '.join(missing)} is not there; "
+                f"its last lines:\n{_tail(log)}",
+                where=str(log),
+                fix="its command or config should write it",
             )
         self._stamp(finished=True)
 
@@ -99,10 +100,13 @@ class Attempt:
 
 
 def _failure(stage: Stage, status: int, log: Path) -> UserError:
-    with log.open(encoding="utf-8") as file:
-        tail = "".join(f"    {line}" for line in deque(file, maxlen=15))
     return UserError(
-        f"stage {stage.name} failed with exit status {status}; its last lines:\n{tail.rstrip()}",
+        f"stage {stage.name} failed with exit status {status}; its last lines:\n{_tail(log)}",
         where=str(log),
         fix="mend the cause and give the same command again: finished stages are kept",
     )
+
+
+def _tail(log: Path) -> str:
+    with log.open(encoding="utf-8") as file:
+        return "".join(f"    {line}" for line in deque(file, maxlen=15)).rstrip()
