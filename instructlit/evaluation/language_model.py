@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -70,6 +71,7 @@ class LanguageModel:
     def _answers(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | None]]:
         """Requests that are drawn alike are decoded together, shortest first: little of a batch is padding."""
         ids = [self._encoders[ask.plain].prompt(ask.prompt) for ask in asks]
+        limits = [self._limit(ask, own) for ask, own in zip(asks, ids, strict=True)]
         alike: dict[tuple[Any, ...], list[int]] = {}
         for i, ask in enumerate(asks):
             if self.room is not None and len(ids[i]) + 1 > self.room:
@@ -77,22 +79,22 @@ class LanguageModel:
             else:
                 alike.setdefault((ask.max_new_tokens, ask.temperature, ask.samples, ask.stream), []).append(i)
         for (*_, samples, stream), members in alike.items():
-            members.sort(key=lambda i: (len(str(asks[i].prompt)), i))
-            size = max(1, self.batch_size // samples)
+            members.sort(key=lambda i: (-limits[i], len(str(asks[i].prompt)), i))
             source = torch.Generator(self.device).manual_seed(zlib.crc32(stream.encode()))
-            for start in range(0, len(members), size):
-                batch = members[start : start + size]
+            for batch in _batches(members, limits, max(1, self.batch_size // samples)):
                 if not stream:
                     source.manual_seed(zlib.crc32("|".join(key(asks[i]) for i in batch).encode()))
-                yield from self._decoded(batch, asks, ids, source)
+                yield from self._decoded(batch, asks, ids, limits[batch[0]], source)
+
+    def _limit(self, ask: Ask, ids: Sequence[int]) -> int:
+        """Most tokens of an answer: what is asked for, as far as the model has positions behind this very prompt."""
+        return ask.max_new_tokens if self.room is None else min(ask.max_new_tokens, self.room - len(ids))
 
     def _decoded(
-        self, members: Sequence[int], asks: Sequence[Ask], ids: Sequence[list[int]], source: torch.Generator
+        self, members: Sequence[int], asks: Sequence[Ask], ids: Sequence[list[int]], limit: int, source: torch.Generator
     ) -> Iterator[tuple[int, Answer]]:
         first = asks[members[0]]
-        longest = max(len(ids[i]) for i in members)
-        room = first.max_new_tokens if self.room is None else min(first.max_new_tokens, self.room - longest)
-        sampling = Sampling(room, temperature=first.temperature or 1.0, greedy=first.temperature == 0)
+        sampling = Sampling(limit, temperature=first.temperature or 1.0, greedy=first.temperature == 0)
         rows = [EncodedPrompt(ids[i], Prompt(asks[i].prompt)) for i in members for _ in range(first.samples)]
         batch = collate_prompts(rows, self.tokenizer.pad_token_id)
         batch.input_ids, batch.attention_mask = batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
@@ -267,6 +269,14 @@ def usable_device(name: str) -> torch.device:
             f"{name} cannot be used: {str(error).splitlines()[0]}", where="device", expected="auto, cpu, cuda or cuda:N"
         ) from error
     return place
+
+
+def _batches(members: Sequence[int], limits: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Neighbours of one limit, at most `size` together: nobody's answer is cut for the length of another's prompt."""
+    for _, own in groupby(members, lambda i: limits[i]):
+        alike = list(own)
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
 
 
 def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:

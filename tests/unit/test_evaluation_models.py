@@ -82,6 +82,15 @@ def test_greedy_answers_do_not_depend_on_the_batch(model: LanguageModel) -> None
     assert [reply(model, ask)[0] for ask in reversed(asks)] == together[::-1]
 
 
+def test_a_long_prompt_takes_no_room_from_the_answers_beside_it(model: LanguageModel) -> None:
+    asks = [Ask(f"hm {i}", 40, plain=True) for i in range(2)] + [Ask("x" * 250, 40, plain=True)]
+    together = reply(model, *asks)
+    assert [reply(model, ask)[0] for ask in asks] == together
+    assert not together[0].ended[0]
+    assert len(together[0].text) > 6, "it is cut at its own 40 tokens, not at the 6 that the long prompt leaves"
+    assert len(together[2].text) <= 6
+
+
 def test_samples_differ_and_come_again_with_their_seed(model: LanguageModel) -> None:
     ask = Ask("hm", max_new_tokens=6, temperature=1.0, samples=5, plain=True)
     [first] = reply(model, ask)
