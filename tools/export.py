@@ -72,8 +72,8 @@ def _from_checkpoint(file: Path, weights: str) -> tuple[Any, dict[str, Any], dic
     return model, record, {"path": kept.get("tokenizer") or backbone, "chat_template": kept.get("chat_template")}
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint of one of our stages, read as data, never as code.
+def read_checkpoint(file: Path, weights: bool = True) -> dict[str, Any]:
+    """A checkpoint of one of our stages, read as data, never as code; without `weights` no shard is read.
 
     Raises:
         UserError: no such file, no whole checkpoint, or one that another program wrote.
@@ -92,7 +92,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         )
     try:
         if is_sharded_checkpoint(file):
-            checkpoint = assembled(file)
+            checkpoint = assembled(file, weights)
         else:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a zip, pickle or torch error of many kinds; each means "not a whole checkpoint"

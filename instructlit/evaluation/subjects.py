@@ -11,6 +11,7 @@ from instructlit.data.sources import Source
 from instructlit.errors import UserError
 from instructlit.evaluation.datasets import read_rows
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request
+from instructlit.models.folders import adapter_config
 from instructlit.types import PromptText
 
 _TEXTS = ("response", "completion", "completions", "responses", "output", "answer")
@@ -57,16 +58,24 @@ class ModelSubject(Subject):
         load: makes the `LanguageModel`; not called where every reply is in the store.
         options: template, dtype and whatever else its replies depend on.
         prefix: as above.
+        beneath: folders or Hub names that a checkpoint takes the rest of the model from.
     """
 
     def __init__(
-        self, name: str, path: str, load: Callable[[], Any], options: dict[str, Any] | None = None, prefix: str = ""
+        self,
+        name: str,
+        path: str,
+        load: Callable[[], Any],
+        options: dict[str, Any] | None = None,
+        prefix: str = "",
+        beneath: Callable[[], Sequence[str]] = lambda: (),
     ):
         super().__init__(name, path, prefix)
         self.path, self._load, self._options, self._model = path, load, options or {}, None
+        self._beneath = beneath
 
     def identity(self) -> str:
-        return digest([fingerprint(self.path), self._options])
+        return digest([*map(fingerprint, (self.path, *self._beneath())), self._options])
 
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
         if self._model is None:
@@ -113,12 +122,14 @@ class FileSubject(Subject):
 
 
 def fingerprint(path: str) -> Any:
-    """What tells one state of a folder or file from another: names, sizes and times of its files; a Hub name itself."""
+    """What tells one state of a folder or file from another: names, sizes and times of its files, and of those of the
+    trunk that a folder of adapters names; a Hub name itself."""
     place = Path(path).expanduser()
     if place.is_file():
         return [str(place.resolve()), place.stat().st_size, place.stat().st_mtime_ns]
     if place.is_dir():
-        return [str(place.resolve()), *_listed(place)]
+        trunk = (adapter_config(path) or {}).get("base_model_name_or_path")
+        return [str(place.resolve()), *_listed(place), *([fingerprint(trunk)] if trunk else [])]
     return path
 
 

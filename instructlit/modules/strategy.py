@@ -145,11 +145,14 @@ def is_sharded_checkpoint(path: Path) -> bool:
     return (path / METADATA).is_file()
 
 
-def assembled(path: Path) -> dict[str, Any]:
+def assembled(path: Path, weights: bool = True) -> dict[str, Any]:
     """A sharded checkpoint as a checkpoint of an unsharded run, on the host and without optimiser states.
 
-    No other process is needed.
+    No other process is needed. Without `weights` no shard is read, and `state_dict` is empty.
     """
+    checkpoint = torch.load(path / METADATA, map_location="cpu", weights_only=True)
+    if not weights:
+        return checkpoint | {"state_dict": {}}
     saved = FileSystemReader(path).read_metadata().state_dict_metadata
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -158,7 +161,6 @@ def assembled(path: Path) -> dict[str, Any]:
     }
     load(tensors, checkpoint_id=path, no_dist=True)
     whole = {name.removeprefix("state_dict."): value for name, value in tensors.items()}
-    checkpoint = torch.load(path / METADATA, map_location="cpu", weights_only=True)
     average = {name: whole.pop(name) for name in list(whole) if name.startswith("ema.")}
     if average:
         checkpoint["instructlit"]["ppo"]["ema"]["average"] = {

@@ -11,10 +11,12 @@ import torch
 
 from instructlit.errors import UserError
 from instructlit.evaluation import Answer, Ask, Weigh, Weights
+from instructlit.evaluation.judges import LocalJudge
 from instructlit.evaluation.language_model import LanguageModel, load_language_model
 from instructlit.evaluation.requests import as_row, from_row, key
 from instructlit.evaluation.store import Store
 from instructlit.evaluation.subjects import FileSubject
+from instructlit.tools.evaluate.run import Loading, subject
 
 EOS = 2
 
@@ -166,6 +168,30 @@ def test_a_file_of_answers_replies_by_prompt(tmp_path: Path) -> None:
     path.write_text('{"prompt": "p"}\n')
     with pytest.raises(UserError, match="row 1 has no response"):
         FileSubject("made", str(path))
+
+
+def test_what_is_kept_belongs_to_the_state_of_the_trunk_too(tmp_path: Path) -> None:
+    """Of adapters, as a model and as a judge, and of a checkpoint, which leaves out a frozen trunk."""
+    trunk, adapters, checkpoint = tmp_path / "trunk", tmp_path / "adapters", tmp_path / "last.ckpt"
+    for folder in (trunk, adapters):
+        folder.mkdir()
+    (adapters / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(trunk)}))
+    torch.save({"instructlit": {"backbone": {"path": str(trunk)}}, "state_dict": {}}, checkpoint)
+    loading = Loading("auto", "auto", "cpu", 8, "auto")
+
+    def identities() -> list[Any]:
+        subjects = [subject("m", str(path), loading).identity() for path in (adapters, checkpoint)]
+        return [*subjects, LocalJudge(str(adapters)).identity()]
+
+    (trunk / "model.safetensors").write_bytes(b"weights")
+    first = identities()
+    assert identities() == first
+    (trunk / "model.safetensors").write_bytes(b"other weights")
+    assert not any(now == before for now, before in zip(identities(), first, strict=True))
+
+
+def test_verdicts_of_a_judge_on_this_machine_belong_to_its_dtype() -> None:
+    assert LocalJudge("m", dtype="float32").identity() != LocalJudge("m", dtype="bfloat16").identity()
 
 
 def test_perplexity_of_a_uniform_model_is_its_vocabulary(model: LanguageModel) -> None:

@@ -140,7 +140,7 @@ def subject(name: str, path: str, loading: Loading, prefix: str = "") -> Subject
         return FileSubject(name, path)
     options: dict[str, Any] = asdict(loading)
     del options["batch_size"], options["device"]
-    return ModelSubject(name, path, loader(name, path, loading), options, prefix)
+    return ModelSubject(name, path, loader(name, path, loading), options, prefix, lambda: _beneath(path))
 
 
 def loader(name: str, path: str, loading: Loading) -> Callable[[], LanguageModel]:
@@ -184,6 +184,17 @@ def loader(name: str, path: str, loading: Loading) -> Callable[[], LanguageModel
         return ready(network, tokenizer, place, loading.template, loading.batch_size)
 
     return load
+
+
+def _beneath(path: str) -> list[str]:
+    """Where a checkpoint has a frozen trunk and the tokenizer from."""
+    from instructlit.tools.export import read_checkpoint
+
+    place = Path(path).expanduser()
+    if not _is_checkpoint(place):
+        return []
+    kept = read_checkpoint(place, weights=False)["instructlit"]
+    return [kept["backbone"]["path"], kept.get("tokenizer") or kept["backbone"]["path"]]
 
 
 def _is_checkpoint(path: Path) -> bool:

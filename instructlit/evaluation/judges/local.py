@@ -39,7 +39,8 @@ class LocalJudge(TextJudge):
         return self.model
 
     def identity(self) -> dict[str, Any]:
-        return {"model": fingerprint(self.model), "tokens": self.max_new_tokens, "template": self.template}
+        told = {"tokens": self.max_new_tokens, "template": self.template, "dtype": self.dtype}
+        return {"model": fingerprint(self.model), **told}
 
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
         loaded = load_language_model(
