@@ -34,6 +34,7 @@ class Results:
         baseline: the model of preferences.
         base: the model of the alignment tax.
         plan: what was still to be asked of judges, in words.
+        unmade: replies that a dry run left to be made; what judges are to be asked about them is not in the plan.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class Results:
     baseline: str = ""
     base: str = ""
     plan: list[str] = field(default_factory=list)
+    unmade: int = 0
 
     def title(self, row: str) -> str:
         """How a row of a table is called."""
@@ -136,13 +138,15 @@ class Evaluation:
             if f"model {subject.name}" in results.failures or subject.name not in asked:
                 continue
             with _Failure(f"model {subject.name}", results, self.tell):
-                replies[subject.name] = self._of(subject, asked[subject.name], store, dry)
+                replies[subject.name] = self._of(subject, asked[subject.name], store, results, dry)
                 results.models[subject.name] = subject.told
             subject.release()
         store.close()
         return replies
 
-    def _of(self, subject: Subject, asked: Sequence[Request], store: Store, dry: bool) -> dict[str, Reply | None]:
+    def _of(
+        self, subject: Subject, asked: Sequence[Request], store: Store, results: Results, dry: bool
+    ) -> dict[str, Reply | None]:
         """One model's replies, by the keys of the requests as tasks make them."""
         own = {key(request): subject.asked(request) for request in asked}
         prefix = subject.identity() + "-"
@@ -157,6 +161,7 @@ class Evaluation:
         }
         if not missing or (dry and subject.stored):
             if missing:
+                results.unmade += len(missing)
                 self.tell(f"{subject.name}: {len(missing)} of {len(own)} replies to be made")
             return found
         done = len(own) - len(missing)

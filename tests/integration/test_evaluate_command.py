@@ -114,6 +114,16 @@ def test_a_dry_run_asks_nobody(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert not (place / "evaluation" / "results.json").exists()
 
 
+def test_a_dry_run_does_not_know_what_is_asked_about_replies_to_come(
+    place: Path, tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "sft=sft.jsonl", f"ppo={tiny_llama_dir}", "--suite", "suite.yaml", "--dry_run"]
+    assert main([*words, "--tasks", "preference"]) == 0
+    out = capsys.readouterr().out
+    assert "to be asked: judge (my_judge.judge): 8 questions" in out, "the ratings of the file's answers"
+    assert "what judges are to be asked about these 8 replies is known when they are made" in out
+
+
 def test_models_reply_once_and_what_is_kept_is_not_asked_again(
     place: Path, tiny_llama_dir: Path, tiny_gpt2_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

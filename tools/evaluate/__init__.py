@@ -49,7 +49,7 @@ def evaluate(
         batch_size: answers decoded together.
         weights: of a checkpoint: "auto" takes the moving average where one is kept.
         wandb: project of Weights & Biases to log the results to.
-        dry_run: say what would be asked of models and judges, and stop.
+        dry_run: say what would be asked of models, and of judges about the replies that are there, and stop.
         redraw: draw the page and print the table of the results that are in the output folder, and stop.
     """
     from instructlit.tools.evaluate.run import Loading, run

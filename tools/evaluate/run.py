@@ -73,7 +73,9 @@ def run(
     )
     results = evaluation.run(dry=dry_run)
     if dry_run:
-        if not results.plan:
+        if results.unmade and evaluation.judges:
+            print(f"what judges are to be asked about these {results.unmade:,} replies is known when they are made")
+        elif not results.plan:
             print("nothing is to be asked of a judge")
         return 2 if results.failures else 0
     status = finish(results, folder, sections, read.turned)
