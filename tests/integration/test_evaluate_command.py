@@ -232,6 +232,15 @@ def test_a_tasks_file_is_named_and_not_read_as_a_config(tmp_path: Path) -> None:
     assert task.requests() == [Weigh("", ("once",))]
 
 
+def test_results_are_of_this_run_where_every_task_fails(place: Path) -> None:
+    words = ["evaluate", "ppo=ppo.jsonl", "--suite", "suite.yaml", "--tasks", "preference"]
+    assert main(words) == 0
+    assert main([*words, "--options", "preference.prompts=missing.jsonl"]) == 2
+    told = json.loads((place / "evaluation" / "results.json").read_text())
+    assert told["measures"] == []
+    assert "no such file: missing.jsonl" in told["failures"]["task preference"]
+
+
 @pytest.mark.parametrize("suite", sorted(p.stem for p in shipped().glob("*.yaml")))
 def test_shipped_suites_fit_their_classes(suite: str, tmp_path: Path) -> None:
     read = read_suite(suite)

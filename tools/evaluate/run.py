@@ -68,9 +68,7 @@ def run(
         titles={name: spec["title"] for name, spec in read.models.items() if "title" in spec},
         tell=lambda text: print(text, flush=True),
     )
-    evaluation.on_task = lambda results: write_text(
-        folder / "results.json", json.dumps(as_json(results), indent=1) + "\n"
-    )
+    evaluation.on_task = lambda results: _keep(results, folder)
     results = evaluation.run(dry=dry_run)
     if dry_run:
         if results.unmade and evaluation.judges:
@@ -78,6 +76,7 @@ def run(
         elif not results.plan:
             print("nothing is to be asked of a judge")
         return 2 if results.failures else 0
+    _keep(results, folder)  # where no task got as far as to be measured too
     status = finish(results, folder, sections, read.turned)
     if wandb:
         from instructlit.tools.evaluate.wandb_log import log
@@ -95,6 +94,10 @@ def finish(results: Results, folder: Path, sections: Sequence[Section], turned: 
     print_results(results, turned)
     print(f"written: {folder / 'results.json'}, {folder / 'report.html'}")
     return 2 if results.failures else 0
+
+
+def _keep(results: Results, folder: Path) -> None:
+    write_text(folder / "results.json", json.dumps(as_json(results), indent=1) + "\n")
 
 
 def _earlier(folder: Path) -> Any:
