@@ -17,6 +17,7 @@ from instructlit.evaluation.tasks import (
     FalsePremise,
     Hallucination,
     IFEval,
+    LmEval,
     OverHedging,
     Perplexity,
     RealToxicity,
@@ -360,6 +361,35 @@ def test_perplexity_minus_the_base_is_paired(tmp_path: Path) -> None:
     assert column.differences["ppo"].differs
     assert column.differences["ppo"].value == pytest.approx(column.figures["ppo"].value - column.figures["base"].value)
     assert column.figures["ppo"].low < column.figures["base"].high, "unpaired the two intervals overlap"
+
+
+@needs_lm_eval
+def test_squad_2_has_figures_and_what_is_left_out_of_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    from lm_eval.tasks.squadv2.task import SQuAD2
+
+    asked = {"title": "t", "context": "c", "question": "q"}
+    rights = (["The red house", "a hut"], ["Snow."], [])
+    docs = [asked | {"id": str(i), "answers": {"text": list(right)}} for i, right in enumerate(rights)]
+    rows = datasets.Dataset.from_list(docs)
+    monkeypatch.setattr(
+        SQuAD2, "download", lambda self, *_: setattr(self, "dataset", {"train": rows, "validation": rows})
+    )
+    squad = SQuAD2()
+    squad.build_all_requests()
+    task = LmEval(["squadv2"])
+    monkeypatch.setattr(task, "_loaded", lambda: {"squadv2": squad})
+    said = iter(["red house now", "the snow", "unanswerable"])
+    found = run(
+        task, tmp_path, {"m": lambda r: Answer([next(said)]) if isinstance(r, Ask) else Weights([-3.0], [1], [False])}
+    )
+    # of the words "red house now" and "red house" 2 are the same, and 3 + 2 in all
+    assert found["lm_eval/squadv2/0_shot/f1"].figures["m"].value == pytest.approx((2 * 2 / 5 + 1 + 0) / 3)
+    assert found["lm_eval/squadv2/0_shot/exact"].figures["m"].value == pytest.approx(1 / 3)
+    [note] = found["outcome"].notes
+    assert note.startswith("squadv2: HasAns_exact, HasAns_f1, NoAns_exact, NoAns_f1, best_exact, best_f1 left out")
 
 
 def test_reward_quality_by_labeler_margin_and_length(tmp_path: Path) -> None:

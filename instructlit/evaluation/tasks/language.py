@@ -20,6 +20,7 @@ from instructlit.evaluation.datasets import missing_extra, needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights
 from instructlit.evaluation.task import Task
+from instructlit.evaluation.tasks import squad
 
 
 class Perplexity(Task):
@@ -115,11 +116,16 @@ class LmEval(Task):
         for name, task in self._tasks.items():
             stop = start + len(task.instances)
             scores: dict[str, dict[str, list[float | None]]] = {}
+            left_out: dict[str, None] = {}
             for model in study.models:
-                replies = study.replies[model][start:stop]
-                for metric, values in document_scores(task, replies).items():
+                found, unscored = document_scores(task, study.replies[model][start:stop])
+                for metric, values in found.items():
                     scores.setdefault(metric, {})[model] = values
+                left_out |= dict.fromkeys(unscored)
             start = stop
+            if left_out:
+                told = "left out, since lm-eval makes them of all documents together"
+                outcome.notes.append(f"{name}: {', '.join(left_out)} {told}")
             for metric, values in scores.items():
                 outcome.measures.append(self._column(study, name, task, metric, values))
         return outcome
@@ -188,10 +194,10 @@ class LmEval(Task):
         return found
 
 
-def document_scores(task: Any, replies: Sequence[Reply | None]) -> dict[str, list[float | None]]:
-    """For each metric the score of every document of a task; None where a reply is missing.
+def document_scores(task: Any, replies: Sequence[Reply | None]) -> tuple[dict[str, list[float | None]], list[str]]:
+    """For each metric the score of every document of a task, None where a reply is missing; and the other metrics.
 
-    Metrics that are no mean over documents (an F1 over the whole set, say) are left out: they have no paired interval.
+    Those are no mean over documents (an F1 over the whole set, say) and have no paired interval.
 
     Args:
         task: lm-eval's task with its instances.
@@ -218,6 +224,7 @@ def document_scores(task: Any, replies: Sequence[Reply | None]) -> dict[str, lis
     for copy in fresh:
         copies.setdefault(copy.doc_id, []).append(copy)
     found: dict[str, list[float | None]] = {}
+    unscored: dict[str, None] = {}
     for place, doc in enumerate(by_doc):
         if doc not in whole:
             continue
@@ -225,9 +232,11 @@ def document_scores(task: Any, replies: Sequence[Reply | None]) -> dict[str, lis
         names = list(own[0].filtered_resps)
         metrics = task.process_results(own[0].doc, [i.filtered_resps[names[0]] for i in own])
         for metric, value in metrics.items():
-            if isinstance(value, bool | int | float | np.number):
-                found.setdefault(metric, [None] * len(by_doc))[place] = float(value)
-    return found
+            if (score := _score(metric, value)) is None:
+                unscored[metric] = None
+            else:
+                found.setdefault(metric, [None] * len(by_doc))[place] = score
+    return found, list(unscored)
 
 
 def pieces(path: str, characters: int) -> list[str]:
@@ -249,6 +258,19 @@ def pieces(path: str, characters: int) -> list[str]:
     if not found:
         raise UserError("the file is empty", where=path, expected="text")
     return found
+
+
+def _score(metric: str, value: Any) -> float | None:
+    """What a metric says of one document; None where it says nothing but of all of them."""
+    match value:
+        case bool() | int() | float() | np.number():
+            return float(value)
+        case ({"prediction_text": said}, {"answers": {"text": right}}) if metric in _SQUAD:
+            return _SQUAD[metric](said, right)
+    return None
+
+
+_SQUAD = {"exact": squad.exact, "f1": squad.f1}
 
 
 def _response(instance: Any, reply: Reply | None) -> Any:
