@@ -170,7 +170,7 @@ class Evaluation:
             if subject.stored:
                 store.put(names[missing[index]], None if reply is None else as_row(reply), model=subject.name)
             if count % 200 == 0 or count == len(missing):
-                self.tell(f"{subject.name}: {done + count} of {len(own)} replies")
+                self.tell(f"{subject.name}: {done + count} of {len(own)} requests")
         return found
 
     def _further(
@@ -211,9 +211,16 @@ class Evaluation:
         planning = study.desk.planning
         with _Failure(told, results, (lambda text: None) if planning else self.tell):
             outcome = self.tasks[name].measure(study)
+            outcome.notes += _unanswered(study)
             if not planning:
                 results.outcomes[name] = outcome
                 self.tell(f"measured {name}")
+
+
+def _unanswered(study: Study) -> list[str]:
+    """A sentence for every model without a reply to some of the requests: of a file without that very prompt, say."""
+    missing = {model: sum(reply is None for reply in own) for model, own in study.replies.items()}
+    return [f"{model}: no reply to {n} of {len(study.replies[model])} requests" for model, n in missing.items() if n]
 
 
 class _Failure:

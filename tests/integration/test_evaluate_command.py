@@ -106,6 +106,15 @@ def test_two_files_side_by_side(place: Path, capsys: pytest.CaptureFixture[str])
     assert f"much longer {EVIL}" in reader.text
 
 
+def test_prompts_without_an_answer_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answered = (place / "ppo.jsonl").read_text().splitlines(keepends=True)
+    (place / "ppo.jsonl").write_text("".join(answered[:5]))
+    words = ["evaluate", "sft=sft.jsonl", "ppo=ppo.jsonl", "--suite", "suite.yaml", "--tasks", "preference"]
+    assert main(words) == 0
+    assert "preference: ppo: no reply to 3 of 8 requests" in capsys.readouterr().out
+    assert "preference: ppo: no reply to 3 of 8 requests" in (place / "evaluation" / "report.html").read_text()
+
+
 def test_a_dry_run_asks_nobody(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", "sft=sft.jsonl", "ppo=ppo.jsonl", "--suite", "suite.yaml", "--tasks", "preference"]
     assert main([*words, "--dry_run"]) == 0

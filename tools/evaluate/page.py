@@ -188,7 +188,7 @@ def _meanings(results: Results) -> str:
             items.append(
                 f"<dt>{escape(m.title)}</dt><dd>{escape(m.meaning)}<br><code>{escape(m.name)}</code>{notes}</dd>"
             )
-    notes = [note for outcome in results.outcomes.values() for note in outcome.notes]
+    notes = [f"{task}: {note}" for task, outcome in results.outcomes.items() for note in outcome.notes]
     listed = "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>" if notes else ""
     return (
         f"<h2 id='columns'>What the columns say</h2><dl class='columns'>{''.join(items)}</dl>{listed}" if items else ""
