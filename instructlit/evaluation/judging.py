@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from instructlit.data.chat import plain_text
 from instructlit.errors import UserError
+from instructlit.evaluation.requests import Answer, Reply
 from instructlit.evaluation.store import Store
 from instructlit.types import PromptText
 
@@ -35,6 +36,7 @@ class Question:
         criterion: the statement to decide on, in words.
         reference: what the judge may lean on: a right answer, a context, the false premise.
         about: the criterion's short name.
+        ended: of each answer whether it ended by itself, rather than at a limit; empty where nobody knows.
     """
 
     kind: Kind
@@ -43,6 +45,7 @@ class Question:
     criterion: str = ""
     reference: str = ""
     about: str = ""
+    ended: tuple[bool, ...] = ()
 
     @property
     def prompt_text(self) -> str:
@@ -56,7 +59,10 @@ class Question:
     @cached_property
     def key(self) -> str:
         """Its name in the store."""
-        told = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        said = asdict(self)
+        if all(self.ended):  # which is what is taken for granted where nobody knows
+            del said["ended"]
+        told = json.dumps(said, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
@@ -78,6 +84,13 @@ class Verdict:
     def unreadable(self) -> bool:
         """The judge answered and the answer means nothing."""
         return self.value is None and not self.pending
+
+
+def about_samples(kind: Kind, prompt: PromptText, reply: Reply | None) -> list[Question]:
+    """A question about each sample of an answer; none where there is no answer."""
+    if not isinstance(reply, Answer):
+        return []
+    return [Question(kind, prompt, (text,), ended=(end,)) for text, end in zip(reply.texts, reply.ends, strict=True)]
 
 
 class Judge(ABC):

@@ -48,6 +48,10 @@ class Study:
         """First answers of a model to the requests from `start` up to `stop`; None where there is none."""
         return [r.text if isinstance(r, Answer) else None for r in self.replies[model][start:stop]]
 
+    def ended(self, model: str) -> list[bool]:
+        """Whether each of the first answers of a model ended by itself, as far as is known."""
+        return [r.ends[0] if isinstance(r, Answer) else True for r in self.replies[model]]
+
 
 @dataclass
 class Measure:

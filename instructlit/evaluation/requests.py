@@ -76,7 +76,7 @@ class Answer:
 
     Args:
         texts: one a sample.
-        ended: by itself or at a stop text, rather than at the limit.
+        ended: by itself or at a stop text, rather than at the limit; empty where nobody knows.
         tokens: of each sample the tokens that were drawn, EOS included; where the request wants them.
         log_probs: of each sample the summed log-probability in nats at the temperature of the sampling; the same.
     """
@@ -90,6 +90,11 @@ class Answer:
     def text(self) -> str:
         """The first answer."""
         return self.texts[0]
+
+    @property
+    def ends(self) -> list[bool]:
+        """Whether each sample ended, which is taken for granted where nobody knows."""
+        return self.ended or [True] * len(self.texts)
 
 
 @dataclass(frozen=True)

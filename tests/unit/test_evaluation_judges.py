@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,12 @@ def test_a_question_is_asked_once_and_kept(tmp_path: Path) -> None:
     again = Scripted(lambda q: 0.0)
     assert Desk({"j": again}, Store(tmp_path / "v.jsonl")).ask("j", [PAIR])[0].value == 1.0
     assert again.asked == 0
+
+
+def test_a_question_about_an_answer_that_was_cut_off_is_another_one() -> None:
+    """Where nobody knows whether it was, or it was not, the verdict is that of before."""
+    assert replace(PAIR, ended=(True, True)).key == PAIR.key
+    assert len({replace(PAIR, ended=ended).key for ended in ((), (False, True), (True, False))}) == 3
 
 
 def test_a_plan_counts_without_asking(tmp_path: Path) -> None:
@@ -429,6 +436,20 @@ def test_a_reward_model_scores_as_it_was_trained_to_and_compares(reward_folder: 
     assert no is not None
     assert found[4].value == float(yes > no)
     assert found[5].value == 0.5, "equal answers tie"
+
+
+def test_a_reward_model_scores_an_answer_that_was_cut_off_without_an_end(reward_folder: Path) -> None:
+    judge = RewardJudge(str(reward_folder), device="cpu")
+    cut = Question("score", "Say: ", ("yes",), ended=(False,))
+    against = Question("compare", "Say: ", ("yes", "yes"), ended=(False, True))
+    found = dict(judge.verdicts([cut, replace(cut, ended=(True,)), against]))
+    network = load_scalar_model(Backbone(str(reward_folder)), require_head=True).eval()
+    ids = torch.tensor([[*map(ord, "Say: yes")]])
+    with torch.no_grad():
+        alone = float(network.score(ids, torch.ones_like(ids, dtype=torch.bool)))
+    assert found[0].value == pytest.approx(alone, abs=1e-5)
+    assert found[1].value != pytest.approx(alone, abs=1e-5)
+    assert found[2].value == float(alone > (found[1].value or 0.0))
 
 
 def test_a_reward_model_that_is_not_there_is_named() -> None:

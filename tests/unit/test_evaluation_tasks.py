@@ -19,7 +19,9 @@ from instructlit.evaluation.tasks import (
     IFEval,
     LmEval,
     OverHedging,
+    Overoptimization,
     Perplexity,
+    Preference,
     RealToxicity,
     ReleasedSamples,
     RewardQuality,
@@ -59,6 +61,7 @@ def run(
         list(replies),
         {name: [reply(r) for r in requests] for name, reply in replies.items()},
         Desk({n: Scripted(n, j) for n, j in (judges or {}).items()}, Store(tmp_path / f"{id(task)}.jsonl")),
+        baseline=base,
         base=base,
     )
     outcome = task.measure(study)
@@ -435,6 +438,30 @@ def test_best_of_n_curves(tmp_path: Path) -> None:
     proxy, gold = found["outcome"].curves
     assert [len(c.series["m"]) for c in (proxy, gold)] == [3, 3]
     assert proxy.series["m"][0] == (0.0, 2.5)
+
+
+def test_judges_are_told_which_answers_were_cut_off(tmp_path: Path) -> None:
+    prompts, told = write(tmp_path / "p.jsonl", [{"prompt": "a"}]), dict[str, bool]()
+    row = {"iteration": 0, "prompt": "a", "score": 0.0, "kl": 0.0}
+    logged = [row | {"response": "cut", "ended": False}, row | {"prompt": "b", "response": "whole", "ended": True}]
+
+    def judge(question: Question) -> float:
+        told.update(zip(question.answers, question.ended, strict=True))
+        return 1.0
+
+    replies = {
+        "whole": lambda r: Answer(["whole"] * r.samples, [True] * r.samples),
+        "cut": lambda r: Answer(["cut"] * r.samples, [False] * r.samples),
+    }
+    for task in (
+        Preference(prompts),
+        BestOfN(prompts, "judge", ["judge"], samples=2),
+        Overoptimization(prompts, "judge", ["judge"], best_of=0),
+        Overoptimization(policies=False, gold=["judge"], runs={"ppo": write(tmp_path / "r.jsonl", logged)}, best_of=0),
+    ):
+        told.clear()
+        run(task, tmp_path, replies, {"judge": judge}, base="whole")
+        assert told == {"whole": True, "cut": False}, task
 
 
 def test_the_task_on_the_page_works(tmp_path: Path) -> None:

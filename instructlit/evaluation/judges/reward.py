@@ -8,14 +8,15 @@ from instructlit.evaluation.judging import Judge, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
 from instructlit.evaluation.reward_scores import RewardScores
 from instructlit.evaluation.subjects import fingerprint
+from instructlit.types import PromptText
 
 
 class RewardJudge(Judge):
     """A trained reward model: the answer with the higher score is better, equal scores tie.
 
-    It knows no scale from 1 to 7; it scores on its own, with the shift that makes demonstrations average 0. A statement
-    is decided by which reply to the judging prompt it scores higher, "Yes" or "No": take that for what it is worth, a
-    reward model was not trained on it.
+    It knows no scale from 1 to 7; it scores on its own, with the shift that makes demonstrations average 0. An answer
+    that was cut off is scored without EOS, as in training. A statement is decided by which reply to the judging prompt
+    it scores higher, "Yes" or "No": take that for what it is worth, a reward model was not trained on it.
 
     Args:
         model: folder of a reward model.
@@ -50,8 +51,7 @@ class RewardJudge(Judge):
         block = 256
         for start in range(0, len(questions), block):
             part = questions[start : start + block]
-            pairs = [pair for question in part for pair in _asked(question)]
-            scores, at = self._loaded().scores([(prompt, text, True) for prompt, text in pairs]), 0
+            scores, at = self._loaded().scores([row for question in part for row in _asked(question)]), 0
             for place, question in enumerate(part):
                 own = scores[at : at + len(_asked(question))]
                 at += len(own)
@@ -66,11 +66,12 @@ class RewardJudge(Judge):
         return self._scores
 
 
-def _asked(question: Question) -> list[tuple[Any, str]]:
-    """The prompt and response pairs whose scores answer a question."""
+def _asked(question: Question) -> list[tuple[PromptText, str, bool]]:
+    """The prompts and responses, with whether they ended, whose scores answer a question."""
     if question.kind == "decide":
-        return [(judging_prompt(question), "Yes"), (judging_prompt(question), "No")]
-    return [(question.prompt, answer) for answer in question.answers]
+        return [(judging_prompt(question), said, True) for said in ("Yes", "No")]
+    ended = question.ended or (True,) * len(question.answers)
+    return [(question.prompt, answer, end) for answer, end in zip(question.answers, ended, strict=True)]
 
 
 def _verdict(question: Question, scores: Sequence[float]) -> Verdict:

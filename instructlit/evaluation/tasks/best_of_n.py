@@ -14,7 +14,7 @@ import numpy as np
 from instructlit.errors import UserError
 from instructlit.evaluation import intervals
 from instructlit.evaluation.datasets import needed
-from instructlit.evaluation.judging import Question
+from instructlit.evaluation.judging import about_samples
 from instructlit.evaluation.measures import Curve, Measure, Outcome, Study
 from instructlit.evaluation.requests import Answer, Ask, Request
 from instructlit.evaluation.task import Task
@@ -95,12 +95,8 @@ class BestOfN(Task):
         replies = study.replies[model]
         found = np.full((len(replies), self.samples), np.nan)
         there = [i for i, reply in enumerate(replies) if isinstance(reply, Answer) and len(reply.texts) == self.samples]
-        texts = {i: reply.texts for i, reply in enumerate(replies) if isinstance(reply, Answer)}
-        asked = [
-            Question(study.desk.judge(judge).marks, self._prompts[i].prompt, (text,))
-            for i in there
-            for text in texts[i]
-        ]
+        kind = study.desk.judge(judge).marks
+        asked = [question for i in there for question in about_samples(kind, self._prompts[i].prompt, replies[i])]
         values = [np.nan if v.value is None else v.value for v in study.desk.ask(judge, asked)]
         if there:
             found[there] = np.array(values).reshape(len(there), self.samples)

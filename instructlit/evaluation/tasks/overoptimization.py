@@ -15,7 +15,7 @@ import numpy as np
 
 from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.divergence import asked_of_reference, log_ratios
-from instructlit.evaluation.judging import Question
+from instructlit.evaluation.judging import Question, about_samples
 from instructlit.evaluation.measures import Curve, Measure, Outcome, Study, check_models, measured
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request
 from instructlit.evaluation.task import Task
@@ -142,15 +142,15 @@ class Overoptimization(Task):
 
     def _means(self, study: Study, judge: str, replies: Sequence[Reply | None]) -> list[float | None]:
         """A judge's mean score of the answers to each prompt."""
-        texts = [reply.texts if isinstance(reply, Answer) else [] for reply in replies]
-        return [None if not own else sum(own) / len(own) for own in self._scores(study, judge, texts)]
+        return [None if not own else sum(own) / len(own) for own in self._scores(study, judge, replies)]
 
-    def _scores(self, study: Study, judge: str, texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    def _scores(self, study: Study, judge: str, replies: Sequence[Reply | None]) -> list[list[float]]:
         """The scores of the answers to each prompt; nothing where one is missing."""
-        pairs, kind = zip(self._prompts, texts, strict=True), study.desk.judge(judge).marks
-        verdicts = iter(study.desk.ask(judge, [Question(kind, p, (t,)) for p, own in pairs for t in own]))
+        kind = study.desk.judge(judge).marks
+        asked = [about_samples(kind, p, reply) for p, reply in zip(self._prompts, replies, strict=True)]
+        verdicts = iter(study.desk.ask(judge, [question for own in asked for question in own]))
         found = []
-        for own in texts:
+        for own in asked:
             values = [next(verdicts).value for _ in own]
             known = [value for value in values if value is not None]
             found.append(known if len(known) == len(own) else [])
@@ -170,7 +170,10 @@ class Overoptimization(Task):
                 values: list[float | None] = [float(row["score"]) for row in own]
                 if judge != self.proxy:
                     kind = study.desk.judge(judge).marks
-                    asked = [Question(kind, row["prompt"], (row["response"],)) for row in own]
+                    asked = [
+                        Question(kind, row["prompt"], (row["response"],), ended=(row.get("ended", True),))
+                        for row in own
+                    ]
                     values = [verdict.value for verdict in study.desk.ask(judge, asked)]
                 known = [value for value in values if value is not None]
                 if known:
@@ -182,11 +185,11 @@ class Overoptimization(Task):
     def _best(self, study: Study, judges: Sequence[str], lines: dict[str, Lines]) -> None:
         reference = self._reference(study)
         replies = study.further.get(reference, [])[-len(self._prompts) :]
-        texts = [r.texts if isinstance(r, Answer) and len(r.texts) == self.best_of else [] for r in replies]
-        if not any(texts):
+        whole = [r if isinstance(r, Answer) and len(r.texts) == self.best_of else None for r in replies]
+        if not any(whole):
             return
-        scores = {judge: self._scores(study, judge, texts) for judge in judges}
-        rows = [i for i in range(len(texts)) if texts[i] and all(own[i] for own in scores.values())]
+        scores = {judge: self._scores(study, judge, whole) for judge in judges}
+        rows = [i for i in range(len(whole)) if whole[i] and all(own[i] for own in scores.values())]
         if not rows:
             return
         proxy = np.array([scores[self.proxy][i] for i in rows])

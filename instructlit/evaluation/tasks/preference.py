@@ -5,6 +5,7 @@ nobody; equal answers tie without being shown. A pair counts only where both ord
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -117,7 +118,7 @@ class Preference(Task):
             if model == baseline:
                 scores[model] = [0.5 if text is not None else None for text in texts[model]]
             else:
-                scores[model], own = self._against(study, judge, texts[model], texts[baseline])
+                scores[model], own = self._against(study, judge, model, baseline)
                 orders += own
                 unread[model] = sum(a.unreadable or b.unreadable for a, b in own)
             controlled |= _controlled(study, model, scores[model], texts[model], texts[baseline])
@@ -146,17 +147,19 @@ class Preference(Task):
         return scores
 
     def _against(
-        self, study: Study, judge: str, ours: list[str | None], theirs: list[str | None]
+        self, study: Study, judge: str, model: str, baseline: str
     ) -> tuple[Scores, list[tuple[Verdict, Verdict]]]:
         """Scores by prompt, and the two verdicts on every pair that was shown."""
+        ours, theirs = study.texts(model), study.texts(baseline)
+        ends = list(zip(study.ended(model), study.ended(baseline), strict=True))
         shown = [
             i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a is not None and b is not None and a != b
         ]
-        pairs = [(self._prompts[i].prompt, str(ours[i]), str(theirs[i])) for i in shown]
-        questions = [Question("compare", p, (a, b)) for p, a, b in pairs] + [
-            Question("compare", p, (b, a)) for p, a, b in pairs
+        pairs = [
+            Question("compare", self._prompts[i].prompt, (str(ours[i]), str(theirs[i])), ended=ends[i]) for i in shown
         ]
-        verdicts = study.desk.ask(judge, questions)
+        turned = [replace(q, answers=q.answers[::-1], ended=q.ended[::-1]) for q in pairs]
+        verdicts = study.desk.ask(judge, pairs + turned)
         orders = list(zip(verdicts[: len(pairs)], verdicts[len(pairs) :], strict=True))
         scores: Scores = [0.5 if a is not None and a == b else None for a, b in zip(ours, theirs, strict=True)]
         for i, (there, back) in zip(shown, orders, strict=True):
@@ -177,7 +180,8 @@ class Preference(Task):
         kind: Kind = "rate" if "rate" in study.desk.judge(judge).answers else "score"
         for model in study.models:
             there = [i for i, text in enumerate(texts[model]) if text is not None]
-            asked = [Question(kind, self._prompts[i].prompt, (str(texts[model][i]),)) for i in there]
+            ended = study.ended(model)
+            asked = [Question(kind, self._prompts[i].prompt, (str(texts[model][i]),), ended=(ended[i],)) for i in there]
             verdicts = study.desk.ask(judge, asked)
             ratings[model] = [None] * len(self._prompts)
             for i, verdict in zip(there, verdicts, strict=True):
