@@ -76,6 +76,25 @@ def test_policies_and_best_of_n_stand_where_they_belong(prompts: str, tmp_path: 
         assert [y for _, y in points] == pytest.approx([sign * 2.5, sign * 20 / 6, sign * 4.0])
 
 
+def logged(folder: Path, *rows: dict[str, Any]) -> dict[str, str]:
+    """A run's samples, of one time where nothing else is said."""
+    path = folder / "ppo.jsonl"
+    path.write_text("".join(json.dumps({"iteration": 0, "response": "a", "prompt": "Q"} | row) + "\n" for row in rows))
+    return {"ppo": str(path)}
+
+
+def points(task: Overoptimization, folder: Path) -> list[list[tuple[float, float]]]:
+    """The points of a run by the proxy, then by the gold judge."""
+    task.requests()
+    return [c.series["ppo"] for c in task.measure(study_of(folder, {"sft": []})).curves]
+
+
+def test_every_sample_of_a_run_counts_though_prompts_repeat(tmp_path: Path) -> None:
+    runs = logged(tmp_path, {"score": 0.0, "kl": 1.0}, {"score": 10.0, "kl": 7.0, "response": "bbb"})
+    task = Overoptimization(policies=False, runs=runs, best_of=0)
+    assert points(task, tmp_path) == [[(2.0, 5.0)], [(2.0, -2.0)]]
+
+
 def test_a_model_that_draws_no_tokens_has_no_kl_and_no_point(prompts: str, tmp_path: Path) -> None:
     """Ready-made answers have scores, but nobody knows how likely they were."""
     task = Overoptimization(prompts, best_of=0)

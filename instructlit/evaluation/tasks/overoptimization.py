@@ -160,13 +160,12 @@ class Overoptimization(Task):
         self, study: Study, name: str, rows: Sequence[Mapping[str, Any]], judges: Sequence[str], lines: dict[str, Lines]
     ) -> None:
         """The points of a run: its own proxy score and KL at each time, and what the gold judges say of the samples."""
-        times: dict[int, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+        times: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
         for row in rows:
-            times[row["iteration"]][str(row["prompt"])] = row  # of a run that was interrupted the later row counts
+            times[row["iteration"]].append(row)
         for judge in judges:
             points = []
-            for _, group in sorted(times.items()):
-                own = list(group.values())
+            for _, own in sorted(times.items()):
                 values: list[float | None] = [float(row["score"]) for row in own]
                 if judge != self.proxy:
                     kind = study.desk.judge(judge).marks
