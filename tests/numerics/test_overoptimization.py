@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from instructlit.errors import UserError
 from instructlit.evaluation import Answer, Desk, Judge, Question, Study, Verdict, Weights
 from instructlit.evaluation.requests import Ask, Weigh
 from instructlit.evaluation.store import Store
@@ -93,6 +94,18 @@ def test_every_sample_of_a_run_counts_though_prompts_repeat(tmp_path: Path) -> N
     runs = logged(tmp_path, {"score": 0.0, "kl": 1.0}, {"score": 10.0, "kl": 7.0, "response": "bbb"})
     task = Overoptimization(policies=False, runs=runs, best_of=0)
     assert points(task, tmp_path) == [[(2.0, 5.0)], [(2.0, -2.0)]]
+
+
+def test_a_run_may_have_prompts_that_are_messages(tmp_path: Path) -> None:
+    runs = logged(tmp_path, {"prompt": [{"role": "user", "content": "Q"}], "score": 3.0, "kl": 4.0})
+    task = Overoptimization(policies=False, runs=runs, best_of=0)
+    assert points(task, tmp_path) == [[(2.0, 3.0)], [(2.0, -1.0)]]
+
+
+def test_samples_without_a_kl_are_no_run(tmp_path: Path) -> None:
+    runs = logged(tmp_path, {"score": 3.0, "kl": 4.0}, {"score": 3.0, "kl": None})
+    with pytest.raises(UserError, match="the kl of row 2 is None"):
+        Overoptimization(policies=False, runs=runs).requests()
 
 
 def test_a_model_that_draws_no_tokens_has_no_kl_and_no_point(prompts: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from instructlit.errors import UserError
 from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.divergence import asked_of_reference, log_ratios
 from instructlit.evaluation.judging import Question, about_samples
@@ -36,7 +37,7 @@ class Overoptimization(Task):
         reference: the model that the KL is measured from; the baseline when not given.
         policies: false where only `runs` and best-of-n are drawn; else every model is a policy.
         runs: by name a file of the samples that a PPO run wrote as it went (`iteration`, `prompt`, `response`, `score`
-            and `kl`, see `callbacks.ScoreSamples`): each time they were taken is a point.
+            and `kl`, see `callbacks.SampleTable`): each time they were taken is a point.
         samples: answers of a policy to each prompt, at temperature 1.
         best_of: answers of the reference to each prompt, of which the best are taken; 0 leaves best-of-n out.
         limit: the first so many prompts.
@@ -63,14 +64,13 @@ class Overoptimization(Task):
         self._logged: dict[str, list[dict[str, Any]]] = {}
 
     def requests(self) -> Sequence[Request]:
-        fields = ("iteration", "prompt", "response", "score", "kl")
-        self._logged = {name: read_rows(file, f"runs.{name}", *fields) for name, file in self.runs.items()}
+        self._logged = {name: _samples(name, file) for name, file in self.runs.items()}
         if self.path is not None or not self.runs:
             path = needed(self.path, "overoptimization.prompts", "prompts are")
             self._prompts = [p.prompt for p in read_prompts(path, self.limit)]
         else:
-            rows = [row["prompt"] for own in self._logged.values() for row in own]
-            self._prompts = list(dict.fromkeys(rows))[: self.limit]
+            asked = [row["prompt"] for own in self._logged.values() for row in own]
+            self._prompts = list({str(prompt): prompt for prompt in asked}.values())[: self.limit]
         return self._asks(self.samples) if self.policies else []
 
     def further(self, study: Study) -> Mapping[str, Sequence[Request]]:
@@ -196,3 +196,21 @@ class Overoptimization(Task):
             value = np.array([scores[judge][i] for i in rows])
             best = {n: best_of_n(proxy, value, n) for n in doubling(self.best_of)}
             lines[judge][f"best-of-n of {study.title(reference)}"] = over_sqrt_kl(best)
+
+
+def _samples(name: str, file: str) -> list[dict[str, Any]]:
+    """The samples of a run.
+
+    Raises:
+        UserError: a file without them, or a row that nobody scored or whose KL nobody took.
+    """
+    rows = read_rows(file, f"runs.{name}", "iteration", "prompt", "response", "score", "kl")
+    for number, row in enumerate(rows, start=1):
+        for field in ("iteration", "score", "kl"):
+            if not isinstance(row[field], int | float):
+                raise UserError(
+                    f"the {field} of row {number} is {row[field]!r}",
+                    where=f"overoptimization.runs.{name}: {file}",
+                    expected="a number, as callbacks.SampleTable writes it in a PPO run",
+                )
+    return rows
