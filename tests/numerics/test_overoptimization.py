@@ -102,6 +102,13 @@ def test_a_run_may_have_prompts_that_are_messages(tmp_path: Path) -> None:
     assert points(task, tmp_path) == [[(2.0, 3.0)], [(2.0, -1.0)]]
 
 
+def test_no_gold_judge_and_no_run_in_the_place_of_the_models(tmp_path: Path) -> None:
+    runs = logged(tmp_path, {"score": 3.0, "kl": 4.0})
+    assert points(Overoptimization(gold=[], policies=False, runs=runs, best_of=0), tmp_path) == [[(2.0, 3.0)]]
+    with pytest.raises(UserError, match="a run is called models"):
+        Overoptimization(runs={"models": runs["ppo"]})
+
+
 def test_samples_without_a_kl_are_no_run(tmp_path: Path) -> None:
     runs = logged(tmp_path, {"score": 3.0, "kl": 4.0}, {"score": 3.0, "kl": None})
     with pytest.raises(UserError, match="the kl of row 2 is None"):

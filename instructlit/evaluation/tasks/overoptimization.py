@@ -25,6 +25,7 @@ from instructlit.evaluation.tasks.preference import read_prompts
 from instructlit.types import PromptText
 
 Lines = dict[str, list[tuple[float, float]]]
+_MODELS = "models"  # the line through the policies
 
 
 class Overoptimization(Task):
@@ -57,7 +58,12 @@ class Overoptimization(Task):
         limit: int | None = None,
         max_new_tokens: int = 256,
     ):
-        self.path, self.proxy, self.gold, self.reference = prompts, proxy, gold or ["gold"], reference
+        if policies and _MODELS in (runs or {}):
+            raise UserError(
+                f"a run is called {_MODELS}", where="runs", expected="another name: so the line of the models is called"
+            )
+        self.path, self.proxy, self.reference = prompts, proxy, reference
+        self.gold = ["gold"] if gold is None else gold
         self.policies, self.runs, self.samples, self.best_of = policies, runs or {}, samples, best_of
         self.limit, self.max_new_tokens = limit, max_new_tokens
         self._prompts: list[PromptText] = []
@@ -137,7 +143,7 @@ class Overoptimization(Task):
                 if m in kl.figures and m in column.figures
             ]
             if points:
-                lines[judge]["models"] = sorted(points)
+                lines[judge][_MODELS] = sorted(points)
         return [measure for measure in found if measure.figures]
 
     def _means(self, study: Study, judge: str, replies: Sequence[Reply | None]) -> list[float | None]:
