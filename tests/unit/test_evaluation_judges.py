@@ -375,6 +375,12 @@ def test_the_cost_is_said_and_can_be_refused() -> None:
     assert "no prices are given" in EndpointJudge("m").cost(asked)
 
 
+@pytest.mark.parametrize("rate", [0, -1.0, float("nan")])
+def test_perspective_is_asked_some_requests_a_second(rate: float) -> None:
+    with pytest.raises(UserError, match=r"judge\.per_second: per_second is"):
+        PerspectiveScorer(per_second=rate)
+
+
 def test_perspective_sends_the_key_in_a_header_only(
     endpoint: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,8 @@ class PerspectiveScorer(Judge):
         timeout: float = 30.0,
         url: str = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze",
     ):
+        if not per_second > 0:
+            raise UserError(f"per_second is {per_second}", where="judge.per_second", expected="a number above 0")
         self.api_key_env, self.attribute, self.per_second = api_key_env, attribute, per_second
         self.retries, self.timeout, self.url = retries, timeout, url
 
