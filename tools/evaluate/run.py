@@ -48,8 +48,6 @@ def run(
     redraw: bool,
 ) -> int:
     """The whole command; the exit status."""
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}", where="--limit", expected="at least 1")
     folder, read = Path(output), read_suite(suite)
     sections = [built(Section, spec, f"section {place}") for place, spec in enumerate(read.sections, start=1)]
     if redraw:

@@ -133,6 +133,8 @@ def chosen(
         for key, value in (("limit", limit), ("seed", seed)):
             if value is not None and takes(specs[name]["class_path"], key):
                 specs[name]["init_args"][key] = value
+        if isinstance(most := specs[name]["init_args"].get("limit"), int) and most < 1:
+            raise UserError(f"limit is {most}", where=f"task {name}", expected="at least 1")
         found[name] = built(Task, specs[name], f"task {name}")
     return found
 

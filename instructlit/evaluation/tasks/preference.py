@@ -12,7 +12,6 @@ import numpy as np
 from instructlit.data.readers import open_source
 from instructlit.data.records import records_of
 from instructlit.data.sources import Source
-from instructlit.errors import UserError
 from instructlit.evaluation import intervals
 from instructlit.evaluation.datasets import needed
 from instructlit.evaluation.intervals import Figure
@@ -211,8 +210,6 @@ def read_prompts(path: str, limit: int | None) -> list[Prompt]:
     for _, _, _, _, record in records_of(files, "prompt"):
         assert isinstance(record, Prompt)
         found.setdefault(str(record.prompt), record)
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}", where="limit", expected="at least 1")
     return list(found.values())[:limit]
 
 
