@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from instructlit.data.fields import Fields
 from instructlit.data.sources import Source
 from instructlit.errors import UserError
 from instructlit.evaluation.datasets import read_rows
@@ -92,7 +93,7 @@ class FileSubject(Subject):
     A prompt is found by its exact text. Requests for log-probabilities have no reply.
 
     Raises:
-        UserError: a row without prompt or response.
+        UserError: a row without prompt or response, or whose response is no text.
     """
 
     stored = False
@@ -101,16 +102,17 @@ class FileSubject(Subject):
         super().__init__(name, path)
         self._texts: dict[str, list[str]] = {}
         for number, row in enumerate(read_rows(Source(path), f"--models {name}", "prompt"), start=1):
-            field = next((f for f in _TEXTS if f in row), None)
-            said = row[field] if field else None
+            field = next((f for f in _TEXTS if f in row), "")
+            said = row.get(field)
             texts = [said] if isinstance(said, str) else said
-            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            if not isinstance(texts, list) or not texts:
                 raise UserError(
                     f"row {number} has no response that is a text",
                     where=f"--models {name}={path}",
                     expected="rows with prompt and response",
                 )
-            self._texts.setdefault(_spelled(row["prompt"]), []).extend(texts)
+            place = Fields(row, f"--models {name}={path}: row {number}")
+            self._texts.setdefault(_spelled(row["prompt"]), []).extend(place.as_text(text, field) for text in texts)
 
     def identity(self) -> str:
         return digest(fingerprint(self.told))

@@ -168,6 +168,12 @@ def test_a_file_of_answers_replies_by_prompt(tmp_path: Path) -> None:
     path.write_text('{"prompt": "p"}\n')
     with pytest.raises(UserError, match="row 1 has no response"):
         FileSubject("made", str(path))
+    path.write_text('{"prompt": "p", "completions": ["a", 7]}\n')
+    with pytest.raises(UserError, match="row 1: completions: found the number 7"):
+        FileSubject("made", str(path))
+    path.write_text('{"prompt": "p", "response": "a\\ud83d"}\n')
+    with pytest.raises(UserError, match="row 1: response: character 2 is half of a surrogate pair"):
+        FileSubject("made", str(path))
 
 
 def test_what_is_kept_belongs_to_the_state_of_the_trunk_too(tmp_path: Path) -> None:
