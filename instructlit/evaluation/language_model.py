@@ -57,7 +57,11 @@ class LanguageModel:
         return getattr(self.model.config, "max_position_embeddings", None)
 
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
-        """The reply to every request with its index, in the order they are done; None where a prompt has no room."""
+        """The reply to every request with its index, in the order they are done; None where a prompt has no room.
+
+        Raises:
+            UserError: a prompt without a token; nothing has been asked by then.
+        """
         asks = [i for i, request in enumerate(requests) if isinstance(request, Ask)]
         weighs = [i for i, request in enumerate(requests) if isinstance(request, Weigh) and self._reads(request)]
         for place, answer in self._answers([requests[i] for i in asks]):  # type: ignore[misc]
@@ -70,7 +74,7 @@ class LanguageModel:
 
     def _answers(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | None]]:
         """Requests that are drawn alike are decoded together, shortest first: little of a batch is padding."""
-        ids = [self._encoders[ask.plain].prompt(ask.prompt) for ask in asks]
+        ids = [self._prompt(ask) for ask in asks]
         limits = [self._limit(ask, own) for ask, own in zip(asks, ids, strict=True)]
         alike: dict[tuple[Any, ...], list[int]] = {}
         for i, ask in enumerate(asks):
@@ -85,6 +89,16 @@ class LanguageModel:
                 if not stream:
                     source.manual_seed(zlib.crc32("|".join(key(asks[i]) for i in batch).encode()))
                 yield from self._decoded(batch, asks, ids, limits[batch[0]], source)
+
+    def _prompt(self, ask: Ask) -> list[int]:
+        ids = self._encoders[ask.plain].prompt(ask.prompt)
+        if not ids:
+            raise UserError(
+                f"the prompt {ask.prompt!r} has no token",
+                where="prompt",
+                expected="text, or a model whose tokenizer begins with a BOS",
+            )
+        return ids
 
     def _limit(self, ask: Ask, ids: Sequence[int]) -> int:
         """Most tokens of an answer: what is asked for, as far as the model has positions behind this very prompt."""

@@ -113,6 +113,11 @@ def test_a_prompt_without_room_has_no_reply(model: LanguageModel) -> None:
     assert reply(model, Ask("x" * 256), Ask("x"))[0] is None
 
 
+def test_a_prompt_without_a_token_is_named_before_anything_is_asked(model: LanguageModel) -> None:
+    with pytest.raises(UserError, match="prompt: the prompt '' has no token"):
+        next(model.replies([Ask("hm", 4, plain=True), Ask("", 4, plain=True)]))
+
+
 def test_requests_are_known_by_all_that_they_say() -> None:
     keys = {key(r) for r in (Ask("a"), Ask("b"), Ask("a", samples=2, temperature=1.0), Weigh("a", ("b",)), Ask("a", 9))}
     assert len(keys) == 5
