@@ -11,7 +11,7 @@ CHECKPOINT_WORDS = ("last", "hpc", "registry")
 INPUTS = ("path", "tokenizer", "train", "validation", "test", "pretraining", "demonstrations", "prompts")
 """Arguments that name something to read."""
 
-FILES = (".jsonl", ".json", ".csv", ".parquet", ".yaml", ".jinja", ".ckpt", ".safetensors")
+FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".yaml", ".jinja", ".ckpt", ".safetensors")
 
 
 def check_files(config: Config, options: Sequence[tuple[str, str | None]]) -> None:

@@ -1,5 +1,5 @@
 """Rows of a file, one at a time. JSON Lines keeps the offsets of its lines and reads a line when it is asked for;
-Parquet, CSV and `datasets` folders are Arrow tables mapped from disk; a JSON array is read whole (write JSON Lines
+Parquet, CSV, TSV and `datasets` folders are Arrow tables mapped from disk; a JSON array is read whole (write JSON Lines
 where that hurts).
 """
 
@@ -22,8 +22,10 @@ from instructlit.data.unchanged import WatchedFile, WatchedFolder, changed, stam
 from instructlit.errors import UserError
 
 _CHUNK = 1 << 22
-_LISTS_IN_CSV = ("completions", "ranks", "ratings", "flags", "policy", "models", "messages", "conversations")
-_MESSAGES_IN_CSV = ("prompt", "completion", "chosen", "rejected")
+_CELLS: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
+"""How the text of a table is cut into cells, by the file's ending; in .tsv a quotation mark is one like any other."""
+_LISTS_IN_CELLS = ("completions", "ranks", "ratings", "flags", "policy", "models", "messages", "conversations")
+_MESSAGES_IN_CELLS = ("prompt", "completion", "chosen", "rejected")
 
 
 class Rows(ABC):
@@ -135,11 +137,11 @@ class JsonArray(Rows):
 
 
 class Table(Rows):
-    """A Parquet or CSV file, a `datasets` folder or a dataset of the Hub, as an Arrow table mapped from disk."""
+    """A Parquet, CSV or TSV file, a `datasets` folder or a dataset of the Hub, as an Arrow table mapped from disk."""
 
     def __init__(self, source: Source, path: str):
         super().__init__(source, path)
-        self._is_csv = path.lower().endswith(".csv")
+        self._is_text = Path(path).suffix.lower() in _CELLS
         self._sha256 = file_hash(path) if Path(path).is_file() else None
         self._table = _load_table(source, path, self._sha256)
         # What `datasets` wrote is mapped as it lies; of any other file it has made a copy in its cache.
@@ -152,7 +154,7 @@ class Table(Rows):
     def __getitem__(self, index: int) -> dict[str, Any]:
         self._watched.check()
         row = self._as_row(self._table[index], index)
-        return self._from_csv(row, index) if self._is_csv else row
+        return self._from_cells(row, index) if self._is_text else row
 
     def where(self, index: int) -> str:
         return f"{self.path}: row {index + 1}"
@@ -166,12 +168,12 @@ class Table(Rows):
             self._sha256 = hashlib.sha256(told.encode()).hexdigest()
         return self._sha256
 
-    def _from_csv(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+    def _from_cells(self, row: dict[str, Any], index: int) -> dict[str, Any]:
         """Cells are text; lists stand in a cell as JSON. An empty cell of an optional field is no value."""
         for key, cell in list(row.items()):
-            if key in _LISTS_IN_CSV and cell.startswith("["):
+            if key in _LISTS_IN_CELLS and cell.startswith("["):
                 row[key] = _parse(cell.encode(), f"{self.where(index)}: {key}")
-            elif key in _MESSAGES_IN_CSV:
+            elif key in _MESSAGES_IN_CELLS:
                 row[key] = _messages_or_text(cell)
             elif cell == "" and key not in ("text", "output", "input"):
                 del row[key]
@@ -245,7 +247,7 @@ def _open(source: Source, path: str) -> Rows:
         head = file.read(4096)
     if b"\0" in head:
         raise UserError("the file is binary, or text in another encoding than UTF-8", where=path, expected="UTF-8 text")
-    if path.lower().endswith(".csv"):
+    if Path(path).suffix.lower() in _CELLS:
         return Table(source, path)
     # A .json file may hold an array, or lines after all; its first character tells.
     if path.lower().endswith(".json") and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
@@ -306,21 +308,21 @@ def _line_index(path: str) -> tuple[np.ndarray, np.ndarray | None, str]:
     return breaks, np.delete(np.arange(len(breaks)), blank) if blank else None, digest.hexdigest()
 
 
-def _csv_columns(path: str) -> list[str]:
-    """The names in the first line of a CSV file, every row of which has as many cells: a comma that is not in quotes
-    would move the others to columns that are not theirs.
+def _columns(path: str, cells: dict[str, Any]) -> list[str]:
+    """The names in the first line of a table, every row of which has as many cells: a comma that is not in quotes would
+    move the others to columns that are not theirs.
     """
     limit = csv.field_size_limit((1 << 31) - 1)  # texts may be longer than the 128 KiB that a cell has by default
     line = 1
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(file, strict=True, **cells)
             columns = next(reader)
             line = reader.line_num + 1
-            for cells in reader:
-                if cells and len(cells) != len(columns):
+            for row in reader:
+                if row and len(row) != len(columns):
                     raise UserError(
-                        f"found {len(cells)} cells under {len(columns)} names",
+                        f"found {len(row)} cells under {len(columns)} names",
                         where=f"{path}:{line}",
                         expected="a cell for every name in the first line",
                         fix="put text that holds a comma, a quote or a line break in double quotes",
@@ -355,13 +357,13 @@ def _load_table(source: Source, path: str, sha256: str | None) -> Any:
             table = datasets.load_from_disk(path, keep_in_memory=False)
         elif path.lower().endswith(".parquet"):
             table = datasets.Dataset.from_parquet(path, cache_dir=copies)
-        elif path.lower().endswith(".csv"):
+        elif (cells := _CELLS.get(Path(path).suffix.lower())) is not None:
             # Everything as text: a completion "42" or "NA" is not a number or a gap. A column without a name, such as
             # the index that pandas writes, has the name that pandas gives it when it reads.
-            names = [name or f"Unnamed: {i}" for i, name in enumerate(_csv_columns(path))]
+            names = [name or f"Unnamed: {i}" for i, name in enumerate(_columns(path, cells))]
             columns = dict.fromkeys(names, datasets.Value("string"))
             table = datasets.Dataset.from_csv(
-                path, features=datasets.Features(columns), cache_dir=copies, keep_default_na=False
+                path, features=datasets.Features(columns), cache_dir=copies, keep_default_na=False, **cells
             )
         else:
             _ask_hub(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from instructlit.errors import UserError, nearest
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -16,7 +16,7 @@ class Source:
     """One place that rows come from.
 
     Args:
-        path: a file (.jsonl, .json, .parquet, .csv), a glob, a folder written by `datasets`, or a name on the Hub.
+        path: a file (.jsonl, .json, .parquet, .csv, .tsv), a glob, a folder written by `datasets`, or a Hub name.
         weight: how often its rows are seen in an epoch: 2 is twice each, 0.5 half of them, drawn anew in every epoch.
         format: "auto", or the one record form its rows must have: native, messages, preference, transcript, sharegpt,
             alpaca, oasst.

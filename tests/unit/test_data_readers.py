@@ -113,6 +113,17 @@ def test_fields_that_a_table_fills_in_are_gone_again(tmp_path: Path, name: str) 
     assert only(write(tmp_path / name, rows))[1] == {"prompt": "q"}
 
 
+def test_cells_of_a_tsv_keep_their_quotation_marks_and_a_column_may_have_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('\tprompt\tcompletions\n0\tSay "hi\t["42"]\n')
+    assert only(str(path))[0] == {"Unnamed: 0": "0", "prompt": 'Say "hi', "completions": ["42"]}
+
+
+def test_fields_that_arrow_fills_in_are_gone_again(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "user": "u"}, {"prompt": "q", "user": None}]
+    assert only(write(tmp_path / "a.parquet", rows))[1] == {"prompt": "q"}
+
+
 def test_lines_of_a_json_file_and_a_mark_at_its_start(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"\xef\xbb\xbf" + b'{"prompt": "p"}\r\n\r\n  \n{"prompt": "q"}')

@@ -285,6 +285,14 @@ def test_bias_pairs(tmp_path: Path) -> None:
     assert found["bias/crows_pairs/basic/first_likelier"].by["age"]["m"].value == 1.0
 
 
+def test_a_set_may_be_several_tables_with_cells_of_any_length(tmp_path: Path) -> None:
+    texts = ["a" * 200_000, "b"]
+    for name, text in zip(("one.csv", "two.csv"), texts, strict=True):
+        (tmp_path / name).write_text(f"text\n{text}\n")
+    found = Perplexity(str(tmp_path / "*.csv")).requests()
+    assert [r.choices for r in found if isinstance(r, Weigh)] == [(text,) for text in texts]
+
+
 # -- our own sets and the rest --------------------------------------------------------------------------------------
 
 

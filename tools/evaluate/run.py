@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from instructlit.data.sources import SUFFIXES
 from instructlit.errors import UserError
 from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model, ready, usable_device
 from instructlit.evaluation.runner import Evaluation, Results
@@ -15,8 +16,6 @@ from instructlit.tools.evaluate.page import Section, report
 from instructlit.tools.evaluate.results import as_json, from_json
 from instructlit.tools.evaluate.suite import Suite, built, chosen, judges_of, read_suite
 from instructlit.tools.evaluate.table import print_results
-
-_FILES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def subject(name: str, path: str, loading: Loading, prefix: str = "") -> Subject
     Raises:
         UserError: a file of answers that cannot be read.
     """
-    if path.lower().endswith(_FILES):
+    if path.lower().endswith(SUFFIXES):
         return FileSubject(name, path)
     options: dict[str, Any] = asdict(loading)
     del options["batch_size"], options["device"]
