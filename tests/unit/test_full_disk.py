@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 
 from instructlit.callbacks import CSVLogger, SampleTable
 
@@ -51,7 +52,8 @@ def test_metrics_wait_until_there_is_room(tmp_path: Path, column: str) -> None:
 def test_samples_without_room_are_left_out_and_the_others_stay(tmp_path: Path) -> None:
     table = SampleTable(str(tmp_path), name="samples")
     module: Any = SimpleNamespace(stage="toy", validation_rows=[{"prompt": "p", "response": "r" * 50}] * 4)
-    run: Any = SimpleNamespace(is_global_zero=True, sanity_checking=False, global_step=1, loggers=[])
+    state = SimpleNamespace(fn=TrainerFn.FITTING)
+    run: Any = SimpleNamespace(state=state, is_global_zero=True, sanity_checking=False, global_step=1, loggers=[])
     path = tmp_path / "samples.jsonl"
     table.on_validation_end(run, module)
     before = path.read_text()
