@@ -33,7 +33,9 @@ def save(
     nonce: str | None = None,
     instructions: int | None = None,
 ) -> Assignment:
-    """Store a draft and renew the lease. A save that was stored already, its reply lost, is recognised by its `nonce`.
+    """Store a draft and renew the lease.
+
+    A save that was stored already, its reply lost, is recognised by its `nonce`; what was added since is stored on top.
 
     Args:
         session: a session of `Database.write`.
@@ -43,7 +45,7 @@ def save(
         answer: the whole answer, lists in the order of the task's completions.
         seconds: time worked since the last save.
         lease_seconds: how long the task stays with this person without another save.
-        nonce: any text that is new for every save, and the same when one is sent again.
+        nonce: any text that is new for every save, and the same when one is sent again, with or without more in it.
         instructions: the version of the instructions that the labeler saw.
 
     Raises:
@@ -51,7 +53,7 @@ def save(
     """
     assignment = _open(session, person, assignment_id)
     if nonce is not None and assignment.version != version and head(session, assignment).nonce == nonce:
-        return assignment
+        version = assignment.version
     _expect(assignment, version)
     _spend(assignment, seconds)
     draft = checked(assignment.task.kind, len(assignment.task.completions), answer)

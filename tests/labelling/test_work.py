@@ -151,6 +151,10 @@ def test_a_save_whose_reply_was_lost_may_be_sent_again(database: Database) -> No
     assert assignment is not None
     for _ in range(2):
         assert save(database, anna, assignment, 0, WHOLE, nonce="n1").version == 1
+    more = ranked(3, 2, 1)  # what was done while the page waited for the reply
+    assert save(database, anna, assignment, 0, more, nonce="n1").version == 2
+    with database.read() as session:
+        assert session.scalars(select(Assignment)).one().answer == more
     with pytest.raises(Stale):
         save(database, anna, assignment, 0, WHOLE, nonce="n2")
 

@@ -67,7 +67,7 @@ async function send() {
     });
     if (response.status >= 500) throw new Error(response.statusText);
   } catch {
-    dirty = true; // the nonce stays: if it was stored after all, sending it again changes nothing
+    dirty = true; // the nonce stays: by it the server knows a save of this page that was stored after all
     say("Not saved: no connection. Trying again …", "failed");
     clearTimeout(timer);
     timer = setTimeout(flush, retry);
