@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import uvicorn
 from label_helpers import QUESTIONS, add_people, add_tasks, comparisons, label, label_records
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from instructlit.labelling import people
 from instructlit.labelling.database import Database
-from instructlit.labelling.schema import Assignment
+from instructlit.labelling.schema import Assignment, Login
 from instructlit.tools.label.app import create_app
 from instructlit.tools.label.security import Cookies
 from instructlit.tools.label.site import Site
@@ -69,17 +69,21 @@ def open_as(browser: Any, address: str, file_database: Database) -> Iterator[Ope
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.goto("/sign-in")
-        page.fill("#token", token)
-        page.click("main button")
-        page.wait_for_url(lambda url: not url.endswith("/sign-in"))
+        sign_in(page, token)
         return page
 
     yield window
     for context in contexts:
         context.close()
-    expected = ("ERR_INTERNET_DISCONNECTED", "409", "ERR_FAILED")
+    expected = ("ERR_INTERNET_DISCONNECTED", "401", "403", "409", "ERR_FAILED")
     assert [text for text in complaints if not any(word in text for word in expected)] == []
+
+
+def sign_in(page: Any, token: str) -> None:
+    page.goto("/sign-in")
+    page.fill("#token", token)
+    page.click("main button")
+    page.wait_for_url(lambda url: not url.endswith("/sign-in"))
 
 
 def begin(page: Any, kind: str = "comparison") -> str:
@@ -87,6 +91,13 @@ def begin(page: Any, kind: str = "comparison") -> str:
     page.click(f"button[value={kind}]")
     page.wait_for_url("**/work/**")
     return page.url
+
+
+def hand_in_in_vain(page: Any) -> None:
+    for _ in range(2):
+        with page.expect_response("**/draft"):
+            page.click("#go")
+        playwright.expect(page.locator("#status")).to_have_text("Not saved")
 
 
 def saved(page: Any) -> None:
@@ -199,6 +210,27 @@ def test_a_second_window_is_told_and_the_first_ones_text_stays(open_as: Open, fi
     assert "changed elsewhere" in other.inner_text("#conflict")
     with file_database.read() as session:
         assert session.scalars(select(Assignment)).one().answer["completion"] == "from the first"
+    hand_in_in_vain(other)
+    assert other.input_value("#completion") == "from the second"
+
+
+def test_an_ended_session_costs_no_text(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
+    page = open_as("anna")
+    begin(page, "demonstration")
+    with file_database.write() as session:
+        session.execute(update(Login).values(expires_at=0.0))
+        token = people.new_token(session, "test", people.find_person(session, "anna"))
+    page.fill("#completion", "typed too late")
+    playwright.expect(page.locator("#conflict")).to_contain_text("not signed in")
+    hand_in_in_vain(page)
+    sign_in(page.context.new_page(), token)
+    page.fill("#completion", "typed too late, and more")
+    saved(page)
+    assert page.is_hidden("#conflict")
+    page.click("#go")
+    page.wait_for_url("**/?none=demonstration")
+    assert [record["completion"] for record in label_records(file_database)] == ["typed too late, and more"]
 
 
 def test_a_lost_connection_is_said_and_made_good(open_as: Open, file_database: Database) -> None:

@@ -50,6 +50,25 @@ function changed() {
   timer = setTimeout(flush, PAUSE);
 }
 
+function post() {
+  return fetch(form.dataset.draft, {
+    method: "POST",
+    body: new URLSearchParams(new FormData(form)),
+    headers: { accept: "application/json" },
+    redirect: "error",
+    signal: AbortSignal.timeout(20_000),
+  });
+}
+
+// Forms are bound to the browser's cookie. Who signed in again, in another tab, has a new one: this page goes on with it.
+async function renewed() {
+  const page = await fetch(location.href, { signal: AbortSignal.timeout(20_000) });
+  const csrf = /name="csrf" value="(\w+)"/.exec(await page.text())?.[1];
+  if (!csrf || csrf === field("csrf").value) return false;
+  for (const each of document.querySelectorAll("input[name=csrf]")) each.value = csrf;
+  return true;
+}
+
 async function send() {
   tick();
   const spent = worked;
@@ -58,13 +77,8 @@ async function send() {
   dirty = false;
   let response;
   try {
-    response = await fetch(form.dataset.draft, {
-      method: "POST",
-      body: new URLSearchParams(new FormData(form)),
-      headers: { accept: "application/json" },
-      redirect: "error",
-      signal: AbortSignal.timeout(20_000),
-    });
+    response = await post();
+    if ([401, 403].includes(response.status) && (await renewed())) response = await post();
     if (response.status >= 500) throw new Error(response.statusText);
   } catch {
     dirty = true; // the nonce stays: by it the server knows a save of this page that was stored after all
@@ -77,9 +91,11 @@ async function send() {
   retry = 1_000;
   const reply = await response.json();
   if (!response.ok) {
+    dirty = true; // while it stands no form leaves the page, and closing it asks
     refuse(response.status, reply);
     return false;
   }
+  conflict.hidden = true;
   worked -= spent;
   field("nonce").value = "";
   field("seconds").value = "0";
@@ -142,7 +158,7 @@ addEventListener("beforeunload", (event) => {
 addEventListener("pageshow", (event) => {
   if (event.persisted) location.reload(); // a page out of the browser's memory has an old version
 });
-addEventListener("visibilitychange", () => { if (document.hidden && dirty) flush(); });
+addEventListener("visibilitychange", () => { if (dirty) flush(); }); // gone elsewhere, or back from signing in there
 
 /* ---- keys ---- */
 
