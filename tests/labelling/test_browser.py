@@ -197,6 +197,30 @@ def test_what_is_typed_is_saved_and_undone_across_a_reload(open_as: Open, file_d
     playwright.expect(page.locator("#completion")).to_have_value("One. Two.")
 
 
+def test_what_is_pressed_twice_or_held_down_is_sent_once(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, *({"kind": "demonstration", "prompt": f"Write {i}."} for i in range(2)))
+    page = open_as("anna")
+    begin(page, "demonstration")
+    for text in ("One.", "One. Two."):
+        page.fill("#completion", text)
+        saved(page)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(f"{request.method} {request.url.rpartition('/')[2]}"))
+    page.locator("h1").click()
+    page.keyboard.press("Control+z")
+    page.keyboard.press("Control+z")
+    playwright.expect(page.locator("#completion")).to_have_value("One.")
+    page.wait_for_load_state()
+    page.keyboard.down("Control")
+    for _ in range(3):
+        page.keyboard.down("Enter")
+    page.wait_for_url("**/work/*?done=*")
+    page.keyboard.down("Enter")
+    page.fill("#completion", "Three.")
+    saved(page)
+    assert [each for each in sent if each in ("POST undo", "POST page")] == ["POST undo", "POST page"]
+
+
 def test_a_second_window_is_told_and_the_first_ones_text_stays(open_as: Open, file_database: Database) -> None:
     add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
     page = open_as("anna")

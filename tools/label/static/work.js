@@ -135,21 +135,18 @@ async function flush() {
 form.addEventListener("input", changed);
 form.addEventListener("change", changed);
 
-/* ---- leaving: forms wait for the draft; closing the window with something unsaved asks ---- */
+/* ---- leaving: forms wait for the draft, and go once; closing the window with something unsaved asks ---- */
 
 let leaving = false;
 for (const each of document.querySelectorAll("form[method=post]")) {
   each.addEventListener("submit", async (event) => {
-    if (leaving || (!dirty && !sending)) {
+    if (!leaving && !dirty && !sending) {
       leaving = true;
       return;
     }
     event.preventDefault();
     const button = event.submitter;
-    if (await flush()) {
-      leaving = true;
-      each.requestSubmit(button);
-    }
+    if (!leaving && (await flush())) each.requestSubmit(button);
   });
 }
 addEventListener("beforeunload", (event) => {
@@ -209,11 +206,11 @@ addEventListener("keydown", (event) => {
   const ctrl = event.ctrlKey || event.metaKey;
   if (ctrl && event.key === "Enter") {
     event.preventDefault();
-    form.requestSubmit(document.querySelector("#go"));
+    if (!event.repeat) form.requestSubmit(document.querySelector("#go")); // held down, it would go on on the next page
   } else if (ctrl && !isTyping(event.target) && ["z", "y"].includes(event.key.toLowerCase())) {
     const redo = event.key.toLowerCase() === "y" || event.shiftKey;
     event.preventDefault();
-    document.querySelector(redo ? "#redo button" : "#undo button").click();
+    if (!event.repeat) document.querySelector(redo ? "#redo button" : "#undo button").click();
   } else if (event.key === "Enter" && event.target.matches("#work input, #work select")) {
     event.preventDefault(); // it would press the first button of the form
   } else if (event.key === "Escape") {
