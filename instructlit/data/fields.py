@@ -1,9 +1,13 @@
 """The fields of one row, taken out with checks. Every complaint names file, line, field and what was expected."""
 
-from typing import Any, NoReturn
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from instructlit.errors import UserError, nearest
-from instructlit.types import Message, PromptText
+
+if TYPE_CHECKING:  # the labelling server asks this module what a prompt is, and does without torch
+    from instructlit.types import Message, PromptText
 
 ROLES = ("system", "user", "assistant")
 

@@ -10,12 +10,16 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from instructlit.data.fields import Fields
+from instructlit.errors import UserError
 from instructlit.labelling import audit
 from instructlit.labelling.questions import KINDS, MAX_OUTPUTS, MIN_OUTPUTS
 from instructlit.labelling.refusals import Invalid, NotFound
 from instructlit.labelling.schema import IN_USE, Assignment, Flag, Task
 
 _BATCH = 500
+_MOST = 2**31 - 1
+"""The largest whole number that either database can hold."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,11 @@ def add_tasks(
 ) -> Added:
     """Take records in as tasks, in their order.
 
-    A record has `kind` ("demonstration", "comparison", "evaluation"), `prompt` (text or messages) and, but for
-    demonstrations, 2 to 9 `completions`; optional `policies` (a name for each completion, or one for all), `gold` (the
-    right ranks, which makes it a question with a known answer), `use_case`, `user`, `round`, `overlap`, `priority`
-    (higher is earlier), `extra`, an object that is kept and given back as it is, and `where`, for messages.
+    A record has `kind` ("demonstration", "comparison", "evaluation"), `prompt` (text, or messages that end before the
+    assistant's turn) and, but for demonstrations, 2 to 9 `completions`; optional `policies` (a name for each
+    completion, or one for all), `gold` (the right ranks, which makes it a question with a known answer), `use_case`,
+    `user`, `round`, `overlap`, `priority` (higher is earlier), `extra`, an object that is kept and given back as it is,
+    and `where`, for messages.
 
     Args:
         session: a session of `Database.write`.
@@ -161,18 +166,14 @@ def _task(record: Mapping[str, Any], where: str, overlap: int, source: str | Non
         gold=gold,
         use_case=_name(record, "use_case", where),
         customer=_name(record, "user", where),
-        round=_whole(record, "round", where, None),
+        round=_whole(record, "round", where, None, 0, _MOST),
         source=source,
         extra=dict(record.get("extra") or {}),
-        overlap=_whole(record, "overlap", where, overlap),
-        priority=_whole(record, "priority", where, 0),
+        overlap=_whole(record, "overlap", where, overlap, 1, 1000),
+        priority=_whole(record, "priority", where, 0, -_MOST, _MOST),
         state="open" if gold is None else "gold",
         created_at=time.time(),
     )
-    if not 1 <= task.overlap <= 1000:
-        raise Invalid(
-            f"overlap is {task.overlap}", where=f"{where}: overlap", expected="a number of people, at least 1"
-        )
     content = [task.kind, task.prompt, task.completions, task.policies, task.round]
     try:
         task.key = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
@@ -200,18 +201,12 @@ def _completions(record: Mapping[str, Any], kind: str, where: str) -> list[str]:
     return list(completions)
 
 
-def _prompt(record: Mapping[str, Any], where: str) -> Any:
-    prompt = record.get("prompt")
-    if isinstance(prompt, str) and prompt.strip():
-        return prompt
-    if (
-        isinstance(prompt, list)
-        and prompt
-        and all(isinstance(m, dict) and {type(m.get("role")), type(m.get("content"))} == {str} for m in prompt)
-    ):
-        return [{"role": m["role"], "content": m["content"]} for m in prompt]
-    expected = "text that says something, or messages with role and content"
-    raise Invalid("found nothing of the kind", where=f"{where}: prompt", expected=expected)
+def _prompt(record: Mapping[str, Any], where: str) -> str | list[dict[str, str]]:
+    """What training takes as a prompt: its labels come out as rows of it."""
+    try:
+        return Fields(dict(record), where).prompt()
+    except UserError as error:
+        raise Invalid(error.what, where=error.where, expected=error.expected) from error
 
 
 def _check_ranks(ranks: Any, count: int, where: str) -> None:
@@ -228,10 +223,11 @@ def _name(record: Mapping[str, Any], field: str, where: str) -> str | None:
     return value
 
 
-def _whole(record: Mapping[str, Any], field: str, where: str, default: int | None) -> Any:
-    value = record.get(field)
+def _whole(record: Mapping[str, Any], field: str, where: str, default: int | None, low: int, high: int) -> Any:
+    value = default if record.get(field) is None else record[field]
     if value is None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**31:
-        raise Invalid(f"found {value!r}"[:80], where=f"{where}: {field}", expected="a whole number")
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        expected = f"a whole number from {low} to {high}"
+        raise Invalid(f"found {value!r}"[:80], where=f"{where}: {field}", expected=expected)
     return value

@@ -230,7 +230,7 @@ def test_skipping_reporting_reopening(browse: Browse, site: Site) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_nothing_that_a_text_says_does_anything(browse: Browse, site: Site, text: str) -> None:
-    chat = [{"role": "user", "content": text}, {"role": "assistant", "content": text}, {"role": text, "content": text}]
+    chat = [{"role": role, "content": text} for role in ("user", "assistant", "user")]
     hostile = {"completions": [text, text + "!"], "policies": [text, text], "use_case": text, "user": text}
     add_tasks(
         site.database,
