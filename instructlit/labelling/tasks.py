@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from instructlit.data.fields import Fields
 from instructlit.errors import UserError
 from instructlit.labelling import audit
+from instructlit.labelling.answers import text
 from instructlit.labelling.questions import KINDS, MAX_OUTPUTS, MIN_OUTPUTS
 from instructlit.labelling.refusals import Invalid, NotFound
 from instructlit.labelling.schema import IN_USE, Assignment, Flag, Task
@@ -218,9 +219,7 @@ def _check_ranks(ranks: Any, count: int, where: str) -> None:
 
 def _name(record: Mapping[str, Any], field: str, where: str) -> str | None:
     value = record.get(field)
-    if value is not None and not isinstance(value, str):
-        raise Invalid(f"found {value!r}"[:80], where=f"{where}: {field}", expected="text")
-    return value
+    return None if value is None else text(value, f"{where}: {field}")
 
 
 def _whole(record: Mapping[str, Any], field: str, where: str, default: int | None, low: int, high: int) -> Any:

@@ -539,6 +539,8 @@ def test_an_answer_of_another_shape_is_refused(file_database: Database, change: 
         ({"round": "first"}, "round"),
         ({"round": -1}, "round"),
         ({"user": 7}, "user"),
+        ({"user": "a\0b"}, "record 1: user"),
+        ({"use_case": "\ud800"}, "record 1: use_case"),
         ({"completions": ["a", "\ud800"]}, "stored"),
     ],
 )
