@@ -1,7 +1,8 @@
 """Taking labels in that were given elsewhere: in another tool, by a judge, in another database."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import select
@@ -42,7 +43,8 @@ def add_labels(session: Session, actor: str, records: Iterable[Mapping[str, Any]
 
 def _add(session: Session, actor: str, task: Task, record: Mapping[str, Any], where: str) -> bool:
     """Whether the label was new."""
-    person = _labeler(session, actor, record["labeler"])
+    with _told_at(where):
+        person = _labeler(session, actor, record["labeler"])
     here = select(Assignment.id).where(Assignment.task_id == task.id, Assignment.person_id == person.id)
     if session.scalar(here) is not None:
         return False
@@ -68,6 +70,15 @@ def _add(session: Session, actor: str, task: Task, record: Mapping[str, Any], wh
     return True
 
 
+@contextmanager
+def _told_at(where: str) -> Iterator[None]:
+    """Complaints of what is done within name the record."""
+    try:
+        yield
+    except Invalid as error:
+        raise Invalid(error.what, where=f"{where}: {error.where}", expected=error.expected) from error
+
+
 def _labeler(session: Session, actor: str, name: str) -> Person:
     found = session.scalar(select(Person).where(Person.name == name))
     return found or people.add_without_token(session, actor, name, "labeler")
@@ -84,10 +95,8 @@ def _answer(task: Task, record: Mapping[str, Any], where: str) -> dict[str, Any]
     if "outputs" in answer:
         ratings, flags = record.get("ratings") or [None] * count, record.get("flags") or [{}] * count
         answer["outputs"] = [{"rating": rating, "flags": said} for rating, said in zip(ratings, flags, strict=True)]
-    try:
+    with _told_at(where):
         whole = checked(task.kind, count, answer)
-    except Invalid as error:
-        raise Invalid(error.what, where=f"{where}: {error.where}", expected=error.expected) from error
     if problems := missing(task.kind, {name: value for name, value in whole.items() if name != "outputs"}):
         raise Invalid(" ".join(problems), where=where, expected="a whole answer")
     return whole

@@ -19,7 +19,8 @@ _OWNERS = (
     select(Person).join(Token, Token.person_id == Person.id).where(Person.role == "owner", Token.revoked_at.is_(None))
 )
 """Owners who can sign in."""
-_NAME = re.compile(r"[\w][\w .@-]{0,78}[\w]|[\w]")
+_NAME = re.compile(r"(?![ -])[\w .@/+':()-]{1,80}(?<! )")
+"""E-mail addresses, and what a judge calls itself, which may be a path, are names too; none looks like an option."""
 
 
 def new_secret() -> str:
@@ -45,10 +46,11 @@ def add_without_token(session: Session, actor: str, name: str, role: str) -> Per
     """Add somebody who cannot sign in yet, such as a labeler of another tool.
 
     Raises:
-        Invalid: a name that is taken or has other characters than letters, digits and ` . @ - _`; an unknown role.
+        Invalid: a name that is taken or has other characters than letters, digits and ` . @ - _ / + ' : ( )`; an
+            unknown role.
     """
     if not _NAME.fullmatch(name):
-        expected = "1 to 80 letters, digits, or any of . @ - _ and blanks inside"
+        expected = "1 to 80 letters, digits, or any of . @ - _ / + ' : ( ) and blanks inside"
         raise Invalid(f"{name[:80]!r} cannot be a name", where="name", expected=expected)
     if role not in ROLES:
         raise Invalid(f"{role[:40]!r} is no role", where="role", expected=" or ".join(ROLES))
