@@ -42,7 +42,8 @@ def label(
         lease_minutes: how long a task stays with somebody who does nothing.
         tls_certificate: file of the certificate chain, PEM.
         tls_key: file of its key, PEM, without a password.
-        behind_proxy: a proxy on this machine does TLS and passes requests on with X-Forwarded-For and -Proto.
+        behind_proxy: a proxy on this machine does TLS and passes requests on with the browser's Host, which forms are
+            checked against, and with X-Forwarded-For and -Proto.
         plain_http: listen to other machines without TLS: tokens and prompts then cross the network readable.
         hostnames: names that browsers may reach it by; other Host headers are refused. On loopback, its own names.
     """
