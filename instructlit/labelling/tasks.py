@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from instructlit.data.fields import Fields
@@ -52,15 +52,38 @@ def add_tasks(
     Raises:
         Invalid: naming the record, from 1, the field and what was expected.
     """
-    number = new = 0
-    batch: list[Task] = []
-    for number, record in enumerate(records, 1):
-        batch.append(_task(record, record.get("where", f"record {number}"), overlap, source))
-        if len(batch) == _BATCH:
-            new += _insert(session, batch)
-    new += _insert(session, batch)
-    audit.note(session, actor, "add tasks", "tasks", new=new, known=number - new, source=source)
-    return Added(new, number - new)
+    return add_rows(session, actor, task_rows(records, overlap=overlap, source=source), source)
+
+
+def task_rows(
+    records: Iterable[Mapping[str, Any]], *, overlap: int = 1, source: str | None = None
+) -> list[dict[str, Any]]:
+    """Records as rows for `add_rows`. It needs no session: who has many checks them before they keep others waiting.
+
+    Args:
+        records: as `add_tasks` takes them.
+        overlap: the same.
+        source: the same.
+
+    Raises:
+        Invalid: as `add_tasks` does.
+    """
+    return [_row(record, record.get("where", f"record {n}"), overlap, source) for n, record in enumerate(records, 1)]
+
+
+def add_rows(session: Session, actor: str, rows: Sequence[dict[str, Any]], source: str | None = None) -> Added:
+    """Take rows of `task_rows` in, in their order, but for those that are there already.
+
+    Args:
+        session: a session of `Database.write`.
+        actor: who adds them, for the audit log.
+        rows: the rows.
+        source: where they come from, for the audit log.
+    """
+    new = sum(_insert(session, rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH))
+    known = len(rows) - new
+    audit.note(session, actor, "add tasks", "tasks", new=new, known=known, source=source)
+    return Added(new, known)
 
 
 def taken_in(session: Session, records: Iterable[Mapping[str, Any]]) -> list[Task]:
@@ -69,7 +92,7 @@ def taken_in(session: Session, records: Iterable[Mapping[str, Any]]) -> list[Tas
     Raises:
         Invalid: as `add_tasks` does.
     """
-    keys = [_task(record, record.get("where", f"record {n}"), 1, None).key for n, record in enumerate(records, 1)]
+    keys = [row["key"] for row in task_rows(records)]
     found: dict[str, Task] = {}
     for start in range(0, len(keys), _BATCH):
         batch = session.scalars(select(Task).where(Task.key.in_(keys[start : start + _BATCH])))
@@ -136,18 +159,20 @@ def refresh_state(session: Session, task: Task) -> None:
     task.state = "full" if done >= task.overlap else "open"
 
 
-def _insert(session: Session, batch: list[Task]) -> int:
-    """Put a batch in, but what is there already; empties the batch and returns how many were new."""
-    keys = [task.key for task in batch]
-    there = set(session.scalars(select(Task.key).where(Task.key.in_(keys))))
-    fresh = {task.key: task for task in reversed(batch) if task.key not in there}
-    session.add_all(reversed(fresh.values()))
-    session.flush()
-    batch.clear()
+def _insert(session: Session, batch: Sequence[dict[str, Any]]) -> int:
+    """Put a batch in, but what is there already; how many were new."""
+    there = set(session.scalars(select(Task.key).where(Task.key.in_([row["key"] for row in batch]))))
+    fresh: dict[str, dict[str, Any]] = {}
+    for row in batch:
+        if row["key"] not in there:
+            fresh.setdefault(row["key"], row)
+    if fresh:
+        session.execute(insert(Task), list(fresh.values()))
     return len(fresh)
 
 
-def _task(record: Mapping[str, Any], where: str, overlap: int, source: str | None) -> Task:
+def _row(record: Mapping[str, Any], where: str, overlap: int, source: str | None) -> dict[str, Any]:
+    """A record as the columns of a `Task`."""
     kind = record.get("kind")
     if kind not in KINDS:
         raise Invalid(f"found {kind!r}", where=f"{where}: kind", expected=f"one of {', '.join(KINDS)}")
@@ -159,31 +184,31 @@ def _task(record: Mapping[str, Any], where: str, overlap: int, source: str | Non
     gold = record.get("gold")
     if gold is not None:
         _check_ranks(gold, len(completions), f"{where}: gold")
-    task = Task(
-        kind=kind,
-        prompt=_prompt(record, where),
-        completions=completions,
-        policies=policies,
-        gold=gold,
-        use_case=_name(record, "use_case", where),
-        customer=_name(record, "user", where),
-        round=_whole(record, "round", where, None, 0, _MOST),
-        source=source,
-        extra=dict(record.get("extra") or {}),
-        overlap=_whole(record, "overlap", where, overlap, 1, 1000),
-        priority=_whole(record, "priority", where, 0, -_MOST, _MOST),
-        state="open" if gold is None else "gold",
-        created_at=time.time(),
-    )
-    content = [task.kind, task.prompt, task.completions, task.policies, task.round]
+    row = {
+        "kind": kind,
+        "prompt": _prompt(record, where),
+        "completions": completions,
+        "policies": policies,
+        "gold": gold,
+        "use_case": _name(record, "use_case", where),
+        "customer": _name(record, "user", where),
+        "round": _whole(record, "round", where, None, 0, _MOST),
+        "source": source,
+        "extra": dict(record.get("extra") or {}),
+        "overlap": _whole(record, "overlap", where, overlap, 1, 1000),
+        "priority": _whole(record, "priority", where, 0, -_MOST, _MOST),
+        "state": "open" if gold is None else "gold",
+        "created_at": time.time(),
+    }
+    content = [row[name] for name in ("kind", "prompt", "completions", "policies", "round")]
     try:
-        task.key = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
-        json.dumps(task.extra, ensure_ascii=False).encode()
+        key = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+        json.dumps(row["extra"], ensure_ascii=False).encode()
     except (UnicodeEncodeError, TypeError, ValueError) as error:
         raise Invalid(
             f"the text cannot be stored: {error}", where=where, expected="whole Unicode characters"
         ) from error
-    return task
+    return row | {"key": key}
 
 
 def _completions(record: Mapping[str, Any], kind: str, where: str) -> list[str]:

@@ -14,7 +14,9 @@ from starlette.testclient import TestClient
 from instructlit.labelling import people
 from instructlit.labelling.database import Database
 from instructlit.labelling.schema import Assignment, Task
+from instructlit.tools.label import owner_tasks
 from instructlit.tools.label.app import create_app
+from instructlit.tools.label.rows import task_record
 from instructlit.tools.label.security import MAX_BODY, Cookies, SignInLimit, csrf_token
 from instructlit.tools.label.site import Site
 
@@ -500,6 +502,19 @@ def test_an_import_is_whole_or_not_at_all(browse: Browse, site: Site) -> None:
         task = session.scalars(select(Task)).one()
         assert (task.overlap, task.policies, task.extra) == (2, ["sft", "sft"], {"temperature": 0.7})
     assert upload(good, kind="poem").status_code == 422
+
+
+def test_nobody_waits_while_an_upload_is_read(browse: Browse, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    olga, others_wait = browse("olga", "owner"), []
+
+    def read(*row):
+        others_wait.append(site.database._writers.locked())  # type: ignore[union-attr]
+        return task_record(*row)
+
+    monkeypatch.setattr(owner_tasks, "task_record", read)
+    form = {"csrf": olga.csrf, "kind": "demonstration"}
+    assert olga.post("/owner/import", data=form, files={"file": ("x", b'{"prompt": "p"}')}).status_code == 200
+    assert others_wait == [False]
 
 
 def test_an_answer_becomes_gold_by_the_owners_word(browse: Browse, site: Site) -> None:

@@ -26,6 +26,8 @@ from instructlit.data.sources import Source
 from instructlit.errors import UserError
 from instructlit.labelling.database import Database
 from instructlit.labelling.schema import Assignment, Event, Revision
+from instructlit.tools.label import commands
+from instructlit.tools.label.rows import task_record
 from instructlit.tools.label.security import csrf_token
 
 
@@ -238,10 +240,28 @@ def test_tasks_in_and_labels_out_as_training_reads_them(tmp_path: Path, capsys: 
     assert main(["labels", "export", "--output", str(out.parent), "--database", str(tmp_path / "none.db")]) == 2
     assert "there is no database" in capsys.readouterr().err
     assert run("import", str(rows), str(tmp_path / "missing.jsonl"), "--kind", "comparison", *at) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "cannot be read" in told.err
+    assert told.out == "", "nothing was kept"
     rows.write_text(json.dumps(sampled) + "\n" + json.dumps(sampled | {"completions": ["a"]}))
     assert run("import", str(rows), "--kind", "comparison", *at) == 2
     assert f"{rows}:2: completions: found 1 of them" in capsys.readouterr().err
+
+
+def test_while_files_are_read_nobody_waits_for_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("instructlit.labelling.database.BUSY_SECONDS", 0.1)
+    path = tmp_path / "labels.db"
+    others = Database(path)
+
+    def read_slowly(row, *rest):
+        add_people(others, row["prompt"])
+        return task_record(row, *rest)
+
+    monkeypatch.setattr(commands, "task_record", read_slowly)
+    files = [tmp_path / name for name in ("anna", "ben")]
+    for file in files:
+        file.write_text(json.dumps({"prompt": file.name}))
+    assert run("import", *map(str, files), "--kind", "demonstration", "--database", str(path)) == 0
 
 
 @pytest.mark.parametrize("module", ["serve", "commands"])

@@ -77,10 +77,11 @@ def import_tasks(request: Request, site: SiteDep, person: OwnerDep, form: FormDe
         raise Invalid("no file was chosen", expected="a file of JSON Lines")
     overlap, round_ = number(form, "overlap", 1), number(form, "round", None)
     gold = bool(field_of(form, "gold"))
-    rows = parsed_lines(upload.file, upload.filename[:200])
-    records = (task_record(row, where, kind, gold, round_) for where, row in rows)
+    name = upload.filename[:200]
+    records = (task_record(row, where, kind, gold, round_) for where, row in parsed_lines(upload.file, name))
+    rows = tasks.task_rows(records, overlap=overlap, source=name)
     with site.database.write() as session:
-        added = tasks.add_tasks(session, person.name, records, overlap=overlap, source=upload.filename[:200])
+        added = tasks.add_rows(session, person.name, rows, name)
     return site.page(request, "import.html", added=added, file=upload.filename)
 
 
