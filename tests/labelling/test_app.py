@@ -408,6 +408,8 @@ def test_the_limit_counts_networks_and_forgets(monkeypatch: pytest.MonkeyPatch) 
         "/owner/tasks/-1",
         "/owner/tasks/99999999999999999999",
         "/owner/tasks/1e3",
+        "/owner/tasks?after=99999999999999999999",
+        "/owner/audit?before=99999999999999999999",
         "/work/0",
         "/work/1/99",
         "/docs",

@@ -13,7 +13,7 @@ from instructlit.labelling.measures import Measures, measure
 from instructlit.labelling.records import label_records
 from instructlit.labelling.refusals import NotFound
 from instructlit.labelling.schema import Person
-from instructlit.tools.label.site import FormDep, OwnerDep, SiteDep, field_of, to
+from instructlit.tools.label.site import FormDep, OwnerDep, PageFrom, SiteDep, field_of, to
 
 router = APIRouter(prefix="/owner")
 DAYS = 30
@@ -90,12 +90,10 @@ def write_instructions(request: Request, site: SiteDep, person: OwnerDep, form: 
 
 
 @router.get("/audit")
-def show_audit(
-    request: Request, site: SiteDep, person: OwnerDep, before: int | None = None, subject: str = ""
-) -> Response:
+def show_audit(request: Request, site: SiteDep, person: OwnerDep, before: PageFrom = 0, subject: str = "") -> Response:
     """The audit log, newest first."""
     with site.database.read() as session:
-        rows = audit.events(session, before if before and before > 0 else None, subject=subject or None)
+        rows = audit.events(session, before or None, subject=subject or None)
     return site.page(request, "audit.html", rows=rows, subject=subject)
 
 

@@ -12,7 +12,7 @@ from instructlit.labelling.records import record_of
 from instructlit.labelling.refusals import Invalid, NotFound
 from instructlit.tools.label.drafts import number
 from instructlit.tools.label.rows import exported, parsed_lines, task_record
-from instructlit.tools.label.site import FormDep, OwnerDep, SiteDep, field_of, to
+from instructlit.tools.label.site import FormDep, OwnerDep, PageFrom, SiteDep, field_of, to
 
 router = APIRouter(prefix="/owner")
 STATES = ("open", "full", "gold", "held", "withdrawn")
@@ -20,7 +20,7 @@ STATES = ("open", "full", "gold", "held", "withdrawn")
 
 @router.get("/tasks")
 def show_tasks(
-    request: Request, site: SiteDep, person: OwnerDep, kind: str = "", state: str = "", after: int = 0
+    request: Request, site: SiteDep, person: OwnerDep, kind: str = "", state: str = "", after: PageFrom = 0
 ) -> Response:
     """A page of tasks."""
     with site.database.read() as session:

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.datastructures import FormData
@@ -164,3 +164,5 @@ SiteDep = Annotated[Site, Depends(site_of)]
 PersonDep = Annotated[Person, Depends(person_of)]
 OwnerDep = Annotated[Person, Depends(owner_of)]
 FormDep = Annotated[FormData, Depends(form_of)]
+PageFrom = Annotated[int, Query(ge=0, lt=2**31)]
+"""The id that a page of a list goes on from: one that either database can hold."""
