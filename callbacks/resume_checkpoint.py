@@ -22,8 +22,9 @@ from instructlit.checkpoints import (
     partial,
     prune,
     publish,
+    put_aside,
 )
-from instructlit.cli.resume import what_it_depends_on
+from instructlit.cli.resume import say, what_it_depends_on
 from instructlit.errors import UserError, require
 
 PREEMPTED = 75
@@ -60,7 +61,7 @@ class ResumeCheckpoint(Checkpoint):
         self._continues_after_epoch = False
         self._handler: Any = None
         self._run: dict[str, Any] | None = None
-        self._newest = -1  # batches done at the newest checkpoint of this process, or at the one it continues from
+        self._newest = 0  # batches done at the newest checkpoint of this process, or at the one it continues from
 
     def newest(self, module: pl.LightningModule) -> tuple[Path | None, list[str]]:
         """The newest whole checkpoint of the module's stage, and a sentence for each that was skipped."""
@@ -80,7 +81,9 @@ class ResumeCheckpoint(Checkpoint):
         # In place of Lightning's handler, which starts a collective inside the handler: ranks that are in another one
         # at that moment would hang or mix the two up.
         self._asked_to_stop = trainer.received_sigterm
-        self._newest = batches_done(trainer) if trainer.ckpt_path else -1
+        self._newest = batches_done(trainer)
+        if trainer.is_global_zero:
+            self._first_write(self._clear)
         if self._continues_after_epoch:
             # The next epoch begins as any other. Else Lightning would look for the rest of the one that is over.
             trainer.fit_loop.epoch_loop.restarting = False
@@ -187,6 +190,11 @@ class ResumeCheckpoint(Checkpoint):
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
             self._handler = None
+
+    def _clear(self) -> None:
+        """Leave nothing in the folder from behind where this run begins: it would be taken for this run's."""
+        if (aside := put_aside(self.folder, after=self._newest)) is not None:
+            say(f"what an earlier run has saved behind batch {self._newest} is kept in {aside}")
 
     def _first_write(self, write: Callable[[], None]) -> None:
         try:

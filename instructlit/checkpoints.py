@@ -39,7 +39,7 @@ class Manifest:
 
 def partial(folder: Path, batch: int) -> Path:
     """Where the checkpoint after `batch` batches is written before it is whole."""
-    return folder / f"{PARTIAL}{PREFIX}{batch:08d}"
+    return folder / f"{PARTIAL}{_name(batch)}"
 
 
 def publish(partial: Path, manifest: Manifest) -> Path:
@@ -153,15 +153,25 @@ def finished(folder: Path) -> bool:
     return (folder / FINISHED).is_file()
 
 
-def put_aside(folder: Path) -> Path | None:
-    """Move the checkpoints of an earlier run out of the way; where they are now, None where there were none."""
-    if not checkpoints(folder) and not finished(folder):
+def put_aside(folder: Path, after: int = 0) -> Path | None:
+    """Move checkpoints behind batch `after`, of which a run that begins there knows nothing, out of its way; where they
+    are now, None where there were none. That an earlier run came to its end is no longer said.
+    """
+    (folder / FINISHED).unlink(missing_ok=True)
+    later = [path for path in checkpoints(folder) if path.name > _name(after)]
+    if not later:
         return None
     number = 1
     while (aside := folder.with_name(f"{folder.name}-earlier-{number}")).exists():
         number += 1
-    folder.rename(aside)
+    aside.mkdir()
+    for path in later:
+        path.rename(aside / path.name)
     return aside
+
+
+def _name(batch: int) -> str:
+    return f"{PREFIX}{batch:08d}"
 
 
 def _files(folder: Path) -> Iterator[Path]:

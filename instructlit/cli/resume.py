@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from instructlit.checkpoints import STATE, finished, put_aside, read_manifest
+from instructlit.checkpoints import STATE, finished, read_manifest
 from instructlit.errors import UserError
 from instructlit.models.lineage import versions, weights_digest
 
@@ -97,11 +97,7 @@ def continue_from(
         SystemExit: status 0, the run has come to its end before.
     """
     saver = resume_checkpoint(trainer)
-    if saver is None:
-        return None
-    if mode == "never":
-        if trainer.is_global_zero and (aside := put_aside(saver.folder)) is not None:
-            say(f"starting anew; the checkpoints of the earlier run are kept in {aside}")
+    if saver is None or mode == "never":
         return None
     found, skipped = saver.newest(module)
     for line in skipped:

@@ -164,6 +164,16 @@ def test_starting_anew_keeps_what_was_there(command: Call, tmp_path: Path) -> No
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == outcome(tmp_path / "whole")[0]
 
 
+def test_going_back_makes_the_run_unfinished_and_puts_aside_what_came_after(command: Call, tmp_path: Path) -> None:
+    command("run")
+    earlier = ("--ckpt_path", "resume/batch-00000006/state.ckpt")
+    status, said = command("run", *earlier, trouble=("power cut", 7))
+    assert (status, "behind batch 6 is kept in resume-earlier-1" in said) == (1, True)
+    assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == ["batch-00000006"]
+    status, said = command("run")
+    assert (status, "going on after batch 6" in said) == (0, True)
+
+
 def test_a_damaged_checkpoint_is_named_and_skipped(command: Call, tmp_path: Path) -> None:
     command("whole")
     command("run", trouble=("power cut", 7))

@@ -87,12 +87,14 @@ def test_one_of_another_stage_is_skipped(tmp_path: Path) -> None:
     assert "it is of stage reward, this run is sft" in skipped[0]
 
 
-def test_an_earlier_run_is_put_aside_under_a_free_name(tmp_path: Path) -> None:
+def test_what_lies_behind_the_beginning_of_a_run_is_put_aside_under_a_free_name(tmp_path: Path) -> None:
     folder = tmp_path / "resume"
+    for number, after in ((1, 4), (2, 0)):
+        for batch in (4, 8, 12):
+            write(folder, batch)
+        c.mark_finished(folder, 12)
+        assert c.put_aside(folder, after) == tmp_path / f"resume-earlier-{number}"
+        assert not c.finished(folder)
+    assert [path.name for path in c.checkpoints(tmp_path / "resume-earlier-1")] == ["batch-00000012", "batch-00000008"]
+    assert c.checkpoints(folder) == []
     assert c.put_aside(folder) is None
-    for number in (1, 2):
-        write(folder, number)
-        c.mark_finished(folder, number)
-        assert c.finished(folder)
-        assert c.put_aside(folder) == tmp_path / f"resume-earlier-{number}"
-    assert not folder.exists()
