@@ -60,7 +60,7 @@ class ResumeCheckpoint(Checkpoint):
         self._moment: Moment | None = None  # of the checkpoint that is being saved
         self._continues_after_epoch = False
         self._handler: Any = None
-        self._run: dict[str, Any] | None = None
+        self._run: dict[str, Any] | None = None  # what the run in training depends on; the first process knows it
         self._newest = 0  # batches done at the newest checkpoint of this process, or at the one it continues from
 
     def newest(self, module: pl.LightningModule) -> tuple[Path | None, list[str]]:
@@ -84,6 +84,7 @@ class ResumeCheckpoint(Checkpoint):
         self._newest = batches_done(trainer)
         if trainer.is_global_zero:
             self._first_write(self._clear)
+            self._run = what_it_depends_on(run_config(trainer), trainer, pl_module)
         if self._continues_after_epoch:
             # The next epoch begins as any other. Else Lightning would look for the rest of the one that is over.
             trainer.fit_loop.epoch_loop.restarting = False
@@ -94,8 +95,8 @@ class ResumeCheckpoint(Checkpoint):
         self._give_back_handler()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:  # callbacks that save come last: exports are written by now
-            mark_finished(self.folder, batches_done(trainer))
+        if self._run is not None:  # callbacks that save come last: exports are written by now
+            mark_finished(self.folder, self._manifest(trainer, pl_module, self._run))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._give_back_handler()
@@ -152,8 +153,6 @@ class ResumeCheckpoint(Checkpoint):
             raise SystemExit(PREEMPTED)
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
-        if self._run is None:
-            self._run = what_it_depends_on(run_config(trainer), trainer, module)
         target = partial(self.folder, done)
         try:
             if trainer.is_global_zero:
@@ -161,9 +160,8 @@ class ResumeCheckpoint(Checkpoint):
                 target.mkdir(parents=True)
             trainer.strategy.barrier("ResumeCheckpoint")
             trainer.save_checkpoint(target / STATE, weights_only=False)
-            if trainer.is_global_zero:
-                loggers = [getattr(logger, "identity", None) for logger in trainer.loggers]
-                publish(target, Manifest(stage_name(module), done, self._run, loggers))
+            if self._run is not None:
+                publish(target, self._manifest(trainer, module, self._run))
                 prune(self.folder, self.keep)
         except (OSError, RuntimeError) as error:
             clear_partial(self.folder)
@@ -175,6 +173,11 @@ class ResumeCheckpoint(Checkpoint):
             )
             fault.saved = True  # there is no room for what else would be kept of a run that fails
             raise fault from error
+
+    @staticmethod
+    def _manifest(trainer: pl.Trainer, module: pl.LightningModule, run: dict[str, Any]) -> Manifest:
+        loggers = [getattr(logger, "identity", None) for logger in trainer.loggers]
+        return Manifest(stage_name(module), batches_done(trainer), run, loggers)
 
     # -- SIGTERM ---------------------------------------------------------------------------------------------------
 

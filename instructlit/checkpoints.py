@@ -3,7 +3,7 @@
     checkpoints/sft/resume/
       batch-00000120/   state.ckpt (one file; a folder where the strategy shards it) and manifest.json
       batch-00000140/
-      finished.json     the run came to its end
+      finished.json     the run came to its end, and what it depended on
 
 A checkpoint is written under a hidden name, synced, and renamed when all of it is on the disk. `manifest.json` says
 which files belong to it, how long they are, and what the run depended on.
@@ -27,7 +27,7 @@ FORMAT = 1
 
 @dataclass
 class Manifest:
-    """What a checkpoint says of itself."""
+    """What a checkpoint, or the end of a run, says of itself."""
 
     stage: str
     batch: int  # training batches done
@@ -120,37 +120,41 @@ def why_unusable(path: Path, stage: str) -> str | None:
     return None
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of a checkpoint.
+def read_manifest(path: Path, name: str = MANIFEST) -> Manifest:
+    """What a folder says of itself in the file `name`: a checkpoint, or the folder of a run that came to its end.
 
     Raises:
         UserError: there is none, or it is not one of ours.
     """
-    file = path / MANIFEST
+    file = path / name
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
         manifest = Manifest(**fields)
     except OSError as error:
-        raise UserError(f"it has no {MANIFEST}, so it was not written by instructlit", where=str(path)) from error
+        raise UserError(f"it has no {name}, so it was not written by instructlit", where=str(path)) from error
     except (ValueError, TypeError) as error:
-        raise UserError(f"its {MANIFEST} cannot be read", where=str(path)) from error
+        raise UserError(f"its {name} cannot be read", where=str(path), fix=f"remove {file}") from error
     if manifest.format != FORMAT:
         raise UserError(f"it is of format {manifest.format}, this version reads {FORMAT}", where=str(path))
     return manifest
 
 
-def mark_finished(folder: Path, batch: int) -> None:
-    """Remember that the run came to its end."""
+def mark_finished(folder: Path, manifest: Manifest) -> None:
+    """Remember that the run came to its end, and what it depended on."""
     beside = folder / f"{PARTIAL}{FINISHED}"
-    beside.write_text(json.dumps({"batch": batch}) + "\n", encoding="utf-8")
+    beside.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
     _sync(beside)
     beside.rename(folder / FINISHED)
     _sync(folder)
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run of this folder came to its end."""
-    return (folder / FINISHED).is_file()
+def finished(folder: Path) -> Manifest | None:
+    """What is remembered of the run that came to its end in this folder; None where none did.
+
+    Raises:
+        UserError: it is not one of ours.
+    """
+    return read_manifest(folder, FINISHED) if (folder / FINISHED).is_file() else None
 
 
 def put_aside(folder: Path, after: int = 0) -> Path | None:

@@ -94,7 +94,7 @@ def continue_from(
 
     Raises:
         UserError: something has changed that keeps the run from going on exactly, and `mode` is auto.
-        SystemExit: status 0, the run has come to its end before.
+        SystemExit: status 0, this very run has come to its end before.
     """
     saver = resume_checkpoint(trainer)
     if saver is None or mode == "never":
@@ -102,26 +102,31 @@ def continue_from(
     found, skipped = saver.newest(module)
     for line in skipped:
         say(line)
-    if found is None:
+    ended = finished(saver.folder)
+    kept = read_manifest(found) if found is not None else None
+    if (then := ended or kept) is None:
         return None
-    manifest = read_manifest(found)
-    changed = differences(manifest.run, what_it_depends_on(config, trainer, module))
+    changed = differences(then.run, what_it_depends_on(config, trainer, module))
+    if ended is not None and not changed:
+        say(f"this run came to its end before ({saver.folder}); `--resume never` runs it again")
+        raise SystemExit(0)
     if changed and mode == "auto":
+        what = "cannot go on exactly, since this" if ended is None else "came to its end, and since then this"
         raise UserError(
-            f"the run in {saver.folder} cannot go on exactly, since this has changed:\n  " + "\n  ".join(changed),
+            f"the run in {saver.folder} {what} has changed:\n  " + "\n  ".join(changed),
             where="--resume",
             expected="what it began with",
             fix="restore it; `--resume anyway` goes on with what is there now, `--resume never` starts anew",
         )
-    if finished(saver.folder):
-        say(f"this run came to its end before ({saver.folder}); `--resume never` runs it again")
-        raise SystemExit(0)
-    for logger, identity in zip(trainer.loggers, manifest.loggers, strict=False):
+    if found is None or kept is None:
+        say(f"the run that came to its end has left no checkpoint in {saver.folder}: starting anew")
+        return None
+    for logger, identity in zip(trainer.loggers, kept.loggers, strict=False):
         if identity is not None:
             getattr(logger, "take_up", lambda _: None)(identity)
     if mode == "anyway" and hasattr(data, "accepts_changes"):
         data.accepts_changes = True
-    say(f"going on after batch {manifest.batch}, from {found}")
+    say(f"going on after batch {kept.batch}, from {found}")
     for line in changed:
         say(f"not exactly as it would have been: {line}")
     return found / STATE

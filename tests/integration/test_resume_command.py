@@ -164,6 +164,27 @@ def test_starting_anew_keeps_what_was_there(command: Call, tmp_path: Path) -> No
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == outcome(tmp_path / "whole")[0]
 
 
+def test_a_run_that_ended_is_left_alone_until_something_else_is_asked_of_it(command: Call, tmp_path: Path) -> None:
+    model = tmp_path / "run" / "model" / "model.safetensors"
+    one = ("--trainer.max_steps", "1")  # ends before its first checkpoint
+    command("run", *one)
+    written = model.stat().st_mtime_ns
+    status, said = command("run", *one)
+    assert (status, "this run came to its end before" in said) == (0, True)
+    status, said = command("run")
+    assert status == 2
+    assert "came to its end, and since then this has changed:\n  trainer.max_steps: was 1, is 10" in said
+    assert model.stat().st_mtime_ns == written
+
+    status, said = command("run", "--resume", "anyway", trouble=("power cut", 5))
+    assert (status, "has left no checkpoint in resume: starting anew" in said) == (1, True)
+    status, said = command("run")
+    assert (status, "going on after batch 4" in said) == (0, True), "the end of the short run is not this one's"
+    status, said = command("run", "--resume", "anyway", "--trainer.max_steps", "11")
+    assert (status, "going on after batch 8" in said) == (0, True)
+    assert "not exactly as it would have been: trainer.max_steps: was 10, is 11" in said
+
+
 def test_going_back_makes_the_run_unfinished_and_puts_aside_what_came_after(command: Call, tmp_path: Path) -> None:
     command("run")
     earlier = ("--ckpt_path", "resume/batch-00000006/state.ckpt")

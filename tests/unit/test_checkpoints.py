@@ -92,7 +92,7 @@ def test_what_lies_behind_the_beginning_of_a_run_is_put_aside_under_a_free_name(
     for number, after in ((1, 4), (2, 0)):
         for batch in (4, 8, 12):
             write(folder, batch)
-        c.mark_finished(folder, 12)
+        c.mark_finished(folder, c.Manifest("sft", 12, {}, []))
         assert c.put_aside(folder, after) == tmp_path / f"resume-earlier-{number}"
         assert not c.finished(folder)
     assert [path.name for path in c.checkpoints(tmp_path / "resume-earlier-1")] == ["batch-00000012", "batch-00000008"]
