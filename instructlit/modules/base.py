@@ -281,9 +281,10 @@ class StageModule(pl.LightningModule):
                 expected=f"a checkpoint written by the {self.stage} stage",
             )
         self._random_state = own_share(kept["random_states"], self.global_rank)
-        done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
-        for logger in self.trainer.loggers:
-            getattr(logger, "rewind", lambda _: None)(done)
+        if self.trainer.state.fn == TrainerFn.FITTING:  # a look at a checkpoint takes nothing back
+            done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+            for logger in self.trainer.loggers:
+                getattr(logger, "rewind", lambda _: None)(done)
         self.guard.load_state_dict(kept["guard"])
         if self.trainer.state.fn == TrainerFn.FITTING:
             # Lightning would put back the settings of the schedule that was saved; this run's goes there by itself.

@@ -5,6 +5,9 @@ import warnings
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+from stage_helpers import FixedBatches, sft_module, token_batch, trainer
+from transformers import PreTrainedTokenizerFast
 
 from instructlit.callbacks import CSVLogger
 
@@ -50,6 +53,19 @@ def test_a_run_that_begins_anew_puts_the_file_aside(tmp_path: Path) -> None:
     assert rows(tmp_path) == [(0, 200.0), (1, 201.0)]
     kept = [(tmp_path / "ppo" / f"metrics-earlier-{n}.csv").read_text().split() for n in (1, 2)]
     assert kept == [["loss,step", "0.0,0", "1.0,1"], ["loss,step", "100.0,0", "101.0,1"]]
+
+
+def test_validating_a_checkpoint_takes_no_row_from_the_run_that_wrote_it(
+    tiny_gpt2_dir: Path, char_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    data = FixedBatches(char_tokenizer, [token_batch([("ab", "c")])] * 3, [token_batch([("ab", "c")])])
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    options = {"enable_checkpointing": True, "callbacks": [saver], "log_every_n_steps": 1}
+    trainer(tmp_path, logger=logger(tmp_path), **options).fit(sft_module(tiny_gpt2_dir), data)
+    trained = (tmp_path / "ppo" / "metrics.csv").read_text()
+    path = tmp_path / "step=1.ckpt"
+    trainer(tmp_path, logger=logger(tmp_path)).validate(sft_module(tiny_gpt2_dir), data, path, weights_only=True)
+    assert (tmp_path / "ppo" / "metrics-earlier-1.csv").read_text() == trained
 
 
 def test_a_metric_that_comes_later_gets_a_column(tmp_path: Path) -> None:
