@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 
 from instructlit.callbacks.common import numbers, progress_of, run_config, run_seed, stage_name, wandb_runs
+from instructlit.cli.resume import rehearses
 from instructlit.errors import UserError
 from instructlit.models.export import check_destination, check_no_source
 from instructlit.models.lineage import make_record, parent
@@ -60,6 +61,8 @@ class ExportHuggingFace(pl.Callback):
         raise_together(trainer, fault)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if rehearses(trainer):  # a rehearsal is not to replace what a run has written
+            return
         if isinstance(trainer.strategy, FSDPStrategy):
             trainer.print(
                 "Not written: under FSDPStrategy the weights are whole only in a checkpoint. Write the folder from one "

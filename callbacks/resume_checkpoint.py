@@ -24,7 +24,7 @@ from instructlit.checkpoints import (
     publish,
     put_aside,
 )
-from instructlit.cli.resume import say, what_it_depends_on
+from instructlit.cli.resume import rehearses, say, what_it_depends_on
 from instructlit.errors import UserError, require
 
 PREEMPTED = 75
@@ -70,7 +70,7 @@ class ResumeCheckpoint(Checkpoint):
     # -- hooks -----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage != "fit":
+        if stage != "fit" or rehearses(trainer):
             return
         if trainer.is_global_zero:
             self._first_write(lambda: self.folder.mkdir(parents=True, exist_ok=True))
@@ -78,6 +78,8 @@ class ResumeCheckpoint(Checkpoint):
         self._watch(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if rehearses(trainer):
+            return
         # In place of Lightning's handler, which starts a collective inside the handler: ranks that are in another one
         # at that moment would hang or mix the two up.
         self._asked_to_stop = trainer.received_sigterm

@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from instructlit.callbacks.common import gathered, logger_step, stage_name, wandb_loggers
+from instructlit.cli.resume import rehearses
 from instructlit.errors import UserError, require
 from instructlit.types import PromptText
 
@@ -89,7 +90,8 @@ class SampleTable(pl.Callback):
         if not rows or not trainer.is_global_zero:
             return
         try:
-            self._write(self.path(pl_module), rows, trainer.global_step)
+            if not rehearses(trainer):
+                self._write(self.path(pl_module), rows, trainer.global_step)
         except OSError as error:
             rank_zero_warn(
                 f"{self.path(pl_module)}: these samples cannot be written ({error.strerror}) and are left out"
@@ -108,7 +110,7 @@ class SampleTable(pl.Callback):
 
     def _take_up(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Begin the file anew, or leave in it what a resumed run has done."""
-        if trainer.is_global_zero and not self._taken_up:
+        if trainer.is_global_zero and not self._taken_up and not rehearses(trainer):
             if trainer.ckpt_path is None:
                 self.path(module).unlink(missing_ok=True)
             else:

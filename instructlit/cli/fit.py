@@ -25,7 +25,7 @@ from instructlit.cli.config import Config, Key, compose
 from instructlit.cli.defaults import DEFAULTS, from_signature
 from instructlit.cli.files import check_checkpoint, check_files
 from instructlit.cli.memory import out_of_memory
-from instructlit.cli.resume import MODES, Mode, continue_from
+from instructlit.cli.resume import MODES, Mode, continue_from, rehearses, say
 from instructlit.cli.save import SaveConfig
 from instructlit.cli.types import Parameter, import_class, parameters
 from instructlit.errors import UserError
@@ -266,7 +266,10 @@ class InstructCLI(LightningCLI):
         wanted = config.get("enable_progress_bar") is not False
         if wanted and not any(isinstance(c, ProgressBar) for c in callbacks) and (bar := progress_bar()):
             callbacks.append(bar)
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        if rehearses(trainer):
+            say("trainer.fast_dev_run: no model, checkpoint or file of samples is written")
+        return trainer
 
 
 def quiet() -> None:

@@ -87,6 +87,11 @@ def resume_checkpoint(trainer: pl.Trainer) -> Any:
     return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)  # type: ignore[attr-defined]
 
 
+def rehearses(trainer: pl.Trainer) -> bool:
+    """Whether the run is Lightning's `fast_dev_run`, of which nothing is kept."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def continue_from(
     mode: Mode, config: dict[str, Any], trainer: pl.Trainer, module: pl.LightningModule, data: Any
 ) -> Path | None:
@@ -97,7 +102,7 @@ def continue_from(
         SystemExit: status 0, this very run has come to its end before.
     """
     saver = resume_checkpoint(trainer)
-    if saver is None or mode == "never":
+    if saver is None or mode == "never" or rehearses(trainer):
         return None
     found, skipped = saver.newest(module)
     for line in skipped:

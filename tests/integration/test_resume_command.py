@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import os
 import signal
 import sys
@@ -193,6 +194,23 @@ def test_going_back_makes_the_run_unfinished_and_puts_aside_what_came_after(comm
     assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == ["batch-00000006"]
     status, said = command("run")
     assert (status, "going on after batch 6" in said) == (0, True)
+
+
+def test_a_rehearsal_writes_nothing_over_what_a_run_has_written(command: Call, tmp_path: Path) -> None:
+    command("run", "--trainer.max_steps", "2")
+    table = Path("samples/sft_validation.jsonl")
+    table.parent.mkdir()
+    table.write_text('{"iteration": 0, "prompt": "p", "response": "r"}\n')
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if "runs" not in path.parts}
+
+    written = files()
+    samples = {"class_path": "instructlit.callbacks.SampleTable", "init_args": {"dirpath": "samples"}}
+    words = ("--trainer.fast_dev_run", "true", "--resume", "never", "--trainer.callbacks+", json.dumps(samples))
+    status, said = command("run", *words)
+    assert (status, "fast_dev_run: no model, checkpoint or file of samples is written" in said) == (0, True)
+    assert files() == written
 
 
 def test_a_damaged_checkpoint_is_named_and_skipped(command: Call, tmp_path: Path) -> None:

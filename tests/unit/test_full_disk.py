@@ -53,7 +53,9 @@ def test_samples_without_room_are_left_out_and_the_others_stay(tmp_path: Path) -
     table = SampleTable(str(tmp_path), name="samples")
     module: Any = SimpleNamespace(stage="toy", validation_rows=[{"prompt": "p", "response": "r" * 50}] * 4)
     state = SimpleNamespace(fn=TrainerFn.FITTING)
-    run: Any = SimpleNamespace(state=state, is_global_zero=True, sanity_checking=False, global_step=1, loggers=[])
+    run: Any = SimpleNamespace(
+        state=state, is_global_zero=True, sanity_checking=False, global_step=1, loggers=[], fast_dev_run=False
+    )
     path = tmp_path / "samples.jsonl"
     table.on_validation_end(run, module)
     before = path.read_text()
