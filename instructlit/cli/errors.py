@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ def report(error: BaseException) -> int:
     """Print what `error` means to the user on stderr and return the exit status it deserves."""
     # Lightning answers Ctrl-C by shutting down in order and then leaving with status 1.
     stopped = any(isinstance(cause, KeyboardInterrupt) for cause in chain(error))
+    if type(error).__name__ == "SIGTERMException":  # Lightning's, a SystemExit without a status
+        print("instructlit: stopped by SIGTERM", file=sys.stderr)
+        return 128 + signal.SIGTERM
     if isinstance(error, SystemExit) and not stopped:
         return _status_of(error)
     if isinstance(error, BrokenPipeError):  # `instructlit … | head` is no mistake

@@ -1,6 +1,7 @@
 """Which errors are the user's, what is printed for them, and with which exit status."""
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from instructlit import cli
 from instructlit.cli.errors import chain, explain, report
@@ -83,6 +84,8 @@ def test_status_of_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "instructlit: stopped at your request\n"
     assert report(raised(SystemExit(1), KeyboardInterrupt())) == 130  # as Lightning leaves after Ctrl-C
     assert capsys.readouterr().err == "instructlit: stopped at your request\n"
+    assert report(SIGTERMException()) == 143
+    assert capsys.readouterr().err == "instructlit: stopped by SIGTERM\n"
     assert [report(SystemExit(code)) for code in (None, 0, 3, "said")] == [0, 0, 3, 1]
     assert capsys.readouterr().err == "said\n"
 
