@@ -5,6 +5,7 @@ loader holds nothing but that number, so its state is exact whatever the workers
 optimiser step's worth; each rank takes every world-size-th row of it, so every rank sees the same number of batches.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, Protocol
@@ -198,6 +199,7 @@ class PlannedLoader:
             batch_sampler=_Shares(self.plan, numbers, self.rank, self.world_size),
             collate_fn=partial(_collated, self.collate),
             num_workers=self.num_workers,
+            worker_init_fn=_outlive_sigterm,
             generator=torch.Generator().manual_seed(0),
         )
         for batch in loader:
@@ -299,6 +301,11 @@ class _Fetched(Dataset):
             return [self._rows[i] for i in indices]
         except UserError as error:
             return error
+
+
+def _outlive_sigterm(_: int) -> None:
+    """For the trainer, which may have a batch to finish when all of its group are told to end. It ends with that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _collated(collate: Callable[[list[Any]], Any], rows: list[Any] | UserError) -> Any:

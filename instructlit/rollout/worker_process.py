@@ -66,7 +66,8 @@ def serve(requests: IO[str], replies: IO[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which may have samples to finish
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a group: the trainer may have samples to finish
+        signal.signal(number, signal.SIG_IGN)
     # What libraries print goes to the trainer's standard error and not between the replies.
     own = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -80,6 +80,15 @@ def test_a_worker_samples_from_the_weights_it_was_given_last(
     assert not torch.equal(before.log_probs, after.log_probs)
 
 
+def test_a_worker_outlives_sigterm_since_the_trainer_has_a_batch_to_finish(
+    worker: WorkerEngine, model: Any, char_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    worker.sync(model, char_tokenizer)
+    assert worker._process is not None
+    worker._process.terminate()
+    check_samples(worker, model, char_tokenizer)
+
+
 def test_adapters_go_over_merged(worker: WorkerEngine, model: Any, char_tokenizer: PreTrainedTokenizerFast) -> None:
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
     changed(adapted)

@@ -1,5 +1,7 @@
 """Plans of batches, and the loader that can be stopped and continued: by hand, and by Lightning."""
 
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,19 @@ def test_state_is_what_was_handed_out_not_what_was_read_ahead(workers: int, take
     while len(seen) < len(expected):
         seen += [batch.tolist() for batch in second]
     assert seen[: len(expected)] == expected
+
+
+class Told(Numbers):
+    """Whoever reads a row is told to end, as all processes of a group are when the trainer is."""
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return index
+
+
+def test_a_reading_process_outlives_sigterm_since_the_trainer_has_a_batch_to_finish() -> None:
+    plan = ShuffledPlan([rows(4)], 2, shuffle=False)
+    assert [b.tolist() for b in PlannedLoader(Told(), plan, torch.tensor, num_workers=1)] == [[0, 1], [2, 3]]
 
 
 def test_after_resuming_the_pass_is_finished_not_begun_again() -> None:
