@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Moment:
 
     after_validation: bool = False  # in the middle of an epoch, where a validation was due
     after_epoch: bool = False
+    will_stop: bool = False  # asked to, before it had done the least that it was to do (min_steps, min_epochs)
 
 
 class ResumeCheckpoint(Checkpoint):
@@ -58,7 +59,7 @@ class ResumeCheckpoint(Checkpoint):
         self.every_n_batches, self.keep = every_n_batches, keep
         self._asked_to_stop = False
         self._moment: Moment | None = None  # of the checkpoint that is being saved
-        self._continues_after_epoch = False
+        self._goes_on = Moment()  # the one of the checkpoint that this run continues from
         self._handler: Any = None
         self._run: dict[str, Any] | None = None  # what the run in training depends on; the first process knows it
         self._newest = 0  # batches done at the newest checkpoint of this process, or at the one it continues from
@@ -87,7 +88,8 @@ class ResumeCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             self._first_write(self._clear)
             self._run = what_it_depends_on(run_config(trainer), trainer, pl_module)
-        if self._continues_after_epoch:
+        trainer.should_stop |= self._goes_on.will_stop
+        if self._goes_on.after_epoch:
             # The next epoch begins as any other. Else Lightning would look for the rest of the one that is over.
             trainer.fit_loop.epoch_loop.restarting = False
         if threading.current_thread() is threading.main_thread():
@@ -104,10 +106,10 @@ class ResumeCheckpoint(Checkpoint):
         self._give_back_handler()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"after_epoch": self._moment is not None and self._moment.after_epoch}
+        return asdict(self._moment or Moment())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._continues_after_epoch = state_dict["after_epoch"]
+        self._goes_on = Moment(**state_dict)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -147,7 +149,7 @@ class ResumeCheckpoint(Checkpoint):
         if _is_last(trainer):
             return  # what follows (the end of training, exports) happens in a run that comes here again
         if done != self._newest and (stop or done % self.every_n_batches == 0):
-            self._moment = moment
+            self._moment = replace(moment, will_stop=trainer.should_stop)
             self._save(trainer, module, done)
             self._moment, self._newest = None, done
         if stop:
@@ -228,7 +230,9 @@ def reason(error: BaseException) -> str:
 def _is_last(trainer: pl.Trainer) -> bool:
     """Whether no batch follows the one that was just done."""
     loop = trainer.fit_loop
-    if trainer.should_stop or (loop.max_steps is not None and 0 <= loop.max_steps <= trainer.global_step):
+    if trainer.should_stop and loop._can_stop_early:  # with min_steps or min_epochs Lightning goes on until then
+        return True
+    if loop.max_steps is not None and 0 <= loop.max_steps <= trainer.global_step:
         return True
     return loop.max_epochs is not None and 0 <= loop.max_epochs <= trainer.current_epoch
 

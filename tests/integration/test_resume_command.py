@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import yaml
 
-from instructlit.checkpoints import checkpoints
+from instructlit.checkpoints import checkpoints, finished
 from instructlit.cli import main
 
 Call = Callable[..., tuple[int, str]]
@@ -28,7 +28,8 @@ class Trouble(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.at:
-            if self.kind == "sigterm":
+            trainer.should_stop = self.kind == "early stop and sigterm"
+            if "sigterm" in self.kind:
                 os.kill(os.getpid(), signal.SIGTERM)
             else:
                 raise RuntimeError("power cut")
@@ -131,6 +132,17 @@ def test_sigterm_saves_and_ends_with_its_own_status(command: Call, tmp_path: Pat
     assert checkpoints(tmp_path / "stopped" / "resume")[0].name == "batch-00000007"
     assert command("stopped")[0] == 0
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+def test_an_early_stop_that_waits_for_min_steps_hinders_no_checkpoint_and_is_remembered(
+    command: Call, tmp_path: Path
+) -> None:
+    assert command("run", "--trainer.min_steps", "6", trouble=("early stop and sigterm", 3))[0] == 75
+    assert checkpoints(tmp_path / "run" / "resume")[0].name == "batch-00000004"
+    assert command("run", "--trainer.min_steps", "6")[0] == 0
+    ended = finished(tmp_path / "run" / "resume")
+    assert ended is not None
+    assert ended.batch == 6
 
 
 def test_other_settings_or_data_are_refused_or_said(command: Call, tmp_path: Path) -> None:
