@@ -120,6 +120,11 @@ def why_unusable(path: Path, stage: str) -> str | None:
     return None
 
 
+def state_of(path: str) -> str:
+    """The state in the folder of a checkpoint; any other path as it is."""
+    return str(Path(path) / STATE) if (Path(path) / MANIFEST).is_file() else path
+
+
 def read_manifest(path: Path, name: str = MANIFEST) -> Manifest:
     """What a folder says of itself in the file `name`: a checkpoint, or the folder of a run that came to its end.
 

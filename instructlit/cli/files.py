@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from instructlit.checkpoints import state_of
 from instructlit.cli.config import Config, Key
 from instructlit.errors import UserError, nearest
 
@@ -69,7 +70,7 @@ def check_checkpoint(path: Any, strategy: Any = None) -> None:
     """
     if not isinstance(path, str) or path in CHECKPOINT_WORDS or "://" in path or path.startswith("registry:"):
         return
-    file = Path(path)
+    file = Path(state_of(path))
     if (file / "meta.pt").is_file() and "FSDP" not in str(strategy):
         raise UserError(
             f"`{path}` holds the shards of a sharded run",

@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from instructlit.checkpoints import state_of
 from instructlit.cli.check import FILES, Checker, options_of
 from instructlit.cli.config import Config, Key, compose
 from instructlit.cli.defaults import DEFAULTS, from_signature
@@ -254,6 +255,8 @@ class InstructCLI(LightningCLI):
             config = next((c.resolved for c in self.trainer.callbacks if isinstance(c, SaveConfig)), {})  # type: ignore[attr-defined]
             mode = self._get(self.config_init, "resume", default="auto")
             kwargs["ckpt_path"] = continue_from(mode, config, self.trainer, self.model, self.datamodule)
+        elif kwargs.get("ckpt_path") is not None:
+            kwargs["ckpt_path"] = state_of(kwargs["ckpt_path"])
         if kwargs.get("weights_only", False) is None:
             kwargs["weights_only"] = True  # a checkpoint is data; pickled code in it is refused
         return kwargs

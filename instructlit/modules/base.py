@@ -282,6 +282,13 @@ class StageModule(pl.LightningModule):
             )
         self._random_state = own_share(kept["random_states"], self.global_rank)
         if self.trainer.state.fn == TrainerFn.FITTING:  # a look at a checkpoint takes nothing back
+            if "lr_schedulers" not in checkpoint:
+                raise UserError(
+                    "the checkpoint holds the weights alone, as save_weights_only leaves it",
+                    where="ckpt_path",
+                    expected="one with the whole state of the run",
+                    fix="begin from the model folder that `instructlit export CHECKPOINT FOLDER` makes of it",
+                )
             done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
             for logger in self.trainer.loggers:
                 getattr(logger, "rewind", lambda _: None)(done)

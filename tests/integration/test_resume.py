@@ -202,6 +202,15 @@ def test_a_run_after_a_test_of_a_checkpoint_begins_its_schedule_at_the_beginning
     assert recorder.rows[0]["sft/lr"] == pytest.approx(9.65e-6)
 
 
+def test_weights_alone_are_refused(stages: dict[str, Stage], tmp_path: Path) -> None:
+    module, data = stages["sft"]()
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(module, datamodule=data)
+    run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    with pytest.raises(UserError, match=r"ckpt_path: the checkpoint holds the weights alone"):
+        fit(stages["sft"], tmp_path / "again", 2, resume=tmp_path / "weights.ckpt")
+
+
 def test_a_checkpoint_of_another_stage_is_refused(stages: dict[str, Stage], tmp_path: Path) -> None:
     fit(stages["sft"], tmp_path / "sft", 1)
     with pytest.raises(UserError, match=r"ckpt_path: the checkpoint is of stage sft, this run is reward"):

@@ -200,7 +200,7 @@ def test_a_run_that_ended_is_left_alone_until_something_else_is_asked_of_it(comm
 
 def test_going_back_makes_the_run_unfinished_and_puts_aside_what_came_after(command: Call, tmp_path: Path) -> None:
     command("run")
-    earlier = ("--ckpt_path", "resume/batch-00000006/state.ckpt")
+    earlier = ("--ckpt_path", "resume/batch-00000006")
     status, said = command("run", *earlier, trouble=("power cut", 7))
     assert (status, "behind batch 6 is kept in resume-earlier-1" in said) == (1, True)
     assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == ["batch-00000006"]

@@ -89,6 +89,15 @@ def test_checkpoints() -> None:
         check_checkpoint("best")
 
 
+def test_the_folder_of_a_resume_checkpoint_stands_for_its_state(tmp_path: Path) -> None:
+    folder = tmp_path / "batch-00000004"
+    (folder / "state.ckpt").mkdir(parents=True)
+    (folder / "state.ckpt" / "meta.pt").touch()
+    (folder / "manifest.json").touch()
+    with pytest.raises(UserError, match="holds the shards of a sharded run"):
+        check_checkpoint(str(folder))
+
+
 def test_a_sharded_checkpoint_wants_a_strategy_that_cuts(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").mkdir()
     (tmp_path / "last.ckpt" / "meta.pt").touch()
