@@ -1,5 +1,6 @@
 """Checkpoints from which a run that was killed at any moment goes on as if it had not been."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from instructlit.callbacks.common import run_config, stage_name
 from instructlit.checkpoints import (
@@ -110,6 +111,14 @@ class ResumeCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._goes_on = Moment(**state_dict)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and state is not None and state["dirpath"] != callback.dirpath:
+                _follow(state, str(callback.dirpath))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -225,6 +234,22 @@ def reason(error: BaseException) -> str:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _follow(state: dict[str, Any], folder: str) -> None:
+    """Have a `ModelCheckpoint`'s state speak of its files where they are now that its folder is another.
+
+    Lightning would forget all scores, and with them which checkpoint is the best.
+    """
+
+    def moved(path: str) -> str:
+        now = Path(folder, os.path.relpath(path, state["dirpath"])) if path else None
+        return str(now) if now is not None and now.exists() else path
+
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[name] = moved(state[name])
+    state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+    state["dirpath"] = folder
 
 
 def _is_last(trainer: pl.Trainer) -> bool:

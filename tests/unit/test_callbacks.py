@@ -15,7 +15,14 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from instructlit.callbacks import ExportHuggingFace, InvariantAlerts, SampleTable, StageProgress, Throughput
+from instructlit.callbacks import (
+    ExportHuggingFace,
+    InvariantAlerts,
+    ResumeCheckpoint,
+    SampleTable,
+    StageProgress,
+    Throughput,
+)
 from instructlit.callbacks.common import run_seed
 from instructlit.callbacks.progress import _clock
 from instructlit.errors import UserError
@@ -355,6 +362,17 @@ def test_best_weights_leave_the_module_as_training_did(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "model" / "instructlit.json").read_text())
     assert record["checkpoint"]["value"] == 0.0
     assert record["checkpoint"]["monitor"] == "toy/val/loss"
+
+
+def test_the_best_is_known_again_where_a_run_goes_on_in_a_moved_folder(tmp_path: Path) -> None:
+    module = Toy()
+    best: dict[str, Any] = {"filename": "{step}", "monitor": "toy/val/loss"}
+    fit(tmp_path, module, [ModelCheckpoint(tmp_path / "run", **best), ResumeCheckpoint(str(tmp_path / "run"), 1)])
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    callbacks = [ModelCheckpoint(moved, **best), ResumeCheckpoint(str(moved), 1)]
+    export = ExportHuggingFace(str(tmp_path / "model"), which="best")
+    fit(tmp_path, module, [*callbacks, export], ckpt_path=moved / "batch-00000005" / "state.ckpt")
+    assert module.exported == [4.0], "not that of step 6, the only validation since"
 
 
 def test_best_without_a_monitor_is_refused_before_training(tmp_path: Path) -> None:
