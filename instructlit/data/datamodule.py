@@ -1,6 +1,7 @@
 """What the datamodules share: tokenizer, sources, splits, loaders and their place in a checkpoint."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -22,9 +23,6 @@ from instructlit.data.splits import held_out
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError, require
-
-EVALUATED = ("validation", "test")
-"""Options whose files change nothing that is trained."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +281,8 @@ class DataModule(pl.LightningDataModule):
                 "batch_size": size,
                 "seed": self.options.seed,
                 **split.fingerprint,
-                "files": self.files_digest(),
+                "tokenizer and template": _digest(self.encoder.identity),
+                **self.files_digests(),
             },
         )
         if name in self._positions:
@@ -348,15 +347,22 @@ class DataModule(pl.LightningDataModule):
         loader.accepts_changes = self.accepts_changes
         loader.load_state_dict(self._positions.pop(name))
 
-    def files_digest(self) -> str:
-        """One hash over the content of every file that is trained on."""
-        groups = [group for option, files in self._files.items() if option not in EVALUATED for group in files]
-        trained = [rows for group in groups for rows in group]
-        return hashlib.sha256("".join(rows.sha256() for rows in trained).encode()).hexdigest()[:16]
+    def files_digests(self) -> dict[str, int | str]:
+        """For each option that a training run reads, a hash over the content of its files."""
+        return {
+            f"{option} files": _digest([rows.sha256() for group in files for rows in group])
+            for option, files in self._files.items()
+            if option != "test"
+        }
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the tensors of a batch; records stay as they are (Lightning's own way refuses frozen records)."""
         return _to_device(batch, device)
+
+
+def _digest(value: Any) -> str:
+    """A short hash of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

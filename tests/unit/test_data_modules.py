@@ -337,6 +337,26 @@ def test_a_checkpoint_of_other_rows_is_refused(tokenizer: str, jsonl: Callable[.
         other.train_dataloader()
 
 
+@pytest.mark.parametrize("changed", ["template", "validation"])
+def test_a_checkpoint_of_another_template_or_validation_is_refused(
+    tokenizer: str, jsonl: Callable[..., Path], tmp_path: Path, changed: str
+) -> None:
+    template, train, held = tmp_path / "chat.jinja", jsonl("train", DEMONSTRATIONS), jsonl("held", DEMONSTRATIONS)
+    template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+
+    def made() -> DemonstrationData:
+        data = ready(DemonstrationData(tokenizer, str(train), str(held), batch_size=4, template=str(template)))
+        data.train_dataloader()
+        return data
+
+    state = made().state_dict()
+    made().load_state_dict(state)
+    with (template if changed == "template" else held).open("a") as file:
+        file.write(" " if changed == "template" else "\n")
+    with pytest.raises(UserError, match=rf"--resume: the data is not what the run began with: [\w ]*{changed}"):
+        made().load_state_dict(state)
+
+
 def test_lineage(tokenizer: str, demonstrations_file: Path) -> None:
     data = ready(DemonstrationData(tokenizer, str(demonstrations_file), batch_size=4))
     digest = hashlib.sha256(demonstrations_file.read_bytes()).hexdigest()
