@@ -25,7 +25,7 @@ from instructlit.checkpoints import (
     publish,
     put_aside,
 )
-from instructlit.cli.resume import rehearses, say, what_it_depends_on
+from instructlit.cli.resume import identities, rehearses, say, what_it_depends_on
 from instructlit.errors import UserError, require
 
 PREEMPTED = 75
@@ -189,8 +189,7 @@ class ResumeCheckpoint(Checkpoint):
 
     @staticmethod
     def _manifest(trainer: pl.Trainer, module: pl.LightningModule, run: dict[str, Any]) -> Manifest:
-        loggers = [getattr(logger, "identity", None) for logger in trainer.loggers]
-        return Manifest(stage_name(module), batches_done(trainer), run, loggers)
+        return Manifest(stage_name(module), batches_done(trainer), run, identities(trainer.loggers))
 
     # -- SIGTERM ---------------------------------------------------------------------------------------------------
 

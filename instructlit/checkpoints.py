@@ -22,7 +22,7 @@ from instructlit.errors import UserError
 
 STATE, MANIFEST, FINISHED = "state.ckpt", "manifest.json", "finished.json"
 PREFIX, PARTIAL = "batch-", ".partial-"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Manifest:
     stage: str
     batch: int  # training batches done
     run: dict[str, Any]  # what the run depends on: see `cli.resume`
-    loggers: list[Any]  # by which each logger knows its run again; None for one that does not
+    loggers: list[Any]  # of each that knows its run again: its class, and by what
     files: dict[str, int] = field(default_factory=dict)  # bytes of every file, by its path inside the folder
     format: int = FORMAT
 

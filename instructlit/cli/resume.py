@@ -2,11 +2,13 @@
 
 import importlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from instructlit.checkpoints import STATE, finished, read_manifest
@@ -87,6 +89,22 @@ def resume_checkpoint(trainer: pl.Trainer) -> Any:
     return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)  # type: ignore[attr-defined]
 
 
+def identities(loggers: Iterable[Logger]) -> list[list[Any]]:
+    """The class of each logger that knows its run again, and by what."""
+    found = [[type(logger).__name__, getattr(logger, "identity", None)] for logger in loggers]
+    return [pair for pair in found if pair[1] is not None]
+
+
+def take_up(loggers: Iterable[Logger], identities: Iterable[list[Any]]) -> None:
+    """Have loggers go on in the runs of those of their class; one without such begins a run."""
+    left = list(identities)
+    for logger in loggers:
+        pair = next((pair for pair in left if pair[0] == type(logger).__name__), None)
+        if pair is not None:
+            left.remove(pair)
+            logger.take_up(pair[1])  # type: ignore[attr-defined]
+
+
 def rehearses(trainer: pl.Trainer) -> bool:
     """Whether the run is Lightning's `fast_dev_run`, of which nothing is kept."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
@@ -126,9 +144,7 @@ def continue_from(
     if found is None or kept is None:
         say(f"the run that came to its end has left no checkpoint in {saver.folder}: starting anew")
         return None
-    for logger, identity in zip(trainer.loggers, kept.loggers, strict=False):
-        if identity is not None:
-            getattr(logger, "take_up", lambda _: None)(identity)
+    take_up(trainer.loggers, kept.loggers)
     if mode == "anyway" and hasattr(data, "accepts_changes"):
         data.accepts_changes = True
     say(f"going on after batch {kept.batch}, from {found}")

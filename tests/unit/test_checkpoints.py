@@ -68,7 +68,7 @@ def spoil(path: Path, how: str) -> None:
         ("gone", "state.ckpt is missing"),
         ("foreign", "it has no manifest.json, so it was not written by instructlit"),
         ("nonsense", "its manifest.json cannot be read"),
-        ("later format", "it is of format 99, this version reads 1"),
+        ("later format", "it is of format 99, this version reads 2"),
     ],
 )
 def test_one_that_cannot_be_used_is_named_and_skipped(tmp_path: Path, how: str, said: str) -> None:

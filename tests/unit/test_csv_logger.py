@@ -1,15 +1,18 @@
 """The CSV logger: what a continued run keeps, and what it logs anew."""
 
 import csv
+import json
 import warnings
 from pathlib import Path
 
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from stage_helpers import FixedBatches, sft_module, token_batch, trainer
 from transformers import PreTrainedTokenizerFast
 
 from instructlit.callbacks import CSVLogger
+from instructlit.cli.resume import identities, take_up
 
 
 def logger(folder: Path) -> CSVLogger:
@@ -53,6 +56,16 @@ def test_a_run_that_begins_anew_puts_the_file_aside(tmp_path: Path) -> None:
     assert rows(tmp_path) == [(0, 200.0), (1, 201.0)]
     kept = [(tmp_path / "ppo" / f"metrics-earlier-{n}.csv").read_text().split() for n in (1, 2)]
     assert kept == [["loss,step", "0.0,0", "1.0,1"], ["loss,step", "100.0,0", "101.0,1"]]
+
+
+def test_a_logger_goes_on_in_the_run_of_its_own_class_wherever_that_stood(tmp_path: Path) -> None:
+    class Other(CSVLogger):
+        pass
+
+    kept = identities([logger(tmp_path), LightningCSVLogger(str(tmp_path)), Other(str(tmp_path), version="earlier")])
+    now = [Other(str(tmp_path), version=f"{n}") for n in (1, 2)] + [CSVLogger(str(tmp_path), version="new")]
+    take_up(now, json.loads(json.dumps(kept)))
+    assert [one.version for one in now] == ["earlier", "2", ""]
 
 
 def test_validating_a_checkpoint_takes_no_row_from_the_run_that_wrote_it(
