@@ -9,8 +9,10 @@ scores one text at a time, since it finds the end of a text by looking for pads.
 
 import copy
 import errno
+import glob
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -124,15 +126,16 @@ def _write_folder(
 
 
 def _beside(path: Path, write: Callable[[Path], None]) -> None:
-    """Have a folder written beside `path` and give it the name when it is whole."""
+    """Have a folder written beside `path`, or what it links to, and give it the name when it is whole."""
     _check_replaceable(path)
-    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
+    place = path.resolve()
+    partial = _hidden(place, "partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _clear(place, "partial")
         partial.mkdir()
         write(partial)
-        _replace(partial, path)
+        _replace(partial, place)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) or "No space left" in str(error):
@@ -248,8 +251,9 @@ def check_destination(path: str | Path) -> None:
     path = Path(path).expanduser()
     _check_replaceable(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent) as file:
+        above = path.resolve().parent
+        above.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=above) as file:
             file.write(b"0")
     except OSError as error:
         raise _unwritable(path, error, "name another folder") from error
@@ -315,7 +319,7 @@ def _sync(folder: Path) -> None:
 
 def _replace(partial: Path, path: Path) -> None:
     """Give `partial` the name `path`; what had the name goes only after."""
-    previous = path.parent / f".{path.name}.previous-{os.getpid()}"
+    previous = _hidden(path, "previous")
     if path.exists():
         path.rename(previous)
     try:
@@ -325,3 +329,28 @@ def _replace(partial: Path, path: Path) -> None:
             previous.rename(path)
         raise
     shutil.rmtree(previous, ignore_errors=True)
+    _clear(path, "previous")
+
+
+def _hidden(path: Path, what: str) -> Path:
+    """A name beside `path` that says whose it is, and that no earlier process of the same number has used."""
+    return path.parent / f".{path.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _clear(path: Path, what: str) -> None:
+    """Remove what processes of this machine that are gone have left beside `path`: each a whole model."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{what}-*"):
+        pid = left.name.rpartition(f".{what}-")[2].partition("-")[0]
+        if pid.isdigit() and not _at_work(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _at_work(pid: int) -> bool:
+    """Whether another process of that number is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return pid != os.getpid()

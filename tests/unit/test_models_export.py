@@ -1,6 +1,9 @@
 """What is in an exported folder, and what happens when it cannot be written."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from instructlit.errors import UserError
 from instructlit.models import export as export_module
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
-from instructlit.models.export import export_folder, generation_config
+from instructlit.models.export import check_destination, export_folder, generation_config
 from instructlit.models.lineage import make_record, parent, read_record, weights_digest
 
 
@@ -124,6 +127,33 @@ def test_an_earlier_export_is_replaced_whole(
     assert weights_digest(path) != first
     assert not (path / "left_over.txt").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_link_stays_and_the_folder_that_it_names_is_written(
+    tiny_llama_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    link, big = tmp_path / "models" / "m", tmp_path / "big"
+    link.parent.mkdir()
+    link.symlink_to(big / "m")
+    check_destination(link)
+    for _ in range(2):
+        assert export_folder(causal(tiny_llama_dir), tokenizer, link) == link
+        assert link.is_symlink()
+        assert (link / "instructlit.json").is_file()
+    assert [p.name for folder in (link.parent, big) for p in folder.iterdir()] == ["m", "m"]
+
+
+def test_what_exports_that_were_killed_have_left_is_removed(
+    tiny_llama_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    stale = [f".m.partial-{gone.pid}-01", f".m.previous-{gone.pid}-02", f".m.partial-{os.getpid()}-03"]
+    others = [f".m.partial-{os.getppid()}-04", ".m.partial-mine", f".n.partial-{gone.pid}-05"]
+    for name in (*stale, *others):
+        (tmp_path / name / "weights").mkdir(parents=True)
+    export_folder(causal(tiny_llama_dir), tokenizer, tmp_path / "m")
+    assert {p.name for p in tmp_path.iterdir()} == {"m", *others}
 
 
 @pytest.mark.parametrize("step", ["_write", "_sync", "_replace"])
