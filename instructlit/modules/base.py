@@ -281,7 +281,7 @@ class StageModule(pl.LightningModule):
                 expected=f"a checkpoint written by the {self.stage} stage",
             )
         self._random_state = own_share(kept["random_states"], self.global_rank)
-        if self.trainer.state.fn == TrainerFn.FITTING:  # a look at a checkpoint takes nothing back
+        if self.trainer.state.fn == TrainerFn.FITTING:  # to look at a checkpoint takes nothing back
             if "lr_schedulers" not in checkpoint:
                 raise UserError(
                     "the checkpoint holds the weights alone, as save_weights_only leaves it",
@@ -292,10 +292,9 @@ class StageModule(pl.LightningModule):
             done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
             for logger in self.trainer.loggers:
                 getattr(logger, "rewind", lambda _: None)(done)
-        self.guard.load_state_dict(kept["guard"])
-        if self.trainer.state.fn == TrainerFn.FITTING:
             # Lightning would put back the settings of the schedule that was saved; this run's goes there by itself.
             self._updates_done, checkpoint["lr_schedulers"] = checkpoint["global_step"], []
+        self.guard.load_state_dict(kept["guard"])
 
     # -- one optimiser step ----------------------------------------------------------------------------------------
 

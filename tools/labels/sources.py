@@ -30,7 +30,7 @@ def labels_in(database: str, gold: bool = False) -> list[Label]:
     with opened.read() as session:
         rows = [label_row(record) for record in label_records(session, gold=gold)]
     opened.close()
-    return [parse_label(row, str(opened)) for row in rows]
+    return [parse_label(row, f"{opened}: task {row['task']}") for row in rows]
 
 
 def tasks_of(labels: Iterable[Label]) -> dict[str, Task]:
