@@ -70,7 +70,8 @@ class Overoptimization(Task):
         self._logged: dict[str, list[dict[str, Any]]] = {}
 
     def requests(self) -> Sequence[Request]:
-        self._logged = {name: _samples(name, file) for name, file in self.runs.items()}
+        fields = ("iteration", "prompt", "response", "score", "kl")
+        self._logged = {name: read_rows(file, f"runs.{name}", *fields) for name, file in self.runs.items()}
         if self.path is not None or not self.runs:
             path = needed(self.path, "overoptimization.prompts", "prompts are")
             self._prompts = [p.prompt for p in read_prompts(path, self.limit)]
@@ -202,21 +203,3 @@ class Overoptimization(Task):
             value = np.array([scores[judge][i] for i in rows])
             best = {n: best_of_n(proxy, value, n) for n in doubling(self.best_of)}
             lines[judge][f"best-of-n of {study.title(reference)}"] = over_sqrt_kl(best)
-
-
-def _samples(name: str, file: str) -> list[dict[str, Any]]:
-    """The samples of a run.
-
-    Raises:
-        UserError: a file without them, or a row that nobody scored or whose KL nobody took.
-    """
-    rows = read_rows(file, f"runs.{name}", "iteration", "prompt", "response", "score", "kl")
-    for number, row in enumerate(rows, start=1):
-        for field in ("iteration", "score", "kl"):
-            if not isinstance(row[field], int | float):
-                raise UserError(
-                    f"the {field} of row {number} is {row[field]!r}",
-                    where=f"overoptimization.runs.{name}: {file}",
-                    expected="a number, as callbacks.SampleTable writes it in a PPO run",
-                )
-    return rows
