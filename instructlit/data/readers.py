@@ -325,7 +325,8 @@ def _columns(path: str, cells: dict[str, Any]) -> list[str]:
                         f"found {len(row)} cells under {len(columns)} names",
                         where=f"{path}:{line}",
                         expected="a cell for every name in the first line",
-                        fix="put text that holds a comma, a quote or a line break in double quotes",
+                        fix="put text that holds a comma, a quote or a line break in double quotes; .tsv has no way to "
+                        "hold a tab or a line break",
                     )
                 line = reader.line_num + 1
     except csv.Error as error:

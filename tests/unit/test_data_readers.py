@@ -203,6 +203,7 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("cut.csv", b'prompt,completion\n"p,c\n', "cut.csv:2: not CSV (unexpected end of data)"),
     ("first.csv", b'prompt,completion\n"a\nb",c,d\ne,f\n', "first.csv:2: found 3 cells under 2 names"),
     ("short.csv", b'prompt,completion\n"a\nb",c\n\ne\n', "short.csv:5: found 1 cells under 2 names"),
+    ("tab.tsv", b"prompt\tcompletion\na\tb\tc\n", ".tsv has no way to hold a tab"),
     ("data.txt", b"text", "has the ending .txt"),
     ("data.jsonl.gz", b"\x1f\x8b", "has the ending .gz"),
 ]
