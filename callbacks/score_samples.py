@@ -62,7 +62,10 @@ class ScoreSamples(pl.Callback):
             self.reward.prepare(pl_module.device, data.tokenizer)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        with gathered(pl_module.trained_model):  # type: ignore[arg-type]
+        model: Any = pl_module.trained_model
+        # On every rank, one that has no prompt to answer among them: an engine with weights of its own gathers them.
+        together(trainer, lambda: self.engine.sync(model, trainer.datamodule.tokenizer))  # type: ignore[attr-defined]
+        with gathered(model):
             rows = together(trainer, lambda: self._answered(trainer, pl_module))
         pl_module.validation_rows = rows  # type: ignore[assignment]
         sums = torch.tensor([sum(row["score"] for row in rows), float(len(rows))], device=pl_module.device)

@@ -238,13 +238,13 @@ class DataModule(pl.LightningDataModule):
     def plan(self, split: Split, batch_size: int, bucketing: bool = False) -> ShuffledPlan:
         """Every row of a split once an epoch; with `bucketing` rows of like length share a batch."""
         lengths = split.lengths if bucketing else None
-        return ShuffledPlan(split.groups, batch_size, self.options.seed, split.weights, self.shuffles(), lengths)
+        return ShuffledPlan(split.groups, batch_size, self.options.seed, split.weights, not self.overfits(), lengths)
 
     def pretraining_plan(self, batch_size: int) -> ShuffledPlan:
         """Batches of the text that is mixed in, in an order of its own."""
         text = self.splits["pretraining"]
         groups = repeated(text.groups, batch_size)
-        return ShuffledPlan(groups, batch_size, self.options.seed + 1, text.weights, self.shuffles())
+        return ShuffledPlan(groups, batch_size, self.options.seed + 1, text.weights, not self.overfits())
 
     def training_loader(
         self,
@@ -284,6 +284,7 @@ class DataModule(pl.LightningDataModule):
                 "tokenizer and template": _digest(self.encoder.identity),
                 **self.files_digests(),
             },
+            again=self.overfits(),
         )
         if name in self._positions:
             self._move(loader, name)
@@ -313,9 +314,9 @@ class DataModule(pl.LightningDataModule):
         loaders = self._loaders.values()
         return "; ".join(listed(place(loader.rows, int(i)) for i in loader.in_use()) for loader in loaders)
 
-    def shuffles(self) -> bool:
-        """Whether training rows are shuffled: not where Lightning was asked to overfit the same few batches."""
-        return not getattr(self.trainer, "overfit_batches", 0)
+    def overfits(self) -> bool:
+        """Whether Lightning was asked to train on the same few batches, which are then the first, and not shuffled."""
+        return bool(getattr(self.trainer, "overfit_batches", 0))
 
     # Checkpoints and hand-over.
 

@@ -129,6 +129,25 @@ class MixedPlan:
         return np.concatenate([self.first.batch(number), self.second.batch(number) + self.offset])
 
 
+class RepeatedPlan:
+    """The first batches of a plan again and again.
+
+    Args:
+        plan: whose.
+        count: how many.
+    """
+
+    def __init__(self, plan: Plan, count: int):
+        self.plan, self.count = plan, count
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def batch(self, number: int) -> np.ndarray:
+        """Rows of batch `number`, counted from 0 over all epochs."""
+        return self.plan.batch(number % self.count)
+
+
 class EvenPlan:
     """For evaluation: every row once, in order, in batches of nearly equal size, so that no rank waits for another.
 
@@ -224,6 +243,7 @@ class ResumableDataLoader(PlannedLoader):
         length: batches Lightning is told an epoch has; the plan's own when not given.
         limit: Lightning's `limit_train_batches`, so that a pass ends where its epoch does.
         fingerprint: what the order depends on; a checkpoint made with another is refused.
+        again: every pass gives the batches of the first, as Lightning's `overfit_batches` asks for.
     """
 
     def __init__(
@@ -237,10 +257,13 @@ class ResumableDataLoader(PlannedLoader):
         length: int | None = None,
         limit: int | float = 1.0,
         fingerprint: dict[str, int | str] | None = None,
+        again: bool = False,
     ):
         super().__init__(rows, plan, collate, rank, world_size, num_workers)
         self._length = length or len(plan)
         self._pass_length = min(self._length, limit) if isinstance(limit, int) else max(1, int(self._length * limit))
+        if again:
+            self.plan = RepeatedPlan(plan, self._pass_length)
         self._fingerprint = fingerprint or {}
         self.accepts_changes = False
         self._number = 0  # batches handed out since the start of training

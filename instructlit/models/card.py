@@ -57,14 +57,13 @@ def _loading(scalar: bool, adapters: bool) -> list[str]:
 
 
 def _scores(shift: float, eos_is_pad: bool) -> list[str]:
-    lines = [
-        "## Scores",
-        "",
+    shifted = [
         f"The score of a text is the number transformers computes plus the shift, **{shift!r}** (`reward_shift` in",
-        "`config.json`), which makes the demonstrations average 0. instructlit adds it by itself. Score the prompt and",
-        "the completion with its end-of-sequence token, as in training.",
-        "",
+        "`config.json`), which makes the demonstrations average 0. instructlit adds it by itself.",
     ]
+    bare = ["The score of a text is the number transformers computes: there were no demonstrations to make average 0."]
+    how = ["Score the prompt and the completion with its end-of-sequence token, as in training.", ""]
+    lines = ["## Scores", "", *(shifted if shift else bare), *how]
     if eos_is_pad:
         lines += [
             "The tokenizer pads with its end-of-sequence token. transformers finds the end of a text by looking",

@@ -297,10 +297,9 @@ def _check_replaceable(path: Path) -> None:
     """Never delete what we did not write."""
     if path.is_file():
         raise UserError("there is a file of that name", where=str(path), expected="a folder, new or from an export")
-    known = (RECORD, "config.json", "adapter_config.json")
-    if path.is_dir() and any(path.iterdir()) and not any((path / name).is_file() for name in known):
+    if path.is_dir() and any(path.iterdir()) and not (path / RECORD).is_file():
         raise UserError(
-            "the folder holds files and is no model folder, so it is not replaced",
+            f"the folder holds files and no {RECORD}, so it is not replaced",
             where=str(path),
             expected="a new folder, an empty one or an earlier export",
             fix="name another folder, or empty this one",

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -411,10 +412,16 @@ def _refuse_trainer_options(trainer: pl.Trainer) -> None:
                 where=f"trainer.{option}",
                 fix=f"remove it and set model.init_args.{ours}",
             )
-    if "16-mixed" in str(trainer.precision) and "bf16" not in str(trainer.precision):
+    if str(trainer.precision).startswith("16"):
         raise UserError(
-            f"{trainer.precision} scales losses, which the global count of a step does not allow for",
+            f"{trainer.precision} overflows unless losses are scaled, which the count of a step does not allow for",
             where="trainer.precision",
             expected="32-true, bf16-mixed or bf16-true",
             fix="set trainer.precision: bf16-mixed",
+        )
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise UserError(
+            "StochasticWeightAveraging copies a module before its model is there, and sets the learning rate itself",
+            where="trainer.callbacks",
+            fix="remove it; PPO averages its policy by model.init_args.ema_decay",
         )

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import MAX_POSITIONS
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from stage_helpers import (
     CountVowels,
     FixedBatches,
@@ -478,6 +479,7 @@ def test_the_run_ends_at_its_episodes(tmp_path, tiny_llama_dir, char_tokenizer):
     [
         ({"accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches.*micro_batch_size"),
         ({"gradient_clip_val": 1.0}, "trainer.gradient_clip_val.*gradient_clip_norm"),
+        ({"precision": "16-true"}, "trainer.precision.*bf16-mixed"),
     ],
 )
 def test_trainer_options_the_modules_replace_are_refused(tmp_path, tiny_llama_dir, char_tokenizer, options, message):
@@ -486,6 +488,12 @@ def test_trainer_options_the_modules_replace_are_refused(tmp_path, tiny_llama_di
     with pytest.raises(UserError) as error:
         run(tmp_path, sft_module(tiny_llama_dir), char_tokenizer, [token_batch(PAIRS)], **options)
     assert re.search(message, str(error.value), re.DOTALL)
+
+
+def test_an_average_of_a_module_without_its_model_is_refused(tmp_path, tiny_llama_dir, char_tokenizer):
+    run = trainer(tmp_path, callbacks=[StochasticWeightAveraging(1e-3)])
+    with pytest.raises(UserError, match=r"trainer.callbacks: StochasticWeightAveraging .*\n.*ema_decay"):
+        run.fit(sft_module(tiny_llama_dir), datamodule=FixedBatches(char_tokenizer, [token_batch(PAIRS)]))
 
 
 def test_a_run_that_only_time_ends_has_no_length_for_a_schedule(tmp_path, tiny_llama_dir, char_tokenizer):

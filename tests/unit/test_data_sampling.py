@@ -47,6 +47,12 @@ def test_an_epoch_is_every_row_once_in_an_order_of_its_own() -> None:
     assert first != epoch_of(ShuffledPlan([rows(12)], 3, seed=6), 0)
 
 
+def test_batches_to_overfit_are_those_of_the_first_pass_in_every_pass() -> None:
+    again = loader(ShuffledPlan([rows(12)], 3, shuffle=False), limit=2, again=True)
+    assert [[batch.tolist() for batch in again] for _ in range(3)] == 3 * [[[0, 1, 2], [3, 4, 5]]]
+    assert again.in_use().tolist() == [3, 4, 5]
+
+
 def test_left_over_rows_come_in_other_epochs() -> None:
     plan = ShuffledPlan([rows(7)], 3)
     assert len(plan) == 2

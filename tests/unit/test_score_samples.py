@@ -7,10 +7,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from stage_runs import COMPARISONS, Files, Shortness, run_stage
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from instructlit.callbacks import SampleTable, ScoreSamples
 from instructlit.errors import UserError
-from instructlit.rollout import Sampling
+from instructlit.rollout import CachedEngine, Sampling
 
 
 @pytest.fixture
@@ -33,6 +35,22 @@ def test_the_mean_over_the_first_prompts_of_the_file(files: Files, tmp_path: Pat
     expected = sum(1 - len(row["response"]) / 10 for row in rows) / 5  # type: ignore[union-attr]
     assert float(trainer.callback_metrics["pretrain/val/score"]) == pytest.approx(expected)
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2 * 5  # the look before training and one after
+
+
+class Synced(CachedEngine):
+    """Counts how often it was told to take the weights over."""
+
+    synced = 0
+
+    def sync(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.synced += 1
+
+
+def test_an_engine_takes_the_weights_over_before_every_look(files: Files, tmp_path: Path) -> None:
+    engine = Synced()
+    scoring = ScoreSamples(Shortness(), str(files.prompts), Sampling(max_new_tokens=4), limit=5, engine=engine)
+    pretrain(files, tmp_path, [scoring])
+    assert engine.synced == 2  # before training, and after
 
 
 def test_training_is_the_same_with_and_without(files: Files, tmp_path: Path) -> None:
