@@ -111,6 +111,17 @@ def test_the_server_says_how_long_to_wait(place: Path, service: Callable[[Reply]
     assert waits == [7.0]
 
 
+def test_a_key_follows_no_redirect(
+    place: Path, service: Callable[[Reply], Service], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = service(lambda n, body: prefers_new(body))
+    one = service(lambda n, body: (302, {}, {"Location": other.url.replace("127.0.0.1", "localhost")}))
+    for words in (suite(place, one.url, concurrency=1), toxicity(place, perspective(one.url))):
+        assert main(words) == 2
+        assert "status 302: it redirects to http://localhost" in " ".join(capsys.readouterr().out.split())
+    assert (len(one.calls), other.calls) == (2, [])
+
+
 def test_a_model_that_reasons_is_asked_in_its_own_words(place: Path, service: Callable[[Reply], Service]) -> None:
     """OpenAI's reasoning models refuse `max_tokens` and any temperature but their own."""
 

@@ -5,6 +5,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -24,6 +25,19 @@ class NoAnswer(Exception):
         self.status, self.told = status, told
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is no answer: urllib would send the headers, and the key among them, to wherever it leads."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        told = f"it redirects to {newurl}, which is not followed: a key is sent to no other address"
+        raise NoAnswer(code, told)
+
+
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_NoRedirects)
+
+
 def post(
     url: str,
     body: Any,
@@ -38,6 +52,7 @@ def post(
 
     Tried again: no connection, no answer in time, half an answer, an answer that `read` cannot use, too many requests
     (after the time the service asks for in Retry-After), and errors of the server.
+    Redirects are not followed.
 
     Args:
         url: the service.
@@ -57,7 +72,7 @@ def post(
     for attempt in range(retries + 1):
         pause = min(2.0**attempt, 60.0)
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
+            with _opener().open(request, timeout=timeout) as answer:
                 return read(json.load(answer))
         except urllib.error.HTTPError as error:
             fault = NoAnswer(error.code, error.read(_TOLD).decode("utf-8", "replace").replace("\n", " ").strip())
