@@ -361,6 +361,17 @@ def test_a_key_that_is_missing_is_said_before_anything_is_sent(monkeypatch: pyte
         list(PerspectiveScorer().verdicts(questions(1)))
 
 
+@pytest.mark.parametrize("key", ["first-line\nsecond-line", "two words", "schlüssel"])
+@pytest.mark.parametrize("judge", [EndpointJudge("m", api_key_env="A_KEY"), PerspectiveScorer("A_KEY")])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_said(
+    monkeypatch: pytest.MonkeyPatch, judge: Judge, key: str
+) -> None:
+    monkeypatch.setenv("A_KEY", key)
+    with pytest.raises(UserError, match="what A_KEY holds is no key") as caught:
+        list(judge.verdicts(questions(1)))
+    assert not any(word in str(caught.value) for word in key.split())
+
+
 def test_the_cost_is_said_and_can_be_refused() -> None:
     judge = EndpointJudge("m", price_in=1.0, price_out=2.0, max_tokens=10)
     asked = questions(1000)

@@ -1,6 +1,5 @@
 """Toxicity classifiers: they decide on one statement, that a text is toxic, and say a probability."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 
 from instructlit.errors import UserError
 from instructlit.evaluation.datasets import missing_extra
-from instructlit.evaluation.judges.http import NoAnswer, post
+from instructlit.evaluation.judges.http import NoAnswer, post, secret_key
 from instructlit.evaluation.judging import Judge, Kind, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
 from instructlit.evaluation.subjects import fingerprint
@@ -57,7 +56,7 @@ class PerspectiveScorer(Judge):
         return f"{len(questions):,} requests, {minutes:.0f} minutes at {self.per_second:g} a second"
 
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
-        key = os.environ.get(self.api_key_env, "").strip()
+        key = secret_key(self.api_key_env)
         if not key:
             raise UserError(
                 f"{self.api_key_env} is not set",

@@ -1,6 +1,5 @@
 """A judge model behind an endpoint that speaks OpenAI's chat completions, which most servers do."""
 
-import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -8,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from instructlit.errors import UserError
-from instructlit.evaluation.judges.http import NoAnswer, post
+from instructlit.evaluation.judges.http import NoAnswer, post, secret_key
 from instructlit.evaluation.judges.text import TextJudge, judging_prompt
 from instructlit.evaluation.judging import Question, Verdict
 from instructlit.redaction import without_secrets
@@ -152,7 +151,7 @@ class EndpointJudge(TextJudge):
         raise fault
 
     def _authorization(self) -> dict[str, str]:
-        if key := self._key():
+        if key := secret_key(self.api_key_env):
             return {"Authorization": f"Bearer {key}"}
         host = urlsplit(self.base_url).hostname or ""
         if host in ("localhost", "127.0.0.1", "::1"):
@@ -163,9 +162,6 @@ class EndpointJudge(TextJudge):
             expected="the name of an environment variable with the key in it",
             fix=f"export {self.api_key_env}=…",
         )
-
-    def _key(self) -> str:
-        return os.environ.get(self.api_key_env, "").strip()
 
     def _reply(self, prompt: str, headers: dict[str, str], stop: threading.Event) -> str:
         address = f"{self.base_url}/chat/completions"
@@ -192,7 +188,7 @@ class EndpointJudge(TextJudge):
                 code = next((code for code in _OF_THE_QUESTION if code in fault.told), None)
                 if fault.status == 400 and code:
                     return f"(the endpoint does not judge this: {code})"
-                reason = without_secrets(str(fault).replace(self._key() or "\0", "(removed)"))[:400]
+                reason = without_secrets(str(fault).replace(secret_key(self.api_key_env) or "\0", "(removed)"))[:400]
                 raise UserError(
                     f"the judge {self.model} gave no reply: {reason}",
                     where=without_secrets(address),

@@ -2,11 +2,15 @@
 
 import http.client
 import json
+import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
+
+from instructlit.errors import UserError
 
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _TOLD = 2000  # characters of a service's own words that are looked at
@@ -23,6 +27,23 @@ class NoAnswer(Exception):
     def __init__(self, status: int, told: str):
         super().__init__(f"status {status}: {told}" if status else told)
         self.status, self.told = status, told
+
+
+def secret_key(variable: str) -> str:
+    """The key in an environment variable, "" where there is none.
+
+    Raises:
+        UserError: it is none that a header can hold; http.client would say so with the key in its message.
+    """
+    key = os.environ.get(variable, "").strip()
+    if re.fullmatch("[!-~]*", key) is None:
+        raise UserError(
+            f"what {variable} holds is no key: a line break, a space or a letter that is not ASCII is in it",
+            where="judge.api_key_env",
+            expected="the name of an environment variable with one key in it",
+            fix=f"export {variable}=…",
+        )
+    return key
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
