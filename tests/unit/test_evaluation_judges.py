@@ -1,6 +1,7 @@
 """Judges and the desk: how replies are read, what is asked once, who is not favoured, what an endpoint can do."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -388,8 +389,31 @@ def test_the_cost_is_said_and_can_be_refused() -> None:
 
 @pytest.mark.parametrize("rate", [0, -1.0, float("nan")])
 def test_perspective_is_asked_some_requests_a_second(rate: float) -> None:
-    with pytest.raises(UserError, match=r"judge\.per_second: per_second is"):
+    with pytest.raises(UserError, match=r"judge\.per_second: found"):
         PerspectiveScorer(per_second=rate)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("concurrency", 0),
+        ("max_tokens", 0),
+        ("timeout", 0.0),
+        ("retries", -1),
+        ("temperature", -0.1),
+        ("price_in", -1.0),
+        ("price_out", math.inf),
+        ("price_in", math.nan),
+        ("max_cost", math.nan),
+        ("max_cost", -1.0),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(option: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"judge\.{option}: found {value}"):
+        EndpointJudge("m", **{"price_in": 1.0, "price_out": 1.0, option: value})
+    if option in ("timeout", "retries"):
+        with pytest.raises(UserError, match=f"{option}: found {value}"):
+            PerspectiveScorer(**{option: value})
 
 
 def test_perspective_sends_the_key_in_a_header_only(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.evaluation.datasets import missing_extra
 from instructlit.evaluation.judges.http import NoAnswer, post, secret_key
 from instructlit.evaluation.judging import Judge, Kind, Question, Verdict
@@ -39,8 +39,8 @@ class PerspectiveScorer(Judge):
         timeout: float = 30.0,
         url: str = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze",
     ):
-        if not per_second > 0:
-            raise UserError(f"per_second is {per_second}", where="judge.per_second", expected="a number above 0")
+        require("a finite number above 0", "judge.", per_second=per_second, timeout=timeout)
+        require("a whole number, 0 or more", "judge.", retries=retries)
         self.api_key_env, self.attribute, self.per_second = api_key_env, attribute, per_second
         self.retries, self.timeout, self.url = retries, timeout, url
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.evaluation.judges.http import NoAnswer, post, secret_key
 from instructlit.evaluation.judges.text import TextJudge, judging_prompt
 from instructlit.evaluation.judging import Question, Verdict
@@ -54,6 +54,11 @@ class EndpointJudge(TextJudge):
     ):
         if urlsplit(base_url).scheme not in ("http", "https"):
             raise UserError(f"{base_url} is no web address", where="judge.base_url", expected="http://… or https://…")
+        require("a whole number above 0", "judge.", max_tokens=max_tokens, concurrency=concurrency)
+        require("a whole number, 0 or more", "judge.", retries=retries)
+        require("a finite number above 0", "judge.", timeout=timeout)
+        costs = {"price_in": price_in, "price_out": price_out, "max_cost": max_cost}
+        require("a finite number, 0 or more", "judge.", temperature=temperature, **costs)
         self.model, self.base_url, self.api_key_env = model, base_url.rstrip("/"), api_key_env
         self.temperature, self.max_tokens, self.concurrency = temperature, max_tokens, concurrency
         self.timeout, self.retries = timeout, retries
