@@ -17,6 +17,7 @@ from services import Reply, Service, google_error, openai_error
 
 from instructlit.cli import main
 from instructlit.evaluation.judges import EndpointJudge, PerspectiveScorer
+from instructlit.evaluation.judges.http import NoAnswer, post
 
 KEY = "sk-secret-of-the-test-0123456789"
 PROMPTS = 10
@@ -102,11 +103,18 @@ def test_everything_that_fails_for_a_moment(place: Path, service: Callable[[Repl
     assert len(one.calls) == 2 * PROMPTS + len(troubles)
 
 
+def test_an_error_whose_words_break_off_is_tried_again(service: Callable[[Reply], Service]) -> None:
+    broken = (503, b"40\r\nbusy", {"Transfer-Encoding": "chunked"})
+    one = service(lambda n, body: "RATING: 4" if n == 3 else broken)
+    post(one.url, {}, {}, lambda answer: answer["choices"], timeout=5, retries=2, wait=lambda seconds: None)
+    assert len(one.calls) == 3
+    with pytest.raises(NoAnswer, match=r"status 503: \(what it said could not be read: IncompleteRead\)"):
+        post(one.url, {}, {}, str, timeout=5, retries=0, wait=lambda seconds: None)
+
+
 def test_the_server_says_how_long_to_wait(place: Path, service: Callable[[Reply], Service]) -> None:
     waits: list[float] = []
     one = service(lambda n, body: openai_error(429, "slow", **{"Retry-After": "7"}) if n == 1 else "RATING: 4")
-    from instructlit.evaluation.judges.http import post
-
     post(one.url, {}, {}, lambda answer: answer["choices"], timeout=5, retries=1, wait=waits.append)
     assert waits == [7.0]
 

@@ -96,7 +96,7 @@ def post(
             with _opener().open(request, timeout=timeout) as answer:
                 return read(json.load(answer))
         except urllib.error.HTTPError as error:
-            fault = NoAnswer(error.code, error.read(_TOLD).decode("utf-8", "replace").replace("\n", " ").strip())
+            fault = NoAnswer(error.code, _told(error))
             if error.code not in _AGAIN:
                 break
             pause = _wish(error.headers.get("Retry-After"), pause)
@@ -105,6 +105,14 @@ def post(
         if attempt < retries and wait(pause):
             break
     raise fault
+
+
+def _told(error: urllib.error.HTTPError) -> str:
+    """A service's own words about its error, which may stall or break off as any answer may."""
+    try:
+        return error.read(_TOLD).decode("utf-8", "replace").replace("\n", " ").strip()
+    except (OSError, http.client.HTTPException) as broken:
+        return f"(what it said could not be read: {type(broken).__name__})"
 
 
 def _wish(header: str | None, default: float) -> float:
