@@ -346,6 +346,13 @@ def test_what_fails_for_good_ends_with_what_was_judged_kept(endpoint: Callable[.
     assert len(fixed.calls) == 3
 
 
+def test_an_error_that_is_sent_as_an_answer_is_told(endpoint: Callable[..., Endpoint]) -> None:
+    server = endpoint(lambda n, body: (200, {"error": {"message": "no such model: judge-1", "code": 404}}))
+    with pytest.raises(UserError, match=r"gave no reply: KeyError: 'choices' in: .*no such model: judge-1"):
+        list(judge_at(server).verdicts(questions(1)))
+    assert len(server.calls) == 3
+
+
 def test_an_endpoint_that_is_not_there(tmp_path: Path) -> None:
     judge = EndpointJudge("m", "http://127.0.0.1:9/v1", retries=1, timeout=2.0)
     judge.pause_scale = 0.001

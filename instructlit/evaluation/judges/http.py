@@ -92,25 +92,31 @@ def post(
     fault = NoAnswer(0, "it was not asked")
     for attempt in range(retries + 1):
         pause = min(2.0**attempt, 60.0)
+        said = b""
         try:
             with _opener().open(request, timeout=timeout) as answer:
-                return read(json.load(answer))
+                said = answer.read()
+            return read(json.loads(said))
         except urllib.error.HTTPError as error:
             fault = NoAnswer(error.code, _told(error))
             if error.code not in _AGAIN:
                 break
             pause = _wish(error.headers.get("Retry-After"), pause)
         except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
-            fault = NoAnswer(0, f"{type(error).__name__}: {error}")
+            fault = NoAnswer(0, f"{type(error).__name__}: {error}{f' in: {_words(said)}' if said else ''}")
         if attempt < retries and wait(pause):
             break
     raise fault
 
 
+def _words(said: bytes) -> str:
+    return said[:_TOLD].decode("utf-8", "replace").replace("\n", " ").strip()
+
+
 def _told(error: urllib.error.HTTPError) -> str:
     """A service's own words about its error, which may stall or break off as any answer may."""
     try:
-        return error.read(_TOLD).decode("utf-8", "replace").replace("\n", " ").strip()
+        return _words(error.read(_TOLD))
     except (OSError, http.client.HTTPException) as broken:
         return f"(what it said could not be read: {type(broken).__name__})"
 
