@@ -30,6 +30,7 @@ from instructlit.evaluation.tasks import (
 )
 from instructlit.evaluation.tasks.admitted import shipped
 from instructlit.evaluation.tasks.ifeval import prompt_kept
+from instructlit.evaluation.tasks.reward_quality import read_pairs
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "eval"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the published responses in ../shared/data/eval")
@@ -418,6 +419,14 @@ def test_reward_quality_by_labeler_margin_and_length(tmp_path: Path) -> None:
     assert accuracy.by["ranks apart: 1"]["rm"].n == 4
     assert found["reward_model/length_correlation"].figures["rm"].value == pytest.approx(1.0)
     assert found["outcome"].curves[0].diagonal
+
+
+def test_labelers_of_one_prompt_are_one_unit(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Q{i // 5}", "completions": ["a", "b"], "ranks": [1, 2], "labeler": f"l{i % 5}"} for i in range(15)
+    ]
+    pairs = read_pairs(write(tmp_path / "c.jsonl", rows), None)
+    assert [p.unit for p in pairs] == [0] * 5 + [1] * 5 + [2] * 5
 
 
 def test_reward_quality_of_rewardbench_files(tmp_path: Path) -> None:

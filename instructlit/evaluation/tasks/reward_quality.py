@@ -165,10 +165,12 @@ def read_pairs(data: Place, limit: int | None) -> list[Pair]:
     rows = read_rows(source, "reward.data", limit=limit)
     files = open_source(source, "reward.data")
     places = [(file, i) for file in files for i in range(len(file))][:limit]
-    for unit, (row, (file, i)) in enumerate(zip(rows, places, strict=True)):
+    units: dict[str, int] = {}
+    for row, (file, i) in zip(rows, places, strict=True):
         _, records = read_records(row, file.where(i), "comparison", source.format)
         for record in records:
             assert isinstance(record, Comparison)
+            unit = units.setdefault(str(record.prompt), len(units))
             subset = row.get("subset") or record.use_case
             for a, first in enumerate(record.ranks):
                 for b, second in enumerate(record.ranks):
