@@ -70,7 +70,7 @@ TEMPLATES = {"compare": COMPARE, "rate": RATE, "decide": DECIDE}
 # one word after the colon and nothing else on the line: "VERDICT: A or B" is none
 _VERDICT = re.compile(r"VERDICT\W*:\W*(A|B|TIE|YES|NO)\W*$", re.IGNORECASE | re.MULTILINE)
 _RATING = re.compile(r"RATING\W*:[\s*\[]*([1-7])(?:\s*/\s*7)?[\s*\].]*$", re.IGNORECASE | re.MULTILINE)
-_BARE = re.compile(r"\W*(A|B|TIE|YES|NO|[1-7])\W*", re.IGNORECASE)
+_BARE = re.compile(r"\W*(A|B|TIE|YES|NO|[1-7])(?:(?<=[1-7])\s*/\s*7)?\W*", re.IGNORECASE)
 _VALUES = {"compare": {"A": 1.0, "B": 0.0, "TIE": 0.5}, "decide": {"YES": 1.0, "NO": 0.0}}
 
 
