@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -114,11 +115,44 @@ def paired_ratio_difference(
     return Figure(value, low, high, len(a))
 
 
+def correlation(x: Values, y: Values, units: Sequence[Any] | np.ndarray, seed: int = 0) -> Figure:
+    """Pearson's correlation of pairs of numbers, bootstrapped by the unit that they belong to.
+
+    Args:
+        x: (N,), of which some differ.
+        y: (N,), of which some differ.
+        units: (N,) the prompt of each pair; pairs of one prompt are no independent trials.
+        seed: of the resampling.
+
+    Returns:
+        the figure; with an open interval where there are less than four units.
+    """
+    x, y = (np.asarray(v, dtype=float) - np.mean(v) for v in (x, y))
+    sums = by_unit(np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1), units)
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        n, sx, sy, sxx, syy, sxy = (counts @ sums).T
+        with np.errstate(divide="ignore", invalid="ignore"):  # a draw in which nothing varies
+            return (n * sxy - sx * sy) / np.sqrt((n * sxx - sx * sx) * (n * syy - sy * sy))
+
+    value = float(statistic(np.ones((1, len(sums))))[0])
+    low, high = bootstrap(statistic, len(sums), seed) if len(sums) > 3 else (-1.0, 1.0)
+    return Figure(value, low, high, len(x))
+
+
+def by_unit(values: np.ndarray, units: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """The sums (U, C) of the rows of values (N, C) that belong to each of the different units (N,)."""
+    places = {unit: place for place, unit in enumerate(dict.fromkeys(units))}
+    sums = np.zeros((len(places), values.shape[1]))
+    np.add.at(sums, [places[unit] for unit in units], values)
+    return sums
+
+
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> tuple[float, float]:
     """The 95 % interval of a statistic of n prompts.
 
     Args:
-        statistic: from (D, n) counts, how often each prompt was drawn, to (D,) values.
+        statistic: from (D, n) counts, how often each prompt was drawn, to (D,) values; nan where it has none.
         n: prompts, 2 at least.
         seed: of the resampling.
     """
@@ -129,7 +163,7 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int =
         for start in range(0, DRAWS, block)
     ]
     outer = _NORMAL.cdf(-math.sqrt(n / (n - 1)) * student_quantile(n - 1))
-    low, high = np.quantile(np.concatenate(values), [outer, 1 - outer])
+    low, high = np.nanquantile(np.concatenate(values), [outer, 1 - outer])
     return float(low), float(high)
 
 

@@ -5,6 +5,8 @@ longer the answer is than the baseline's; sigmoid(a) is the win rate at d = 0. T
 ("Length-Controlled AlpacaEval", equation 1) without the term for the difficulty of a prompt, which needs many models.
 """
 
+import math
+
 import numpy as np
 
 from instructlit.evaluation import intervals
@@ -16,7 +18,7 @@ _FLAT = 1e-6  # keeps the Newton step finite where every pair is won
 
 
 def length_controlled(preferences: np.ndarray, longer: np.ndarray, seed: int = 0) -> Figure:
-    """The win rate at equal length with its bootstrap interval by prompt.
+    """The win rate at equal length with its bootstrap interval by prompt; nan where all differ by the same length.
 
     Args:
         preferences: (P,) 1 won, 0.5 a tie, 0 lost.
@@ -25,6 +27,8 @@ def length_controlled(preferences: np.ndarray, longer: np.ndarray, seed: int = 0
     """
     n = len(preferences)
     spread = float(longer.std())
+    if not spread and longer.any():  # slope and intercept cannot be told apart
+        return Figure(math.nan, 0.0, 1.0, n)
     feature = np.tanh(longer / spread) if spread > 0 else np.zeros(n)
     value = float(_win_rate(np.ones((1, n)), preferences, feature)[0])
     if n < 2:

@@ -12,7 +12,6 @@ from instructlit.evaluation.length_control import length_controlled
 from instructlit.evaluation.requests import Weights
 from instructlit.evaluation.tasks.best_of_n import best_of_n, best_of_n_kl
 from instructlit.evaluation.tasks.bias import entropy, first_likelier
-from instructlit.evaluation.tasks.preference import correlation
 from instructlit.evaluation.tasks.reward_quality import calibration
 from instructlit.evaluation.tasks.truthfulqa import choice_scores
 
@@ -133,6 +132,7 @@ def test_where_length_says_nothing_the_rate_is_the_raw_one() -> None:
         preferred.mean(), abs=0.01
     )
     assert length_controlled(preferred, np.zeros(400)).value == pytest.approx(preferred.mean(), abs=1e-4)
+    assert math.isnan(length_controlled(preferred, np.full(400, 7.0)).value)
 
 
 def test_every_pair_won_stays_finite() -> None:
@@ -187,15 +187,28 @@ def test_entropy_of_two_sentences() -> None:
 def test_calibration_by_hand() -> None:
     # two pairs at sigmoid(log 3) = 0.75, one right: |0.5 - 0.75|; two sure ones, right: |1 - 0.99|
     sure = math.log(99)
-    figure, line = calibration(np.array([math.log(3), -math.log(3), sure, sure]), 10, 0)
+    figure, line = calibration(np.array([math.log(3), -math.log(3), sure, sure]), range(4), 10, 0)
     assert figure.value == pytest.approx((2 * 0.25 + 2 * 0.01) / 4, abs=1e-6)
     assert [tuple(round(v, 4) for v in point) for point in line] == [(0.75, 0.5), (0.99, 1.0)]
 
 
-def test_correlation_has_fishers_interval() -> None:
-    x = np.arange(20.0)
-    y = x + np.random.default_rng(0).normal(0, 8, 20)
-    figure = correlation(x, y)
-    r = np.corrcoef(x, y)[0, 1]
-    assert figure.value == pytest.approx(r)
-    assert np.arctanh(figure.high) - np.arctanh(r) == pytest.approx(1.96 / math.sqrt(17), rel=1e-3)
+def test_a_correlation_is_bootstrapped_by_prompt() -> None:
+    x = np.arange(40.0)
+    y = x + np.random.default_rng(0).normal(0, 15, 40)
+    alone = intervals.correlation(x, y, range(40))
+    assert alone.value == pytest.approx(np.corrcoef(x, y)[0, 1])
+    fisher = np.tanh(np.arctanh(alone.value) + np.array([-1.96, 1.96]) / math.sqrt(37))
+    assert (alone.low, alone.high) == pytest.approx(fisher, abs=0.06)
+    # pairs of one prompt that say the same are one trial and not three
+    thrice = intervals.correlation(np.repeat(x, 3), np.repeat(y, 3), np.repeat(np.arange(40), 3))
+    assert (thrice.value, thrice.low, thrice.high) == pytest.approx((alone.value, alone.low, alone.high))
+    few = intervals.correlation(x[:3], y[:3], range(3))
+    assert (few.low, few.high) == (-1, 1)
+    assert np.isfinite(intervals.correlation([0, 0, 0, 1], [0, 0, 0, 1], range(4)).low)  # though most draws are flat
+
+
+def test_calibration_is_bootstrapped_by_prompt() -> None:
+    differences = np.random.default_rng(1).normal(0.5, 1, 30)
+    alone, _ = calibration(differences, range(30), 10, 0)
+    thrice, _ = calibration(np.repeat(differences, 3), np.repeat(np.arange(30), 3), 10, 0)
+    assert (thrice.value, thrice.low, thrice.high) == pytest.approx((alone.value, alone.low, alone.high))

@@ -4,6 +4,7 @@ Every pair is judged in both orders and counts as the mean of the two, so that a
 nobody; equal answers tie without being shown. A pair counts only where both orders were readable.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -30,7 +31,6 @@ from instructlit.evaluation.measures import (
 )
 from instructlit.evaluation.requests import Ask, Request
 from instructlit.evaluation.task import Task
-from instructlit.intervals import Z
 from instructlit.types import Prompt
 
 Scores = list[float | None]
@@ -139,6 +139,11 @@ class Preference(Task):
                 "The win rate that a logistic regression on the difference in length gives for equal lengths.",
                 PERCENT,
                 figures=controlled,
+                notes=[
+                    f"{model}: all answers differ by the same length, which tells nothing of equal lengths"
+                    for model, figure in controlled.items()
+                    if math.isnan(figure.value)
+                ],
             )
         )
         if study.desk.judge(judge).both_orders:
@@ -264,34 +269,24 @@ def agreement(preferred: dict[str, dict[str, Scores]], rated: dict[str, dict[str
         for other in names[at + 1 :]:
             pairs = np.array(
                 [
-                    (a, b)
+                    (a, b, prompt)
                     for model in rated[one]
-                    for a, b in zip(rated[one][model], rated[other][model], strict=True)
+                    for prompt, (a, b) in enumerate(zip(rated[one][model], rated[other][model], strict=True))
                     if a is not None and b is not None
                 ]
             )
-            if len(pairs) > 2 and pairs.std(axis=0).min() > 0:
+            if len(pairs) > 2 and pairs[:, :2].std(axis=0).min() > 0:
                 found.append(
                     Measure(
                         f"preference/{one}/rating_correlation_with_{other}",
                         f"ratings go with {other}'s",
                         "Pearson correlation of the two judges' ratings of the same answers.",
                         "{:.2f}",
-                        figures={one: correlation(pairs[:, 0], pairs[:, 1])},
+                        figures={one: intervals.correlation(*pairs.T)},
                         rows="judges",
                     )
                 )
     return found
-
-
-def correlation(x: np.ndarray, y: np.ndarray) -> Figure:
-    """Pearson's correlation with the interval of Fisher's transformation; n - 3 degrees, so from 4 pairs on."""
-    r, n = float(np.corrcoef(x, y)[0, 1]), len(x)
-    if n < 4 or abs(r) >= 1:
-        return Figure(r, -1.0 if n < 4 else r, 1.0 if n < 4 else r, n)
-    half = Z / np.sqrt(n - 3)
-    low, high = np.tanh([np.arctanh(r) - half, np.arctanh(r) + half])
-    return Figure(r, float(low), float(high), n)
 
 
 def _controlled(

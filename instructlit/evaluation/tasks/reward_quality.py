@@ -17,7 +17,6 @@ from instructlit.evaluation.intervals import Figure
 from instructlit.evaluation.judging import Question
 from instructlit.evaluation.measures import PERCENT, Curve, Measure, Outcome, Study
 from instructlit.evaluation.task import Task
-from instructlit.evaluation.tasks.preference import correlation
 from instructlit.ops.statistics import calibration_error, calibration_sums
 from instructlit.types import Comparison, PromptText
 
@@ -93,6 +92,7 @@ class RewardQuality(Task):
             rows=ROWS,
         )
         lines: dict[str, list[tuple[float, float]]] = {}
+        units = np.array([p.unit for p in pairs])
         for name in self.judges:
             differences = self._differences(study, name, pairs)
             known = np.isfinite(differences)
@@ -103,10 +103,11 @@ class RewardQuality(Task):
             for group, chosen in _groups(pairs).items():
                 if (chosen & known).any():
                     accuracy.by.setdefault(group, {})[name] = _by_prompt(right, pairs, chosen & known)
-            error.figures[name], lines[name] = calibration(differences[known], self.bins, study.seed)
+            own = units[known]
+            error.figures[name], lines[name] = calibration(differences[known], own, self.bins, study.seed)
             longer = np.array([len(p.chosen) - len(p.rejected) for p in pairs], dtype=float)
             if known.sum() > 3 and longer[known].std() > 0 and differences[known].std() > 0:
-                length.figures[name] = correlation(differences[known], longer[known])
+                length.figures[name] = intervals.correlation(differences[known], longer[known], own, study.seed)
             preferred = np.where(longer > 0, 1.0, np.where(longer == 0, 0.5, 0.0))
             labelers.figures[name] = _by_prompt(preferred, pairs, known)
         plot = Curve(
@@ -128,11 +129,14 @@ class RewardQuality(Task):
         return scores[: len(pairs)] - scores[len(pairs) :]
 
 
-def calibration(differences: np.ndarray, bins: int, seed: int) -> tuple[Figure, list[tuple[float, float]]]:
-    """Expected calibration error of the favourite, with a bootstrap interval by pair, and the reliability line.
+def calibration(
+    differences: np.ndarray, units: Sequence[Any] | np.ndarray, bins: int, seed: int
+) -> tuple[Figure, list[tuple[float, float]]]:
+    """Expected calibration error of the favourite, with a bootstrap interval by prompt, and the reliability line.
 
     Args:
         differences: (N,) score of the answer the labeler chose minus that of the other.
+        units: (N,) the prompt of each.
         bins: equal-width bins of the favourite's probability, from 0.5 to 1.
         seed: of the resampling.
     """
@@ -141,14 +145,17 @@ def calibration(differences: np.ndarray, bins: int, seed: int) -> tuple[Figure, 
     sums = calibration_sums(torch.tensor(sure), torch.tensor(right), bins, low=0.5)
     value = float(calibration_error(sums))
     index = np.clip(((sure - 0.5) / 0.5 * bins).astype(int), 0, bins - 1)
-    gaps = np.zeros((len(sure), bins))
+    gaps = np.zeros((len(sure), bins + 1))
     gaps[np.arange(len(sure)), index] = right - sure
+    gaps[:, bins] = 1.0
+    by_prompt = intervals.by_unit(gaps, units)
 
     def statistic(counts: np.ndarray) -> np.ndarray:
-        return np.abs(counts @ gaps).sum(1) / counts.sum(1)
+        drawn = counts @ by_prompt
+        return np.abs(drawn[:, :bins]).sum(1) / drawn[:, bins]
 
     n = len(differences)
-    low, high = intervals.bootstrap(statistic, n, seed) if n > 1 else (0.0, 1.0)
+    low, high = intervals.bootstrap(statistic, len(by_prompt), seed) if len(by_prompt) > 1 else (0.0, 1.0)
     count, confidence, correct = sums.tolist()
     line = [(s / c, r / c) for c, s, r in zip(count, confidence, correct, strict=True) if c]
     return Figure(value, min(low, value), max(high, value), n), line
