@@ -1,5 +1,6 @@
 """What several commands are given: policies with their temperatures, files of prompts."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from instructlit.data.readers import open_source
@@ -13,7 +14,7 @@ def parse_source(text: str) -> tuple[str, float]:
     """`models/sft@1.3` as folder and temperature.
 
     Raises:
-        UserError: what follows the last `@` is not a number above 0.
+        UserError: what follows the last `@` is not a finite number above 0.
     """
     folder, at, temperature = text.rpartition("@")
     if not at:
@@ -22,7 +23,7 @@ def parse_source(text: str) -> tuple[str, float]:
         value = float(temperature)
     except ValueError:
         value = 0.0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise UserError(
             f"{temperature!r} is not a temperature", where=f"--policies {text}", expected="FOLDER or FOLDER@TEMPERATURE"
         )

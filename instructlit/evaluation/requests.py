@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from instructlit.errors import require
 from instructlit.types import PromptText
 
 
@@ -22,6 +23,9 @@ class Ask:
         stream: names the random numbers of the sampling; `{model}` in it stands for the model's name, so that two
             models draw independently. The requests of a named stream are drawn one after another, all or none of them.
         log_probs: the tokens of every answer and their log-probability are wanted as well.
+
+    Raises:
+        UserError: a temperature out of range.
     """
 
     prompt: PromptText
@@ -32,6 +36,9 @@ class Ask:
     plain: bool = False
     stream: str = ""
     log_probs: bool = False
+
+    def __post_init__(self) -> None:
+        require("a finite number, 0 or more", temperature=self.temperature)
 
     def of(self, model: str, prefix: str) -> "Ask":
         """The request as it is put to one model: `prefix` before the prompt, the stream its own."""

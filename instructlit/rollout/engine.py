@@ -1,5 +1,6 @@
 """Generation engines: from a batch of prompts to sampled ids with the log-probs they were sampled at."""
 
+import math
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Sampling:
         min_new_tokens: refused.
 
     Raises:
-        UserError: for a refused option, a temperature that is not positive, or no room for a token.
+        UserError: for a refused option, a temperature that is not positive and finite, or no room for a token.
     """
 
     max_new_tokens: int = 256
@@ -62,11 +63,11 @@ class Sampling:
                     expected="sampling from the full softmax",
                     fix=f"remove {option}; use temperature to sharpen or flatten the distribution",
                 )
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise UserError(
                 f"temperature is {self.temperature}",
                 where="sampling.temperature",
-                expected="a number above 0",
+                expected="a finite number above 0",
                 fix="for greedy decoding in an evaluation set greedy: true",
             )
         if self.max_new_tokens < 1:

@@ -11,7 +11,8 @@ from stage_helpers import CountVowels, ppo_module, reward_module, sft_module
 from instructlit.callbacks import SampleTable, ScoreSamples, Throughput
 from instructlit.data import ComparisonData, DemonstrationData, PromptData, TextData
 from instructlit.errors import Range, UserError, require
-from instructlit.rollout import Shaping
+from instructlit.evaluation import Ask
+from instructlit.rollout import Sampling, Shaping
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,14 @@ def test_of_ppo(option: str, values: tuple[float, ...]) -> None:
 def test_of_shaping(option: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"^shaping\.{option}: found {value}"):
         Shaping(**{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_of_temperatures(value: float) -> None:
+    with pytest.raises(UserError, match=r"^sampling\.temperature: temperature is"):
+        Sampling(temperature=value)
+    with pytest.raises(UserError, match=rf"^temperature: found {value}"):
+        Ask("a question", temperature=value)
 
 
 def test_a_penalty_below_0_would_be_a_prize() -> None:

@@ -22,7 +22,7 @@ def test_a_source_is_a_folder_and_a_temperature() -> None:
     assert parse_source("models/sft") == ("models/sft", 1.0)
     assert parse_source("models/sft@1.3") == ("models/sft", 1.3)
     assert parse_source("a@b/model@0.5") == ("a@b/model", 0.5)
-    for wrong in ("models/sft@hot", "models/sft@0", "models/sft@-1"):
+    for wrong in ("models/sft@hot", "models/sft@0", "models/sft@-1", "models/sft@nan", "models/sft@inf"):
         with pytest.raises(UserError, match="is not a temperature"):
             parse_source(wrong)
 
