@@ -63,7 +63,10 @@ def generate(
     from instructlit.rollout.engine import Sampling
 
     from .answering import encoded, load_answerer
+    from .outputs import check_output
 
+    if output is not None:
+        check_output(output, *(prompts or []))
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy)
     answerer = load_answerer(model, template=template, dtype=dtype, device=device)
     source = answerer.generator(seed)

@@ -12,6 +12,7 @@ from instructlit.errors import UserError
 from instructlit.evaluation.judging import Desk, Judge, Question, Verdict, plan_text
 from instructlit.evaluation.store import Store
 from instructlit.labels import Label, Task, read_tasks, write_labels
+from instructlit.tools.outputs import check_output
 
 By = Literal["score", "rate", "compare"]
 NAME = "judge"
@@ -47,6 +48,7 @@ def judge(
         labeler: the name that its labels carry; what the judge calls itself unless given.
         dry_run: say how much would be asked and what it costs, and ask nothing.
     """
+    check_output(output, tasks)
     asked = [Sheet(task) for task in read_tasks(tasks)]
     one = made(judge, options)
     way = _way(one, by)

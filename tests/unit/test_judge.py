@@ -153,6 +153,28 @@ def test_a_judge_that_cannot_be_asked_is_told(
     assert told in capsys.readouterr().err
 
 
+def test_labels_are_not_written_over_what_they_are_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = tasks_file(tmp_path, ["a", "b"])
+    monkeypatch.chdir(tmp_path)
+    Path("labels.jsonl").symlink_to(tasks)
+    for words in (
+        ["judge", f"function:{__name__}.lengthy", tasks, "--output", "tasks.jsonl"],
+        ["judge", f"function:{__name__}.lengthy", tasks, "--output", "labels.jsonl"],
+        ["world", "rank", tasks, "--output", "tasks.jsonl"],
+        ["labels", "import", "tasks.jsonl", "--source", "native", "--output", tasks],
+        ["labels", "import", "*.jsonl", "--source", "native"],
+        ["label", "import", "tasks.jsonl", "--source", "trl", "--output", tasks],
+        ["generate", "models/sft", "tasks.jsonl", "--output", tasks],
+    ):
+        assert main(words) == 2
+        assert "which is read from, would be written over" in capsys.readouterr().err
+    assert main(["judge", f"function:{__name__}.lengthy", tasks, "--output="]) == 2
+    assert "--output: '' is a folder" in capsys.readouterr().err
+    assert asked == []
+
+
 def test_a_demonstration_is_not_for_a_judge(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="wants a demonstration"):
         run("lengthy", tasks_file(tmp_path, [], kind="demonstration"), tmp_path)

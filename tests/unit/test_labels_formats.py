@@ -210,6 +210,8 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert read_labels(tmp_path / "all" / "labels.jsonl") == [*LABELS, tied], "none is left out"
     told = run("labels", "export", labels, "--output", tmp_path / "data", "--weights", '{"ana": 2, "zoe": 0}')
     assert "no label is by 'ana'; did you mean anna?\nweights: no label is by 'zoe'\n" in told
+    again = ["labels", "export", tmp_path / "all" / "labels.jsonl", "--output", tmp_path / "all", "--to", "labels"]
+    assert main([str(word) for word in again]) == 2, "a file that is read is not written over"
     assert main(["labels", "import", str(tasks), "--source", "argilla"]) == 2
     assert "tasks.jsonl:1: fields" in capsys.readouterr().err
 

@@ -82,7 +82,9 @@ def collect(
     from instructlit.tools.collect.answers import Drawing, draw_answers, score_answers
     from instructlit.tools.collect.journal import Journal
     from instructlit.tools.collect.selection import at_random, evenly, of_use_cases
+    from instructlit.tools.outputs import check_output
 
+    check_output(output, *prompts)
     sources = [_source(text) for text in policies]
     for model in [*(source.folder for source in sources), *(ensemble or []), *([reward] if reward else [])]:
         check_source(model, weights=True, where=model)  # before hours of sampling

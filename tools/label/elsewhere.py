@@ -10,6 +10,7 @@ from instructlit.labels.argilla import argilla_task
 from instructlit.labels.label_studio import label_studio_task
 from instructlit.labels.records import read_rows
 from instructlit.labels.trl import pair_task
+from instructlit.tools.outputs import check_output
 
 _READERS = {"argilla": argilla_task, "label_studio": label_studio_task, "trl": pair_task}
 
@@ -39,6 +40,7 @@ def write_tasks_of(source: str, files: Sequence[str], kind: Kind | None, round: 
     """
     if source == "native":
         raise UserError("rows of no source go into a database", where="--output", expected="a --source")
+    check_output(output, *files)
     found: dict[str, Task] = {}
     count = 0
     for where, task in (one for file in files for one in tasks_of(source, file, kind, round)):

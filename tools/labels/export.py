@@ -11,6 +11,7 @@ from instructlit.labels import Label, Task, read_tasks
 from instructlit.labels.export import FILES, export
 from instructlit.labels.records import with_policies, write_labels, write_rows
 from instructlit.tools.labels.sources import labels_of, tasks_of
+from instructlit.tools.outputs import check_output
 
 Target = Literal["native", "labels", "trl", "argilla", "label_studio"]
 
@@ -63,6 +64,7 @@ def labels_export(
         _for_tool(to, asked or list(tasks_of(given).values()), given, folder)
         return
     if to == "labels":
+        check_output(folder / "labels.jsonl", *(labels or []), *(tasks or []))
         write_labels(folder / "labels.jsonl", given)
         print(f"{folder / 'labels.jsonl'}: {len(given)} labels")
         return

@@ -8,6 +8,7 @@ from instructlit.labels import Label, read_tasks, write_labels
 from instructlit.labels.export import aligned, usable
 from instructlit.labels.records import for_database, parse_label, read_rows, with_policies
 from instructlit.tools.labels.sources import tasks_of
+from instructlit.tools.outputs import check_output
 
 
 def labels_import(
@@ -38,6 +39,9 @@ def labels_import(
     from instructlit.labels.label_studio import from_label_studio
     from instructlit.labels.trl import from_pairs
 
+    target = "labels.jsonl" if output is None and database is None else output
+    if target is not None:
+        check_output(target, *files, *(tasks or []))
     rows = [row for file in files for row in read_rows(file)]
     if source == "argilla":
         labels = list(from_argilla(rows))
@@ -62,11 +66,11 @@ def labels_import(
         labels, known = with_policies(labels, given), {task.task: task for task in given}
     if database is not None:
         _put_into(database, labels, known, ", ".join(files))
-    if output is not None or database is None:
-        write_labels(output or "labels.jsonl", labels)
+    if target is not None:
+        write_labels(target, labels)
         people = len({label.labeler for label in labels})
         told = f"{len(labels)} labels of {len({label.task for label in labels})} tasks by {people} labelers"
-        print(f"{output or 'labels.jsonl'}: {told}")
+        print(f"{target}: {told}")
 
 
 def _put_into(database: str, labels: list[Label], known: dict[str, Any], source: str) -> None:

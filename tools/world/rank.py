@@ -4,6 +4,7 @@ import random
 
 from instructlit.errors import UserError
 from instructlit.labels import Label, Task, read_tasks, write_labels
+from instructlit.tools.outputs import check_output
 from instructlit.world import World, rank_completions
 
 
@@ -25,6 +26,7 @@ def world_rank(
         labelers: how many different labelers answer each task.
         seed: of the labelers' choice and errors.
     """
+    check_output(output, tasks)
     team = World(world)
     if not 1 <= labelers <= len(team.labelers):
         raise UserError(f"found {labelers}", where="--labelers", expected=f"1 to {len(team.labelers)}")
