@@ -1,6 +1,7 @@
 """Where rows come from: a file, several, a glob, a `datasets` folder or a Hub name, each with a weight."""
 
 import glob
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,6 @@ class Source:
     format: str = "auto"
     split: str | None = None
     subset: str | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weight < float("inf"):
-            raise UserError(f"weight {self.weight}", where=f"source {self.path}: weight", expected="a number above 0")
 
     @property
     def identity(self) -> tuple[str | None, ...]:
@@ -73,8 +70,14 @@ def expand(source: Source, option: str) -> list[str]:
     """The files (or the one folder or Hub name) that a source names, sorted.
 
     Raises:
-        UserError: naming `option`, where nothing is found or a file has a form that cannot be read.
+        UserError: naming `option`, where nothing is found, a file has a form that cannot be read, or the weight is not
+            a finite number above 0.
     """
+    # Not as soon as there is a source: what it raises is lost where jsonargparse tries one form after another.
+    if not 0 < source.weight < math.inf:
+        raise UserError(
+            f"source {source.path} has weight {source.weight}", where=option, expected="a finite number above 0"
+        )
     path = Path(source.path).expanduser()
     if path.is_dir():
         if is_dataset_folder(path):

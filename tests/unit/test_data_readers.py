@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import pickle
 import tracemalloc
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from instructlit.data.readers import JsonArray, JsonLines, Table, open_source
-from instructlit.data.sources import Source, as_sources
+from instructlit.data.sources import Source, Sources, as_sources
 from instructlit.errors import UserError
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"p{i}", "completion": "é\n" * i} for i in range(5)]
@@ -227,9 +229,19 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         open_source(Source(str(tmp_path / "*.csv")), "train")
     with pytest.raises(UserError, match=r"name the files in it: .*\*.jsonl"):
         open_source(Source(str(tmp_path)), "train")
-    for weight in (0, float("inf"), float("nan")):
-        with pytest.raises(UserError, match=f"weight {weight}"):
-            Source("x", weight=weight)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
+def test_a_weight_out_of_range_is_told_with_its_option(tmp_path: Path, weight: float) -> None:
+    write(tmp_path / "rows.jsonl", ROWS)
+    # As a config is read: among the ways of naming sources a message of the class itself would be lost.
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--train", type=Sources)
+    source = {"path": str(tmp_path / "rows.jsonl"), "weight": weight}
+    for given in (source, [source]):
+        read: Any = parser.instantiate(parser.parse_object({"train": given}))
+        with pytest.raises(UserError, match=rf"^train: source .*rows.jsonl has weight {weight}"):
+            open_source(as_sources(read.train)[0], "train")
 
 
 def test_a_hub_name_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
