@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from instructlit.cli.config import Config, Key
+from instructlit.cli.config import Config, Key, plain
 from instructlit.cli.types import (
     Parameter,
     classes_of,
@@ -45,7 +45,8 @@ class Checker:
     def __init__(
         self, config: Config, options: dict[str, Parameter], groups: dict[str, type], given: Iterable[Key] = ()
     ):
-        self.config, self.options, self.groups, self.given = config, options, groups, list(given)
+        self.config, self.options, self.groups = config, options, groups
+        self.given = [plain(key) for key in given]
 
     def check(self) -> None:
         """Raise UserError at the first key or value that is wrong."""
@@ -142,7 +143,7 @@ class Checker:
         path = value.get("class_path")
         names = " or ".join(c.__name__ for c in wanted)
         if not isinstance(path, str):
-            if (*key, "class_path") in self.given or key in self.given:
+            if plain((*key, "class_path")) in self.given or plain(key) in self.given:
                 return  # the line names the class; what it takes is known there
             raise UserError("names no class", where=where, expected=f"a class_path of {names}")
         found = import_class(path, wanted, self.config.where((*key, "class_path")))
@@ -168,7 +169,7 @@ class Checker:
     def _required(self, values: dict[str, Any], params: dict[str, Parameter], key: Key) -> None:
         for name, parameter in params.items():
             path = (*key, name)
-            on_line = any(g[: len(path)] == path for g in self.given)
+            on_line = any(given[: len(plain(path))] == plain(path) for given in self.given)
             if parameter.required and name not in values and not on_line:
                 short = ".".join(path)
                 raise UserError(

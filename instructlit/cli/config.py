@@ -39,7 +39,7 @@ class Config:
     def locate(self, name: str) -> str | None:
         """`where` for the one key whose dotted name ends in `name` (`policy.path`), or None."""
         parts = tuple(name.split("."))
-        found = {k for k in self.places if tuple(p for p in k if p != "init_args")[-len(parts) :] == parts}
+        found = {k for k in self.places if plain(k)[-len(parts) :] == parts}
         return self.where(found.pop()) if len(found) == 1 else None
 
     def get(self, key: Key) -> Any:
@@ -48,6 +48,11 @@ class Config:
         for part in key:
             node = node.get(part) if isinstance(node, dict) else None
         return node
+
+
+def plain(key: Key) -> Key:
+    """`key` without the `init_args`, which a name on the line may leave out at any depth."""
+    return tuple(part for part in key if part != "init_args")
 
 
 class _Loader(yaml.SafeLoader):

@@ -113,7 +113,7 @@ def check(name: str, config: Config, args: Sequence[str] = ()) -> None:
     """Raise UserError at the first mistake in a composed config or in the options given with it."""
     pairs = pairs_of(args)
     options, groups = signature(name)
-    checker = Checker(config, options, groups, [key for option, _ in pairs for key in spellings(option)])
+    checker = Checker(config, options, groups, [tuple(option.rstrip("+").split(".")) for option, _ in pairs])
     for option, value in pairs:
         if (key := checker.check_option(option, value)) is not None:
             checker.config = compose([checker.config, Config(nested(key, {"class_path": value}))], accepted_by)
@@ -135,16 +135,6 @@ def pairs_of(args: Sequence[str]) -> list[tuple[str, str | None]]:
 def nested(key: Key, value: Any) -> dict[str, Any]:
     """`value` at `key` in a tree of its own."""
     return {key[0]: nested(key[1:], value) if key[1:] else value}
-
-
-def spellings(option: str) -> list[Key]:
-    """A dotted option as a key, with and without the `init_args` that the line may leave out."""
-    parts = tuple(option.rstrip("+").split("."))
-    keys = [parts]
-    if "init_args" not in parts:
-        for count in range(1, len(parts)):
-            keys.append((*parts[:count], "init_args", *parts[count:]))
-    return keys
 
 
 def signature(name: str) -> tuple[dict[str, Parameter], dict[str, type]]:

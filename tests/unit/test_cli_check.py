@@ -172,6 +172,23 @@ def test_a_required_argument_may_come_from_the_line(folder: Path) -> None:
     check("fit", composed([read("recipe.yaml")]), ["--model.init_args.policy.path=x"])
 
 
+@pytest.mark.parametrize(
+    "engine",
+    [
+        ["--model.engine", "instructlit.rollout.VLLMServer", "--model.engine.folder", "x"],
+        ["--model.engine", "instructlit.rollout.VLLMServer", "--model.engine.init_args.folder", "x"],
+        ["--model.engine.class_path", "instructlit.rollout.VLLMServer", "--model.init_args.engine.folder", "x"],
+    ],
+)
+def test_an_argument_of_a_class_in_a_class_may_come_from_the_line(engine: list[str]) -> None:
+    ppo = ["--model=instructlit.modules.PPOModule", "--model.policy.path=x", "--model.value.path=x"]
+    reward = ["--model.reward=instructlit.rollout.RewardModel", "--model.reward.model.path=x"]
+    args = [*ppo, *reward, *engine]
+    check("fit", composed([classes_on_line(args)]), args)
+    with pytest.raises(UserError, match="`folder` is needed and not given"):
+        check("fit", composed([classes_on_line(args)]), args[:-2])
+
+
 def test_nothing_at_all_says_what_is_wanted() -> None:
     with pytest.raises(UserError, match="no model is given"):
         check("fit", composed([]))
