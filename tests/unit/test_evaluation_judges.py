@@ -26,6 +26,7 @@ from instructlit.evaluation.judges import (
 )
 from instructlit.evaluation.judges.text import judging_prompt, read_verdict
 from instructlit.evaluation.judging import plan_text
+from instructlit.evaluation.reward_scores import RewardScores
 from instructlit.evaluation.store import Store
 from instructlit.evaluation.tasks import Preference
 from instructlit.models.backbone import Backbone, load_scalar_model
@@ -501,6 +502,15 @@ def test_a_reward_model_scores_an_answer_that_was_cut_off_without_an_end(reward_
     assert found[0].value == pytest.approx(alone, abs=1e-5)
     assert found[1].value != pytest.approx(alone, abs=1e-5)
     assert found[2].value == float(alone > (found[1].value or 0.0))
+
+
+def test_a_score_that_is_no_number_decides_nothing(reward_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = RewardJudge(str(reward_folder), device="cpu")
+    monkeypatch.setattr(RewardScores, "scores", lambda self, rows: [math.nan, 1.0][: len(rows)])
+    asked = [Question("score", "p", ("a",)), Question("compare", "p", ("a", "b"))]
+    for question in asked:
+        ((_, verdict),) = judge.verdicts([question])
+        assert (verdict.value, verdict.said[:3]) == (None, "nan")
 
 
 def test_a_reward_model_that_is_not_there_is_named() -> None:

@@ -1,5 +1,6 @@
 """A reward model as a judge."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ class RewardJudge(Judge):
 
     It knows no scale from 1 to 7; it scores on its own, with the shift that makes demonstrations average 0. An answer
     that was cut off is scored without EOS, as in training. A statement is decided by which reply to the judging prompt
-    it scores higher, "Yes" or "No": take that for what it is worth, a reward model was not trained on it.
+    it scores higher, "Yes" or "No": take that for what it is worth, a reward model was not trained on it. Where a score
+    is not finite it has no verdict.
 
     Args:
         model: folder of a reward model.
@@ -76,6 +78,8 @@ def _asked(question: Question) -> list[tuple[PromptText, str, bool]]:
 
 def _verdict(question: Question, scores: Sequence[float]) -> Verdict:
     told = ", ".join(f"{score:.4f}" for score in scores)
+    if not all(map(math.isfinite, scores)):
+        return Verdict(None, told)
     if question.kind == "score":
         return Verdict(scores[0], told)
     first, second = scores
