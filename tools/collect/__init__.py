@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 
 if TYPE_CHECKING:
     from instructlit.labels import LabelKind
@@ -77,7 +77,7 @@ def collect(
     least, most = _range(completions)
     if kind == "evaluation":
         least = most = len(policies)
-    _check(kind, policies, select, limit, ensemble, attempts, batch_size)
+    _check(kind, policies, select, limit, ensemble, attempts, batch_size, pool, overlap)
     from instructlit.models.folders import check_source
     from instructlit.tools.collect.answers import Drawing, draw_answers, score_answers
     from instructlit.tools.collect.journal import Journal
@@ -85,9 +85,13 @@ def collect(
     from instructlit.tools.outputs import check_output
 
     check_output(output, *prompts)
+    if database is not None:
+        from instructlit.labelling.database import Database
+
+        Database(database).close()  # before hours of sampling, as what follows
     sources = [_source(text) for text in policies]
     for model in [*(source.folder for source in sources), *(ensemble or []), *([reward] if reward else [])]:
-        check_source(model, weights=True, where=model)  # before hours of sampling
+        check_source(model, weights=True, where=model)
     how = Drawing(
         sources, least, most, max_new_tokens, batch_size, attempts if kind == "comparison" else 1,
         kind == "comparison", seed, template, dtype, device,
@@ -250,6 +254,8 @@ def _check(
     ensemble: list[str] | None,
     attempts: int,
     batch_size: int,
+    pool: int | None,
+    overlap: int,
 ) -> None:
     if not policies:
         raise UserError("no policy is given", where="--policies", expected="one model folder or more")
@@ -259,9 +265,12 @@ def _check(
             where="--policies",
             expected=f"2 to {MOST} different ones to tell apart",
         )
-    for name, value in (("limit", limit), ("attempts", attempts), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"found {value}", where=f"--{name}", expected="1 or more")
+    counts = {"limit": limit, "pool": pool, "attempts": attempts, "batch_size": batch_size, "overlap": overlap}
+    require("a whole number above 0", "--", **counts)
+    if pool is not None and select != "disagreement":
+        raise UserError(
+            f"--select {select} looks at no pool", where="--pool", expected="a pool with `--select disagreement` only"
+        )
     if (select == "disagreement") != bool(ensemble) or (ensemble and len(ensemble) < 2):
         raise UserError(
             f"{len(ensemble or [])} reward models for --select {select}",
