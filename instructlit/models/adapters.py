@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.models.shards import on_first_rank
 
 HEAD = "score"
@@ -93,6 +93,8 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) ->
 
     if lora.rank < 1:
         raise UserError(f"rank is {lora.rank}", where=f"{where}.lora", expected="a rank of at least 1")
+    require("a finite number above 0", f"{where}.lora.", alpha=lora.alpha)
+    require("a number from 0 to 1", f"{where}.lora.", dropout=lora.dropout)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
