@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 
 from instructlit.callbacks.common import numbers, progress_of, run_config, run_seed, stage_name, wandb_runs
 from instructlit.cli.resume import rehearses
@@ -74,13 +75,13 @@ class ExportHuggingFace(pl.Callback):
             self._export(trainer, pl_module, record)
             return
         checkpoint = _monitored(trainer)
-        if not checkpoint.best_model_path:
-            raise UserError(
-                f"no checkpoint was written, since {checkpoint.monitor} was never logged",
-                where="ExportHuggingFace.which",
-                expected="a run with at least one validation",
-                fix="validate more often (trainer.val_check_interval), or set which: last",
+        if not checkpoint.best_model_path:  # as where max_steps comes before the first validation
+            rank_zero_warn(
+                f"{checkpoint.monitor} was never logged, so the last weights are written and not the best. "
+                "trainer.val_check_interval says how often is validated."
             )
+            self._export(trainer, pl_module, record)
+            return
         record["checkpoint"] = {
             "path": checkpoint.best_model_path,
             "monitor": checkpoint.monitor,

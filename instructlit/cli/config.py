@@ -81,20 +81,26 @@ def read(name: str) -> Config:
         UserError: no such file, not YAML, not a mapping, or a key given twice.
     """
     path = find(name)
-    loader = _Loader(path.read_text(encoding="utf-8"))
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise UserError(f"is no text in UTF-8: {error.reason}", where=name, expected="a YAML file") from error
     try:
         node = loader.get_single_node()
         values = loader.construct_document(node) if node is not None else {}
+        places = dict(_places(node, name, ())) if node is not None else {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"not valid YAML: {error.problem}", where=f"{name}:{line}") from error
+    except RecursionError as error:
+        raise UserError("an alias stands for what it is in", where=name, expected="a YAML file that ends") from error
     finally:
         loader.dispose()
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"holds a {type(values).__name__}", where=name, expected="keys such as model:, data:, trainer:")
-    return Config(values, dict(_places(node, name, ())) if node is not None else {})
+    return Config(values, places)
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str]]:

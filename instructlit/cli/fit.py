@@ -60,7 +60,10 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
     if any(word in ("-h", "--help") for word in args):
         print(HELP.format(name=name))
     if any(word in ("-h", "--help") or word.partition("=")[0].endswith(".help") for word in args):
-        InstructCLI(name, args)
+        try:
+            InstructCLI(name, args)
+        except ArgumentError as error:
+            raise UserError(readable(str(error)), fix="name a class behind it, by its import path") from error
         return 0
     config = composed([*layers, classes_on_line(args)])
     for note in config.notes:

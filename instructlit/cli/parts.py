@@ -5,8 +5,9 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 
+from instructlit.cli.check import Checker
 from instructlit.cli.config import Config
-from instructlit.cli.fit import readable
+from instructlit.cli.fit import readable, signature
 from instructlit.errors import UserError
 
 BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
@@ -25,6 +26,7 @@ def built(config: Config, part: str, where: str) -> Any:
     """
     if part not in config.values:
         raise UserError(f"the config has no `{part}`", where=where, expected=f"a recipe with a `{part}` part")
+    Checker(config, *signature("fit")).check()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(BASES[part], part)
     try:

@@ -157,6 +157,8 @@ def test_help_of_a_class(call: Call) -> None:
     status, out, _ = call("fit", "--model.help", "cli_stand_in.Module")
     assert status == 0
     assert "how it is packed." in out
+    status, _, err = call("fit", "--trainer.callbacks.help")
+    assert (status, "name a class behind it" in err, "Traceback" in err) == (2, True, False)
 
 
 def test_mistakes_are_one_message_and_status_2(call: Call) -> None:

@@ -364,6 +364,14 @@ def test_best_weights_leave_the_module_as_training_did(tmp_path: Path) -> None:
     assert record["checkpoint"]["monitor"] == "toy/val/loss"
 
 
+def test_the_last_are_written_where_nothing_was_validated(tmp_path: Path) -> None:
+    module = Toy()
+    best = ModelCheckpoint(tmp_path, monitor="toy/val/loss", filename="{step}")
+    with pytest.warns(UserWarning, match="toy/val/loss was never logged, so the last weights are written"):
+        fit(tmp_path, module, [ExportHuggingFace(str(tmp_path / "model"), which="best"), best], max_steps=1)
+    assert module.exported == [1.0]
+
+
 def test_the_best_is_known_again_where_a_run_goes_on_in_a_moved_folder(tmp_path: Path) -> None:
     module = Toy()
     best: dict[str, Any] = {"filename": "{step}", "monitor": "toy/val/loss"}

@@ -53,6 +53,22 @@ def test_bad_yaml_names_the_line(write, text: str, line: int, words: str) -> Non
     assert caught.value.where == f"{path}:{line}"
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: \xff\n", "is no text in UTF-8"),
+        (b"a: \0\n", "is no text in UTF-8"),
+        (b"a: &x [*x]\n", "an alias stands for"),
+    ],
+)
+def test_what_is_no_yaml_at_all_names_the_file(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        read(str(path))
+    assert caught.value.where == str(path)
+
+
 def test_a_config_is_a_mapping(write) -> None:
     with pytest.raises(UserError, match="holds a list"):
         read(write("- a\n- b\n"))

@@ -1,6 +1,7 @@
 """Signatures and types as a message tells them."""
 
 import enum
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -108,6 +109,12 @@ def test_a_module_that_lacks_something_itself_says_so(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
         import_class("broken_user_module.X", [], "x")
+
+
+def test_a_package_of_an_extra_is_named_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"pip install 'instructlit\[8bit\]'"):
+        import_class("bitsandbytes.optim.AdamW8bit", [], "x")
 
 
 def test_suggest() -> None:

@@ -217,6 +217,9 @@ def test_what_stops_it(check: Any, tmp_path: Path, demonstrations_file: Path, to
         data_check()
     with pytest.raises(UserError, match="both files and a config"):
         data_check(["x"], config=["y"])
+    wrong = recipe(tmp_path / "c.yaml", "TextData", tokenizer=tokenizer, trian="none.jsonl")
+    with pytest.raises(UserError, match=r"c\.yaml:\d+: data\.init_args\.trian: unknown key[\s\S]*did you mean .*train"):
+        data_check(config=[str(wrong)])
     (tmp_path / "b.yaml").write_text("seed_everything: 1\n")
     with pytest.raises(UserError, match="has no `data`"):
         data_check(config=[str(tmp_path / "b.yaml")])
