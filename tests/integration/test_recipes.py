@@ -57,5 +57,5 @@ def test_overlays_over_a_recipe(folder: Path) -> None:
     if not (folder / "models" / "base").is_dir():
         fit("pretrain", "--trainer.max_epochs", "2", *SHORT)
     overlays = [f"--config=configs/{name}.yaml" for name in ("strategy/single", "optimizer/adamw_8bit", "logger/csv")]
-    fit("sft", *overlays, "--trainer.max_steps", "1", "--trainer.logger.name", "overlaid")
+    fit("sft", *overlays, "--trainer.max_steps", "1", "--trainer.logger.name", "overlaid", "--resume", "never")
     assert (folder / "runs" / "overlaid" / "version_0" / "metrics.csv").is_file()

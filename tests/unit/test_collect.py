@@ -115,7 +115,7 @@ def test_tasks_go_into_the_labelling_database_once(folder: Path, capsys: pytest.
         found = list(session.scalars(sqlalchemy.select(Task).order_by(Task.id)))
     for task, asked in zip(found, read_tasks("tasks.jsonl"), strict=True):
         assert (task.prompt, task.completions, task.policies) == (asked.prompt, asked.completions, asked.policy)
-        assert (task.kind, task.overlap, task.round, task.extra["task"]) == ("comparison", 2, 2, asked.task)
+        assert (task.kind, task.overlap, task.round, task.extra["instructlit_task"]) == ("comparison", 2, 2, asked.task)
 
 
 def test_an_interrupted_run_with_other_options_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_a_run_is_drawn_by_its_own_score_and_kl_and_by_gold(tmp_path: Path) -> N
     right = world.ideal(prompt, world.rng("test"))
     rows = [
         {"iteration": 0, "prompt": prompt, "response": "", "score": -1.0, "kl": 0.0},
-        {"iteration": 8, "prompt": prompt, "response": "stale", "score": 9.0, "kl": 9.0},
+        {"iteration": 8, "prompt": prompt, "response": "", "score": 9.0, "kl": 9.0},
         {"iteration": 8, "prompt": prompt, "response": right, "score": 1.0, "kl": 0.25},
     ]
     path = tmp_path / "ppo.jsonl"
@@ -207,9 +208,10 @@ def test_a_run_is_drawn_by_its_own_score_and_kl_and_by_gold(tmp_path: Path) -> N
     judges: Any = {"gold": GoldJudge(str(tmp_path)), "reward": GoldJudge(str(tmp_path))}
     desk = Desk(judges, Store(tmp_path / "v"))
     drawn = {c.y: c.series for c in task.measure(Study(["sft"], {"sft": []}, desk, "sft")).curves}
-    assert drawn["score by reward"] == {"ppo": [(0.0, -1.0), (0.5, 1.0)]}
+    apart = math.sqrt((9 + 0.25) / 2)  # of two samples of the prompt
+    assert drawn["score by reward"] == {"ppo": [(0.0, -1.0), (apart, 5.0)]}
     gold = [world.judge(prompt, text).score for text in ("", right)]
-    assert drawn["score by gold"] == {"ppo": [(0.0, gold[0]), (0.5, gold[1])]}
+    assert drawn["score by gold"] == {"ppo": [(0.0, gold[0]), (apart, sum(gold) / 2)]}
     assert gold[0] < gold[1]
 
 
