@@ -1,5 +1,6 @@
 """Distributions in W&B, where a mean would hide what happens."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -30,7 +31,8 @@ class WandbHistograms(pl.Callback):
     ) -> None:
         rollout = getattr(pl_module, "last_rollout", None)
         if isinstance(rollout, Rollout) and logger_step(trainer) % self.every_n_batches == 0:
-            self._log(trainer, pl_module, rollout_values(rollout))
+            own = {name: x.float().tolist() for name, x in rollout_values(rollout).items()}
+            self._log(trainer, pl_module, {name: gathered(values) for name, values in own.items()})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -41,18 +43,18 @@ class WandbHistograms(pl.Callback):
             for name in ("score", "kl", "length")
         }
         pairs = getattr(getattr(pl_module, "validation_pairs", None), "difference", None)
-        if pairs is not None and len(pairs):
-            found["val_margin"] = torch.cat([torch.as_tensor(part).flatten() for part in pairs]).tolist()
-        self._log(trainer, pl_module, {name: torch.tensor(values) for name, values in found.items() if values})
+        if pairs is not None:
+            found["val_margin"] = gathered([x for part in pairs for x in torch.as_tensor(part).flatten().tolist()])
+        self._log(trainer, pl_module, found)
 
-    def _log(self, trainer: pl.Trainer, module: pl.LightningModule, values: dict[str, Tensor]) -> None:
+    def _log(self, trainer: pl.Trainer, module: pl.LightningModule, values: dict[str, list[float]]) -> None:
         for logger in wandb_loggers(trainer):
             import wandb
 
             found = {
-                f"{stage_name(module)}/histogram/{name}": wandb.Histogram(x.float().cpu().numpy(), num_bins=self.bins)  # type: ignore[arg-type]
+                f"{stage_name(module)}/histogram/{name}": wandb.Histogram(x, num_bins=self.bins)
                 for name, x in values.items()
-                if x.numel() and bool(torch.isfinite(x).all())
+                if x and all(map(math.isfinite, x))
             }
             if found:
                 logger.log_metrics(found, step=logger_step(trainer))  # type: ignore[arg-type]

@@ -72,7 +72,8 @@ def export_folder(
 
 def save_weights(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Write a causal language model to `path` for another process to load at once: config, weights, adapters merged,
-    and tokenizer; no record and no card, and nobody waits for the disk.
+    and tokenizer; no record and no card, and nobody waits for the disk. A model folder there is replaced, whoever wrote
+    it: a server was started on it.
 
     Every rank must call this; the first writes, and what keeps it from that is raised in all.
 
@@ -86,7 +87,7 @@ def save_weights(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: Pat
             _save_plain(unwrapped(model), tokenizer, partial, state or plain_state_dict(model), None)
             tokenizer.save_pretrained(partial)
 
-    on_first_rank_alone(lambda: _beside(path, write))
+    on_first_rank_alone(lambda: _beside(path, write, known="config.json"))
 
 
 def on_first_rank_alone(write: Callable[[], None]) -> None:
@@ -125,9 +126,10 @@ def _write_folder(
     _beside(path, write)
 
 
-def _beside(path: Path, write: Callable[[Path], None]) -> None:
-    """Have a folder written beside `path`, or what it links to, and give it the name when it is whole."""
-    _check_replaceable(path)
+def _beside(path: Path, write: Callable[[Path], None], known: str = RECORD) -> None:
+    """Have a folder written beside `path`, or what it links to, and give it the name when it is whole. A folder there
+    is replaced where it holds the file `known`."""
+    _check_replaceable(path, known)
     place = path.resolve()
     partial = _hidden(place, "partial")
     try:
@@ -293,13 +295,13 @@ def _unwritable(path: Path, error: Exception, fix: str) -> UserError:
     )
 
 
-def _check_replaceable(path: Path) -> None:
-    """Never delete what we did not write."""
+def _check_replaceable(path: Path, known: str = RECORD) -> None:
+    """Never delete what we did not write, which the file `known` tells."""
     if path.is_file():
         raise UserError("there is a file of that name", where=str(path), expected="a folder, new or from an export")
-    if path.is_dir() and any(path.iterdir()) and not (path / RECORD).is_file():
+    if path.is_dir() and any(path.iterdir()) and not (path / known).is_file():
         raise UserError(
-            f"the folder holds files and no {RECORD}, so it is not replaced",
+            f"the folder holds files and no {known}, so it is not replaced",
             where=str(path),
             expected="a new folder, an empty one or an earlier export",
             fix="name another folder, or empty this one",

@@ -84,7 +84,8 @@ class WorkerEngine(ExternalEngine):
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
-            command = [self.python or sys.executable, "-m", "instructlit.rollout.worker_process"]
+            # -P: the process itself puts the working folder last, where no file in it hides a library.
+            command = [self.python or sys.executable, "-P", "-m", "instructlit.rollout.worker_process"]
             try:
                 self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             except OSError as error:

@@ -71,4 +71,5 @@ if __name__ == "__main__":
     # What libraries print goes to the trainer's standard error and not between the replies.
     own = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    sys.path.append(os.getcwd())
     serve(sys.stdin, own)

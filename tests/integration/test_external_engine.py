@@ -4,6 +4,7 @@ The worker is a real process. vLLM is not installed here: its adapter speaks to 
 documented endpoints over the same folder, and checks what it is sent.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -28,9 +29,13 @@ TEXTS = ["abc", "a longer prompt", "?", "abc"]
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[WorkerEngine]:
-    """One process for all tests of the module: to start it takes seconds."""
-    engine = WorkerEngine(batch_size=3)
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerEngine]:
+    """One process for all tests of the module, for to start it takes seconds; in a folder with a file called like a
+    library."""
+    engine, folder = WorkerEngine(batch_size=3), tmp_path_factory.mktemp("user")
+    (folder / "tokenizers.py").write_text("raise ImportError('taken for the library')")
+    with contextlib.chdir(folder):
+        engine._started()
     yield engine
     if engine._process is not None:
         engine._process.kill()

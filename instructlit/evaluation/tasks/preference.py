@@ -59,8 +59,8 @@ class Preference(Task):
         temperature: float = 0.0,
         samples_shown: int = 12,
     ):
-        self.judges = ["judge"] if judges is None else judges
-        self.raters = self.judges if raters is None else raters
+        self.judges = list(dict.fromkeys(["judge"] if judges is None else judges))
+        self.raters = self.judges if raters is None else list(dict.fromkeys(raters))
         self.path, self.limit, self.samples_shown = prompts, limit, samples_shown
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self._prompts: list[Prompt] = []
