@@ -105,6 +105,8 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) ->
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 stores the transpose
     )
     try:
+        if not isinstance(lora.target_modules, str):
+            _check_names(model, lora.target_modules)
         adapted = get_peft_model(model, config)  # type: ignore[arg-type]
     except ValueError as error:
         linear = sorted({name.rsplit(".")[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
@@ -116,6 +118,14 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) ->
         ) from error
     _float32_trainable(adapted)
     return adapted
+
+
+def _check_names(model: nn.Module, targets: list[str]) -> None:
+    """Raise ValueError for the first that no layer has; peft asks no more than that one of them is there."""
+    known = [f".{name}" for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name.endswith(f".{target}") for name in known):
+            raise ValueError(f"{target} is in no layer's name")
 
 
 def check_plain_lora(config: dict[str, Any], path: str, where: str) -> None:

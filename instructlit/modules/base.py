@@ -211,7 +211,11 @@ class StageModule(pl.LightningModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = with_own_settings(over_shards(self.make_optimizer(self.parameter_groups())))  # type: ignore[arg-type]
+        try:
+            made = self.make_optimizer(self.parameter_groups())  # type: ignore[arg-type]
+        except ValueError as error:  # "Invalid learning rate: -1"
+            raise UserError(str(error), where="model.init_args.optimizer") from error
+        optimizer = with_own_settings(over_shards(made))
         if self.make_lr_scheduler is None:
             return optimizer
         scheduler = self.make_lr_scheduler(optimizer)

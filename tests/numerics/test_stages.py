@@ -513,6 +513,12 @@ def test_a_run_that_only_time_ends_has_no_length_for_a_schedule(tmp_path, tiny_l
         assert fit(needs_none) == (1, None, "step")
 
 
+def test_what_an_optimizer_refuses_is_told_with_its_option(tmp_path, tiny_llama_dir, char_tokenizer):
+    module = sft_module(tiny_llama_dir, optimizer=partial(torch.optim.AdamW, lr=-1.0))
+    with pytest.raises(UserError, match=r"model\.init_args\.optimizer: Invalid learning rate: -1"):
+        run(tmp_path, module, char_tokenizer, [token_batch(PAIRS)])
+
+
 def test_a_schedule_that_waits_for_a_metric_is_refused(tmp_path, tiny_llama_dir, char_tokenizer):
     module = sft_module(tiny_llama_dir, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     with pytest.raises(UserError, match=r"model\.init_args\.lr_scheduler: ReduceLROnPlateau follows a metric"):

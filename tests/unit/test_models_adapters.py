@@ -137,6 +137,8 @@ def test_merged_weights_have_the_plain_models_names_and_nothing_more(tiny_llama_
 def test_wrong_layer_names_list_the_right_ones(tiny_llama_dir: Path) -> None:
     with pytest.raises(UserError, match=r"policy\.lora\.target_modules: no layer is called[\s\S]*q_proj"):
         load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(target_modules=["q_prj"])), "policy")
+    with pytest.raises(UserError, match="to do: v_prj is in no layer's name"):
+        load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(target_modules=["q_proj", "v_prj"])), "policy")
     for option, value in (("alpha", 0.0), ("alpha", -4.0), ("dropout", -1.0), ("dropout", 2.0)):
         with pytest.raises(UserError, match=rf"^policy\.lora\.{option}: found {value}"):
             load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(**{option: value})), "policy")  # type: ignore[arg-type]
