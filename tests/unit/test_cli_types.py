@@ -112,7 +112,8 @@ def test_a_module_that_lacks_something_itself_says_so(tmp_path: Path, monkeypatc
 
 
 def test_a_package_of_an_extra_is_named_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
+    for name in ("bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     with pytest.raises(UserError, match=r"pip install 'instructlit\[8bit\]'"):
         import_class("bitsandbytes.optim.AdamW8bit", [], "x")
 
