@@ -30,9 +30,10 @@ class WandbHistograms(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         rollout = getattr(pl_module, "last_rollout", None)
-        if isinstance(rollout, Rollout) and logger_step(trainer) % self.every_n_batches == 0:
-            own = {name: x.float().tolist() for name, x in rollout_values(rollout).items()}
-            self._log(trainer, pl_module, {name: gathered(values) for name, values in own.items()})
+        due = wandb_loggers(trainer) and logger_step(trainer) % self.every_n_batches == 0
+        if due and isinstance(rollout, Rollout):
+            values = {name: gathered(x.float().tolist()) for name, x in rollout_values(rollout).items()}
+            self._log(trainer, pl_module, values)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:

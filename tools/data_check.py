@@ -80,13 +80,11 @@ def data_check(
 
 def _from_config(paths: list[str]) -> "DataModule":
     """The datamodule that configs name, without their model."""
-    from instructlit.cli.config import read
-    from instructlit.cli.fit import composed
-    from instructlit.cli.parts import built
+    from instructlit.cli.parts import built, checked
     from instructlit.data.datamodule import DataModule
     from instructlit.errors import UserError
 
-    data = built(composed([read(path) for path in paths]), "data", paths[-1])
+    data = built(checked(paths), "data", paths[-1])
     if not isinstance(data, DataModule):
         raise UserError(
             f"{type(data).__name__} is a datamodule of your own",

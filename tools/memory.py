@@ -53,12 +53,10 @@ def memory(
 
 
 def _run(paths: list[str], devices: int | None, completions: int, stand_in: str | None, device: str) -> "Run":
-    from instructlit.cli.config import read
-    from instructlit.cli.fit import composed
-    from instructlit.cli.parts import built
+    from instructlit.cli.parts import built, checked
     from instructlit.memory import run_of
 
-    config = composed([read(path) for path in paths])
+    config = checked(paths)
     module, data = (built(config, part, paths[-1]) for part in ("model", "data"))
     trainer = config.values.get("trainer") or {}
     count = devices or _devices(trainer.get("devices")) * int(trainer.get("num_nodes") or 1)

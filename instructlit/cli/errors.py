@@ -56,9 +56,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
     for cause in chain(error):
-        if isinstance(cause, ModuleNotFoundError) and (extra := EXTRAS.get((cause.name or "").partition(".")[0])):
-            fault = UserError(f"{cause.name} is not installed", fix=f"pip install 'instructlit[{extra}]'")
-            return str(fault)
+        if isinstance(cause, ModuleNotFoundError) and (fix := extra_of(cause.name or "")):
+            return str(UserError(f"{cause.name} is not installed", fix=fix))
         # Lightning's own word for a mistake in how it was asked; by name, so that it need not be imported here.
         if type(cause).__name__ == "MisconfigurationException":
             return str(cause)
@@ -70,6 +69,12 @@ def explain(error: BaseException) -> str | None:
                 UserError(f"there is no file or folder `{cause.filename}`", fix=f"{DEBUG}=1 shows where it was needed")
             )
     return None
+
+
+def extra_of(module: str) -> str | None:
+    """How to install what a module belongs to, where it comes with one of our extras."""
+    extra = EXTRAS.get(module.partition(".")[0])
+    return f"pip install 'instructlit[{extra}]'" if extra else None
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -1,16 +1,28 @@
 """The module or the datamodule that configs name, built without a run: neither loads weights or files by itself."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 
 from instructlit.cli.check import Checker
-from instructlit.cli.config import Config
-from instructlit.cli.fit import readable, signature
+from instructlit.cli.config import Config, read
+from instructlit.cli.fit import composed, readable, signature
 from instructlit.errors import UserError
 
 BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
+
+
+def checked(paths: Sequence[str]) -> Config:
+    """The configs laid over each other.
+
+    Raises:
+        UserError: a key or value in them is wrong, as `fit` would say.
+    """
+    config = composed([read(path) for path in paths])
+    Checker(config, *signature("fit")).check()
+    return config
 
 
 def built(config: Config, part: str, where: str) -> Any:
@@ -26,7 +38,6 @@ def built(config: Config, part: str, where: str) -> Any:
     """
     if part not in config.values:
         raise UserError(f"the config has no `{part}`", where=where, expected=f"a recipe with a `{part}` part")
-    Checker(config, *signature("fit")).check()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(BASES[part], part)
     try:

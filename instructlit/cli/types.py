@@ -210,17 +210,15 @@ def _import_module(name: str, path: str, where: str) -> Any:
         missing = error.name or name
         if name != missing and not name.startswith(f"{missing}."):
             raise  # the module is there and lacks something itself: its own message says what
-        from instructlit.cli.errors import EXTRAS
+        from instructlit.cli.errors import extra_of
 
-        extra = EXTRAS.get(missing.partition(".")[0])
         parent, _, _leaf = missing.rpartition(".")
         raise UserError(
             f"there is no module `{missing}` for class_path `{path}`",
             where=where,
             expected=_near_module(missing, parent),
-            fix=f"pip install 'instructlit[{extra}]'"
-            if extra
-            else "a module of your own is found in the folder you start from, or install its package",
+            fix=extra_of(missing)
+            or "a module of your own is found in the folder you start from, or install its package",
         ) from error
 
 

@@ -308,9 +308,14 @@ def _line_index(path: str) -> tuple[np.ndarray, np.ndarray | None, str]:
     return breaks, np.delete(np.arange(len(breaks)), blank) if blank else None, digest.hexdigest()
 
 
-def _columns(path: str, cells: dict[str, Any]) -> list[str]:
-    """The names in the first line of a table, every row of which has as many cells: a comma that is not in quotes would
-    move the others to columns that are not theirs.
+def _columns(path: str, cells: dict[str, Any], whole: bool) -> list[str]:
+    """The names in the first line of a table.
+
+    Args:
+        path: the file.
+        cells: how it is cut into cells.
+        whole: see to it that every row has as many: a comma that is not in quotes would move the others to columns that
+            are not theirs.
     """
     limit = csv.field_size_limit((1 << 31) - 1)  # texts may be longer than the 128 KiB that a cell has by default
     line = 1
@@ -319,7 +324,7 @@ def _columns(path: str, cells: dict[str, Any]) -> list[str]:
             reader = csv.reader(file, strict=True, **cells)
             columns = next(reader)
             line = reader.line_num + 1
-            for row in reader:
+            for row in reader if whole else ():
                 if row and len(row) != len(columns):
                     raise UserError(
                         f"found {len(row)} cells under {len(columns)} names",
@@ -361,11 +366,10 @@ def _load_table(source: Source, path: str, sha256: str | None) -> Any:
         elif (cells := _CELLS.get(Path(path).suffix.lower())) is not None:
             # Everything as text: a completion "42" or "NA" is not a number or a gap. A column without a name, such as
             # the index that pandas writes, has the name that pandas gives it when it reads.
-            names = [name or f"Unnamed: {i}" for i, name in enumerate(_columns(path, cells))]
-            columns = dict.fromkeys(names, datasets.Value("string"))
-            table = datasets.Dataset.from_csv(
-                path, features=datasets.Features(columns), cache_dir=copies, keep_default_na=False, **cells
-            )
+            columns = _columns(path, cells, whole=not Path(copies).exists())  # what has a copy was looked through then
+            names = [name or f"Unnamed: {i}" for i, name in enumerate(columns)]
+            features = datasets.Features(dict.fromkeys(names, datasets.Value("string")))
+            table = datasets.Dataset.from_csv(path, features=features, cache_dir=copies, keep_default_na=False, **cells)
         else:
             _ask_hub(path)
             table = datasets.load_dataset(path, source.subset, split=wanted)

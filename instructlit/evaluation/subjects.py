@@ -12,7 +12,7 @@ from instructlit.data.sources import Source
 from instructlit.errors import UserError
 from instructlit.evaluation.datasets import read_rows
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request
-from instructlit.models.folders import adapter_config
+from instructlit.models.folders import trunk_of
 from instructlit.types import PromptText
 
 _TEXTS = ("response", "completion", "completions", "responses", "output", "answer")
@@ -130,7 +130,7 @@ def fingerprint(path: str) -> Any:
     if place.is_file():
         return [str(place.resolve()), place.stat().st_size, place.stat().st_mtime_ns]
     if place.is_dir():
-        trunk = (adapter_config(path) or {}).get("base_model_name_or_path")
+        trunk = trunk_of(path)
         return [str(place.resolve()), *_listed(place), *([fingerprint(trunk)] if trunk else [])]
     return path
 

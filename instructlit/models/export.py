@@ -26,7 +26,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from instructlit.errors import UserError
 from instructlit.models.adapters import is_adapted, plain_state_dict, unwrapped
 from instructlit.models.card import model_card
-from instructlit.models.folders import adapter_config, quiet_transformers
+from instructlit.models.folders import quiet_transformers, trunk_of
 from instructlit.models.lineage import RECORD, make_record, weights_digest
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.sharding import is_sharded
@@ -274,8 +274,7 @@ def check_no_source(path: str | Path, sources: Iterable[str], where: str | None 
     """
     place = Path(path).expanduser().resolve()
     for source in sources:
-        trunk = (adapter_config(source) or {}).get("base_model_name_or_path")
-        for name in filter(None, (source, trunk)):
+        for name in filter(None, (source, trunk_of(source))):
             folder = Path(name).expanduser()
             if folder.is_dir() and folder.resolve().is_relative_to(place):
                 raise UserError(

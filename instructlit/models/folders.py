@@ -75,6 +75,11 @@ def adapter_config(path: str) -> dict[str, Any] | None:
     return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
 
 
+def trunk_of(path: str) -> str | None:
+    """The folder or Hub name of the model that a folder of adapters stands on; None for any other path."""
+    return (adapter_config(path) or {}).get("base_model_name_or_path")
+
+
 def load_config(path: str, *, revision: str | None, trust_remote_code: bool, where: str) -> PretrainedConfig:
     """The config of a folder or Hub name.
 
