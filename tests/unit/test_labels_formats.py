@@ -216,6 +216,18 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "tasks.jsonl:1: fields" in capsys.readouterr().err
 
 
+def test_an_export_of_nothing_says_what_is_lacking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sqlalchemy")
+    write_tasks(tmp_path / "tasks.jsonl", TASKS[:1])
+    database = ["--database", str(tmp_path / "labels.db")]
+    assert main(["label", "import", str(tmp_path / "tasks.jsonl"), "--kind", "comparison", *database]) == 0
+    capsys.readouterr()
+    assert main(["labels", "export", "--output", str(tmp_path)]) == 2
+    assert "expected: labels, --database, or --tasks" in capsys.readouterr().err
+    assert main(["labels", "export", "--output", str(tmp_path), *database]) == 2
+    assert "--database: it has no label yet" in capsys.readouterr().err
+
+
 def test_a_second_export_leaves_no_file_of_the_first_beside_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

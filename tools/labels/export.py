@@ -53,6 +53,8 @@ def labels_export(
     asked = [task for file in tasks or [] for task in read_tasks(file)]
     given = labels_of(labels or [], database, gold)
     if not asked and not given:
+        if database:
+            raise UserError("it has no label yet", where="--database", expected="tasks that somebody has labelled")
         expected = "labels, --database, or --tasks"
         raise UserError("there is nothing to export", where="instructlit labels export", expected=expected)
     if asked and given:
