@@ -1,10 +1,10 @@
 """95 % intervals of evaluation figures, prompts taken as the independent units.
 
-Shares have Wilson's interval (at an effective number of trials where a prompt has several). Everything else (means,
-ratios of sums, differences of two models on the same prompts) is bootstrapped by prompt. The percentile bootstrap is
-too narrow for few prompts, since it divides by n where the sample variance divides by n - 1 and takes normal quantiles
-where Student's are due; its quantiles are moved out for both (Hesterberg 2015, "What Teachers Should Know About the
-Bootstrap", section 3.3).
+Shares have Wilson's interval (at an effective number of trials where a prompt has several), differences of shares that
+of Bonett and Price. Everything else (means, ratios of sums, their differences on the same prompts) is bootstrapped by
+prompt. The percentile bootstrap is too narrow for few prompts, since it divides by n where the sample variance divides
+by n - 1 and takes normal quantiles where Student's are due; its quantiles are moved out for both (Hesterberg 2015,
+"What Teachers Should Know About the Bootstrap", section 3.3).
 """
 
 import math
@@ -78,10 +78,34 @@ def ratio(
     return Figure(value, float(shape(np.asarray(low))), float(shape(np.asarray(high))), len(a))
 
 
-def paired_difference(ours: Values, theirs: Values, seed: int = 0) -> Figure:
-    """The mean of ours minus theirs, prompt by prompt; a prompt with a nan on either side does not count."""
-    difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
-    return mean(difference[np.isfinite(difference)], seed)
+def paired_share_difference(ours: tuple[Values, Values], theirs: tuple[Values, Values]) -> Figure:
+    """The difference of two pooled shares of successes over the same prompts.
+
+    Among few prompts none may show an outcome that is rare, and resampling them never does. Bonett and Price 2012
+    ("Adjusted Wald confidence interval for a difference of binomial proportions based on paired data") therefore add
+    two prompts, one on which only ours succeeds and one on which only theirs does; the interval is normal around
+    the difference with them. Here an added prompt has the mean number of trials, and the variance is that between
+    prompts, so that trials of one prompt need not be independent: with one trial a prompt it is theirs, with many that
+    are independent it is wider than need be.
+
+    Args:
+        ours: (P,) successes, halves allowed, and (P,) trials.
+        theirs: the same for the other model; prompts without trials on either side do not count.
+
+    Returns:
+        the figure, its interval within -1 .. 1 and never a point; nan with an open interval where nothing counts.
+    """
+    a, b, c, d = _on_both(ours, theirs)
+    if not len(a):
+        return Figure(math.nan, -math.inf, math.inf, 0)
+    n, value = len(a), float(a.sum() / b.sum() - c.sum() / d.sum())
+    mean_b, mean_d = b.mean(), d.mean()
+    a, b = np.append(a, [mean_b, 0]), np.append(b, [mean_b, mean_b])
+    c, d = np.append(c, [0, mean_d]), np.append(d, [mean_d, mean_d])
+    our_share, their_share = a.sum() / b.sum(), c.sum() / d.sum()
+    parts = (a - our_share * b) / b.sum() - (c - their_share * d) / d.sum()  # what each prompt moves the difference by
+    centre, half = our_share - their_share, Z * math.sqrt((parts**2).sum())
+    return Figure(value, max(-1.0, float(centre - half)), min(1.0, float(centre + half)), n)
 
 
 def paired_ratio_difference(
@@ -97,10 +121,11 @@ def paired_ratio_difference(
         theirs: the same for the other model; prompts without a denominator on either side do not count.
         seed: of the resampling.
         transform: as for `ratio`, applied to each before the difference.
+
+    Returns:
+        the figure; with an open interval where all prompts agree, which says nothing of how far others may lie.
     """
-    a, b, c, d = (np.asarray(x, dtype=float) for x in (*ours, *theirs))
-    both = (b > 0) & (d > 0)
-    a, b, c, d = a[both], b[both], c[both], d[both]
+    a, b, c, d = _on_both(ours, theirs)
     shape = transform or (lambda x: x)
     if not len(a):
         return Figure(math.nan, -math.inf, math.inf, 0)
@@ -109,10 +134,16 @@ def paired_ratio_difference(
         return shape((counts @ a) / (counts @ b)) - shape((counts @ c) / (counts @ d))
 
     value = float(difference(np.ones((1, len(a))))[0])
-    if len(a) == 1:
-        return Figure(value, -math.inf, math.inf, 1)
-    low, high = bootstrap(difference, len(a), seed)
+    low, high = bootstrap(difference, len(a), seed) if len(a) > 1 else (value, value)
+    if math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-12):
+        low, high = -math.inf, math.inf
     return Figure(value, low, high, len(a))
+
+
+def _on_both(ours: tuple[Values, Values], theirs: tuple[Values, Values]) -> list[np.ndarray]:
+    """Numerators and denominators of either side, of the prompts that have both."""
+    a, b, c, d = (np.asarray(x, dtype=float) for x in (*ours, *theirs))
+    return [x[(b > 0) & (d > 0)] for x in (a, b, c, d)]
 
 
 def correlation(x: Values, y: Values, units: Sequence[Any] | np.ndarray, seed: int = 0) -> Figure:

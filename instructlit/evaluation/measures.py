@@ -136,7 +136,7 @@ def measured(
         measure: the column to be filled.
         values: for each row (U,) values, or numerators where there are weights; None does not count.
         weights: for each row (U,) denominators, for a ratio of sums.
-        share: the values are successes, halves allowed: Wilson's interval, else a bootstrap.
+        share: the values are successes, halves allowed: Wilson's interval and Bonett and Price's, else a bootstrap.
         transform: of a ratio, such as exp.
         groups: (U,) the group of each unit, for figures by group.
     """
@@ -168,7 +168,12 @@ def measured(
         base = (numbers[study.base], made[study.base])
         for row in numbers:
             if row != study.base:
-                pair = intervals.paired_ratio_difference((numbers[row], made[row]), base, study.seed, transform)
+                own = (numbers[row], made[row])
+                pair = (
+                    intervals.paired_share_difference(own, base)
+                    if share
+                    else intervals.paired_ratio_difference(own, base, study.seed, transform)
+                )
                 if pair.n:
                     measure.differences[row] = pair
     return measure

@@ -3,13 +3,17 @@ against closed forms, hand-worked values and simulation."""
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from instructlit.evaluation import intervals
+from instructlit.evaluation.judging import Desk
 from instructlit.evaluation.length_control import length_controlled
+from instructlit.evaluation.measures import Measure, Study, measured
 from instructlit.evaluation.requests import Weights
+from instructlit.evaluation.store import Store
 from instructlit.evaluation.tasks.best_of_n import best_of_n, best_of_n_kl
 from instructlit.evaluation.tasks.bias import entropy, first_likelier
 from instructlit.evaluation.tasks.reward_quality import calibration
@@ -53,13 +57,18 @@ def test_pairing_takes_what_prompts_have_in_common_out() -> None:
     generator = np.random.default_rng(3)
     hard = generator.normal(0, 5, size=200)
     ours, theirs = hard + 0.3 + generator.normal(0, 0.5, 200), hard + generator.normal(0, 0.5, 200)
-    figure = intervals.paired_difference(ours, theirs)
+    figure = intervals.paired_ratio_difference((ours, np.ones(200)), (theirs, np.ones(200)))
     assert figure.differs
     assert figure.high - figure.low == pytest.approx(2 * 1.96 * math.sqrt(0.5) / math.sqrt(200), rel=0.2)
-    assert not intervals.paired_difference(theirs, theirs).differs
-    with_gap = ours.copy()
-    with_gap[7] = np.nan
-    assert intervals.paired_difference(with_gap, theirs).n == 199
+
+
+def test_prompts_that_agree_say_nothing_of_others() -> None:
+    rating = intervals.paired_ratio_difference(([6.0, 3.0, 4.0], np.ones(3)), ([5.0, 2.0, 3.0], np.ones(3)))
+    assert rating.value == pytest.approx(1)
+    assert (rating.low, rating.high) == (-math.inf, math.inf)
+    alike = intervals.paired_share_difference((np.ones(15), np.ones(15)), (np.ones(15), np.ones(15)))
+    assert (alike.value, alike.n) == (0, 15)
+    assert (alike.low, alike.high) == pytest.approx((-0.163, 0.163), abs=1e-3)  # 1.96 sqrt(2) / 17
 
 
 def test_a_difference_of_ratios_is_that_of_its_parts() -> None:
@@ -92,13 +101,43 @@ def test_coverage_of_a_ratio() -> None:
     assert 0.93 <= covered(draw, 2.0) <= 0.97
 
 
-def test_coverage_of_a_paired_difference_of_shares() -> None:
-    def draw(generator: np.random.Generator, seed: int) -> intervals.Figure:
-        quality = generator.beta(2, 2, size=60)
-        ours, theirs = generator.random(60) < quality * 0.8, generator.random(60) < quality * 0.6
-        return intervals.paired_difference(ours.astype(float), theirs.astype(float), seed)
+def test_a_difference_of_shares_is_bonett_and_prices() -> None:
+    ours, theirs = np.repeat([1.0, 1, 0, 0], [21, 9, 2, 8]), np.repeat([1.0, 0, 1, 0], [21, 9, 2, 8])
+    figure = intervals.paired_share_difference((ours, np.ones(40)), (theirs, np.ones(40)))
+    more, less = 10 / 42, 3 / 42  # a prompt is added to either kind on which they differ
+    half = 1.959964 * math.sqrt((more + less - (more - less) ** 2) / 42)
+    assert (figure.value, figure.n) == (pytest.approx(7 / 40), 40)
+    assert (figure.low, figure.high) == pytest.approx((more - less - half, more - less + half))
+    thrice = intervals.paired_share_difference((3 * ours, np.full(40, 3)), (theirs, np.ones(40)))
+    assert thrice == figure, "trials that say the same are one trial"
 
-    assert 0.93 <= covered(draw, 0.1) <= 0.97
+
+@pytest.mark.parametrize("prompts", [15, 30, 200])
+@pytest.mark.parametrize(("our_share", "their_share"), [(0.98, 0.92), (0.05, 0.1), (0.5, 0.6)])
+def test_coverage_of_a_difference_of_shares(prompts: int, our_share: float, their_share: float) -> None:
+    def draw(generator: np.random.Generator, _: int) -> intervals.Figure:
+        """A prompt is right or wrong in all of its one to four trials, and half of the prompts are hard for both."""
+        shared, made = generator.random(prompts), generator.integers(1, 5, prompts)
+        right = [
+            np.where(shared < 0.5, shared < share / 2, generator.random(prompts) < share)
+            for share in (our_share, their_share)
+        ]
+        return intervals.paired_share_difference((right[0] * made, made), (right[1] * made, made))
+
+    assert covered(draw, our_share - their_share) >= 0.93
+
+
+def test_a_measure_of_shares_has_their_difference(tmp_path: Path) -> None:
+    study = Study(["base", "ppo"], {}, Desk({}, Store(tmp_path / "verdicts.jsonl")), base="base")
+    right = {"base": [1.0, 0.0] * 8, "ppo": [1.0] * 16}
+    of_shares, of_means = (measured(study, Measure("", "", ""), right, share=share) for share in (True, False))
+    trials = np.ones(16)
+    assert of_shares.differences["ppo"] == intervals.paired_share_difference(
+        (right["ppo"], trials), (right["base"], trials)
+    )
+    assert of_means.differences["ppo"] == intervals.paired_ratio_difference(
+        (right["ppo"], trials), (right["base"], trials)
+    )
 
 
 def test_coverage_of_a_share() -> None:
