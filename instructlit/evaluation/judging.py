@@ -118,6 +118,9 @@ class Judge(ABC):
         """What asking these will cost, in words; "" where it costs nothing but time."""
         return ""
 
+    def release(self) -> None:  # noqa: B027 - optional
+        """Called when no more questions are expected: memory can be given back."""
+
     @property
     def marks(self) -> Kind:
         """How it says of one answer how good that is: "score" on a scale of its own, else "rate" from 1 to 7."""
@@ -127,6 +130,28 @@ class Judge(ABC):
     def title(self) -> str:
         """What a report calls it."""
         return type(self).__name__
+
+
+class LoadedJudge(Judge):
+    """A judge with a model in this process: loaded when it is first asked, and held until it is released."""
+
+    _model: Any = None
+
+    @abstractmethod
+    def _load(self) -> Any:
+        """What answers, on its device.
+
+        Raises:
+            UserError: it cannot be had.
+        """
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            self._model = self._load()
+        return self._model
+
+    def release(self) -> None:
+        self._model = None
 
 
 class Desk:

@@ -100,8 +100,11 @@ class Evaluation:
             study = self._study(requests[name], replies, results, desk, further.get(name, {}))
             self._measure(name, study, results)
 
+        last: dict[str, str] = {}  # the task that is the last to have new questions for a judge
         for name in requests:
+            before = {judge: len(questions) for judge, questions in plan.planned.items()}
             measure(name, plan)
+            last |= {judge: name for judge, own in plan.planned.items() if len(own) > before.get(judge, 0)}
         results.plan = plan_text(plan)
         for line in results.plan:
             self.tell(f"to be asked: {line}")
@@ -119,6 +122,9 @@ class Evaluation:
                     for judge in self.judges
                 }
                 self.on_task(results)
+                for judge in self.judges:
+                    if last.get(judge, name) == name:
+                        self.judges[judge].release()
         verdicts.close()
         return results
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from services import Service
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from instructlit.errors import UserError
-from instructlit.evaluation import Answer, Desk, Judge, Question, Study, Verdict
+from instructlit.evaluation import Answer, Ask, Desk, Judge, Outcome, Question, Study, Task, Verdict
 from instructlit.evaluation.judges import (
     EndpointJudge,
     FunctionJudge,
     HuggingFaceClassifier,
+    LocalJudge,
     PeopleJudge,
     PerspectiveScorer,
     RewardJudge,
@@ -27,6 +29,7 @@ from instructlit.evaluation.judges import (
 from instructlit.evaluation.judges.text import judging_prompt, read_verdict
 from instructlit.evaluation.judging import plan_text
 from instructlit.evaluation.reward_scores import RewardScores
+from instructlit.evaluation.runner import Evaluation
 from instructlit.evaluation.store import Store
 from instructlit.evaluation.tasks import Preference
 from instructlit.models.backbone import Backbone, load_scalar_model
@@ -544,3 +547,56 @@ def test_a_classifier_names_its_label(tmp_path: Path, char_tokenizer: Any) -> No
     assert found[0].value == pytest.approx(float(chance), abs=1e-5)
     with pytest.raises(UserError, match="has no label rude"):
         list(HuggingFaceClassifier(str(tmp_path / "c"), label="rude", device="cpu").verdicts(asked))
+
+
+class Asking(Task):
+    """Asks its judges two questions of its own each, one after the other."""
+
+    def __init__(self, name: str, *judges: str):
+        self.name, self.judges = name, judges
+
+    def measure(self, study: Study) -> Outcome:
+        for about in "ab":
+            for judge in self.judges:
+                study.desk.ask(judge, [Question("decide", self.name, ("x",), about)])
+        return Outcome()
+
+
+def test_a_judges_model_is_loaded_once_and_given_back_after_its_last_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, held, most = [], weakref.WeakSet(), []
+
+    class Model:
+        def replies(self, asked: Sequence[Ask]) -> Iterator[tuple[int, Answer]]:
+            most.append(len(held))
+            return ((i, Answer(["VERDICT: YES"])) for i, _ in enumerate(asked))
+
+    def load(path: str, **options: Any) -> Model:
+        loads.append(path)
+        held.add(model := Model())
+        return model
+
+    monkeypatch.setattr("instructlit.evaluation.judges.local.load_language_model", load)
+    judges = {name: LocalJudge(name) for name in ("first", "second", "third")}
+    tasks = {"1": Asking("1", "first"), "2": Asking("2", "first"), "3": Asking("3", "second", "third")}
+    results = Evaluation([], tasks, judges, tmp_path).run()
+    assert not results.failures
+    assert loads == ["first", "second", "third"]
+    assert most == [1, 1, 1, 1, 1, 2, 2, 2], "two at once only where one task asks both in turn"
+    assert not held
+
+
+def test_a_classifier_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, char_tokenizer: Any) -> None:
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "c")
+    char_tokenizer.save_pretrained(tmp_path / "c")
+    judge, question = HuggingFaceClassifier(str(tmp_path / "c"), device="cpu"), Question("decide", "", ("you",))
+    before = list(judge.verdicts([question]))
+    (tmp_path / "c").rename(tmp_path / "gone")
+    assert list(judge.verdicts([question])) == before
+    judge.release()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        list(judge.verdicts([question]))

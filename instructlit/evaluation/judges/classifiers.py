@@ -9,7 +9,7 @@ import torch
 from instructlit.errors import UserError, require
 from instructlit.evaluation.datasets import missing_extra
 from instructlit.evaluation.judges.http import NoAnswer, post, secret_key
-from instructlit.evaluation.judging import Judge, Kind, Question, Verdict
+from instructlit.evaluation.judging import Judge, Kind, LoadedJudge, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
 from instructlit.evaluation.subjects import fingerprint
 
@@ -104,7 +104,7 @@ class PerspectiveScorer(Judge):
     """Pauses between tries are multiplied by this."""
 
 
-class DetoxifyScorer(Judge):
+class DetoxifyScorer(LoadedJudge):
     """A classifier of the detoxify package (extra `eval`).
 
     Args:
@@ -128,14 +128,14 @@ class DetoxifyScorer(Judge):
     def identity(self) -> dict[str, Any]:
         return {"detoxify": self.model, "checkpoint": self.checkpoint and fingerprint(self.checkpoint)}
 
-    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+    def _load(self) -> Any:
         try:
             from detoxify import Detoxify
         except ModuleNotFoundError as error:
             raise missing_extra(error, "judge") from error
         place = str(usable_device(self.device))
         try:
-            scorer = Detoxify(self.model, device=place) if self.checkpoint is None else Detoxify(
+            return Detoxify(self.model, device=place) if self.checkpoint is None else Detoxify(
                 checkpoint=self.checkpoint, device=place
             )  # fmt: skip
         except Exception as error:  # torch.hub and transformers raise many kinds; each means "cannot be had"
@@ -145,13 +145,16 @@ class DetoxifyScorer(Judge):
                 where="judge.model",
                 expected="original, unbiased or multilingual, and a network to fetch it from once",
             ) from error
+
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        scorer = self._loaded()
         for start in range(0, len(questions), self.batch_size):
             texts = [q.answers[0] for q in questions[start : start + self.batch_size]]
             for place_in, value in enumerate(scorer.predict(texts)["toxicity"]):
                 yield start + place_in, Verdict(float(value), "")
 
 
-class HuggingFaceClassifier(Judge):
+class HuggingFaceClassifier(LoadedJudge):
     """Any sequence classifier of transformers with a label that means toxic.
 
     Args:
@@ -173,8 +176,8 @@ class HuggingFaceClassifier(Judge):
     def identity(self) -> dict[str, Any]:
         return {"classifier": fingerprint(self.model), "label": self.label}
 
-    @torch.no_grad()
-    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+    def _load(self) -> tuple[Any, Any]:
+        """The tokenizer and the network."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         try:
@@ -186,13 +189,16 @@ class HuggingFaceClassifier(Judge):
                 where="judge.model",
                 expected="folder or Hub name of a sequence classifier",
             ) from error
-        place = usable_device(self.device)
-        network.to(place)
+        return tokenizer, network.to(usable_device(self.device))
+
+    @torch.no_grad()
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        tokenizer, network = self._loaded()
         column = self._column(network.config)
         several = network.config.problem_type == "multi_label_classification"
         for start in range(0, len(questions), self.batch_size):
             texts = [q.answers[0] for q in questions[start : start + self.batch_size]]
-            given = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(place)
+            given = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(network.device)
             logits = network(**given).logits.float()
             chances = logits.sigmoid() if several or logits.shape[1] == 1 else logits.softmax(-1)
             for offset, value in enumerate(chances[:, column].tolist()):

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from instructlit.evaluation.judges.text import TextJudge
-from instructlit.evaluation.language_model import Dtype, load_language_model
+from instructlit.evaluation.judging import LoadedJudge
+from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model
 from instructlit.evaluation.requests import Answer, Ask
 from instructlit.evaluation.subjects import fingerprint
 
 
-class LocalJudge(TextJudge):
+class LocalJudge(LoadedJudge, TextJudge):
     """Asks a causal language model on this machine, greedily.
 
     Args:
@@ -42,8 +43,8 @@ class LocalJudge(TextJudge):
         told = {"tokens": self.max_new_tokens, "template": self.template, "dtype": self.dtype}
         return {"model": fingerprint(self.model), **told}
 
-    def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        loaded = load_language_model(
+    def _load(self) -> LanguageModel:
+        return load_language_model(
             self.model,
             template=self.template,
             dtype=self.dtype,
@@ -51,7 +52,9 @@ class LocalJudge(TextJudge):
             where="judge.model",
             batch_size=self.batch_size,
         )
-        for index, reply in loaded.replies([Ask(prompt, self.max_new_tokens) for prompt in prompts]):
+
+    def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
+        for index, reply in self._loaded().replies([Ask(prompt, self.max_new_tokens) for prompt in prompts]):
             yield (
                 index,
                 reply.text if isinstance(reply, Answer) else "(the question has more tokens than the judge reads)",

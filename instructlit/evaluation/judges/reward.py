@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from instructlit.evaluation.judges.text import judging_prompt
-from instructlit.evaluation.judging import Judge, Question, Verdict
+from instructlit.evaluation.judging import LoadedJudge, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
 from instructlit.evaluation.reward_scores import RewardScores
 from instructlit.evaluation.subjects import fingerprint
 from instructlit.types import PromptText
 
 
-class RewardJudge(Judge):
+class RewardJudge(LoadedJudge):
     """A trained reward model: the answer with the higher score is better, equal scores tie.
 
     It knows no scale from 1 to 7; it scores on its own, with the shift that makes demonstrations average 0. An answer
@@ -40,7 +40,6 @@ class RewardJudge(Judge):
     ):
         self.model, self.batch_tokens, self.device, self.template = model, batch_tokens, device, template
         self.dtype: Literal["float32", "bfloat16", "float16"] = dtype
-        self._scores: RewardScores | None = None
 
     @property
     def title(self) -> str:
@@ -59,13 +58,9 @@ class RewardJudge(Judge):
                 at += len(own)
                 yield start + place, _verdict(question, own)
 
-    def _loaded(self) -> RewardScores:
-        if self._scores is None:
-            place = usable_device(self.device)
-            self._scores = RewardScores(
-                self.model, place, self.template, self.dtype, tokens=self.batch_tokens, where="judge.model"
-            )
-        return self._scores
+    def _load(self) -> RewardScores:
+        place = usable_device(self.device)
+        return RewardScores(self.model, place, self.template, self.dtype, tokens=self.batch_tokens, where="judge.model")
 
 
 def _asked(question: Question) -> list[tuple[PromptText, str, bool]]:
