@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from typing import Literal
+from urllib.parse import urlsplit
 
 
 class UserError(Exception):
@@ -75,3 +76,29 @@ def require(expected: Range, where: str = "", /, **options: float | None) -> Non
     for name, value in options.items():
         if value is not None and not _HOLDS[expected](value):
             raise UserError(f"found {value}", where=f"{where}{name}", expected=expected)
+
+
+def require_address(where: str = "", /, **options: str) -> None:
+    """Refuse options that are no address of a web service.
+
+    Args:
+        where: what stands before an option's name in the config, such as `judge.`.
+        options: the addresses, under the names of their options.
+
+    Raises:
+        UserError: for the first that is none.
+    """
+    for name, value in options.items():
+        if not _is_address(value):
+            raise UserError(
+                f"{value} is no web address", where=f"{where}{name}", expected="http://HOST:PORT or https://HOST"
+            )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # read for its error
+    except ValueError:  # a bracket that is not closed, a port that is no number
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not any(c.isspace() for c in text)

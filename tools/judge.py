@@ -6,8 +6,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from instructlit.errors import UserError
 from instructlit.evaluation.judging import Desk, Judge, Question, Verdict, plan_text
 from instructlit.evaluation.store import Store
@@ -163,7 +161,7 @@ def made(name: str, options: Sequence[str]) -> Judge:
     Raises:
         UserError: there is none of that kind, or an option does not fit it.
     """
-    from instructlit.tools.evaluate.suite import KINDS, built
+    from instructlit.tools.evaluate.suite import KINDS, built, value_of
 
     kind, colon, what = name.partition(":")
     given: dict[str, Any] = {}
@@ -185,7 +183,7 @@ def made(name: str, options: Sequence[str]) -> Judge:
         option, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"`{text}` is not an option of a judge", where="--options", expected="OPTION=VALUE")
-        given[option] = yaml.safe_load(value)
+        given[option] = value_of(value, f"--options {text}")
     return built(Judge, {"class_path": path, "init_args": given}, "judge")
 
 

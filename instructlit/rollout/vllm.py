@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require, require_address
 from instructlit.models.export import on_first_rank_alone
 from instructlit.rollout.engine import Sampling
 from instructlit.rollout.external import ExternalEngine, Sample
@@ -46,8 +46,9 @@ class VLLMServer(ExternalEngine):
         timeout: float = 600.0,
     ):
         super().__init__(folder)
-        if not url.startswith(("http://", "https://")):
-            raise UserError(f"found {url}", where="engine.url", expected="http://HOST:PORT or https://HOST:PORT")
+        require_address("engine.", url=url)
+        require("a whole number above 0", "engine.", concurrency=concurrency)
+        require("a finite number above 0", "engine.", timeout=timeout)
         self.url, self.api_key_variable = url.rstrip("/").removesuffix("/v1"), api_key_variable
         self.concurrency, self.timeout = concurrency, timeout
         self._name: str | None = None  # of the served model

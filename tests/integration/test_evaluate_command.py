@@ -206,6 +206,7 @@ def test_a_checkpoint_is_loaded_with_its_average(place: Path, tiny_llama_dir: Pa
         (["a=missing.jsonl", "--suite", "suite.yaml"], "no such file: missing.jsonl"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--limit", "0"], "limit is 0"),
         (["a=sft.jsonl", "--options", "perplexity.limit=-1"], "task perplexity: limit is -1"),
+        (["a=sft.jsonl", "--options", "perplexity.limit=["], "--options perplexity.limit=[: `[` is not valid here"),
     ],
 )
 def test_mistakes_are_said_in_one_message(

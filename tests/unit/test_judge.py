@@ -141,6 +141,8 @@ def test_a_dry_run_asks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["api:m", "--by", "score"], "cannot score"),
         (["api:m", "--options", "base_ulr=x"], "did you mean base_url"),
         (["api:m", "--options", "x"], "OPTION=VALUE"),
+        (["api:m", "--options", "concurrency=["], "--options concurrency=[: `[` is not valid here"),
+        (["api:m", "--options", "base_url=http://[bad"], "judge.base_url: http://[bad is no web address"),
         (["instructlit.evaluation.judges.RewardJudge"], "judge: RewardJudge needs `model`\n  expected: text"),
         (["reward:m", "--options", "dtype=half"], "judge: dtype: 'half' is not valid here\n  expected: one of float32"),
         (["api:m", "--options", "base_url=http://127.0.0.1:9", "price_in=1", "price_out=1", "max_cost=0"], "max_cost"),

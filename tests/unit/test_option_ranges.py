@@ -10,9 +10,17 @@ from stage_helpers import CountVowels, ppo_module, reward_module, sft_module
 
 from instructlit.callbacks import SampleTable, ScoreSamples, Throughput
 from instructlit.data import ComparisonData, DemonstrationData, PromptData, TextData
-from instructlit.errors import Range, UserError, require
+from instructlit.errors import Range, UserError, require, require_address
 from instructlit.evaluation import Ask
-from instructlit.rollout import Sampling, Shaping
+from instructlit.evaluation.judges import (
+    DetoxifyScorer,
+    EndpointJudge,
+    HuggingFaceClassifier,
+    LocalJudge,
+    PerspectiveScorer,
+    RewardJudge,
+)
+from instructlit.rollout import Sampling, Shaping, VLLMServer
 
 
 @pytest.mark.parametrize(
@@ -118,6 +126,43 @@ def test_of_callbacks(make: Callable[..., Any], option: str) -> None:
     for value in (0, -1):
         with pytest.raises(UserError, match=rf"^\w+\.{option}: found {value}"):
             make(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (LocalJudge, ("max_new_tokens", "batch_size")),
+        (RewardJudge, ("batch_tokens",)),
+        (DetoxifyScorer, ("batch_size",)),
+        (HuggingFaceClassifier, ("batch_size",)),
+    ],
+)
+def test_of_judges_on_this_machine(make: Callable[..., Any], options: tuple[str, ...]) -> None:
+    for option in options:
+        with pytest.raises(UserError, match=rf"^judge\.{option}: found 0\n  expected: a whole number above 0"):
+            make("model", **{option: 0})
+
+
+def test_of_a_server_that_samples() -> None:
+    for option, value in (("concurrency", 0), ("timeout", math.nan)):
+        with pytest.raises(UserError, match=rf"^engine\.{option}: found {value}"):
+            VLLMServer("folder", **{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("address", ["", "localhost:8000", "http://", "http://[bad", "http://host:port", "http://a b"])
+def test_of_addresses(address: str) -> None:
+    for make, option in (
+        (lambda: VLLMServer("folder", url=address), "engine.url"),
+        (lambda: EndpointJudge("model", base_url=address), "judge.base_url"),
+        (lambda: PerspectiveScorer(url=address), "judge.url"),
+    ):
+        with pytest.raises(UserError) as caught:
+            make()
+        assert str(caught.value).startswith(f"{option}: {address} is no web address\n")
+
+
+def test_addresses_as_people_write_them() -> None:
+    require_address(url="http://localhost:8000/v1", other="HTTPS://[::1]:8000/v1?user=1", third="http://a:b@host")
 
 
 def test_of_the_time_for_samples_to_be_scored() -> None:

@@ -127,7 +127,7 @@ def chosen(
         if not equals or not key:
             raise UserError(f"`{option}` is not an option of a task", where="--options", expected="TASK.OPTION=VALUE")
         _known(name, specs, f"--options {option}", f"a task of the suite {suite.name}")
-        specs[name]["init_args"][key] = yaml.safe_load(value)
+        specs[name]["init_args"][key] = value_of(value, f"--options {option}")
     found = {}
     for name in tasks or specs:
         for key, value in (("limit", limit), ("seed", seed)):
@@ -159,6 +159,18 @@ def judges_of(suite: Suite, given: Sequence[str], folder: Path) -> dict[str, Jud
             arguments["tasks"] = str(folder / f"to_label_{name}.jsonl")
         specs[name] = {"class_path": class_path, "init_args": arguments}
     return {name: built(Judge, spec, f"judge {name}") for name, spec in specs.items()}
+
+
+def value_of(text: str, where: str) -> Any:
+    """What is given for an option on the command line.
+
+    Raises:
+        UserError: it is no YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"`{text}` is not valid here", where=where, expected="a value as YAML writes it") from error
 
 
 def takes(class_path: str, option: str) -> bool:

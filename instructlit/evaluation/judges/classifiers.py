@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from instructlit.errors import UserError, require
+from instructlit.errors import UserError, require, require_address
 from instructlit.evaluation.datasets import missing_extra
 from instructlit.evaluation.judges.http import NoAnswer, post, secret_key
 from instructlit.evaluation.judging import Judge, Kind, LoadedJudge, Question, Verdict
@@ -39,6 +39,7 @@ class PerspectiveScorer(Judge):
         timeout: float = 30.0,
         url: str = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze",
     ):
+        require_address("judge.", url=url)
         require("a finite number above 0", "judge.", per_second=per_second, timeout=timeout)
         require("a whole number, 0 or more", "judge.", retries=retries)
         self.api_key_env, self.attribute, self.per_second = api_key_env, attribute, per_second
@@ -119,6 +120,7 @@ class DetoxifyScorer(LoadedJudge):
     def __init__(
         self, model: str = "original", device: str = "auto", checkpoint: str | None = None, batch_size: int = 32
     ):
+        require("a whole number above 0", "judge.", batch_size=batch_size)
         self.model, self.device, self.checkpoint, self.batch_size = model, device, checkpoint, batch_size
 
     @property
@@ -167,6 +169,7 @@ class HuggingFaceClassifier(LoadedJudge):
     answers = _TOXICITY
 
     def __init__(self, model: str, label: str | None = None, batch_size: int = 32, device: str = "auto"):
+        require("a whole number above 0", "judge.", batch_size=batch_size)
         self.model, self.label, self.batch_size, self.device = model, label, batch_size, device
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from instructlit.errors import UserError, require
+from instructlit.errors import UserError, require, require_address
 from instructlit.evaluation.judges.http import NoAnswer, post, secret_key
 from instructlit.evaluation.judges.text import TextJudge, judging_prompt
 from instructlit.evaluation.judging import Question, Verdict
@@ -52,8 +52,7 @@ class EndpointJudge(TextJudge):
         price_out: float | None = None,
         max_cost: float | None = None,
     ):
-        if urlsplit(base_url).scheme not in ("http", "https"):
-            raise UserError(f"{base_url} is no web address", where="judge.base_url", expected="http://… or https://…")
+        require_address("judge.", base_url=base_url)
         require("a whole number above 0", "judge.", max_tokens=max_tokens, concurrency=concurrency)
         require("a whole number, 0 or more", "judge.", retries=retries)
         require("a finite number above 0", "judge.", timeout=timeout)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from instructlit.errors import require
 from instructlit.evaluation.judges.text import TextJudge
 from instructlit.evaluation.judging import LoadedJudge
 from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model
@@ -31,6 +32,7 @@ class LocalJudge(LoadedJudge, TextJudge):
         device: str = "auto",
         template: str = "auto",
     ):
+        require("a whole number above 0", "judge.", max_new_tokens=max_new_tokens, batch_size=batch_size)
         self.model, self.max_new_tokens, self.batch_size = model, max_new_tokens, batch_size
         self.dtype: Dtype = dtype
         self.device, self.template = device, template

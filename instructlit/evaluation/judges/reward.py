@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from instructlit.errors import require
 from instructlit.evaluation.judges.text import judging_prompt
 from instructlit.evaluation.judging import LoadedJudge, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
@@ -38,6 +39,7 @@ class RewardJudge(LoadedJudge):
         device: str = "auto",
         template: str = "auto",
     ):
+        require("a whole number above 0", "judge.", batch_tokens=batch_tokens)
         self.model, self.batch_tokens, self.device, self.template = model, batch_tokens, device, template
         self.dtype: Literal["float32", "bfloat16", "float16"] = dtype
 
