@@ -9,11 +9,21 @@ import torch
 from instructlit.data.collate import collate_tokens
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
-from instructlit.models.backbone import Backbone, load_scalar_model
+from instructlit.models.backbone import Backbone, check_scalar_model, load_scalar_model
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.folders import check_source
 from instructlit.ops.micro_batches import spans
 from instructlit.types import PromptText
+
+
+def check_reward_model(model: str, where: str) -> None:
+    """Say what is wrong with the folder of a reward model before work whose scores it is wanted for.
+
+    Raises:
+        UserError: no such folder, or one without a trained scalar head.
+    """
+    check_source(model, weights=True, where=where)
+    check_scalar_model(Backbone(model), require_head=True, where=where)
 
 
 class RewardScores:
@@ -40,7 +50,7 @@ class RewardScores:
         tokens: int | None = None,
         where: str = "model",
     ):
-        check_source(model, weights=True, where=where)
+        check_reward_model(model, where)
         tokenizer: Any = load_tokenizer(model)
         network: Any = load_scalar_model(Backbone(model, dtype=dtype), require_head=True, where=where, frozen=True)
         disable_dropout(network)

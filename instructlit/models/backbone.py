@@ -91,6 +91,20 @@ def load_causal_lm(
     Raises:
         UserError: a folder without config or weights, an architecture or a head that is not a language model's, ...
     """
+    config = check_causal_lm(backbone, where)
+    hf, missing = _loaded(AutoModelForCausalLM, backbone, config, where, trunks, frozen)
+    if missing:
+        raise _missing_weights(backbone.path, missing, where)
+    model = _prepared(hf, backbone, scalar=False, where=where)
+    return model.requires_grad_(False).eval() if frozen else model
+
+
+def check_causal_lm(backbone: Backbone, where: str = "model") -> PretrainedConfig:
+    """The config of a causal language model; what can be refused before its weights are loaded.
+
+    Raises:
+        UserError: as `load_causal_lm`, but for missing weights.
+    """
     config = checked_config(backbone, where)
     adapters = adapter_config(backbone.path)
     if _is_classifier(config) or (adapters is not None and hold_head(adapters)):
@@ -108,11 +122,7 @@ def load_causal_lm(
             where=f"{where}.path",
             expected="a decoder that transformers' AutoModelForCausalLM knows",
         )
-    hf, missing = _loaded(AutoModelForCausalLM, backbone, config, where, trunks, frozen)
-    if missing:
-        raise _missing_weights(backbone.path, missing, where)
-    model = _prepared(hf, backbone, scalar=False, where=where)
-    return model.requires_grad_(False).eval() if frozen else model
+    return config
 
 
 def load_scalar_model(
@@ -136,6 +146,39 @@ def load_scalar_model(
     Raises:
         UserError: as `load_causal_lm`; a classifier with more than one label; no trained head where one is required.
     """
+    config, trained = check_scalar_model(backbone, require_head=require_head, where=where)
+    config.num_labels = 1
+    hf, missing = _loaded(AutoModelForSequenceClassification, backbone, config, where, trunks, frozen)
+    if not isinstance(getattr(hf, HEAD, None), nn.Linear):
+        raise UserError(
+            f"the head of {type(hf).__name__} is no linear layer called {HEAD!r}",
+            where=f"{where}.path",
+            expected="a decoder architecture such as Llama, GPT-2, GPT-NeoX, Qwen or Mistral",
+        )
+    others = missing - {f"{HEAD}.weight"}
+    if others or (missing and _is_classifier(config)):
+        raise _missing_weights(backbone.path, missing, where)
+    own = adapter_config(backbone.path) is None
+    saved = {"reward_shift": getattr(config, "reward_shift", None)} if own else read_record(backbone.path)
+    model = ScalarModel(hf, shift=float(saved.get("reward_shift") or 0.0))
+    if not trained:
+        model.head.initialise()  # type: ignore[operator]
+        from lightning.pytorch.utilities import rank_zero_info  # 75 MiB that most readers of a model do not need
+
+        rank_zero_info(f"{where}: {backbone.path} has no scalar head; a new one was drawn")
+    model.backbone = _prepared(hf, backbone, scalar=True, where=where)
+    return model.requires_grad_(False).eval() if frozen else model
+
+
+def check_scalar_model(
+    backbone: Backbone, *, require_head: bool = False, where: str = "model"
+) -> tuple[PretrainedConfig, bool]:
+    """The config of a reward or value model and whether its head is trained; what can be refused before its weights
+    are loaded.
+
+    Raises:
+        UserError: as `load_scalar_model`, but for missing weights.
+    """
     config = checked_config(backbone, where)
     if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not _is_remote(config):
         raise UserError(
@@ -158,26 +201,7 @@ def load_scalar_model(
             expected="the folder of a reward model",
             fix="train one from it with the reward stage, and name the folder which that exports",
         )
-    config.num_labels = 1
-    hf, missing = _loaded(AutoModelForSequenceClassification, backbone, config, where, trunks, frozen)
-    if not isinstance(getattr(hf, HEAD, None), nn.Linear):
-        raise UserError(
-            f"the head of {type(hf).__name__} is no linear layer called {HEAD!r}",
-            where=f"{where}.path",
-            expected="a decoder architecture such as Llama, GPT-2, GPT-NeoX, Qwen or Mistral",
-        )
-    others = missing - {f"{HEAD}.weight"}
-    if others or (missing and _is_classifier(config)):
-        raise _missing_weights(backbone.path, missing, where)
-    saved = {"reward_shift": getattr(config, "reward_shift", None)} if adapters is None else read_record(backbone.path)
-    model = ScalarModel(hf, shift=float(saved.get("reward_shift") or 0.0))
-    if not trained:
-        model.head.initialise()  # type: ignore[operator]
-        from lightning.pytorch.utilities import rank_zero_info  # 75 MiB that most readers of a model do not need
-
-        rank_zero_info(f"{where}: {backbone.path} has no scalar head; a new one was drawn")
-    model.backbone = _prepared(hf, backbone, scalar=True, where=where)
-    return model.requires_grad_(False).eval() if frozen else model
+    return config, trained
 
 
 def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -> int:

@@ -183,6 +183,15 @@ def test_scores_and_disagreement(folder: Path, tiny_llama_dir: Path, char_tokeni
     assert {str(task.prompt) for task in read_tasks("some.jsonl")} == set(most)
 
 
+def test_a_policy_that_cannot_answer_is_told_before_others_do(
+    folder: Path, tiny_llama_dir: Path, char_tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward_folder(folder / "rm", tiny_llama_dir, char_tokenizer, 1)
+    assert collect("sft", "rm", "--prompts", "prompts.jsonl") == 2
+    assert "rm is a reward model" in capsys.readouterr().err
+    assert not list(folder.glob("tasks*.jsonl"))
+
+
 def test_disagreement_by_hand() -> None:
     assert disagreement([[0.0, 1.0], [5.0, 6.0]]) == pytest.approx(0.0), "a shift is no opinion"
     # sigmoid(1) and sigmoid(-1) are 0.731 and 0.269: deviation 0.231
@@ -206,6 +215,8 @@ def test_selection() -> None:
     ("words", "told"),
     [
         (["sft", "--reward", "./rm"], "./rm"),
+        (["sft", "--reward", "ppo"], "ppo has no trained scalar head (GPT2LMHeadModel)"),
+        (["sft", "--select", "disagreement", "--ensemble", "ppo", "sft"], "ppo has no trained scalar head"),
         (["sft", "--completions", "1"], "--completions: found 1"),
         (["sft", "--completions", "4", "10"], "--completions: found 4 10"),
         (["sft", "--kind", "evaluation"], "--policies: 1 policies are given"),

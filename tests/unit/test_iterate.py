@@ -369,6 +369,7 @@ def test_a_stage_can_be_asked_for_again(folder: Path) -> None:
         ({"label": "judge reward:x", "database": "labels.db"}, "does not read a database"),
         ({"label": "people", "database": "postgresql://me:word@host/labels"}, "the URL holds a password"),
         ({"select": "disagreement", "ensemble": ["nowhere"]}, "ensemble: nowhere: no such model folder"),
+        ({"select": "disagreement", "ensemble": ["sft", "rounds"]}, "ensemble: sft: sft has no config.json"),
     ],
 )
 def test_a_wrong_config_is_told(folder: Path, values: dict[str, Any], told: str) -> None:

@@ -78,6 +78,8 @@ def collect(
     if kind == "evaluation":
         least = most = len(policies)
     _check(kind, policies, select, limit, ensemble, attempts, batch_size, pool, overlap)
+    from instructlit.evaluation.reward_scores import check_reward_model
+    from instructlit.models.backbone import Backbone, check_causal_lm
     from instructlit.models.folders import check_source
     from instructlit.tools.collect.answers import Drawing, draw_answers, score_answers
     from instructlit.tools.collect.journal import Journal
@@ -90,8 +92,11 @@ def collect(
 
         Database(database).close()  # before hours of sampling, as what follows
     sources = [_source(text) for text in policies]
-    for model in [*(source.folder for source in sources), *(ensemble or []), *([reward] if reward else [])]:
-        check_source(model, weights=True, where=model)
+    for source in sources:
+        check_source(source.folder, weights=True, where=source.folder)
+        check_causal_lm(Backbone(source.folder), source.folder)
+    for model in [*(ensemble or []), *([reward] if reward else [])]:
+        check_reward_model(model, model)
     how = Drawing(
         sources, least, most, max_new_tokens, batch_size, attempts if kind == "comparison" else 1,
         kind == "comparison", seed, template, dtype, device,

@@ -151,9 +151,12 @@ def _check(loop: Loop) -> None:
     if not 0 < loop.validation_fraction < 1:
         raise UserError(f"found {loop.validation_fraction}", where="validation_fraction", expected="between 0 and 1")
     _check_labels(loop)
-    for name in loop.ensemble if loop.select == "disagreement" else ():
-        if name != ROUNDS and not Path(name).expanduser().is_dir():
+    for name in [one for one in loop.ensemble if one != ROUNDS] if loop.select == "disagreement" else ():
+        if not Path(name).expanduser().is_dir():
             raise UserError("no such model folder", where=f"ensemble: {name}", expected=f"a folder, or `{ROUNDS}`")
+        from instructlit.evaluation.reward_scores import check_reward_model  # torch, which most loops do not need here
+
+        check_reward_model(name, f"ensemble: {name}")
     if not Path(loop.sft).expanduser().is_dir():
         raise UserError("no such model folder", where=f"sft: {loop.sft}", fix="train the SFT model first")
     for name in ("prompts", "demonstrations", "ppo_prompts", "ppo_validation", "contest_prompts"):
