@@ -35,7 +35,7 @@ from instructlit.models.shards import whole
 from instructlit.modules.lifeline import Lifeline
 from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.modules.random_state import on_every_rank, own_share, random_state, restore_random_state
-from instructlit.modules.rescue import Rescue
+from instructlit.modules.rescue import Rescue, have_validated_again
 from instructlit.modules.settings import advance, with_own_settings
 from instructlit.modules.step_log import log_again
 from instructlit.modules.strategy import FSDP2Strategy
@@ -94,6 +94,7 @@ class StageModule(pl.LightningModule):
         self.gradient_clip_norm = gradient_clip_norm
         self.guard = StepGuard(nonfinite)
         self._random_state: dict[str, Any] | None = None
+        self._before_validation: dict[str, Any] | None = None  # the random state, while a validation runs
         self._updates_done = 0  # before this process
 
     # -- what a stage says of itself -------------------------------------------------------------------------------
@@ -236,7 +237,10 @@ class StageModule(pl.LightningModule):
         self._updates_done = 0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Only here has everything that draws random numbers on the way into a resumed run (checks, loaders) done so.
+        self._take_up_random_state()
+
+    def _take_up_random_state(self) -> None:
+        """Go on from the checkpoint's, once all that draws random numbers on the way to it (checks, loaders) has."""
         if self._random_state is not None:
             restore_random_state(self._random_state)
             self._random_state = None
@@ -247,21 +251,27 @@ class StageModule(pl.LightningModule):
             super().log_dict(dictionary, *args, **options)
 
     def on_validation_start(self) -> None:
+        if not self.trainer.sanity_checking:  # a run may go on with the validation that failed
+            self._take_up_random_state()
         self._before_validation = random_state()  # looking at held-out data must not change what is trained on
 
     def on_validation_end(self) -> None:
+        assert self._before_validation is not None
         restore_random_state(self._before_validation)
+        self._before_validation = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name in frozen_state_names(self):
             checkpoint["state_dict"].pop(name, None)  # the backbone's folder holds it
+        if self.trainer.validating and self.trainer.interrupted:
+            have_validated_again(checkpoint)
         checkpoint["instructlit"] = {
             "stage": self.stage,
             "backbone": asdict(self.backbone),
             "parents": self.parents(),
             "tokenizer": getattr(self.tokenizer, "name_or_path", None),
             "chat_template": getattr(self.tokenizer, "chat_template", None),
-            "random_states": on_every_rank(random_state()),
+            "random_states": on_every_rank(self._before_validation or random_state()),
             "guard": self.guard.state_dict(),
         }
 
@@ -285,7 +295,6 @@ class StageModule(pl.LightningModule):
                 where="ckpt_path",
                 expected=f"a checkpoint written by the {self.stage} stage",
             )
-        self._random_state = own_share(kept["random_states"], self.global_rank)
         if self.trainer.state.fn == TrainerFn.FITTING:  # to look at a checkpoint takes nothing back
             if "lr_schedulers" not in checkpoint:
                 raise UserError(
@@ -297,6 +306,7 @@ class StageModule(pl.LightningModule):
             done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
             for logger in self.trainer.loggers:
                 getattr(logger, "rewind", lambda _: None)(done)
+            self._random_state = own_share(kept["random_states"], self.global_rank)
             # Lightning would put back the settings of the schedule that was saved; this run's goes there by itself.
             self._updates_done, checkpoint["lr_schedulers"] = checkpoint["global_step"], []
         self.guard.load_state_dict(kept["guard"])

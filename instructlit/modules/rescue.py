@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -56,6 +56,16 @@ def together(trainer: pl.Trainer, call: Callable[[], T]) -> T:
         raise
     raise_together(trainer, None)
     return found
+
+
+def have_validated_again(checkpoint: dict[str, Any]) -> None:
+    """Have a run that goes on from a checkpoint begin with the validation that failed, from its first batch.
+
+    Lightning goes on inside a validation where it finds a batch of it begun and not done, and else takes it for done.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+    begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    progress |= {"total": begun, "current": dict(begun)}
 
 
 class Rescue(pl.Callback):

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,6 +146,43 @@ def test_three_batches_and_three_more_equal_six(stages: dict[str, Stage], tmp_pa
     trained = [{k: v for k, v in row.items() if "/val/" not in k} for row in (*numbers[3:], *second)]
     assert trained[3:] == trained[:3]
     assert differences(state(whole), state(half)) != []
+
+
+class Validations(pl.Callback):
+    """Ends a run after its fourth batch; the metrics of each validation, which may fail when it is all but over."""
+
+    def __init__(self, fail: bool):
+        self.fail, self.rows = fail, []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.fit_loop.epoch_loop.total_batch_idx == 3
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.fail:
+            raise UserError("the disk is full")
+        self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items() if "/val/" in name})
+
+
+@pytest.mark.parametrize("interval", [2, 3], ids=["within an epoch", "at its end"])
+def test_a_validation_that_failed_is_run_again(stages: dict[str, Stage], tmp_path: Path, interval: int) -> None:
+    def validated(name: str, resume: Path | None = None, fail: bool = False) -> tuple[dict[str, Any], list[dict]]:
+        pl.seed_everything(11, verbose=False)
+        seen = Validations(fail)
+        callbacks = [seen, ModelCheckpoint(tmp_path / name, save_top_k=0)]
+        often: dict[str, Any] = {"val_check_interval": interval, "check_val_every_n_epoch": None, "max_epochs": 2}
+        run = trainer(tmp_path, enable_checkpointing=True, callbacks=callbacks, **often)
+        module, data = stages["ppo"]()
+        with pytest.raises(UserError) if fail else nullcontext():
+            run.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        run.save_checkpoint(tmp_path / name / "end.ckpt")
+        return torch.load(tmp_path / name / "end.ckpt", weights_only=True), seen.rows
+
+    whole, rows = validated("whole")
+    validated("failed", fail=True)
+    resumed, again = validated("resumed", resume=tmp_path / "failed" / "failed.ckpt")
+    assert rows[-1]["ppo/val/score"]
+    assert again == rows
+    assert differences(state(whole), state(resumed)) == []
 
 
 @pytest.mark.parametrize("schedule", [LinearToZero, None])
