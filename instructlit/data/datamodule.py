@@ -243,8 +243,8 @@ class DataModule(pl.LightningDataModule):
     def pretraining_plan(self, batch_size: int) -> ShuffledPlan:
         """Batches of the text that is mixed in, in an order of its own."""
         text = self.splits["pretraining"]
-        groups = repeated(text.groups, batch_size)
-        return ShuffledPlan(groups, batch_size, self.options.seed + 1, text.weights, not self.overfits())
+        weights = repeated(text.groups, text.weights, batch_size)
+        return ShuffledPlan(text.groups, batch_size, self.options.seed + 1, weights, not self.overfits())
 
     def training_loader(
         self,

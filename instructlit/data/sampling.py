@@ -5,6 +5,7 @@ loader holds nothing but that number, so its state is exact whatever the workers
 optimiser step's worth; each rank takes every world-size-th row of it, so every rank sees the same number of batches.
 """
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
@@ -173,10 +174,13 @@ class EvenPlan:
         return self._rows[self._edges[number] : self._edges[number + 1]]
 
 
-def repeated(groups: Sequence[np.ndarray], at_least: int) -> list[np.ndarray]:
-    """The groups often enough for one batch: a text shorter than that is seen several times in it."""
-    rows = sum(map(len, groups))
-    return [np.tile(group, -(-at_least // rows)) for group in groups] if rows < at_least else list(groups)
+def repeated(groups: Sequence[np.ndarray], weights: Sequence[float], at_least: int) -> list[float]:
+    """The groups' weights, as many times as an epoch needs to have a batch of `at_least` rows: a text shorter than that
+    is seen several times in it.
+    """
+    rows = sum(len(group) * weight for group, weight in zip(groups, weights, strict=True))
+    times = max(1, math.ceil(at_least / rows))
+    return [weight * times for weight in weights]
 
 
 class PlannedLoader:

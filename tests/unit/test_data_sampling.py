@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from instructlit.data.sampling import EvenPlan, MixedPlan, PlannedLoader, ResumableDataLoader, ShuffledPlan
+from instructlit.data.sampling import EvenPlan, MixedPlan, PlannedLoader, ResumableDataLoader, ShuffledPlan, repeated
 from instructlit.errors import UserError
 
 
@@ -86,6 +86,17 @@ def test_unshuffled_keeps_the_order() -> None:
 def test_less_than_a_batch_is_an_error() -> None:
     with pytest.raises(UserError, match=r"3 rows are less than one batch of 4"):
         ShuffledPlan([rows(3)], 4)
+
+
+@pytest.mark.parametrize(("weights", "times"), [([1.0, 1.0], 2), ([0.5, 0.25], 5), ([3.0, 1.0], 1)])
+def test_weights_of_a_text_shorter_than_a_batch_are_how_often_its_rows_come(weights: list[float], times: int) -> None:
+    groups = [rows(4), rows(4, 4)]
+    plan = ShuffledPlan(groups, 15, weights=repeated(groups, weights, 15))
+    assert len(plan) == 1
+    seen = Counter(row for epoch in range(400) for row in epoch_of(plan, epoch))
+    share = 15 / (4 * sum(weights) * times)  # what does not fill a batch waits for another epoch
+    for row, count in seen.items():
+        assert count / 400 == pytest.approx(times * weights[row // 4] * share, rel=0.15)
 
 
 def test_bucketing_puts_like_lengths_together() -> None:
