@@ -3,7 +3,7 @@
 from instructlit.ops.advantages import gae
 from instructlit.ops.kl import k1, k2, k3, sequence_kl
 from instructlit.ops.kl_control import AdaptiveKL, FixedKL, KLController
-from instructlit.ops.log_probs import entropy, next_token_log_probs, token_log_probs, token_log_probs_and_entropy
+from instructlit.ops.log_probs import next_token_log_probs, token_log_probs, token_log_probs_and_entropy
 from instructlit.ops.masking import (
     Reduce,
     gather_last,
@@ -29,7 +29,6 @@ __all__ = [
     "RunningMoments",
     "calibration_error",
     "calibration_sums",
-    "entropy",
     "explained_variance",
     "gae",
     "gather_last",

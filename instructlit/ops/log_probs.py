@@ -55,21 +55,15 @@ def next_token_log_probs(logits: Tensor, input_ids: Tensor, temperature: float =
 
 
 def token_log_probs_and_entropy(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """`token_log_probs`, and `entropy` of the same distributions without a gradient, for one reading of the logits."""
+    """`token_log_probs`, and the entropy in nats of the same distributions, for one reading of the logits.
+
+    The entropies come in the same shape and have no gradient. A logit of minus infinity is a token of probability 0 and
+    adds nothing to them.
+    """
     if logits.shape[:-1] != ids.shape:
         raise ValueError(f"logits {tuple(logits.shape)} do not stand over ids {tuple(ids.shape)}")
     _check_temperature(temperature)
     return _TokenLogProbs.apply(logits, ids, temperature)
-
-
-@torch.no_grad()
-def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy in nats of the distribution at each place, (B, T, V) to (B, T) float32, without a gradient.
-
-    A logit of minus infinity is a token of probability 0 and adds nothing.
-    """
-    _check_temperature(temperature)
-    return _norms_and_entropies(logits, temperature)[1]
 
 
 class _TokenLogProbs(torch.autograd.Function):

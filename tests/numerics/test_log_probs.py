@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from instructlit import ops
 from instructlit.ops import (
-    entropy,
     gpu_kernels,
     log_probs,
     next_token_log_probs,
@@ -39,7 +38,8 @@ def test_temperature_divides_the_logits() -> None:
     assert_close(half, tensor([[math.log(1 / 30), math.log(4 / 30), math.log(25 / 30)]]))
     # and the shifted reading does the same
     assert_close(next_token_log_probs(LOGITS.expand(1, 3, 3), ids, temperature=0.5), half[:, 1:])
-    assert_close(entropy(LOGITS.expand(1, 1, 3), 0.5), -(half.exp() * half).sum(1, keepdim=True))
+    spread = token_log_probs_and_entropy(LOGITS.expand(1, 3, 3), ids, temperature=0.5)[1]
+    assert_close(spread, -(half.exp() * half).sum(1, keepdim=True).expand(1, 3))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
@@ -81,11 +81,13 @@ def test_tiles_change_neither_value_nor_gradient(monkeypatch: pytest.MonkeyPatch
     assert_close(torch.autograd.grad((got * weights).sum(), logits)[0], expected)
     assert_close(spread, -(plain.exp() * plain).sum(-1).detach())
     assert not spread.requires_grad
-    assert_close(entropy(logits, 0.7), spread)
     assert torch.autograd.gradcheck(lambda x: token_log_probs(x, ids, 0.7), logits)
 
 
 def test_entropy_by_hand() -> None:
+    def entropy(logits: Tensor) -> Tensor:
+        return token_log_probs_and_entropy(logits, tensor([[0]]))[1]
+
     assert_close(entropy(torch.zeros(1, 1, 4)), tensor([[2 * LN2]]))
     # a token that cannot be sampled adds nothing, and no NaN
     assert_close(entropy(tensor([[[0.0, 0.0, -math.inf]]])), tensor([[LN2]]))
@@ -177,11 +179,11 @@ def test_a_gpu_reads_what_float64_says(
     (gradient,) = torch.autograd.grad((expected * weights).sum(), exactly)
     assert (log_probs._kernels(logits) is not None) == kernels
     logits.requires_grad_()
-    found = token_log_probs(logits, ids, temperature)
+    found, entropies = token_log_probs_and_entropy(logits, ids, temperature)
     (own,) = torch.autograd.grad((found * weights).sum(), logits)
     assert own.dtype == dtype
     assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     # exp(x) takes over the rounding of x, here down to some -30
     assert_close(own.double(), gradient, rtol=max(2 * torch.finfo(dtype).eps, 30 * 2**-23), atol=1e-6)
     spread = -(plain.exp() * plain.nan_to_num(neginf=0)).sum(-1)
-    assert_close(entropy(logits, temperature).double(), spread.detach(), rtol=1e-4, atol=1e-4)
+    assert_close(entropies.double(), spread.detach(), rtol=1e-4, atol=1e-4)

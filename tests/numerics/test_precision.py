@@ -14,7 +14,6 @@ from torch.testing import assert_close
 from instructlit.losses import language_loss, pair_margins, policy_loss, ranking_loss, value_loss
 from instructlit.losses.preference import comparison_pairs
 from instructlit.ops import (
-    entropy,
     explained_variance,
     gae,
     k1,
@@ -27,6 +26,7 @@ from instructlit.ops import (
     sequence_kl,
     shape_rewards,
     token_log_probs,
+    token_log_probs_and_entropy,
     whiten,
 )
 
@@ -39,7 +39,7 @@ ENDED = torch.tensor([True, False, True])
 CASES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "token_log_probs": lambda x, y, z, logits: token_log_probs(logits, IDS, 0.7),
     "next_token_log_probs": lambda x, y, z, logits: next_token_log_probs(logits, IDS),
-    "entropy": lambda x, y, z, logits: entropy(logits, 0.7),
+    "entropy": lambda x, y, z, logits: token_log_probs_and_entropy(logits, IDS, 0.7)[1],
     "language_loss": lambda x, y, z, logits: language_loss(logits, IDS, MASK).total,
     "k1": lambda x, y, z, logits: k1(x, y),
     "k2": lambda x, y, z, logits: k2(x, y),

@@ -15,7 +15,6 @@ from instructlit.ops import (
     RunningMoments,
     calibration_error,
     calibration_sums,
-    entropy,
     gae,
     k2,
     k3,
@@ -24,6 +23,7 @@ from instructlit.ops import (
     masked_var,
     shape_rewards,
     token_log_probs,
+    token_log_probs_and_entropy,
     whiten,
     wilson_interval,
 )
@@ -112,7 +112,7 @@ def test_log_probs_are_a_distribution_at_any_temperature(
     every = torch.stack([token_log_probs(logits, torch.full_like(ids, v), temperature) for v in range(logits.shape[2])])
     assert_close(every.exp().sum(dim=0), torch.ones_like(every[0]))
     assert_close(token_log_probs(logits + shift, ids, temperature), token_log_probs(logits, ids, temperature))
-    spread = entropy(logits, temperature)
+    spread = token_log_probs_and_entropy(logits, ids, temperature)[1]
     assert_close(spread, -(every.exp() * every).sum(dim=0))
     assert (spread >= 0).all()
     assert (spread <= math.log(logits.shape[2]) + 1e-9).all()

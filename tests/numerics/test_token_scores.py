@@ -29,7 +29,7 @@ from instructlit.models import token_scores
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.models.blocks import computes_again
-from instructlit.ops.log_probs import entropy, token_log_probs
+from instructlit.ops.log_probs import token_log_probs
 from instructlit.ops.micro_batches import spans
 from instructlit.rollout.forward import log_probs_and_entropy
 from instructlit.types import Prompt, Responses, TokenBatch
@@ -125,9 +125,10 @@ def test_responses_are_read_at_their_temperature(
     logits = model(input_ids=texts.input_ids, attention_mask=mask.long(), position_ids=positions).logits
     logits = logits[:, texts.prompt_ids.shape[1] - 1 : -1]
     expected = token_log_probs(logits, texts.response_ids, 0.7) * texts.response_mask
+    every = (logits / 0.7).log_softmax(dim=-1)
     log_probs, spread = log_probs_and_entropy(model, texts, 0.7)
     torch.testing.assert_close(log_probs, expected)
-    torch.testing.assert_close(spread, entropy(logits, 0.7) * texts.response_mask)
+    torch.testing.assert_close(spread, -(every.exp() * every).sum(dim=-1) * texts.response_mask)
     assert not spread.requires_grad
     weight = torch.arange(1.0, 13).view(3, 4)
     own = gradient(model, (log_probs * weight).sum())
