@@ -17,6 +17,7 @@ from instructlit.errors import UserError
 from instructlit.models.export import check_destination, check_no_source
 from instructlit.models.lineage import make_record, parent
 from instructlit.models.sharding import is_sharded
+from instructlit.modules.base import read_from
 from instructlit.modules.rescue import raise_together
 from instructlit.modules.strategy import FSDP2Strategy
 
@@ -55,7 +56,7 @@ class ExportHuggingFace(pl.Callback):
         if trainer.is_global_zero:  # a run of a week must not end with a folder that could never have been written
             try:
                 for folder in getattr(pl_module, "export_folders", lambda path: [path])(self.dirpath):
-                    check_no_source(folder, _sources(trainer, pl_module))
+                    check_no_source(folder, read_from(pl_module))
                     check_destination(folder)
             except UserError as error:
                 fault = error
@@ -134,12 +135,6 @@ class ExportHuggingFace(pl.Callback):
         )
         fault.saved = True
         return fault
-
-
-def _sources(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
-    """The models and the tokenizer that the run begins from."""
-    tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
-    return [*getattr(module, "parents", dict)().values(), getattr(tokenizer, "name_or_path", "")]
 
 
 def _loaded(path: str) -> dict[str, Any]:

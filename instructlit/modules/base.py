@@ -398,6 +398,14 @@ class StageModule(pl.LightningModule):
         return float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
 
+def read_from(module: pl.LightningModule) -> list[str]:
+    """The models and the tokenizer that a module's run begins from: folders or names on the Hub; a module of the user's
+    own need not tell.
+    """
+    tokenizer = getattr(getattr(module.trainer, "datamodule", None), "tokenizer", None)
+    return [*getattr(module, "parents", dict)().values(), getattr(tokenizer, "name_or_path", "")]
+
+
 def sum_gradients(models: Iterable[nn.Module]) -> None:
     """Replace every gradient by its sum over all ranks; one that only some ranks have counts as 0 on the others."""
     parameters = [p for model in models for p in model.parameters() if p.requires_grad]

@@ -29,7 +29,7 @@ from instructlit.models.schedules import ConstantWithWarmup
 from instructlit.models.sharding import gathered, is_sharded
 from instructlit.models.token_scores import target_log_probs
 from instructlit.models.trunk import Trunks
-from instructlit.modules.base import StageModule
+from instructlit.modules.base import StageModule, read_from
 from instructlit.modules.invariants import check_first_minibatch, check_rollout
 from instructlit.modules.nonfinite import NonFinite
 from instructlit.modules.ppo_metrics import UpdateMetrics, rollout_metrics
@@ -288,8 +288,7 @@ class PPOModule(StageModule):
             )
         self.kl.check(self.rollout_size)
         if isinstance(self.engine, ExternalEngine) and self.engine.folder is not None:
-            sources = [*self.parents().values(), str(self.tokenizer.name_or_path)]
-            check_no_source(self.engine.folder, sources, "model.init_args.engine.init_args.folder")
+            check_no_source(self.engine.folder, read_from(self), "model.init_args.engine.init_args.folder")
 
     def on_fit_start(self) -> None:
         self._prepare()
