@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
 from instructlit.callbacks.common import numbers, wandb_runs
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.modules.invariants import InvariantError
 
 LIMITS: dict[str, list[float | None]] = {
@@ -37,6 +37,7 @@ class InvariantAlerts(pl.Callback):
     """
 
     def __init__(self, limits: dict[str, list[float | None]] | None = None, wait_seconds: float = 300.0):
+        require("a finite number, 0 or more", "InvariantAlerts.", wait_seconds=wait_seconds)
         self.limits = LIMITS | (limits or {})
         for name, bounds in self.limits.items():
             if len(bounds) != 2:

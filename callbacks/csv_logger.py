@@ -13,6 +13,8 @@ from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from instructlit.errors import require
+
 
 class CSVLogger(LightningCSVLogger):
     """Lightning's CSV logger, but no row is lost.
@@ -38,6 +40,7 @@ class CSVLogger(LightningCSVLogger):
         prefix: str = "",
         flush_logs_every_n_steps: int = 1,
     ):
+        require("a whole number above 0", "CSVLogger.", flush_logs_every_n_steps=flush_logs_every_n_steps)
         super().__init__(save_dir, name or "", version, prefix, flush_logs_every_n_steps)
         self._earlier: Path | None = None  # what was in the folder, until it is known whether this run goes on with it
 

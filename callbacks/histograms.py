@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from instructlit.callbacks.common import gathered, logger_step, stage_name, wandb_loggers
+from instructlit.errors import UserError, require
 from instructlit.types import Rollout
+
+MOST_BINS = 512
+"""As W&B takes."""
 
 
 class WandbHistograms(pl.Callback):
@@ -24,6 +28,9 @@ class WandbHistograms(pl.Callback):
     """
 
     def __init__(self, every_n_batches: int = 10, bins: int = 64):
+        require("a whole number above 0", "WandbHistograms.", every_n_batches=every_n_batches, bins=bins)
+        if bins > MOST_BINS:
+            raise UserError(f"found {bins}", where="WandbHistograms.bins", expected=f"at most {MOST_BINS}")
         self.every_n_batches, self.bins = every_n_batches, bins
 
     def on_train_batch_end(

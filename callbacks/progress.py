@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from instructlit.callbacks.common import progress_of, stage_name
+from instructlit.errors import require
 
 KEY_METRICS = (
     "train/loss",
@@ -39,6 +40,8 @@ class StageProgress(ProgressBar):
 
     def __init__(self, seconds: float = 10.0, metrics: list[str] | None = None, refresh_rate: float = 5.0):
         super().__init__()
+        require("a finite number, 0 or more", "StageProgress.", seconds=seconds)
+        require("a finite number above 0", "StageProgress.", refresh_rate=refresh_rate)
         self.seconds, self.metrics, self.refresh_rate = seconds, metrics, refresh_rate
         self._enabled = True
         self._bar: Progress | None = None

@@ -15,7 +15,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.redaction import words_without_secrets
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class WandbLogger(LightningWandbLogger):
         online_timeout: float = 30.0,
         finish_timeout: float = 600.0,
     ):
+        require("a finite number above 0", "WandbLogger.", online_timeout=online_timeout)
+        require("a finite number, 0 or more", "WandbLogger.", finish_timeout=finish_timeout)
         options = {"group": group, "job_type": job_type, "tags": tags, "notes": notes, "entity": entity}
         try:
             super().__init__(

@@ -50,6 +50,7 @@ Range = Literal[
     "a finite number, 0 or more",
     "a finite number",
     "a number from 0 to 1",
+    "a number of at least 0 and below 1",
 ]
 _HOLDS: dict[Range, Callable[[float], bool]] = {  # NaN is in none of them, since no comparison with it holds
     "a whole number above 0": lambda x: x >= 1,
@@ -59,6 +60,7 @@ _HOLDS: dict[Range, Callable[[float], bool]] = {  # NaN is in none of them, sinc
     "a finite number, 0 or more": lambda x: 0 <= x < math.inf,
     "a finite number": lambda x: -math.inf < x < math.inf,
     "a number from 0 to 1": lambda x: 0 <= x <= 1,
+    "a number of at least 0 and below 1": lambda x: 0 <= x < 1,
 }
 
 

@@ -84,6 +84,8 @@ class PromptData(DataModule):
         super().__init__(options, None)
         text = {"pretraining_per_episode": pretraining_per_episode, "pretraining_block_size": pretraining_block_size}
         require("a whole number above 0", max_prompt_length=max_prompt_length, **text)
+        kept = {"duplicate_prefix": duplicate_prefix, "max_prompts_per_user": max_prompts_per_user}
+        require("a whole number, 0 or more", **kept)
         self.max_prompt_length = max_prompt_length
         self.pretraining, self.pretraining_per_episode = pretraining, pretraining_per_episode
         self.pretraining_block_size, self.pretraining_packing = pretraining_block_size, pretraining_packing

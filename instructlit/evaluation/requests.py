@@ -25,7 +25,7 @@ class Ask:
         log_probs: the tokens of every answer and their log-probability are wanted as well.
 
     Raises:
-        UserError: a temperature out of range.
+        UserError: a temperature or a count out of range.
     """
 
     prompt: PromptText
@@ -39,6 +39,7 @@ class Ask:
 
     def __post_init__(self) -> None:
         require("a finite number, 0 or more", temperature=self.temperature)
+        require("a whole number above 0", max_new_tokens=self.max_new_tokens, samples=self.samples)
 
     def of(self, model: str, prefix: str) -> "Ask":
         """The request as it is put to one model: `prefix` before the prompt, the stream its own."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 
 
 class EMA:
@@ -24,8 +24,7 @@ class EMA:
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.992):
-        if not 0.0 <= decay < 1.0:
-            raise UserError(f"the decay is {decay}", where="ema_decay", expected="a number of at least 0 and below 1")
+        require("a number of at least 0 and below 1", "EMA.", decay=decay)
         self.decay = decay
         self.updates = 0
         self._weights = {name: p for name, p in module.named_parameters() if p.requires_grad}

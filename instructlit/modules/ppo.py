@@ -64,6 +64,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
     "a number above 0": ("clip", "value_clip", "reward_timeout"),
     "a finite number above 0": ("max_kl",),
     "a finite number, 0 or more": ("value_learning_rate", "pretraining_coefficient"),
+    "a number of at least 0 and below 1": ("ema_decay",),
 }
 """Options of `PPOModule` by what they have to be."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.rollout.decoders import decoder_for
 from instructlit.rollout.drawing import chance, draw
 from instructlit.rollout.graphs import Replayed
@@ -126,6 +126,7 @@ class CachedEngine(GenerationEngine):
     """
 
     def __init__(self, batch_size: int | None = None):
+        require("a whole number above 0", "engine.", batch_size=batch_size)
         self.batch_size = batch_size
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from instructlit.data.tokenization import Encoder
 from instructlit.data.tokenizers import load_tokenizer
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.models.backbone import Backbone, check_vocabulary, load_scalar_model
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.scalar import ScalarModel
@@ -81,6 +81,7 @@ class RewardModel(RewardFunction):
     """
 
     def __init__(self, model: Backbone, batch_size: int | None = None, template: str = "auto"):
+        require("a whole number above 0", "reward.", batch_size=batch_size)
         self.model = model
         self.batch_size = batch_size
         self.template = template

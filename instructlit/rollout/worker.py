@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.rollout.engine import Sampling
 from instructlit.rollout.external import ExternalEngine, Sample
 
@@ -39,6 +39,7 @@ class WorkerEngine(ExternalEngine):
         python: str | None = None,
     ):
         super().__init__(folder)
+        require("a whole number above 0", "engine.", batch_size=batch_size)
         self.device, self.dtype, self.batch_size, self.python = device, dtype, batch_size, python
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -108,5 +108,5 @@ def test_a_restored_average_goes_on_with_its_own_decay() -> None:
 def test_a_state_of_other_parameters_and_a_decay_of_one_are_refused() -> None:
     with pytest.raises(UserError, match="bias"):
         EMA(nn.Linear(1, 1)).load_state_dict(EMA(one_weight(1.0)).state_dict())
-    with pytest.raises(UserError, match=r"decay is 1\.0"):
+    with pytest.raises(UserError, match=r"decay: found 1\.0"):
         EMA(one_weight(1.0), decay=1.0)

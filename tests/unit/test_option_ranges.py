@@ -1,14 +1,16 @@
 """Options that would train nothing, or nonsense, are refused when they are set, by name and with their range."""
 
 import math
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from stage_helpers import CountVowels, ppo_module, reward_module, sft_module
 
-from instructlit.callbacks import SampleTable, ScoreSamples, Throughput
+from instructlit.callbacks import CSVLogger, SampleTable, ScoreSamples, StageProgress, Throughput, WandbHistograms
 from instructlit.data import ComparisonData, DemonstrationData, PromptData, TextData
 from instructlit.errors import Range, UserError, require, require_address
 from instructlit.evaluation import Ask
@@ -20,7 +22,9 @@ from instructlit.evaluation.judges import (
     PerspectiveScorer,
     RewardJudge,
 )
-from instructlit.rollout import Sampling, Shaping, VLLMServer
+from instructlit.evaluation.tasks import Perplexity, RewardQuality
+from instructlit.models.backbone import Backbone
+from instructlit.rollout import CachedEngine, RewardModel, Sampling, Shaping, VLLMServer, WorkerEngine
 
 
 @pytest.mark.parametrize(
@@ -33,19 +37,20 @@ from instructlit.rollout import Sampling, Shaping, VLLMServer
         ("a finite number, 0 or more", 0.0, -1e-9),
         ("a finite number", -1e300, -math.inf),
         ("a number from 0 to 1", 0.0, -1e-9),
+        ("a number of at least 0 and below 1", 0.0, 1.0),
     ],
 )
 def test_an_option_out_of_range_is_named_with_its_range(expected: Range, lowest_in: float, highest_out: float) -> None:
-    require(expected, "model.", off=None, lowest=lowest_in, usual=1)
+    require(expected, "model.", off=None, lowest=lowest_in)
     for value in (highest_out, math.nan):
         with pytest.raises(UserError) as caught:
-            require(expected, "model.", usual=1, wrong=value)
+            require(expected, "model.", lowest=lowest_in, wrong=value)
         assert str(caught.value) == f"model.wrong: found {value}\n  expected: {expected}"
 
 
 def test_infinity_is_out_of_the_ranges_that_say_so() -> None:
     for expected in get_args(Range):
-        if "finite" in expected or "to 1" in expected:
+        if "finite" in expected or "1" in expected:
             with pytest.raises(UserError):
                 require(expected, wrong=math.inf)
 
@@ -83,6 +88,7 @@ def test_of_the_reward_model(value: int) -> None:
         ("max_kl", (0.0, math.nan)),
         ("value_learning_rate", (-1.0, math.nan)),
         ("pretraining_coefficient", (-1.0, math.inf)),
+        ("ema_decay", (-0.1, 1.0, math.nan)),
     ],
 )
 def test_of_ppo(option: str, values: tuple[float, ...]) -> None:
@@ -120,33 +126,16 @@ def test_a_penalty_below_0_would_be_a_prize() -> None:
         (lambda **option: ScoreSamples(CountVowels(), "prompts.jsonl", **option), "batch_size"),
         (SampleTable, "every_n_validations"),
         (Throughput, "window"),
+        (WandbHistograms, "every_n_batches"),
+        (WandbHistograms, "bins"),
+        (StageProgress, "refresh_rate"),
+        (partial(CSVLogger, "logs"), "flush_logs_every_n_steps"),
     ],
 )
 def test_of_callbacks(make: Callable[..., Any], option: str) -> None:
     for value in (0, -1):
         with pytest.raises(UserError, match=rf"^\w+\.{option}: found {value}"):
             make(**{option: value})
-
-
-@pytest.mark.parametrize(
-    ("make", "options"),
-    [
-        (LocalJudge, ("max_new_tokens", "batch_size")),
-        (RewardJudge, ("batch_tokens",)),
-        (DetoxifyScorer, ("batch_size",)),
-        (HuggingFaceClassifier, ("batch_size",)),
-    ],
-)
-def test_of_judges_on_this_machine(make: Callable[..., Any], options: tuple[str, ...]) -> None:
-    for option in options:
-        with pytest.raises(UserError, match=rf"^judge\.{option}: found 0\n  expected: a whole number above 0"):
-            make("model", **{option: 0})
-
-
-def test_of_a_server_that_samples() -> None:
-    for option, value in (("concurrency", 0), ("timeout", math.nan)):
-        with pytest.raises(UserError, match=rf"^engine\.{option}: found {value}"):
-            VLLMServer("folder", **{option: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("address", ["", "localhost:8000", "http://", "http://[bad", "http://host:port", "http://a b"])
@@ -163,6 +152,36 @@ def test_of_addresses(address: str) -> None:
 
 def test_addresses_as_people_write_them() -> None:
     require_address(url="http://localhost:8000/v1", other="HTTPS://[::1]:8000/v1?user=1", third="http://a:b@host")
+
+
+def test_more_bars_than_wandb_takes() -> None:
+    with pytest.raises(UserError, match=r"^WandbHistograms\.bins: found 513"):
+        WandbHistograms(bins=513)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (CachedEngine, "engine.batch_size"),
+        (WorkerEngine, "engine.batch_size"),
+        (partial(VLLMServer, "policy"), "engine.concurrency"),
+        (partial(VLLMServer, "policy"), "engine.timeout"),
+        (partial(RewardModel, Backbone("models/reward")), "reward.batch_size"),
+        (partial(LocalJudge, "models/judge"), "judge.batch_size"),
+        (partial(LocalJudge, "models/judge"), "judge.max_new_tokens"),
+        (partial(RewardJudge, "models/reward"), "judge.batch_tokens"),
+        (partial(HuggingFaceClassifier, "models/classifier"), "judge.batch_size"),
+        (DetoxifyScorer, "judge.batch_size"),
+        (partial(Ask, "a question"), "max_new_tokens"),
+        (partial(Ask, "a question"), "samples"),
+        (Perplexity, "characters"),
+        (RewardQuality, "bins"),
+    ],
+)
+def test_of_engines_rewards_and_evaluations(make: Callable[..., Any], option: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(option)}: found {value}"):
+        make(**{option.rpartition(".")[2]: value})
 
 
 def test_of_the_time_for_samples_to_be_scored() -> None:
@@ -184,3 +203,9 @@ def test_of_data(kind: Callable[..., Any], options: tuple[str, ...]) -> None:
         for value in (0, -1):
             with pytest.raises(UserError, match=rf"^{option}: found {value}"):
                 kind("models/sft", "rows.jsonl", **{option: value})
+
+
+@pytest.mark.parametrize("option", ["duplicate_prefix", "max_prompts_per_user"])
+def test_of_what_0_switches_off(option: str) -> None:
+    with pytest.raises(UserError, match=rf"^{option}: found -1"):
+        PromptData("models/sft", "rows.jsonl", **{option: -1})  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from instructlit.data.sources import Place, as_source
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.evaluation.datasets import missing_extra, needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights
@@ -43,6 +43,7 @@ class Perplexity(Task):
         name: str = "heldout",
         documents: bool = False,
     ):
+        require("a whole number above 0", characters=characters)
         self.data, self.limit, self.characters, self.name = data, limit, characters, name
         self.documents = documents
         self._texts: list[str] = []
@@ -101,6 +102,7 @@ class LmEval(Task):
         include_path: str | None = None,
         max_new_tokens: int = 256,
     ):
+        require("a whole number, 0 or more", num_fewshot=num_fewshot)
         self.names, self.num_fewshot, self.limit = tasks, num_fewshot, limit
         self.include_path, self.max_new_tokens = include_path, max_new_tokens
         self._tasks: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.divergence import asked_of_reference, log_ratios
 from instructlit.evaluation.judging import Question, about_samples
@@ -62,6 +62,7 @@ class Overoptimization(Task):
             raise UserError(
                 f"a run is called {_MODELS}", where="runs", expected="another name: so the line of the models is called"
             )
+        require("a whole number, 0 or more", best_of=best_of)
         self.path, self.proxy, self.reference = prompts, proxy, reference
         self.gold = ["gold"] if gold is None else gold
         self.policies, self.runs, self.samples, self.best_of = policies, runs or {}, samples, best_of

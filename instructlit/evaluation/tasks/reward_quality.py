@@ -10,7 +10,7 @@ import torch
 from instructlit.data.formats import read_records
 from instructlit.data.readers import open_source
 from instructlit.data.sources import Place, as_source
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.evaluation import intervals
 from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.intervals import Figure
@@ -54,6 +54,7 @@ class RewardQuality(Task):
         limit: int | None = None,
         bins: int = 10,
     ):
+        require("a whole number above 0", bins=bins)
         self.data, self.judges = data, ["reward"] if judges is None else judges
         self.limit, self.bins = limit, bins
 
