@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -440,6 +440,13 @@ def _refuse_trainer_options(trainer: pl.Trainer) -> None:
             where="trainer.precision",
             expected="32-true, bf16-mixed or bf16-true",
             fix="set trainer.precision: bf16-mixed",
+        )
+    savers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    if any(saver._train_time_interval is not None for saver in savers):
+        raise UserError(
+            "Lightning does not look at the time where a module optimises by hand: nothing would be saved",
+            where="ModelCheckpoint.train_time_interval",
+            fix="remove it; instructlit.callbacks.ResumeCheckpoint saves every so many batches",
         )
     if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise UserError(

@@ -1,13 +1,14 @@
 """What one optimiser step does: equivalences of micro-batches, gradients put together by hand, the first minibatch."""
 
 import math
+from datetime import timedelta
 from functools import partial
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import MAX_POSITIONS
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from stage_helpers import (
     CountVowels,
     FixedBatches,
@@ -494,6 +495,28 @@ def test_an_average_of_a_module_without_its_model_is_refused(tmp_path, tiny_llam
     run = trainer(tmp_path, callbacks=[StochasticWeightAveraging(1e-3)])
     with pytest.raises(UserError, match=r"trainer.callbacks: StochasticWeightAveraging .*\n.*ema_decay"):
         run.fit(sft_module(tiny_llama_dir), datamodule=FixedBatches(char_tokenizer, [token_batch(PAIRS)]))
+
+
+def test_saving_by_the_clock_is_refused(tmp_path, tiny_llama_dir, char_tokenizer):
+    saver = ModelCheckpoint(tmp_path, train_time_interval=timedelta(minutes=1))
+    run = trainer(tmp_path, enable_checkpointing=True, callbacks=[saver])
+    with pytest.raises(UserError, match=r"ModelCheckpoint.train_time_interval: (.|\n)*ResumeCheckpoint"):
+        run.fit(sft_module(tiny_llama_dir), datamodule=FixedBatches(char_tokenizer, [token_batch(PAIRS)]))
+
+
+def test_ppo_saves_every_so_many_updates_where_a_rollout_ends_with_them(tmp_path, tiny_llama_dir, char_tokenizer):
+    def saved(every: int) -> list[str]:
+        """Of two rollouts with six updates each."""
+        saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=every, save_top_k=-1)
+        run = trainer(tmp_path, max_epochs=-1, enable_checkpointing=True, callbacks=[saver])
+        batches = [{"prompts": prompt_batch(PROMPTS)}] * 2
+        module = ppo_module(tiny_llama_dir, episodes=2 * len(PROMPTS), minibatch_size=4, ppo_epochs=3)
+        run.fit(module, datamodule=FixedBatches(char_tokenizer, batches))
+        return [path.stem for path in tmp_path.glob("step=*.ckpt")]
+
+    assert saved(12) == ["step=12"]
+    with pytest.raises(UserError, match=r"every_n_train_steps: 4 updates .* one rollout in 2 .*\n.* multiple of 6"):
+        saved(4)
 
 
 def test_a_run_that_only_time_ends_has_no_length_for_a_schedule(tmp_path, tiny_llama_dir, char_tokenizer):
