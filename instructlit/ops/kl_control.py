@@ -24,7 +24,7 @@ class KLController(ABC):
         """Raise UserError where rollouts of so many episodes, over all ranks, cannot be steered by."""
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps: plain numbers."""
+        """What a checkpoint keeps, as plain numbers: all that `update` has changed, and no settings."""
         return {"coefficient": self.coefficient}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

@@ -36,6 +36,24 @@ class NoisyReward(TextReward):
         return CountVowels().reward(prompt, response) + noise
 
 
+class Integral(AdaptiveKL):
+    """A controller of a user's own, which remembers more than its coefficient."""
+
+    total = 0.0
+
+    def update(self, mean_sequence_kl: float, n_episodes: int) -> None:
+        super().update(mean_sequence_kl, n_episodes)
+        self.total += mean_sequence_kl
+        self.coefficient += 0.01 * self.total
+
+    def state_dict(self) -> dict[str, float]:
+        return {**super().state_dict(), "total": self.total}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        super().load_state_dict(state)
+        self.total = state.get("total", self.total)
+
+
 @pytest.fixture
 def stages(
     tiny_gpt2_dir: Path,
@@ -82,7 +100,7 @@ def stages(
             ppo_epochs=2,
             sampling=Sampling(max_new_tokens=5),
             shaping=Shaping(normalize_scores=True),
-            kl=AdaptiveKL(initial=0.1, target=0.01, horizon=50),
+            kl=Integral(initial=0.1, target=0.01, horizon=50),
         )
         text = {"pretraining": str(text_file), "pretraining_per_episode": 2, "pretraining_block_size": 16}
         options: dict[str, Any] = {"batch_size": 4, "validation_fraction": 0.2, "max_dropped_fraction": 1.0}
