@@ -51,6 +51,7 @@ Range = Literal[
     "a finite number",
     "a number from 0 to 1",
     "a number of at least 0 and below 1",
+    "a seed, from 0 to 4294967295",
 ]
 _HOLDS: dict[Range, Callable[[float], bool]] = {  # NaN is in none of them, since no comparison with it holds
     "a whole number above 0": lambda x: x >= 1,
@@ -61,6 +62,7 @@ _HOLDS: dict[Range, Callable[[float], bool]] = {  # NaN is in none of them, sinc
     "a finite number": lambda x: -math.inf < x < math.inf,
     "a number from 0 to 1": lambda x: 0 <= x <= 1,
     "a number of at least 0 and below 1": lambda x: 0 <= x < 1,
+    "a seed, from 0 to 4294967295": lambda x: 0 <= x < 2**32,  # what numpy takes
 }
 
 

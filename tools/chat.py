@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +53,7 @@ def chat(
         dtype: dtype to compute in; "auto" is bfloat16 on a GPU and float32 elsewhere.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
     """
+    require("a seed, from 0 to 4294967295", "--", seed=seed)
     import secrets
 
     from rich.console import Console

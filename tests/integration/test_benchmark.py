@@ -187,6 +187,7 @@ def test_overhead(line: Line) -> None:
         (["--data", "no.jsonl"], "--data: no such file"),
         (["--batch_size", "99"], "at least the 99"),
         (["--device", "tpu"], "--device: tpu"),
+        (["--seed", "-1"], "--seed: found -1"),
     ],
 )
 def test_what_cannot_be_is_said(

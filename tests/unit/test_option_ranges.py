@@ -38,6 +38,7 @@ from instructlit.rollout import CachedEngine, RewardModel, Sampling, Shaping, VL
         ("a finite number", -1e300, -math.inf),
         ("a number from 0 to 1", 0.0, -1e-9),
         ("a number of at least 0 and below 1", 0.0, 1.0),
+        ("a seed, from 0 to 4294967295", 2**32 - 1, 2**32),
     ],
 )
 def test_an_option_out_of_range_is_named_with_its_range(expected: Range, lowest_in: float, highest_out: float) -> None:

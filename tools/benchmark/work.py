@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.models.backbone import Backbone
 
 D = TypeVar("D")
@@ -45,6 +45,7 @@ class Work:
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise UserError(f"{option} is {value}", where=f"--{option}", expected="at least 1")
+        require("a seed, from 0 to 4294967295", "--", seed=self.seed)
         if not Path(self.data).is_file():
             raise UserError(f"no such file: {self.data}", where="--data", expected="a file of JSON Lines")
         if self.device == "auto":
