@@ -28,8 +28,9 @@ from instructlit.cli.files import check_checkpoint, check_files
 from instructlit.cli.memory import out_of_memory
 from instructlit.cli.resume import MODES, Mode, continue_from, rehearses, say
 from instructlit.cli.save import SaveConfig
+from instructlit.cli.trainer import made
 from instructlit.cli.types import Parameter, import_class, parameters
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 
 USAGE = "instructlit {name} --config RECIPE [--config OVERLAY ...] [--key.of.the.config value ...]"
 HELP = """\
@@ -242,6 +243,10 @@ class InstructCLI(LightningCLI):
         if self.name == "fit":
             parser.add_argument("--resume", type=Mode, default="auto", help=MODES)
 
+    def _set_seed(self) -> None:
+        require("a seed, from 0 to 4294967295", seed_everything=self._get(self.config, "seed_everything"))
+        super()._set_seed()
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "fit" and kwargs.get("ckpt_path") is None:
@@ -259,10 +264,12 @@ class InstructCLI(LightningCLI):
         config = self._get(self.config_init, "trainer", default={})
         callbacks = config.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
-        wanted = config.get("enable_progress_bar") is not False
+        wanted = config.get("enable_progress_bar") is not False and not config.get("barebones")
         if wanted and not any(isinstance(c, ProgressBar) for c in callbacks) and (bar := progress_bar()):
             callbacks.append(bar)
-        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer = made(
+            lambda: super(InstructCLI, self).instantiate_trainer(callbacks=callbacks, **kwargs), callbacks, config
+        )
         if rehearses(trainer):
             say("trainer.fast_dev_run: no model, checkpoint or file of samples is written")
         return trainer

@@ -189,6 +189,36 @@ def test_a_mistake_found_while_training_is_told_with_its_place(
     assert "Traceback" in err
 
 
+RESUMES = ("--trainer.callbacks+", "instructlit.callbacks.ResumeCheckpoint", "--trainer.callbacks.dirpath")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--trainer.devices", "rubbish"), "--trainer.devices: `devices` selected with `CPUAccelerator` should be an"),
+        (("--trainer.accelerator", "rubbish"), "--trainer.accelerator: You selected an invalid accelerator name"),
+        (("--trainer.fast_dev_run", "-1"), "--trainer.fast_dev_run: fast_dev_run=-1 is not a valid configuration"),
+        (("--trainer.max_time", "rubbish"), "--trainer.max_time: `Timer(duration='rubbish')` is not a valid duration"),
+        (("--trainer.barebones", "true"), "\n  to do: add --trainer.logger false\n"),
+        ((*RESUMES, "a", *RESUMES, "b"), "trainer.callbacks: Found more than one stateful callback"),
+        (
+            (*RESUMES, "a", "--trainer.enable_checkpointing", "false"),
+            "--trainer.enable_checkpointing: is false, and ResumeCheckpoint saves checkpoints\n",
+        ),
+        (("--seed_everything", "-1"), "--seed_everything: found -1\n  expected: a seed, from 0 to 4294967295\n"),
+    ],
+)
+def test_what_the_trainer_refuses_is_told_with_its_option(call: Call, words: tuple[str, ...], told: str) -> None:
+    status, _, err = call("fit", "--config", "recipe.yaml", *words)
+    assert (status, told in err, "Traceback" in err) == (2, True, False)
+
+
+def test_a_barebones_trainer_gets_no_progress_bar_of_ours(call: Call) -> None:
+    wanted = {"barebones": "true", "logger": "false", "log_every_n_steps": "0", "enable_progress_bar": "null"}
+    words = [word for option, value in wanted.items() for word in (f"--trainer.{option}", value)]
+    assert call("fit", "--config", "recipe.yaml", *words)[0] == 0
+
+
 def test_our_own_fault_shows_its_trace_and_an_interrupt_does_not(call: Call) -> None:
     status, _, err = call("fit", "--config", "recipe.yaml", "--model.policy.path", "bug")
     assert status == 1
