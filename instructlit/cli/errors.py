@@ -11,6 +11,16 @@ from instructlit.errors import UserError
 
 DEBUG = "INSTRUCTLIT_DEBUG"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_PLACE = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
 _LABEL = ("alembic", "fastapi", "jinja2", "markdown_it", "python_multipart", "sqlalchemy", "starlette", "uvicorn")
 EXTRAS = {
     "bitsandbytes": "8bit",
@@ -58,9 +68,8 @@ def explain(error: BaseException) -> str | None:
     for cause in chain(error):
         if isinstance(cause, ModuleNotFoundError) and (fix := extra_of(cause.name or "")):
             return str(UserError(f"{cause.name} is not installed", fix=fix))
-        # Lightning's own word for a mistake in how it was asked; by name, so that it need not be imported here.
-        if type(cause).__name__ == "MisconfigurationException":
-            return str(cause)
+        if _is_lightnings_refusal(cause):
+            return str(cause).strip()
         if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             what = f"nothing more can be written: {cause.strerror}"
             return str(UserError(what, where=cause.filename, fix="make room, then go on from the last checkpoint"))
@@ -68,6 +77,9 @@ def explain(error: BaseException) -> str | None:
             return str(
                 UserError(f"there is no file or folder `{cause.filename}`", fix=f"{DEBUG}=1 shows where it was needed")
             )
+        if isinstance(cause, OSError) and cause.errno in NO_PLACE and cause.filename is not None:
+            what = f"cannot be read or written: {cause.strerror}"
+            return str(UserError(what, where=str(cause.filename), fix=f"{DEBUG}=1 shows where it was needed"))
     return None
 
 
@@ -91,6 +103,14 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         waiting.extend(
             e for e in (current.__cause__, None if current.__suppress_context__ else current.__context__) if e
         )
+
+
+def _is_lightnings_refusal(error: BaseException) -> bool:
+    """Whether Lightning says of how it was asked that it cannot be; by names, so that it need not be imported here."""
+    if type(error).__name__ == "MisconfigurationException":
+        return True
+    innermost = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    return isinstance(error, ValueError) and any(name.startswith("lightning.") for name in innermost)
 
 
 def _status_of(error: SystemExit) -> int:

@@ -1,6 +1,7 @@
 """Which errors are the user's, what is printed for them, and with which exit status."""
 
 import pytest
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from instructlit import cli
@@ -65,6 +66,16 @@ def test_other_mistakes_of_the_user() -> None:
     assert "pip install 'instructlit[8bit]'" in (explain(extra) or "")
     assert explain(ModuleNotFoundError("No module named 'other'", name="other")) is None
     assert explain(ZeroDivisionError("ours")) is None
+    for error in (FileExistsError(17, "File exists", "data"), PermissionError(13, "Permission denied", "data")):
+        assert f"data: cannot be read or written: {error.strerror}" in (explain(error) or "")
+    assert explain(PermissionError(13, "Permission denied")) is None  # nothing says of what
+
+
+def test_a_refusal_of_lightnings_is_a_mistake_of_the_user_and_a_value_error_of_ours_is_none() -> None:
+    with pytest.raises(ValueError, match="invalid accelerator") as caught:
+        Trainer(accelerator="rubbish", logger=False)
+    assert explain(caught.value) == str(caught.value)
+    assert explain(raised(ValueError("ours"))) is None
 
 
 def test_our_own_fault_keeps_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
