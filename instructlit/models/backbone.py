@@ -272,6 +272,21 @@ def check_positions(backbone: Backbone, lengths: Mapping[str, int], where: str =
         rank_zero_warn(f"{fault.where}: {fault.what}; beyond them it was not trained")
 
 
+def check_trainable(backbone: Backbone, where: str) -> None:
+    """Refuse a quantised model without adapters, in which nothing can be trained, before its weights are loaded.
+
+    Raises:
+        UserError: it is one.
+    """
+    if backbone.quantization and backbone.lora is None and adapter_config(backbone.path) is None:
+        raise UserError(
+            f"weights in {backbone.quantization} cannot be trained, and there are no adapters over them",
+            where=f"{where}.quantization",
+            expected="`lora` beside it, or a folder of adapters as `path`",
+            fix=f"set {where}.lora.rank, or remove `quantization`",
+        )
+
+
 def _other_meaning(backbone: Backbone, vocabulary: dict[str, int]) -> str | None:
     """A token that has another id in the folder's own tokenizer, where that is so of most that both know."""
     folder = Path(backbone.path).expanduser()
@@ -378,6 +393,8 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
         "attn_implementation": backbone.attn_implementation,
         "trust_remote_code": backbone.trust_remote_code,
     }
+    if backbone.quantization:
+        options["quantization_config"] = _quantisation(backbone)
     adapters = adapter_config(backbone.path)
     source = adapters["base_model_name_or_path"] if adapters else backbone.path
     try:
@@ -385,8 +402,6 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
             if backbone.random_init:
                 hf, missing = auto.from_config(config, **options), ()
             else:
-                if backbone.quantization:
-                    options["quantization_config"] = _quantisation(backbone)
                 hf, info = auto.from_pretrained(
                     resolved(source, backbone.revision, f"{where}.path"),
                     config=config,
@@ -407,6 +422,8 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
 
 
 def _quantisation(backbone: Backbone) -> BitsAndBytesConfig:
+    import bitsandbytes as bitsandbytes  # where it lacks, transformers would name another version than our extra's
+
     skip = [HEAD, "lm_head", "embed_out"]
     if backbone.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)

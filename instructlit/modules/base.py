@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from instructlit.errors import UserError, require
 from instructlit.losses import LossSum
 from instructlit.models.adapters import frozen_state_names
-from instructlit.models.backbone import Backbone, check_positions, check_vocabulary
+from instructlit.models.backbone import Backbone, check_positions, check_trainable, check_vocabulary
 from instructlit.models.packed import can_pack
 from instructlit.models.sharded_optimizer import over_shards
 from instructlit.models.sharding import shard
@@ -118,6 +118,10 @@ class StageModule(pl.LightningModule):
         """The models that read the tokenizer's ids, by the option that names them."""
         return {"model.init_args.policy": self.backbone}
 
+    def trained_backbones(self) -> dict[str, Backbone]:
+        """Those of `backbones` whose models are trained."""
+        return self.backbones()
+
     def row_lengths(self) -> dict[str, int]:
         """Most tokens of a row that the models read, by the options that bound it."""
         told = getattr(self.trainer.datamodule, "row_lengths", dict)()  # type: ignore[attr-defined]
@@ -197,6 +201,9 @@ class StageModule(pl.LightningModule):
         return [kind() for kind in (Rescue, Lifeline) if kind not in held]
 
     def setup(self, stage: str) -> None:
+        if stage == TrainerFn.FITTING:
+            for where, backbone in self.trained_backbones().items():
+                check_trainable(backbone, where)
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
         if tokenizer is None:
             return
@@ -422,7 +429,9 @@ def sum_gradients(models: Iterable[nn.Module]) -> None:
 
 
 def _refuse_trainer_options(trainer: pl.Trainer) -> None:
-    """Trainer options whose work the modules do themselves, and would otherwise be ignored or done twice."""
+    """Trainer options whose work the modules do themselves, and would otherwise be ignored or done twice, and those
+    with which nothing would be trained.
+    """
     refused = [
         ("accumulate_grad_batches", trainer.accumulate_grad_batches not in (None, 1), "micro_batch_size"),
         ("gradient_clip_val", trainer.gradient_clip_val is not None, "gradient_clip_norm"),
@@ -433,6 +442,13 @@ def _refuse_trainer_options(trainer: pl.Trainer) -> None:
                 "is not used here: a batch is one optimiser step whatever its micro-batches",
                 where=f"trainer.{option}",
                 fix=f"remove it and set model.init_args.{ours}",
+            )
+    for option in ("max_steps", "max_epochs", "limit_train_batches"):
+        if trainer.state.fn == TrainerFn.FITTING and getattr(trainer, option) == 0:
+            raise UserError(
+                "is 0, so that nothing would be trained",
+                where=f"trainer.{option}",
+                fix="remove it; `instructlit validate` looks at a model as it is",
             )
     if str(trainer.precision).startswith("16"):
         raise UserError(

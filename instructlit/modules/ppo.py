@@ -200,6 +200,9 @@ class PPOModule(StageModule):
         named = {"policy": self.policy_backbone, "value": self.value_backbone, "reference": self.reference_backbone}
         return {f"model.init_args.{name}": backbone for name, backbone in named.items() if backbone is not None}
 
+    def trained_backbones(self) -> dict[str, Backbone]:
+        return {where: b for where, b in self.backbones().items() if b is not self.reference_backbone}
+
     def row_lengths(self) -> dict[str, int]:
         lengths, prompt = super().row_lengths(), "data.init_args.max_prompt_length"
         if prompt in lengths:

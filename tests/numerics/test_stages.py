@@ -32,6 +32,7 @@ from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_mo
 from instructlit.models.export import export_folder
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import ConstantWithWarmup, CosineToFraction
+from instructlit.modules import RewardModule, SFTModule
 from instructlit.modules.invariants import InvariantError
 from instructlit.ops import AdaptiveKL
 from instructlit.rollout import CachedEngine, RewardModel, Sampling, Shaping, TextReward
@@ -481,6 +482,8 @@ def test_the_run_ends_at_its_episodes(tmp_path, tiny_llama_dir, char_tokenizer):
         ({"accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches.*micro_batch_size"),
         ({"gradient_clip_val": 1.0}, "trainer.gradient_clip_val.*gradient_clip_norm"),
         ({"precision": "16-true"}, "trainer.precision.*bf16-mixed"),
+        ({"max_steps": 0}, "trainer.max_steps: is 0.*validate"),
+        ({"limit_train_batches": 0.0}, "trainer.limit_train_batches: is 0"),
     ],
 )
 def test_trainer_options_the_modules_replace_are_refused(tmp_path, tiny_llama_dir, char_tokenizer, options, message):
@@ -489,6 +492,18 @@ def test_trainer_options_the_modules_replace_are_refused(tmp_path, tiny_llama_di
     with pytest.raises(UserError) as error:
         run(tmp_path, sft_module(tiny_llama_dir), char_tokenizer, [token_batch(PAIRS)], **options)
     assert re.search(message, str(error.value), re.DOTALL)
+
+
+def test_a_quantised_model_is_trained_under_adapters_alone(tmp_path, tiny_llama_dir, char_tokenizer):
+    packed = Backbone(str(tiny_llama_dir), quantization="nf4")
+    modules = {
+        "policy": SFTModule(packed),
+        "model": RewardModule(packed),
+        "value": ppo_module(tiny_llama_dir, value=packed),
+    }
+    for name, module in modules.items():
+        with pytest.raises(UserError, match=rf"^model\.init_args\.{name}\.quantization: weights in nf4 cannot"):
+            run(tmp_path, module, char_tokenizer, [token_batch(PAIRS)])
 
 
 def test_an_average_of_a_module_without_its_model_is_refused(tmp_path, tiny_llama_dir, char_tokenizer):

@@ -1,6 +1,7 @@
 """Adapters: what trains, what the reference sees, what merging gives, quantised trunks."""
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from conftest import EOS_ID, MAX_POSITIONS, PAD_ID, VOCABULARY, make_char_tokeni
 from torch import Tensor, nn
 from transformers import LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
 
+from instructlit.cli.errors import explain
 from instructlit.errors import UserError
 from instructlit.models.adapters import (
     Lora,
@@ -285,6 +287,13 @@ def test_gradients_through_a_quantised_trunk_are_the_same_after_a_pass_in_evalua
     model.train()
     torch.testing.assert_close(logits(model), evaluated, rtol=0, atol=0)
     torch.testing.assert_close(gradient(), before, rtol=0, atol=0)
+
+
+def test_without_bitsandbytes_its_extra_is_told(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        load_causal_lm(adapted(tiny_llama_dir, quantization="nf4"))
+    assert "pip install 'instructlit[8bit]'" in (explain(caught.value) or "")
 
 
 @needs_bitsandbytes
