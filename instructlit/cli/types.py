@@ -167,6 +167,8 @@ def _describe(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(str(a) for a in arguments)
+    if origin is tuple and Ellipsis not in arguments:
+        return f"a list of ({', '.join(map(describe, arguments))})"
     if origin in _LISTS:
         inner = describe(arguments[0]) if arguments else ""
         return f"a list of ({inner})" if " or " in inner else f"a list of {inner}".removesuffix(" of ")

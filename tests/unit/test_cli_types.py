@@ -36,6 +36,7 @@ class Colour(enum.Enum):
         (float | None, "a number or null"),
         (Literal["nf4", "int8"] | None, "one of nf4, int8 or null"),
         (list[int], "a list of a whole number"),
+        (tuple[float | torch.Tensor, float], "a list of (a number, a number)"),
         (str | list[str | Path], "text or a list of (text or a path)"),
         (dict[str, int], "a mapping"),
         (float | torch.Tensor, "a number"),
