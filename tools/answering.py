@@ -46,9 +46,11 @@ class Answerer:
         """Ids of a prompt.
 
         Raises:
-            UserError: prompt and response together have more tokens than the model has positions.
+            UserError: the prompt has no token; prompt and response together have more than the model has positions.
         """
         ids = self.encoder.prompt(prompt)
+        if not ids:
+            raise UserError(f"the prompt {prompt!r} has no token", where=where, expected="a text")
         if self.room is not None and len(ids) + new_tokens > self.room:
             raise UserError(
                 f"the prompt has {len(ids)} tokens and the answer may have {new_tokens}",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 
 if TYPE_CHECKING:
     from instructlit.types import Prompt
@@ -57,9 +57,8 @@ def generate(
             where="instructlit generate",
             expected="instructlit generate MODEL FILE [FILE ...], or MODEL --prompt TEXT",
         )
-    for option, value in (("samples", samples), ("batch_size", batch_size), ("limit", 1 if limit is None else limit)):
-        if value < 1:
-            raise UserError(f"{option} is {value}", where=f"--{option}", expected="at least 1")
+    require("a whole number above 0", "--", samples=samples, batch_size=batch_size, limit=limit)
+    require("a seed, from 0 to 4294967295", "--", seed=seed)
     from instructlit.rollout.engine import Sampling
 
     from .answering import encoded, load_answerer

@@ -278,6 +278,7 @@ def usable_device(name: str) -> torch.device:
     try:
         place = torch.device(name)
         torch.empty(0, device=place)
+        torch.Generator(place)  # meta has none
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"{name} cannot be used: {str(error).splitlines()[0]}", where="device", expected="auto, cpu, cuda or cuda:N"

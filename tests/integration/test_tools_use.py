@@ -228,11 +228,14 @@ def test_generate_says_what_is_wrong(tiny_llama_dir: Path, prompts_file: Path, r
     assert "nothing to answer" in refused("generate", tiny_llama_dir)
     assert "both files and --prompt" in refused("generate", tiny_llama_dir, prompts_file, "--prompt", "x")
     assert "no such file" in refused("generate", tiny_llama_dir, prompts_file.parent / "nothing.jsonl")
-    assert "--samples: samples is 0" in refused("generate", tiny_llama_dir, "--prompt", "x", "--samples", 0)
+    assert "--samples: found 0" in refused("generate", tiny_llama_dir, "--prompt", "x", "--samples", 0)
     long = refused("generate", tiny_llama_dir, "--prompt", "x" * 200, "--max-new-tokens", 100)
     assert "the prompt has 200 tokens and the answer may have 100" in long
     assert "256 positions" in long
-    assert "device: " in refused("generate", tiny_llama_dir, "--prompt", "x", "--device", "cuda:99")
+    for device in ("cuda:99", "meta", "rubbish"):
+        assert f"device: {device} cannot be" in refused("generate", tiny_llama_dir, "--prompt", "x", "--device", device)
+    assert "--prompt: the prompt '' has no token" in refused("generate", tiny_llama_dir, "--prompt", "")
+    assert f"--seed: found {2**64}" in refused("generate", tiny_llama_dir, "--prompt", "x", "--seed", 2**64)
 
 
 # -- chat ----------------------------------------------------------------------------------------------------------
