@@ -42,6 +42,9 @@ class Database:
         self.url = _url(str(name))
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         path = Path(self.url.database or "")
+        if self.is_sqlite and (path.is_dir() or path.name == ":memory:"):  # "" is the folder one is in
+            what = f"{str(name)!r} is {'a folder' if path.is_dir() else 'gone when the command ends'}"
+            raise UserError(what, where="--database", expected=_EXPECTED)
         if self.is_sqlite and not create and not path.is_file():
             fix = "`instructlit label import` or `instructlit label add-labeler` makes it"
             raise UserError(f"there is no database `{path}`", where="--database", fix=fix)

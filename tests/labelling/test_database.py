@@ -122,6 +122,10 @@ def test_the_file_is_its_owners_only(tmp_path: Path) -> None:
         ("postgresql://u:secret@host:port/x", "not a database URL"),
         ("postgresql://u:secret@127.0.0.1:1/x", "cannot be opened"),
         ("/proc/labels.db", "cannot be written"),
+        ("", "'' is a folder"),
+        ("/proc", "'/proc' is a folder"),
+        ("sqlite:///", "is a folder"),
+        (":memory:", "is gone when the command ends"),
     ],
 )
 def test_a_database_that_cannot_be_opened_is_one_message_without_the_password(name: str, message: str) -> None:
