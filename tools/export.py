@@ -29,6 +29,9 @@ def export(
         merge: merge LoRA adapters into the weights; otherwise the folder holds adapters and names their trunk.
         dtype: dtype of the weights written.
     """
+    from instructlit.tools.outputs import check_folder
+
+    check_folder(output)
     source = Path(checkpoint).expanduser()
     from instructlit.modules.strategy import is_sharded_checkpoint
 

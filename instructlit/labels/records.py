@@ -132,9 +132,10 @@ def read_tasks(path: str | Path) -> list[Task]:
     Raises:
         UserError: a row that is wrong, by file, line and field.
     """
+    rows = list(read_rows(path))
     key = {row["task"]: row for _, row in read_rows(key_file(path))} if key_file(path).is_file() else {}
     tasks = [parse_task(row | {k: v for k, v in key.get(row.get("task"), {}).items() if k in _HIDDEN}, where)
-             for where, row in read_rows(path)]  # fmt: skip
+             for where, row in rows]  # fmt: skip
     _check_once(tasks, path)
     return tasks
 

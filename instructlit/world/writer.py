@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from instructlit.errors import require
 from instructlit.world import lexicon
 from instructlit.world.constraints import Constraint
 from instructlit.world.corpus import documents, story_end
@@ -47,6 +48,9 @@ class Sizes:
     test: int = 2_000
     probes: int = 200
     corpus_tasks: int = 200
+
+    def __post_init__(self) -> None:
+        require("a whole number, 0 or more", "sizes.", **asdict(self))
 
 
 PROMPTS_PER_CUSTOMER = {"demonstrations": 1.65, "reward": 5.35, "ppo": 6.01, "validation": 1.87, "test": 1.81}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from instructlit.cli import main
 from instructlit.errors import UserError
 from instructlit.evaluation import Ask, Desk, Measure, Question, Study
 from instructlit.evaluation.store import Store
@@ -13,7 +14,7 @@ from instructlit.tools.evaluate.suite import read_suite
 from instructlit.tools.world.gold import CRITERIA, GoldJudge
 from instructlit.tools.world.label import parse_source, summary
 from instructlit.tools.world.tasks import pooled
-from instructlit.world import World, prompted
+from instructlit.world import Sizes, World, prompted
 
 LOADING = Loading("auto", "float32", "auto", 8, "auto")
 
@@ -63,3 +64,31 @@ def test_the_gold_scorer_is_a_judge(tmp_path: Path) -> None:
 def test_the_suite_prompts_the_base_model_as_the_world_does() -> None:
     spec = read_suite("world").models["prompted"]
     assert subject("prompted", "models/base", LOADING, spec["prefix"]).asked(Ask("x")) == Ask(prompted("x"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("world",),
+        ("quickstart",),
+        ("soak",),
+        ("evaluate", "a=models/sft"),
+        ("labels", "export", "labels.jsonl"),
+        ("export", "models/sft"),
+        ("iterate", "--config", "loop.yaml"),
+    ],
+)
+def test_a_folder_to_write_in_that_can_be_none_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    for output, told in (("taken/in", "taken is a file"), ("taken", "taken is a file"), ("", "is empty")):
+        assert main([*command, f"--output={output}"]) == 2
+        assert f"--output: {told}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_world_of_fewer_rows_than_none_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^sizes\.reward: found -5"):
+        Sizes(reward=-5)

@@ -16,6 +16,7 @@ from instructlit.tools.evaluate.page import Section, report
 from instructlit.tools.evaluate.results import as_json, from_json
 from instructlit.tools.evaluate.suite import Suite, built, chosen, judges_of, read_suite
 from instructlit.tools.evaluate.table import print_results
+from instructlit.tools.outputs import check_folder
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,12 @@ def run(
     redraw: bool,
 ) -> int:
     """The whole command; the exit status."""
+    check_folder(output)
     folder, read = Path(output), read_suite(suite)
     sections = [built(Section, spec, f"section {place}") for place, spec in enumerate(read.sections, start=1)]
     if redraw:
         return finish(from_json(_earlier(folder)), folder, sections, read.turned)
+    usable_device(loading.device)  # before tasks read their data
     subjects = subjects_of(read, models, loading)
     names = [s.name for s in subjects]
     evaluation = Evaluation(

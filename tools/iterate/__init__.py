@@ -37,8 +37,10 @@ def iterate(
     from instructlit.tools.iterate.config import load
     from instructlit.tools.iterate.plan import Planner
     from instructlit.tools.iterate.waiting import check_sides, labelled
+    from instructlit.tools.outputs import check_folder
     from instructlit.tools.quickstart.runner import Runner
 
+    check_folder(output)
     changed = {name: value for name, value in (("rounds", rounds), ("seed", seed)) if value is not None}
     loop, folder = load(config, changed), Path(output)
     files = {

@@ -9,6 +9,7 @@ from instructlit.evaluation.intervals import grouped_share
 from instructlit.evaluation.language_model import usable_device
 from instructlit.labels import Label, read_labels, read_tasks
 from instructlit.labels.records import read_rows, with_policies
+from instructlit.tools.outputs import check_output
 from instructlit.tools.scoring import Scorer
 
 
@@ -44,6 +45,7 @@ def iterate_measure(
         output: file to write.
         device: "auto", "cpu", "cuda", ...
     """
+    check_output(output)
     place = usable_device(device)
     held_out = rows_of(Path(data) / "comparisons_validation.jsonl")
     found: dict[str, Any] = {"round": number, "labels": len(rows_of(Path(data) / "comparisons.jsonl")) + len(held_out)}

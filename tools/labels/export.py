@@ -11,7 +11,7 @@ from instructlit.labels import Label, Task, read_tasks
 from instructlit.labels.export import FILES, export
 from instructlit.labels.records import with_policies, write_labels, write_rows
 from instructlit.tools.labels.sources import labels_of, tasks_of
-from instructlit.tools.outputs import check_output
+from instructlit.tools.outputs import check_folder, check_output
 
 Target = Literal["native", "labels", "trl", "argilla", "label_studio"]
 
@@ -50,6 +50,7 @@ def labels_export(
         database: labelling database whose labels are taken as well: a file, or the URL of a PostgreSQL server.
         gold: whether the database's labels of gold questions are among them.
     """
+    check_folder(output)
     asked = [task for file in tasks or [] for task in read_tasks(file)]
     given = labels_of(labels or [], database, gold)
     if not asked and not given:

@@ -27,9 +27,11 @@ def quickstart(
         trial: a few steps of everything, to see that it runs; its numbers mean nothing.
         restart_from: a stage that is run again, with all that builds on it, even where nothing has changed.
     """
+    from instructlit.tools.outputs import check_folder
     from instructlit.tools.quickstart.runner import Runner
     from instructlit.tools.quickstart.stages import CONFIGS, stages
 
+    check_folder(output)
     folder = Path(configs) if configs else CONFIGS
     if not folder.is_dir():
         raise UserError(

@@ -32,8 +32,10 @@ def soak(
         batches: training batches of the run, a checkpoint after every second.
         config: further configs laid over the stage's, such as configs/optimizer/adamw_8bit.yaml.
     """
+    from instructlit.tools.outputs import check_folder
     from instructlit.tools.soak.run import Soak
 
+    check_folder(output)
     for name, value in (("kills", kills), ("batches", batches)):
         if value < 1:
             raise UserError(f"found {value}", where=f"--{name}", expected="a whole number above 0")

@@ -7,6 +7,7 @@ from pathlib import Path
 from instructlit.errors import UserError
 from instructlit.evaluation.runner import Evaluation
 from instructlit.tools.evaluate.run import Loading, subject
+from instructlit.tools.outputs import check_output
 from instructlit.tools.world.gold import GoldJudge
 from instructlit.tools.world.tasks import Answers
 
@@ -33,6 +34,8 @@ def world_compare(
         max_new_tokens: longest answer.
         output: JSON file for the figures, beside what is printed.
     """
+    if output is not None:
+        check_output(output)
     loading = Loading("auto", "float32", "auto", 512, "auto")
     task = Answers(data, seed=seed, samples=answers, max_new_tokens=max_new_tokens, limit=prompts)
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +56,7 @@ def world_compare(
     found = {"ours": ours, "theirs": theirs, "prompts": won.n, "preference": won.value}
     found |= {"preference_low": won.low, "preference_high": won.high}
     found |= {f"rating_{name}": figure.value for name, figure in ratings.items()}
-    if output:
+    if output is not None:
         Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{ours} is preferred to {theirs}: {won.value:.1%} ({won.low:.1%} to {won.high:.1%}), {won.n} prompts")
     print(f"mean rating {ratings['ours'].value:.2f} against {ratings['theirs'].value:.2f}")

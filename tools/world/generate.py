@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+from instructlit.tools.outputs import check_folder
 from instructlit.world import Sizes, World, generate
 
 
@@ -14,6 +15,7 @@ def world(output: str = "data", seed: int = 1, sizes: Sizes = Sizes(), trial: bo
         sizes: rows of each file.
         trial: a few rows of everything, to see that it works.
     """
+    check_folder(output)
     if trial:
         sizes = Sizes(**{f.name: min(getattr(sizes, f.name), TRIAL.get(f.name, 40)) for f in fields(sizes)})
     folder = generate(World(seed), output, sizes)
