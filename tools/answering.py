@@ -1,46 +1,19 @@
-"""A model made ready to answer: what `generate` and `chat` share."""
+"""A model made ready to answer: what `generate`, `collect` and `chat` share."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from instructlit.data.chat import Renderer
-from instructlit.data.collate import EncodedPrompt, collate_prompts
-from instructlit.data.tokenization import Encoder
+from instructlit.data.collate import EncodedPrompt
 from instructlit.errors import UserError
-from instructlit.evaluation.language_model import Dtype, load_language_model
+from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model
 from instructlit.rollout.drawing import chance, draw
-from instructlit.rollout.engine import CachedEngine, Sampling
-from instructlit.types import Generation, Prompt, PromptText
+from instructlit.rollout.engine import Sampling, further_ends
+from instructlit.types import Prompt, PromptText
 
 
-@dataclass
-class Answerer:
-    """A policy with its tokenizer and template, on its device.
-
-    Args:
-        model: the policy, in evaluation mode.
-        tokenizer: its tokenizer.
-        encoder: renders and tokenises prompts as in training.
-        device: where the model is.
-    """
-
-    model: Any
-    tokenizer: Any
-    encoder: Encoder
-    device: torch.device
-
-    @property
-    def renderer(self) -> Renderer:
-        """The template in use."""
-        return self.encoder.renderer
-
-    @property
-    def room(self) -> int | None:
-        """Positions the model has for prompt and response, where its architecture sets a limit."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+class Answerer(LanguageModel):
+    """A language model that answers one prompt, as it is sampled, or says which has no room."""
 
     def encode(self, prompt: PromptText, new_tokens: int, where: str) -> list[int]:
         """Ids of a prompt.
@@ -60,16 +33,10 @@ class Answerer:
             )
         return ids
 
-    def answer(self, rows: list[EncodedPrompt], sampling: Sampling, generator: torch.Generator) -> Generation:
-        """One response to each prompt, decoded together."""
-        batch = collate_prompts(rows, self.tokenizer.pad_token_id)
-        batch.input_ids, batch.attention_mask = batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
-        return CachedEngine().generate(self.model, batch, sampling, self.tokenizer, generator)
-
     @torch.no_grad()
     def stream(self, ids: list[int], sampling: Sampling, generator: torch.Generator) -> Iterator[str]:
         """The response to one prompt in pieces of text, as it is sampled."""
-        ends, said, shown = self.ends(), [], ""
+        ends, said, shown = {self.tokenizer.eos_token_id, *further_ends(self.model)}, [], ""
         given, cache = torch.tensor([ids], device=self.device), None
         for _ in range(sampling.max_new_tokens):
             out = self.model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -86,11 +53,6 @@ class Answerer:
                 shown = text
         yield self.tokenizer.decode(said, skip_special_tokens=True)[len(shown) :]
 
-    def ends(self) -> set[int]:
-        """The ids that end a response: the tokenizer's EOS and what the model's folder names besides."""
-        named = getattr(self.model.generation_config, "eos_token_id", None)
-        return {self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [] if named is None else [named])}
-
     def generator(self, seed: int) -> torch.Generator:
         """A source of randomness of its own, on the device."""
         return torch.Generator(self.device).manual_seed(seed)
@@ -103,7 +65,7 @@ def load_answerer(model: str, *, template: str, dtype: Dtype, device: str) -> An
         UserError: what `load_causal_lm` and `load_tokenizer` refuse; a device that is not there.
     """
     loaded = load_language_model(model, dtype=dtype, device=device)
-    return Answerer(loaded.model, loaded.tokenizer, Encoder(loaded.tokenizer, template), loaded.device)
+    return Answerer(loaded.model, loaded.tokenizer, loaded.device, template)
 
 
 def encoded(answerer: Answerer, prompt: Prompt, new_tokens: int, where: str) -> EncodedPrompt:

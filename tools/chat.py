@@ -65,7 +65,7 @@ def chat(
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy)
     answerer = load_answerer(model, template=template, dtype=dtype, device=device)
     generator = answerer.generator(secrets.randbits(31) if seed is None else seed)
-    keeps_turns = answerer.renderer.uses_template if style == "auto" else style == "turns"
+    keeps_turns = answerer.encoder.renderer.uses_template if style == "auto" else style == "turns"
     if system and not keeps_turns:
         raise UserError(
             "a system message needs a conversation, and each line is a prompt of its own here",

@@ -76,7 +76,7 @@ def generate(
         written = 0
         for start in range(0, len(jobs), batch_size):
             part = jobs[start : start + batch_size]
-            generation = answerer.answer([ids for _, ids in part], sampling, source)
+            generation = answerer.generate([ids for _, ids in part], sampling, source)
             for (index, _), text, ended in zip(part, generation.texts, generation.ended.tolist(), strict=True):
                 answers.setdefault(index, []).append((text, ended))
             while len(answers.get(written, ())) == samples:  # rows are written as soon as they are complete

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from instructlit.models.folders import check_source
 from instructlit.models.token_scores import target_scores
 from instructlit.ops.log_probs import token_log_probs
 from instructlit.ops.micro_batches import spans
-from instructlit.rollout.engine import CachedEngine, GenerationEngine, Sampling
-from instructlit.types import Prompt, TokenBatch
+from instructlit.rollout.engine import CachedEngine, Sampling, further_ends
+from instructlit.types import Generation, Prompt, TokenBatch
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -37,7 +37,6 @@ class LanguageModel:
         template: of prompts that are not plain, as for training.
         batch_size: most answers decoded together.
         batch_tokens: most tokens, padding included, that one forward pass over given texts reads.
-        engine: what decodes.
     """
 
     model: Any
@@ -46,7 +45,6 @@ class LanguageModel:
     template: str = "auto"
     batch_size: int = 32
     batch_tokens: int = 16_384
-    engine: GenerationEngine = field(default_factory=CachedEngine)
 
     def __post_init__(self) -> None:
         self._encoders = {False: Encoder(self.tokenizer, self.template), True: Encoder(self.tokenizer, "plain")}
@@ -55,6 +53,30 @@ class LanguageModel:
     def room(self) -> int | None:
         """Positions for prompt and answer together, where the architecture sets a limit."""
         return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
+    def encoder(self) -> Encoder:
+        """Renders and tokenises prompts as in training."""
+        return self._encoders[False]
+
+    def generate(
+        self,
+        rows: Sequence[EncodedPrompt],
+        sampling: Sampling,
+        generator: torch.Generator,
+        batch_size: int | None = None,
+    ) -> Generation:
+        """One response to each prompt; where the model's folder names further ends beside EOS, they end it too.
+
+        Args:
+            rows: the prompts, one or more.
+            sampling: length limit and temperature.
+            generator: source of randomness, on the model's device.
+            batch_size: most responses decoded at a time; None decodes all together.
+        """
+        batch = collate_prompts(rows, self.tokenizer.pad_token_id).to(self.device)
+        further = further_ends(self.model)
+        return CachedEngine(batch_size).generate(self.model, batch, sampling, self.tokenizer, generator, further)
 
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
         """The reply to every request with its index, in the order they are done; None where a prompt has no room.
@@ -110,9 +132,7 @@ class LanguageModel:
         first = asks[members[0]]
         sampling = Sampling(limit, temperature=first.temperature or 1.0, greedy=first.temperature == 0)
         rows = [EncodedPrompt(ids[i], Prompt(asks[i].prompt)) for i in members for _ in range(first.samples)]
-        batch = collate_prompts(rows, self.tokenizer.pad_token_id)
-        batch.input_ids, batch.attention_mask = batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
-        drawn = self.engine.generate(self.model, batch, sampling, self.tokenizer, source)
+        drawn = self.generate(rows, sampling, source)
         ended, sums = drawn.ended.tolist(), drawn.log_probs.double().sum(1).tolist()
         for place, i in enumerate(members):
             own = slice(place * first.samples, (place + 1) * first.samples)

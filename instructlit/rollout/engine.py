@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -137,15 +138,19 @@ class CachedEngine(GenerationEngine):
         sampling: Sampling,
         tokenizer: PreTrainedTokenizerBase,
         generator: torch.Generator | None = None,
+        further: Sequence[int] = (),
     ) -> Generation:
+        """As `GenerationEngine.generate`, and `further` ids end a response as EOS does (`further_ends`). PPO has none:
+        EOS is the end that its policy is trained to say and that other engines stop at."""
         training = model.training
         model.eval()  # dropout off: the log-probs returned must be those of the model PPO updates
         try:
-            decoding = _Decoding(model, prompts, self.batch_size, sampling, eos_and_pad(tokenizer), generator)
+            end = eos_and_pad(tokenizer)
+            decoding = _Decoding(model, prompts, self.batch_size, sampling, end, generator, further)
             response_ids, log_probs = decoding.run()
         finally:
             model.train(training)
-        return as_generation(prompts, response_ids, log_probs, tokenizer)
+        return as_generation(prompts, response_ids, log_probs, tokenizer, further)
 
 
 class _Decoding:
@@ -159,6 +164,7 @@ class _Decoding:
         end: the ids of EOS and padding.
         generator: source of chance; all of it is drawn beforehand, a number for each token that may be said, so that
             which rows are decoded together, and when one leaves, changes nothing of what the others say.
+        further: ids that end a response beside EOS.
     """
 
     def __init__(
@@ -169,9 +175,10 @@ class _Decoding:
         sampling: Sampling,
         end: tuple[int, int],
         generator: torch.Generator | None,
+        further: Sequence[int],
     ):
         ids, rows = prompts.input_ids, len(prompts)
-        self.prompts, self.sampling, self.eos = prompts, sampling, end[0]
+        self.prompts, self.sampling, self.ends = prompts, sampling, ids.new_tensor([end[0], *further])
         self.slots = max(1, min(size or rows, rows))
         self.decoder = decoder_for(model, self.slots, ids.shape[1] + sampling.max_new_tokens)
         self.response_ids = ids.new_full((rows, sampling.max_new_tokens), end[1])
@@ -233,7 +240,7 @@ class _Decoding:
         self.lengths[row] = torch.where(live, said + 1, self.lengths[row])
         last = self.sampling.max_new_tokens - 1
         self.tokens[slots] = tokens
-        self.live[slots] = live & (tokens != self.eos) & (said < last)
+        self.live[slots] = live & ~_among(tokens, self.ends) & (said < last)
         self.said[slots] = (said + 1).clamp_max(last)
 
     def _narrow(self) -> None:
@@ -254,22 +261,33 @@ def eos_and_pad(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return eos, pad
 
 
+def further_ends(model: nn.Module) -> list[int]:
+    """The ids that end a response of a model which is used as it is, as its generation config names them: models that
+    speak in turns may have the end of a turn there alone."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return named if isinstance(named, list) else [] if named is None else [named]
+
+
 def as_generation(
-    prompts: PromptBatch, response_ids: Tensor, log_probs: Tensor, tokenizer: PreTrainedTokenizerBase
+    prompts: PromptBatch,
+    response_ids: Tensor,
+    log_probs: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    further: Sequence[int] = (),
 ) -> Generation:
     """Masks and texts for sampled ids: a response counts up to and with its first EOS, whatever the pad id is.
 
     Args:
         response_ids: (B, R) int64; anything may follow the first EOS.
         log_probs: (B, R).
+        further: ids that count as EOS does.
     """
     eos, pad = eos_and_pad(tokenizer)
-    is_eos = response_ids == eos
-    response_mask = (is_eos.cumsum(dim=1) - is_eos.long()) == 0
-    ended = is_eos.any(dim=1)
-    texts = tokenizer.batch_decode(
-        [ids[mask].tolist() for ids, mask in zip(response_ids, response_mask, strict=True)], skip_special_tokens=True
-    )
+    is_end = _among(response_ids, response_ids.new_tensor([eos, *further]))
+    response_mask = (is_end.cumsum(dim=1) - is_end.long()) == 0
+    ended = is_end.any(dim=1)
+    said = zip(response_ids, response_mask & ~is_end, strict=True)
+    texts = tokenizer.batch_decode([ids[mask].tolist() for ids, mask in said], skip_special_tokens=True)
     return Generation(
         prompts=prompts.prompts,
         texts=[text.strip() for text in texts],
@@ -280,3 +298,9 @@ def as_generation(
         ended=ended,
         log_probs=log_probs.float() * response_mask,
     )
+
+
+def _among(ids: Tensor, chosen: Tensor) -> Tensor:
+    """Which ids (...) are among the chosen (n,): bool, of the shape of `ids`."""
+    # `torch.isin` may sort, and then asks the device for a size, which a CUDA graph does not allow.
+    return (ids[..., None] == chosen).any(dim=-1)

@@ -75,6 +75,7 @@ class VLLMServer(ExternalEngine):
             "top_k": -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
+            "ignore_eos": True,  # what that file names as ends besides is none to the trainer
             "stop_token_ids": [eos],
             "logprobs": 1,
             "return_tokens_as_token_ids": True,

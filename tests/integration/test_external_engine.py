@@ -201,6 +201,7 @@ class FakeVLLM(ThreadingHTTPServer):
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         assert body["model"] == "policy"
         assert (body["top_p"], body["top_k"], body["min_p"], body["repetition_penalty"]) == (1.0, -1, 0.0, 1.0)
+        assert (body["stop_token_ids"], body["ignore_eos"]) == ([2], True), "EOS alone ends a response"
         greedy, told = body["temperature"] == 0, body["return_tokens_as_token_ids"] and self.tokens_as_ids
         temperature = 1.0 if greedy else body["temperature"]
         found = self.worker.sample([body["prompt"]], body["max_tokens"], temperature, greedy, None, body["seed"])

@@ -16,6 +16,8 @@ from instructlit.evaluation.language_model import LanguageModel, load_language_m
 from instructlit.evaluation.requests import as_row, from_row, key
 from instructlit.evaluation.store import Store
 from instructlit.evaluation.subjects import FileSubject
+from instructlit.rollout import Sampling
+from instructlit.tools.answering import Answerer
 from instructlit.tools.evaluate.run import Loading, subject
 
 EOS = 2
@@ -107,6 +109,23 @@ def test_an_answer_ends_before_a_stop_text(model: LanguageModel) -> None:
     [cut] = reply(model, Ask("hm", max_new_tokens=20, plain=True, stop=(stop,)))
     assert cut.text == whole.text[: whole.text.index(stop)].strip()
     assert cut.ended == [True]
+
+
+def test_an_answer_ends_where_the_folder_names_a_further_end(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a chat model does whose end of a turn is in generation_config.json alone; answered or streamed."""
+    ask = Ask("hm", max_new_tokens=20, plain=True, log_probs=True)
+    [whole] = reply(model, ask)
+    [ids] = whole.tokens
+    end = next(i for i in range(3, 20) if ids[i] not in ids[:i])
+    monkeypatch.setattr(model.model.generation_config, "eos_token_id", [EOS, ids[end]])
+    [cut] = reply(model, ask)
+    said = model.tokenizer.decode(ids[:end]).strip()
+    assert (cut.texts, cut.tokens, cut.ended) == ([said], [ids[: end + 1]], [True])
+    answerer = Answerer(model.model, model.tokenizer, model.device, "plain")
+    streamed = answerer.stream(answerer.encoder.prompt("hm"), Sampling(20, greedy=True), answerer.generator(0))
+    assert "".join(streamed).strip() == said
 
 
 def test_a_prompt_without_room_has_no_reply(model: LanguageModel) -> None:

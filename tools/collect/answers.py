@@ -116,7 +116,7 @@ def _draw(
             policy = policy or load_answerer(source.folder, template=how.template, dtype=how.dtype, device=how.device)
             ids = [encoded(policy, prompts[row], how.max_new_tokens, places[row]) for row in part]
             generator = policy.generator(zlib.crc32(f"{how.seed} {key}".encode()))
-            generation = policy.answer(ids, sampling, generator)
+            generation = policy.generate(ids, sampling, generator)
             journal.put(key, list(zip(generation.texts, generation.ended.tolist(), strict=True)))
             print(f"\r{source.name}: {batch + 1} batches of {how.batch_size}", end="", flush=True)
         for row, (text, ended) in zip(part, journal[key], strict=True):

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 
-from instructlit.data.collate import EncodedPrompt, collate_prompts
-from instructlit.data.tokenization import Encoder
+from instructlit.data.collate import EncodedPrompt
 from instructlit.errors import UserError
 from instructlit.evaluation.language_model import LanguageModel, load_language_model
-from instructlit.rollout.engine import CachedEngine, Sampling
+from instructlit.rollout.engine import Sampling
 from instructlit.types import Generation, Prompt
 
 TURNS = 8
@@ -48,16 +47,9 @@ def sample(
     Yields:
         positions in `prompts`, and the answers to these in this order.
     """
-    engine = CachedEngine(batch_size)
     generator = torch.Generator(device=policy.device).manual_seed(seed)
-    encoder = Encoder(policy.tokenizer, policy.template)
     order = sorted(range(len(prompts)), key=lambda i: (len(str(prompts[i].prompt)), i))
     for start in range(0, len(order), TURNS * batch_size):
         positions = order[start : start + TURNS * batch_size]
-        rows = [EncodedPrompt(encoder.prompt(prompts[i].prompt), prompts[i]) for i in positions]
-        batch = collate_prompts(rows, policy.tokenizer.pad_token_id)
-        batch.input_ids, batch.attention_mask = (
-            batch.input_ids.to(policy.device),
-            batch.attention_mask.to(policy.device),
-        )
-        yield positions, engine.generate(policy.model, batch, sampling, policy.tokenizer, generator)
+        rows = [EncodedPrompt(policy.encoder.prompt(prompts[i].prompt), prompts[i]) for i in positions]
+        yield positions, policy.generate(rows, sampling, generator, batch_size)
