@@ -6,15 +6,13 @@ What is used of it: `POST /v1/completions` with a prompt of ids, `logprobs` and 
 """
 
 import json
-import os
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from instructlit.errors import UserError, require, require_address
+from instructlit.http import NoAnswer, ask, secret_key
 from instructlit.models.export import on_first_rank_alone
 from instructlit.rollout.engine import Sampling
 from instructlit.rollout.external import ExternalEngine, Sample
@@ -109,26 +107,17 @@ class VLLMServer(ExternalEngine):
             )
 
     def _ask(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.api_key_variable):
-            headers["Authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, headers)
+        key = secret_key(self.api_key_variable, "engine.api_key_variable")
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                content = answer.read()
+            content = ask(self.url + path, body, {"Authorization": f"Bearer {key}"} if key else {}, self.timeout)
             return json.loads(content) if content.strip() else {}
-        except urllib.error.HTTPError as error:
-            told = error.read(400).decode("utf-8", "replace").strip()
-            dev = error.code == 404 and not path.startswith("/v1/")
+        except (NoAnswer, ValueError) as error:
+            unknown = isinstance(error, NoAnswer) and error.status == 404 and not path.startswith("/v1/")
             raise UserError(
-                f"{self.url}{path} answered {error.code}: {told}",
-                where="engine",
-                fix="start the server with VLLM_SERVER_DEV_MODE=1, without which it does not reload weights"
-                if dev
+                f"{self.url}{path} did not answer as it should: {error}",
+                where="engine.url",
+                expected="a vLLM server",
+                fix="start it with VLLM_SERVER_DEV_MODE=1, without which it does not reload weights"
+                if unknown
                 else None,
-            ) from error
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.url}{path} did not answer as it should: {error}", where="engine.url", expected="a vLLM server"
             ) from error

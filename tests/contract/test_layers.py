@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    *("errors", "lazy", "redaction", "types", "intervals", "agreement"),
+    *("errors", "lazy", "redaction", "http", "types", "intervals", "agreement"),
     *("world", "ops", "losses", "data", "labels", "models", "rollout", "evaluation", "checkpoints", "modules"),
     *("memory", "labelling"),
     *("cli", "callbacks", "tools"),
@@ -25,6 +25,7 @@ PURE = {
     "errors": {"torch", "numpy"},
     "lazy": {"torch", "transformers", "lightning", "numpy"},
     "redaction": {"torch", "numpy", "lightning"},
+    "http": {"torch", "numpy", "lightning"},
     "types": {"transformers", "lightning", "numpy"},
     "agreement": {"torch", "transformers", "lightning", "numpy"},
     "world": {"torch", "transformers", "lightning"},

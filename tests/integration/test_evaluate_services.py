@@ -17,7 +17,7 @@ from services import Reply, Service, google_error, openai_error
 
 from instructlit.cli import main
 from instructlit.evaluation.judges import EndpointJudge, PerspectiveScorer
-from instructlit.evaluation.judges.http import NoAnswer, post
+from instructlit.http import NoAnswer, post
 
 KEY = "sk-secret-of-the-test-0123456789"
 PROMPTS = 10

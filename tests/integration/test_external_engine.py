@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from services import Service
 from stage_helpers import FixedBatches, Recorder, ppo_module, prompt_batch, trainer, weights
 from transformers import PreTrainedTokenizerFast
 
@@ -246,14 +247,14 @@ def rollouts(tmp_path: Path, model: Any, char_tokenizer: PreTrainedTokenizerFast
 def test_vllm_samples_from_the_weights_it_was_given_last(
     rollouts: Path, model: Any, char_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VLLM_API_KEY", "a key")
+    monkeypatch.setenv("VLLM_API_KEY", "a-key")
     server = FakeVLLM(rollouts)
     engine = VLLMServer(str(rollouts), server.url + "/v1", concurrency=2)
     changed(model)
     check_samples(engine, model, char_tokenizer)  # which hands the weights over by itself, the first time
     first = [path for path, _, _ in server.asked[:4]]
     assert first == ["/v1/models", "/collective_rpc", "/reset_prefix_cache", "/v1/completions"]
-    assert {key for _, _, key in server.asked} == {"Bearer a key"}
+    assert {key for _, _, key in server.asked} == {"Bearer a-key"}
     changed(model)
     engine.sync(model, char_tokenizer)
     check_samples(engine, model, char_tokenizer)
@@ -284,7 +285,7 @@ def test_what_a_server_cannot_do_is_said(
         }
     message = {
         "another folder": f"serves {tmp_path}\n.*started on {rollouts}",
-        "no dev mode": r"answered 404(.|\n)*VLLM_SERVER_DEV_MODE=1",
+        "no dev mode": r"status 404(.|\n)*VLLM_SERVER_DEV_MODE=1",
         "no ids": "no ids with log-probs",
         "away": "did not answer",
         "short": "1 tokens and 1 log-probs that neither ends with EOS nor has the length",
@@ -292,3 +293,18 @@ def test_what_a_server_cannot_do_is_said(
     with pytest.raises(UserError, match=message):
         VLLMServer(str(rollouts), url).generate(model, prompt_batch(TEXTS), Sampling(6), char_tokenizer)
     server.shutdown()
+
+
+def test_a_key_follows_no_redirect_and_stands_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Service(lambda n, body: {})
+    elsewhere = (302, {}, {"Location": other.url.replace("127.0.0.1", "localhost")})
+    server = Service(lambda n, body: elsewhere if n == 1 else (401, {"detail": "who is a-key?"}, {}))
+    engine = VLLMServer("policy", server.url)
+    for key, message in (("a-key", "302: it redirects"), ("a-key", "401"), ("a-\nkey", "VLLM_API_KEY holds is no key")):
+        monkeypatch.setenv("VLLM_API_KEY", key)
+        with pytest.raises(UserError, match=message) as caught:
+            engine._ask("/reset_prefix_cache", {})
+        assert key not in str(caught.value)
+    assert (len(server.calls), other.calls) == (2, [])
+    server.close()
+    other.close()

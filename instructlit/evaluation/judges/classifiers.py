@@ -8,10 +8,10 @@ import torch
 
 from instructlit.errors import UserError, require, require_address
 from instructlit.evaluation.datasets import missing_extra
-from instructlit.evaluation.judges.http import NoAnswer, post, secret_key
 from instructlit.evaluation.judging import Judge, Kind, LoadedJudge, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
 from instructlit.evaluation.subjects import fingerprint
+from instructlit.http import NoAnswer, post, secret_key
 
 _TOXICITY: frozenset[Kind] = frozenset(("decide",))
 
@@ -57,7 +57,7 @@ class PerspectiveScorer(Judge):
         return f"{len(questions):,} requests, {minutes:.0f} minutes at {self.per_second:g} a second"
 
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
-        key = secret_key(self.api_key_env)
+        key = secret_key(self.api_key_env, "judge.api_key_env")
         if not key:
             raise UserError(
                 f"{self.api_key_env} is not set",
@@ -91,7 +91,7 @@ class PerspectiveScorer(Judge):
             )
             return Verdict(found)
         except NoAnswer as fault:
-            reason = str(fault).replace(key, "(removed)")[:400]
+            reason = str(fault)[:400]
             if fault.status == 400 and "api key" not in fault.told.lower():
                 return Verdict(None, f"the Perspective API does not score this text: {reason}")
         raise UserError(

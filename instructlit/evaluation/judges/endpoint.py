@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from instructlit.errors import UserError, require, require_address
-from instructlit.evaluation.judges.http import NoAnswer, post, secret_key
 from instructlit.evaluation.judges.text import TextJudge, judging_prompt
 from instructlit.evaluation.judging import Question, Verdict
+from instructlit.http import NoAnswer, post, secret_key
 from instructlit.redaction import without_secrets
 
 _OF_THE_QUESTION = ("context_length_exceeded", "content_filter", "content_policy_violation", "invalid_prompt")
@@ -155,7 +155,7 @@ class EndpointJudge(TextJudge):
         raise fault
 
     def _authorization(self) -> dict[str, str]:
-        if key := secret_key(self.api_key_env):
+        if key := secret_key(self.api_key_env, "judge.api_key_env"):
             return {"Authorization": f"Bearer {key}"}
         host = urlsplit(self.base_url).hostname or ""
         if host in ("localhost", "127.0.0.1", "::1"):
@@ -192,7 +192,7 @@ class EndpointJudge(TextJudge):
                 code = next((code for code in _OF_THE_QUESTION if code in fault.told), None)
                 if fault.status == 400 and code:
                     return f"(the endpoint does not judge this: {code})"
-                reason = without_secrets(str(fault).replace(secret_key(self.api_key_env) or "\0", "(removed)"))[:400]
+                reason = without_secrets(str(fault))[:400]
                 raise UserError(
                     f"the judge {self.model} gave no reply: {reason}",
                     where=without_secrets(address),
