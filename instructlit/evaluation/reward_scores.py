@@ -9,7 +9,7 @@ import torch
 from instructlit.data.collate import collate_tokens
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
-from instructlit.models.backbone import Backbone, check_scalar_model, load_scalar_model
+from instructlit.models.backbone import Backbone, check_scalar_model, load_scalar_model, positions
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.folders import check_source
 from instructlit.ops.micro_batches import spans
@@ -55,8 +55,8 @@ class RewardScores:
         network: Any = load_scalar_model(Backbone(model, dtype=dtype), require_head=True, where=where, frozen=True)
         disable_dropout(network)
         self.network, self.device, self.size, self.tokens = network.eval().to(device), device, size, tokens
-        longest = getattr(network.hf.config.get_text_config(), "max_position_embeddings", None)
-        self.encoder, self.pad = Encoder(tokenizer, template, longest), int(tokenizer.pad_token_id)
+        self.encoder = Encoder(tokenizer, template, positions(network.hf.config))
+        self.pad = int(tokenizer.pad_token_id)
 
     @torch.no_grad()
     def scores(self, rows: Sequence[tuple[PromptText, str, bool]]) -> list[float]:

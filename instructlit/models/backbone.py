@@ -216,7 +216,7 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -
         UserError: the largest id of the tokenizer lies outside the model's embedding; or the model's folder comes with
             a tokenizer for which most ids mean something else.
     """
-    rows = getattr(checked_config(backbone, where).get_text_config(), "vocab_size", None)
+    rows = getattr(_of_text(checked_config(backbone, where)), "vocab_size", None)
     if rows is None:
         return 0
     vocabulary = tokenizer.get_vocab()
@@ -241,6 +241,16 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -
     return rows - largest - 1
 
 
+def positions(config: PretrainedConfig) -> int | None:
+    """Most tokens of a row that an architecture was made for; None where its config does not tell."""
+    return getattr(_of_text(config), "max_position_embeddings", None)
+
+
+def _of_text(config: PretrainedConfig) -> PretrainedConfig:
+    """The part of a config that is of the decoder of text: all of it, but in a model that sees or hears besides."""
+    return config.get_text_config(decoder=True)
+
+
 def check_positions(backbone: Backbone, lengths: Mapping[str, int], where: str = "model") -> None:
     """Refuse rows longer than a model with a table of positions can read, before its weights are loaded; warn where
     positions are computed (RoPE, ALiBi), and those beyond are merely ones that it was not trained on.
@@ -253,16 +263,16 @@ def check_positions(backbone: Backbone, lengths: Mapping[str, int], where: str =
     Raises:
         UserError: a row can be longer than such a table.
     """
-    config = checked_config(backbone, where).get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    computed = any(name.startswith(("rope", "rotary", "alibi")) for name in config.to_dict())
+    config = checked_config(backbone, where)
+    most = positions(config)
+    computed = any(name.startswith(("rope", "rotary", "alibi")) for name in _of_text(config).to_dict())
     for options, length in lengths.items():
-        if positions is None or length <= positions:
+        if most is None or length <= most:
             continue
         fault = UserError(
-            f"rows may have {length} tokens, and {where} ({backbone.path}) has {positions} positions",
+            f"rows may have {length} tokens, and {where} ({backbone.path}) has {most} positions",
             where=options,
-            expected=f"together at most {positions}" if " + " in options else f"at most {positions}",
+            expected=f"together at most {most}" if " + " in options else f"at most {most}",
             fix=f"lower {options.replace(' + ', ' or ')}, or name a model with more positions",
         )
         if not computed:
@@ -340,10 +350,11 @@ def checked_config(backbone: Backbone, where: str, *, weights: bool = True) -> P
             )
         source = _trunk_of(backbone.path, adapters, where, weights)
     config = load_config(source, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code, where=where)
-    configure_dropout(config, backbone.dropout, f"{where}.dropout")
-    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if config.pad_token_id is not None and config.pad_token_id in eos:
-        config.pad_token_id = None
+    text = _of_text(config)
+    configure_dropout(text, backbone.dropout, f"{where}.dropout")
+    eos = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+    if text.pad_token_id is not None and text.pad_token_id in eos:
+        text.pad_token_id = None
     return config
 
 

@@ -193,9 +193,10 @@ def _save_plain(
     config = copy.deepcopy(hf.config)
     config.__dict__.pop("quantization_config", None)
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    config.pad_token_id = None if pad == eos else pad
-    config.eos_token_id = eos
-    config.bos_token_id = tokenizer.bos_token_id
+    text = config.get_text_config()
+    text.pad_token_id = None if pad == eos else pad
+    text.eos_token_id = eos
+    text.bos_token_id = tokenizer.bos_token_id
     if shift is not None:
         config.reward_shift = shift
     with torch.device("meta"):

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from instructlit.data.tokenization import Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError, require
-from instructlit.models.backbone import Backbone, check_vocabulary, load_scalar_model
+from instructlit.models.backbone import Backbone, check_vocabulary, load_scalar_model, positions
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.sharding import is_sharded
@@ -104,8 +104,8 @@ class RewardModel(RewardFunction):
         disable_dropout(network)
         self._network = network.to(device)
         if own.get_vocab() != tokenizer.get_vocab():
-            longest = getattr(network.hf.config.get_text_config(), "max_position_embeddings", None)
-            self._encoder, self._pad = Encoder(own, self.template, longest), int(own.pad_token_id)  # type: ignore[arg-type]
+            self._encoder = Encoder(own, self.template, positions(network.hf.config))
+            self._pad = int(own.pad_token_id)  # type: ignore[arg-type]
 
     def networks(self) -> Iterable[ScalarModel]:
         return () if self._network is None else (self._network,)

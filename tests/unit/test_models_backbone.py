@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EOS_ID, MAX_POSITIONS, PAD_ID, VOCABULARY
+from conftest import EOS_ID, MAX_POSITIONS, PAD_ID, VOCABULARY, save_tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast, T5Config
+from transformers import Gemma3Config, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast, T5Config
 
 from instructlit.errors import UserError
+from instructlit.evaluation.language_model import LanguageModel
 from instructlit.models.backbone import Backbone, check_positions, check_vocabulary, load_causal_lm, load_scalar_model
 from instructlit.models.dropout import configure_dropout, disable_dropout, dropout_fields
+from instructlit.models.export import export_folder
 
 
 def copied(folder: Path, to: Path, **config: Any) -> Path:
@@ -123,6 +125,21 @@ def test_the_embedding_of_eos_is_trained_where_pad_is_eos(tiny_llama_dir: Path, 
     gradient = model.get_parameter("model.embed_tokens.weight").grad
     assert gradient is not None
     assert gradient[EOS_ID].abs().sum() > 0
+
+
+def test_a_model_that_sees_too_is_read_by_its_config_of_text(
+    tmp_path: Path, char_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1}
+    text = {"vocab_size": VOCABULARY, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 1, **small}
+    text |= {"max_position_embeddings": 64, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID}
+    sight = {"num_hidden_layers": 1, "image_size": 8, "patch_size": 4, **small}
+    config = Gemma3Config(text_config=text, vision_config=sight, mm_tokens_per_image=4)  # type: ignore[arg-type]
+    model: Any = load_causal_lm(backbone(save_tiny_model(config, tmp_path / "m", char_tokenizer)))
+    assert model.config.get_text_config().pad_token_id is None, "the embedding of EOS is trained"
+    assert LanguageModel(model, char_tokenizer, torch.device("cpu")).room == 64
+    exported = load_causal_lm(backbone(export_folder(model, char_tokenizer, tmp_path / "e")))
+    assert exported.config.get_text_config().pad_token_id == PAD_ID  # type: ignore[union-attr]
 
 
 def test_gradient_checkpointing_changes_no_gradient(tiny_llama_dir: Path) -> None:
