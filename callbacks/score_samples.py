@@ -84,10 +84,8 @@ class ScoreSamples(pl.Callback):
             if number % trainer.world_size != trainer.global_rank:
                 continue
             generator = torch.Generator(pl_module.device).manual_seed(1_000_003 + number)
-            on_device = PromptBatch(
-                batch.input_ids.to(pl_module.device), batch.attention_mask.to(pl_module.device), batch.prompts
-            )
-            responses = self.engine.generate(pl_module.trained_model, on_device, self.sampling, tokenizer, generator)  # type: ignore[arg-type]
+            prompts = batch.to(pl_module.device)
+            responses = self.engine.generate(pl_module.trained_model, prompts, self.sampling, tokenizer, generator)  # type: ignore[arg-type]
             scores = checked_scores(self.reward, responses, self.reward_timeout)
             lengths = responses.response_mask.sum(dim=1)
             rows += [

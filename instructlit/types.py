@@ -75,9 +75,10 @@ class Text:
 class Batch:
     """What a loader yields: a dataclass whose tensors move together."""
 
-    def to(self, device: torch.device | str, **options: Any) -> Self:
-        """The same batch with its tensors on `device`; Lightning calls this."""
-        return self._map(lambda x: x.to(device, **options))
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with its tensors on `device`; Lightning calls this. Only a copy to a GPU is not waited for."""
+        unwaited = torch.device(device).type == "cuda"
+        return self._map(lambda x: x.to(device, non_blocking=unwaited))
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory; a `DataLoader` with `pin_memory` calls this."""

@@ -3,12 +3,11 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from instructlit.data.formats import Kind
@@ -356,24 +355,7 @@ class DataModule(pl.LightningDataModule):
             if option != "test"
         }
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Moves the tensors of a batch; records stay as they are (Lightning's own way refuses frozen records)."""
-        return _to_device(batch, device)
-
 
 def _digest(value: Any) -> str:
     """A short hash of plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {key: _to_device(inner, device) for key, inner in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        tensors = {
-            f.name: getattr(value, f.name) for f in fields(value) if isinstance(getattr(value, f.name), torch.Tensor)
-        }
-        return replace(value, **{name: _to_device(tensor, device) for name, tensor in tensors.items()})
-    return value

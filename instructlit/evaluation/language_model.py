@@ -21,7 +21,7 @@ from instructlit.models.token_scores import target_scores
 from instructlit.ops.log_probs import token_log_probs
 from instructlit.ops.micro_batches import spans
 from instructlit.rollout.engine import CachedEngine, Sampling, further_ends
-from instructlit.types import Generation, Prompt, TokenBatch
+from instructlit.types import Generation, Prompt
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -244,11 +244,9 @@ def score_rows(
     for start, stop in spans(len(rows), size, tokens, padded):
         chosen = order[start:stop]
         batch = collate_tokens([rows[i] for i in chosen], pad_id)
-        mask = batch.loss_mask[:, 1:]
-        batch = TokenBatch(batch.input_ids, batch.attention_mask, batch.loss_mask).to(device)
-        found = target_scores(model, batch, read).double().sum(1).cpu()
+        found = target_scores(model, batch.to(device), read).double().sum(1).cpu()
         sums[chosen], greedy[chosen] = found[:, 0], found[:, 1] == 0
-        counts[chosen] = mask.double().sum(1)
+        counts[chosen] = batch.loss_mask[:, 1:].double().sum(1)
     return sums, counts, greedy
 
 

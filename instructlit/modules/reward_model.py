@@ -147,7 +147,8 @@ class RewardModule(StageModule):
         for index, batch in enumerate(loader):
             if self.shift_batches is not None and index >= self.shift_batches:
                 break
-            scores = model.score(batch.input_ids.to(self.device), batch.attention_mask.to(self.device))
+            batch = batch.to(self.device)
+            scores = model.score(batch.input_ids, batch.attention_mask)
             total += torch.stack([scores.double().sum(), torch.tensor(len(scores), device=self.device)])
         model.train(training)
         total = self.sum_over_ranks(total)

@@ -520,3 +520,11 @@ def test_a_position_that_is_restored_after_the_loader_was_made_moves_it(
     iterator = iter(loader)  # as Lightning does to count the batches
     late.load_state_dict(first.state_dict())
     assert torch.equal(next(iterator).input_ids, next(batches).input_ids)
+
+
+def test_lightning_moves_the_tensors_of_a_batch_and_leaves_its_records(tokenizer: str, prompts_file: Path) -> None:
+    data = ready(PromptData(tokenizer, str(prompts_file), batch_size=4))
+    batch = next(iter(data.train_dataloader()["prompts"]))
+    moved = data.transfer_batch_to_device({"prompts": batch}, torch.device("meta"), 0)["prompts"]
+    assert {moved.input_ids.device.type, moved.attention_mask.device.type} == {"meta"}
+    assert moved.prompts == batch.prompts
