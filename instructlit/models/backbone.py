@@ -38,6 +38,7 @@ from instructlit.models.folders import (
     load_config,
     quiet_transformers,
     resolved,
+    trunk_of,
 )
 from instructlit.models.lineage import read_record
 from instructlit.models.scalar import ScalarModel
@@ -348,7 +349,7 @@ def checked_config(backbone: Backbone, where: str, *, weights: bool = True) -> P
                 expected="no `lora` (its adapters are trained on), or a merged folder",
                 fix="take out `lora`, or export the model again with its adapters merged",
             )
-        source = _trunk_of(backbone.path, adapters, where, weights)
+        source = _checked_trunk(backbone.path, where, weights)
     config = load_config(source, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code, where=where)
     text = _of_text(config)
     configure_dropout(text, backbone.dropout, f"{where}.dropout")
@@ -358,8 +359,8 @@ def checked_config(backbone: Backbone, where: str, *, weights: bool = True) -> P
     return config
 
 
-def _trunk_of(path: str, adapters: dict[str, Any], where: str, weights: bool) -> str:
-    trunk = adapters.get("base_model_name_or_path") or ""
+def _checked_trunk(path: str, where: str, weights: bool) -> str:
+    trunk = trunk_of(path) or ""
     try:
         check_source(trunk, weights=weights, where=f"{where}.path")
     except UserError as error:
@@ -389,8 +390,7 @@ def _loaded(
 
 def trunk_key(backbone: Backbone) -> Key:
     """What two backbones have in common where their frozen weights are the same tensors."""
-    adapters = adapter_config(backbone.path)
-    source = adapters["base_model_name_or_path"] if adapters else backbone.path
+    source = trunk_of(backbone.path) or backbone.path
     folder = Path(source).expanduser()
     name = str(folder.resolve()) if folder.is_dir() else source
     return (name, backbone.revision, backbone.dtype, backbone.attn_implementation, backbone.quantization,
@@ -406,8 +406,7 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
     }
     if backbone.quantization:
         options["quantization_config"] = _quantisation(backbone)
-    adapters = adapter_config(backbone.path)
-    source = adapters["base_model_name_or_path"] if adapters else backbone.path
+    source = trunk_of(backbone.path) or backbone.path
     try:
         with quiet_transformers():
             if backbone.random_init:
