@@ -275,8 +275,7 @@ def load_language_model(
     check_source(path, weights=True, where=where)
     tokenizer = load_tokenizer(path)
     place = usable_device(device)
-    held = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
-    network: Any = load_causal_lm(Backbone(path, dtype=held), where=where)
+    network: Any = load_causal_lm(Backbone(path, dtype=dtype_on(place, dtype)), where=where)
     return ready(network, tokenizer, place, template, batch_size)
 
 
@@ -287,6 +286,13 @@ def ready(
     network.requires_grad_(False).eval().to(device)
     disable_dropout(network)
     return LanguageModel(network, tokenizer, device, template, batch_size)
+
+
+def dtype_on(device: torch.device, asked: Dtype) -> Literal["float32", "bfloat16", "float16"]:
+    """The dtype to compute in there; "auto" is bfloat16 on a GPU and float32 elsewhere."""
+    if asked != "auto":
+        return asked
+    return "bfloat16" if device.type == "cuda" else "float32"
 
 
 def usable_device(name: str) -> torch.device:

@@ -8,7 +8,14 @@ from typing import Any
 
 from instructlit.data.sources import SUFFIXES
 from instructlit.errors import UserError
-from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model, ready, usable_device
+from instructlit.evaluation.language_model import (
+    Dtype,
+    LanguageModel,
+    dtype_on,
+    load_language_model,
+    ready,
+    usable_device,
+)
 from instructlit.evaluation.runner import Evaluation, Results
 from instructlit.evaluation.store import write_text
 from instructlit.evaluation.subjects import FileSubject, ModelSubject, Subject
@@ -162,8 +169,7 @@ def loader(name: str, path: str, loading: Loading) -> Callable[[], LanguageModel
                 where=where,
                 batch_size=loading.batch_size,
             )
-        from instructlit.data.tokenizers import load_tokenizer
-        from instructlit.tools.export import read_checkpoint, rebuilt
+        from instructlit.modules.stage_checkpoint import read_checkpoint, rebuilt, tokenizer_of
 
         checkpoint = read_checkpoint(Path(path).expanduser())
         kept = checkpoint["instructlit"]
@@ -177,29 +183,22 @@ def loader(name: str, path: str, loading: Loading) -> Callable[[], LanguageModel
         average = (kept.get("ppo") or {}).get("ema") is not None
         weights = ("ema" if average else "raw") if loading.weights == "auto" else loading.weights
         print(f"{name}: {'the moving average of the weights' if weights == 'ema' else 'the weights'} of {path}")
-        network = rebuilt(checkpoint, weights, path)
-        tokenizer = load_tokenizer(kept.get("tokenizer") or kept["backbone"]["path"])
-        if kept.get("chat_template"):
-            tokenizer.chat_template = kept["chat_template"]
         place = usable_device(loading.device)
-        if loading.dtype in ("bfloat16", "float16") or (loading.dtype == "auto" and place.type == "cuda"):
-            import torch
-
-            network = network.to(torch.float16 if loading.dtype == "float16" else torch.bfloat16)
-        return ready(network, tokenizer, place, loading.template, loading.batch_size)
+        network = rebuilt(checkpoint, weights, path, dtype_on(place, loading.dtype))
+        return ready(network, tokenizer_of(checkpoint), place, loading.template, loading.batch_size)
 
     return load
 
 
 def _beneath(path: str) -> list[str]:
     """Where a checkpoint has a frozen trunk and the tokenizer from."""
-    from instructlit.tools.export import read_checkpoint
+    from instructlit.modules.stage_checkpoint import read_checkpoint, tokenizer_path
 
     place = Path(path).expanduser()
     if not _is_checkpoint(place):
         return []
-    kept = read_checkpoint(place, weights=False)["instructlit"]
-    return [kept["backbone"]["path"], kept.get("tokenizer") or kept["backbone"]["path"]]
+    checkpoint = read_checkpoint(place, weights=False)
+    return [checkpoint["instructlit"]["backbone"]["path"], tokenizer_path(checkpoint)]
 
 
 def _is_checkpoint(path: Path) -> bool:

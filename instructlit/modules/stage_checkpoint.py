@@ -1,0 +1,120 @@
+"""A checkpoint of one of the stages read back outside a run: its model and its tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from instructlit.data.tokenizers import load_tokenizer
+from instructlit.errors import UserError
+from instructlit.models.adapters import Lora, frozen_state_names
+from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
+from instructlit.models.folders import adapter_config
+from instructlit.modules.strategy import assembled, is_sharded_checkpoint
+
+_PREFIXES = {"reward": "model."}
+"""Where a stage's module keeps the model that leaves it; `policy.` where it is not named here."""
+
+
+def read_checkpoint(file: Path, weights: bool = True) -> dict[str, Any]:
+    """A checkpoint of one of our stages, read as data, never as code; without `weights` no shard is read.
+
+    Raises:
+        UserError: no such file, no whole checkpoint, or one that another program wrote.
+    """
+    if not file.is_file() and not is_sharded_checkpoint(file):
+        beside = sorted(p.name for p in file.parent.glob("*.ckpt")) if file.parent.is_dir() else []
+        raise UserError(
+            f"there is no file {file}",
+            where="checkpoint",
+            expected="a .ckpt file",
+            fix=f"there are {', '.join(beside)}" if beside else None,
+        )
+    try:
+        if is_sharded_checkpoint(file):
+            checkpoint = assembled(file, weights)
+        else:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a zip, pickle or torch error of many kinds; each means "not a whole checkpoint"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{file} cannot be read as a checkpoint: {reason[:200]}",
+            where="checkpoint",
+            expected="a whole checkpoint of tensors and plain values",
+            fix="take an earlier checkpoint",
+        ) from error
+    if not isinstance(checkpoint, dict) or "instructlit" not in checkpoint or "state_dict" not in checkpoint:
+        raise UserError(
+            f"{file} was not written by a stage of instructlit",
+            where="checkpoint",
+            expected="a checkpoint of the SFT, reward or PPO module",
+            fix="export a module of your own with `instructlit.models.export.export_folder`",
+        )
+    return checkpoint
+
+
+def rebuilt(checkpoint: dict[str, Any], weights: str, name: str, dtype: str | None = None) -> Any:
+    """The model that leaves the stage.
+
+    Args:
+        checkpoint: as it was read.
+        weights: "raw", those of the checkpoint, or "ema", their moving average.
+        name: of the checkpoint, for messages.
+        dtype: to hold the weights in; None holds them as the run did.
+
+    Raises:
+        UserError: the checkpoint keeps no average, or its weights are not those of the backbone it names.
+    """
+    kept = checkpoint["instructlit"]
+    options = dict(kept["backbone"])
+    if options.get("lora"):
+        options["lora"] = Lora(**options["lora"])
+    options["dtype"] = dtype or options["dtype"]
+    backbone = Backbone(**options)
+    if backbone.lora is None and backbone.quantization is None and adapter_config(backbone.path) is None:
+        backbone.random_init = True  # every weight comes from the checkpoint
+    where = f"{name}: backbone"
+    load = load_scalar_model if kept["stage"] == "reward" else load_causal_lm
+    model = load(backbone, where=where)
+    prefix = _PREFIXES.get(kept["stage"], "policy.")
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    if weights == "ema":
+        average = (kept.get("ppo") or {}).get("ema")
+        if average is None:
+            raise UserError(
+                f"{name} keeps no moving average",
+                where="weights",
+                expected="raw, or a checkpoint of PPO with `ema_decay`",
+                fix="leave out --weights",
+            )
+        state.update(average["average"])
+    frozen = frozen_state_names(model)
+    trained = {k: v for k, v in state.items() if k not in frozen}
+    missing, unexpected = model.load_state_dict(trained, strict=False)
+    odd = sorted({*missing, *unexpected} - frozen)
+    if odd:
+        raise UserError(
+            f"{name} and {backbone.path} differ in {len(odd)} weights, such as {odd[0]}",
+            where="checkpoint",
+            expected="the backbone that the run was started from",
+            fix=f"put back what {backbone.path} held when the run began",
+        )
+    return model
+
+
+def tokenizer_path(checkpoint: dict[str, Any]) -> str:
+    """The folder or Hub name that the run had its tokenizer from."""
+    kept = checkpoint["instructlit"]
+    return kept.get("tokenizer") or kept["backbone"]["path"]
+
+
+def tokenizer_of(checkpoint: dict[str, Any]) -> Any:
+    """The run's tokenizer, with the chat template that the run had.
+
+    Raises:
+        UserError: it is no longer where it was.
+    """
+    tokenizer = load_tokenizer(tokenizer_path(checkpoint))
+    if template := checkpoint["instructlit"].get("chat_template"):
+        tokenizer.chat_template = template
+    return tokenizer
