@@ -1,15 +1,18 @@
 """A checkpoint of one of the stages read back outside a run: its model and its tokenizer."""
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
 from instructlit.models.adapters import Lora, frozen_state_names
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
-from instructlit.models.folders import adapter_config
+from instructlit.models.folders import adapter_config, resolved
 from instructlit.modules.strategy import assembled, is_sharded_checkpoint
 
 _PREFIXES = {"reward": "model."}
@@ -71,11 +74,16 @@ def rebuilt(checkpoint: dict[str, Any], weights: str, name: str, dtype: str | No
         options["lora"] = Lora(**options["lora"])
     options["dtype"] = dtype or options["dtype"]
     backbone = Backbone(**options)
-    if backbone.lora is None and backbone.quantization is None and adapter_config(backbone.path) is None:
-        backbone.random_init = True  # every weight comes from the checkpoint
     where = f"{name}: backbone"
-    load = load_scalar_model if kept["stage"] == "reward" else load_causal_lm
-    model = load(backbone, where=where)
+    load: Any = load_scalar_model if kept["stage"] == "reward" else load_causal_lm
+    if backbone.lora or backbone.quantization or adapter_config(backbone.path):
+        model = load(backbone, where=where)
+    else:  # every weight comes from the checkpoint
+        model = load(replace(backbone, random_init=True), where=where)
+        if load is load_causal_lm and not backbone.random_init:
+            with suppress(OSError):  # the ends that the folder names besides, if it has a generation_config.json
+                source = resolved(backbone.path, backbone.revision, where)
+                model.generation_config = GenerationConfig.from_pretrained(source, revision=backbone.revision or "main")
     prefix = _PREFIXES.get(kept["stage"], "policy.")
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     if weights == "ema":

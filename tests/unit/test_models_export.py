@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from instructlit.models import export as export_module
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.export import check_destination, export_folder, generation_config
 from instructlit.models.lineage import make_record, parent, read_record, weights_digest
+from instructlit.modules.stage_checkpoint import rebuilt
 
 
 @pytest.fixture
@@ -75,6 +78,15 @@ def test_the_bases_further_ends_of_a_turn_are_kept_and_its_top_k_is_not(tokenize
     made = generation_config(tokenizer, GenerationConfig(eos_token_id=[7, EOS_ID], top_k=50, temperature=0.6))
     assert made.eos_token_id == [EOS_ID, 7]
     assert (made.top_k, made.temperature) == (0, 1.0)
+
+
+def test_a_checkpoint_is_rebuilt_with_the_further_ends_of_its_base(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_llama_dir, tmp_path / "base"))
+    GenerationConfig(eos_token_id=[EOS_ID, 7]).save_pretrained(base)
+    state = {f"policy.{name}": tensor for name, tensor in causal(base).state_dict().items()}
+    kept = {"stage": "sft", "backbone": asdict(Backbone(str(base)))}
+    made = rebuilt({"instructlit": kept, "state_dict": state}, "raw", "last.ckpt")
+    assert made.generation_config.eos_token_id == causal(base).generation_config.eos_token_id == [EOS_ID, 7]
 
 
 def test_pad_equal_to_eos_leaves_the_config_without_a_pad_and_says_so(tiny_llama_dir: Path, tmp_path: Path) -> None:
