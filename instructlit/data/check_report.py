@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from instructlit.ops.statistics import wilson_interval
+from instructlit.intervals import wilson_interval
 from instructlit.types import Comparison
 
 

@@ -13,8 +13,6 @@ from instructlit.evaluation.intervals import Figure
 from instructlit.evaluation.judging import Desk
 from instructlit.evaluation.requests import Answer, Reply
 
-NONE = Figure(math.nan, -math.inf, math.inf, 0)
-
 
 @dataclass
 class Study:

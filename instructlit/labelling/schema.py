@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import JSON, Double, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-APPEND_ONLY = ("revision", "event")
 IN_USE = ("open", "full", "gold")
 """States of tasks that labelers may see and whose labels count."""
 

@@ -25,10 +25,6 @@ class LossSum(NamedTuple):
         by = self.count if count is None else torch.as_tensor(count)
         return self.total / by.clamp(min=1)
 
-    def plus(self, other: "LossSum") -> "LossSum":
-        """Both together."""
-        return LossSum(self.total + other.total, self.count + other.count)
-
     def detach(self) -> "LossSum":
         """The same numbers without the gradient, to be logged."""
         return LossSum(self.total.detach(), self.count.detach())

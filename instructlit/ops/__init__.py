@@ -18,7 +18,7 @@ from instructlit.ops.masking import (
 )
 from instructlit.ops.moments import RunningMoments
 from instructlit.ops.rewards import MissingEOS, missing_eos, shape_rewards
-from instructlit.ops.statistics import calibration_error, calibration_sums, explained_variance, wilson_interval
+from instructlit.ops.statistics import calibration_error, calibration_sums, explained_variance
 
 __all__ = [
     "AdaptiveKL",
@@ -49,5 +49,4 @@ __all__ = [
     "token_log_probs",
     "token_log_probs_and_entropy",
     "whiten",
-    "wilson_interval",
 ]

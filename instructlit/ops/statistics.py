@@ -1,9 +1,8 @@
-"""Numbers that say how good an estimate is: calibration, explained variance, a confidence interval."""
+"""Numbers that say how good an estimate is: calibration and explained variance."""
 
 import torch
 from torch import Tensor
 
-from instructlit.intervals import wilson_interval as wilson_interval
 from instructlit.ops.masking import Reduce, check_same_shape, masked_moments, widen
 
 

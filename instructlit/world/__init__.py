@@ -1,7 +1,7 @@
 """A small seeded language in which the recipe can be watched working and in which the truth is known."""
 
 from instructlit.world.gold import FLAGS, Verdict
-from instructlit.world.labelers import Labeler, Ranking, draw_k
+from instructlit.world.labelers import Labeler, Ranking
 from instructlit.world.prompts import PREFIX, RESPECTFUL, PromptSpec, parse, prompted, respectful, sample_spec
 from instructlit.world.world import World, pairwise_agreement, rank_completions
 from instructlit.world.writer import Sizes, generate
@@ -16,7 +16,6 @@ __all__ = [
     "Sizes",
     "Verdict",
     "World",
-    "draw_k",
     "generate",
     "pairwise_agreement",
     "parse",

@@ -64,20 +64,15 @@ class Ranking:
         return vars(self).copy()
 
 
-def make_labelers(seed: int, count: int, group: str = "labeler") -> tuple[Labeler, ...]:
+def make_labelers(seed: int, count: int) -> tuple[Labeler, ...]:
     """A team whose skill is spread from careful to sloppy."""
-    rng = random.Random(f"{group} {seed}")
+    rng = random.Random(f"labeler {seed}")
     labelers = []
     for i in range(count):
         skill = 0.9 - 0.5 * i / max(1, count - 1)
         taste = (rng.gauss(0, 0.004), rng.gauss(0, 0.02), 1 + rng.gauss(0, 0.15))
-        labelers.append(Labeler(f"{group}-{i + 1:02d}", skill, *taste))
+        labelers.append(Labeler(f"labeler-{i + 1:02d}", skill, *taste))
     return tuple(labelers)
-
-
-def draw_k(rng: random.Random) -> int:
-    """A number of completions for a comparison, 4 to 9 as in the paper."""
-    return rng.randint(4, 9)
 
 
 def rank(

@@ -22,7 +22,6 @@ class World:
         self.seed = seed
         self.facts = Facts(seed)
         self.labelers: tuple[Labeler, ...] = labelers.make_labelers(seed, 10)
-        self.heldout_labelers: tuple[Labeler, ...] = labelers.make_labelers(seed, 4, "heldout")
 
     def rng(self, purpose: str) -> random.Random:
         """A source of chance of its own for each purpose, so that one part's size does not change another part."""

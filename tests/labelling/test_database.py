@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from instructlit.errors import UserError
 from instructlit.labelling.database import Database, alembic_config
-from instructlit.labelling.schema import APPEND_ONLY, Assignment, Base, Event, Revision
+from instructlit.labelling.schema import Assignment, Base, Event, Revision
 
 OLD_ROWS = """
 INSERT INTO person VALUES (1, 'anna', 'labeler', 0);
@@ -82,7 +82,7 @@ def test_a_database_of_a_newer_program_is_left_alone(tmp_path: Path) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("table", APPEND_ONLY)
+@pytest.mark.parametrize("table", ["revision", "event"])
 @pytest.mark.parametrize("statement", ["DELETE FROM {}", "UPDATE {} SET id = id + 1"])
 def test_history_cannot_be_changed(database: Database, table: str, statement: str) -> None:
     (anna,) = add_people(database, "anna")

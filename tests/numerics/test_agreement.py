@@ -6,7 +6,7 @@ import random
 import pytest
 
 from instructlit.agreement import Z, fleiss_kappa, krippendorff_alpha, pair_agreement, pairwise, share
-from instructlit.ops.statistics import wilson_interval
+from instructlit.intervals import wilson_interval
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C: four observers, twelve units, gaps.
 OBSERVERS = [

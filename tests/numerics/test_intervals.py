@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructlit.evaluation.intervals import grouped_share, wins
-from instructlit.ops.statistics import wilson_interval
+from instructlit.intervals import wilson_interval
 from instructlit.tools.scoring import ordered_pairs
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from instructlit.ops import RunningMoments, calibration_error, calibration_sums, explained_variance, wilson_interval
+from instructlit.intervals import wilson_interval
+from instructlit.ops import RunningMoments, calibration_error, calibration_sums, explained_variance
 
 
 def test_running_moments_by_hand() -> None:
