@@ -1,4 +1,4 @@
-"""GAE by hand, its two limits, its end, and the shaped reward it starts from."""
+"""GAE by hand, its two limits, its end, the shaped reward it starts from, and the rollout that is built of it."""
 
 import math
 
@@ -148,3 +148,39 @@ def test_until_ended_responses_differ_scores_are_only_moved(char_tokenizer, rule
     assert ruled(tensor([[97, 98]] * 3), [0.1, 0.7, -0.3]) == pytest.approx([0.1, 0.7, -0.3]), "none ended"
     assert ruled(ids, [0.7, 0.7, -0.3]) == pytest.approx([0, 0, -1]), "those that did are alike"
     assert ruled(ids, [1.7, 1.7, -0.3]) == pytest.approx([1, 1, -3]), "mean 1.2, standard deviation 0.5"
+
+
+W = 6**-0.5  # a variance of 6 whitened
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("options", "rewards", "advantages", "returns"),
+    [
+        ({}, [0, 5, 0, 0, 0], [4, 4, -1, -1, -1], [5, 5, 0, 0, 0]),
+        ({"missing_eos_value": -2.0}, [0, 5, 0, 0, -2], [4, 4, -3, -3, -3], [5, 5, -2, -2, -2]),
+        ({"gamma": 0.5}, [0, 5, 0, 0, 0], [1.5, 4, -1, -1, -1], [2.5, 5, 0, 0, 0]),
+        ({"lam": 0.5}, [0, 5, 0, 0, 0], [2, 4, -0.25, -0.5, -1], [3, 5, 0.75, 0.5, 0]),
+        # mean 1 and standard deviation 2; the mean stays
+        ({"whiten_rewards": True}, [0.5, 3, 0.5, 0.5, 0.5], [2.5, 2, 0.5, 0, -0.5], [3.5, 3, 1.5, 1, 0.5]),
+        # mean 1 and variance 6; values learn from what was there before
+        ({"whiten_advantages": True}, [0, 5, 0, 0, 0], [3 * W, 3 * W, -2 * W, -2 * W, -2 * W], [5, 5, 0, 0, 0]),
+    ],
+)
+def test_every_rule_of_shaping_by_hand(
+    char_tokenizer, on_ranks, ranks: int, options: dict, rewards: list, advantages: list, returns: list
+) -> None:
+    """A response of two tokens and a cut one of three, every value 1; on one rank, and each on a rank of its own."""
+    shaping = Shaping(**({"missing_eos_value": 0.0, "whiten_advantages": False, "lam": 1.0} | options))
+    ids, none = tensor([[97, 2, 0], [97, 98, 99]]), torch.zeros(2, 3)
+    got, scores = as_generation(prompt_batch(["x", "x"]), ids, none, char_tokenizer), tensor([5.0, 6.0])
+
+    def build(rows: torch.Tensor, reduce) -> tuple[torch.Tensor, ...]:
+        part, values = got.rows(rows), torch.ones(len(rows), 3)
+        made = build_rollout(part, scores[rows], none[rows], values, shaping, 0.0, RunningMoments(), reduce)
+        assert torch.equal(made.scores, scores[rows]), "as the reward gave them"
+        return tuple(x[made.response_mask] for x in (made.rewards, made.advantages, made.returns))
+
+    parts = on_ranks(build, torch.arange(2).chunk(ranks))
+    for found, expected in zip(zip(*parts, strict=True), (rewards, advantages, returns), strict=True):
+        assert torch.cat(found).tolist() == pytest.approx(expected)
