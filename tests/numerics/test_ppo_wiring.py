@@ -1,0 +1,150 @@
+"""PPO's options reach what they are named for: a step's length, the penalty, the clips, the rates, the streams."""
+
+import pytest
+import torch
+from stage_helpers import FixedBatches, Recorder, ppo_module, prompt_batch, sgd, trainer, weights
+
+from instructlit.losses import policy_loss, value_loss
+from instructlit.models.backbone import Backbone
+from instructlit.models.schedules import LinearToZero
+from instructlit.modules import PPOModule
+from instructlit.ops import AdaptiveKL, FixedKL, shape_rewards
+from instructlit.rollout.forward import response_values
+
+PROMPTS = {"prompts": prompt_batch(["ab", "say hello ", "x", "count to 3 ", "1", "qq", "mnop", "r"])}
+
+
+def run(root, module, tokenizer, rollouts=1):
+    """The metrics of each rollout; the same responses to the first, whatever the module's options."""
+    recorder = Recorder()
+    module.configure_model()
+    torch.manual_seed(3)
+    trainer(root, callbacks=[recorder]).fit(module, datamodule=FixedBatches(tokenizer, [PROMPTS] * rollouts))
+    return recorder.rows
+
+
+def test_each_gradient_is_cut_down_on_its_own_and_told_as_it_was(tmp_path, tiny_llama_dir, char_tokenizer):
+    def moved(bound):
+        """How far policy and value network went in a step of rate 1, and their gradients' norms as logged."""
+        torch.manual_seed(0)  # draws the value network's head
+        module = ppo_module(
+            tiny_llama_dir, optimizer=sgd(1.0), value_learning_rate=1.0, gradient_clip_norm=bound, minibatch_size=8
+        )
+        module.configure_model()
+        models = module.trained_model, module.value_model
+        before = [weights(model) for model in models]
+        (row,) = run(tmp_path, module, char_tokenizer)
+        steps = [float((weights(model) - old).norm()) for model, old in zip(models, before, strict=True)]
+        return steps, [row["ppo/policy/gradient_norm"], row["ppo/value/gradient_norm"]]
+
+    steps, norms = moved(None)
+    assert steps == pytest.approx(norms, rel=1e-3)
+    assert min(steps) > 0.01
+    assert norms[0] != pytest.approx(norms[1], rel=0.1)
+    assert moved(0.01) == (pytest.approx([0.01, 0.01], rel=1e-2), pytest.approx(norms, rel=1e-4))
+
+
+def test_the_kl_coefficient_weighs_the_penalty(tmp_path, tiny_llama_dir, tiny_gpt2_dir, char_tokenizer):
+    module = ppo_module(tiny_llama_dir, reference=Backbone(str(tiny_gpt2_dir)), kl=FixedKL(0.5))
+    run(tmp_path, module, char_tokenizer)
+    made = module.last_rollout
+    assert made is not None
+    assert ((made.old_log_probs - made.ref_log_probs)[made.response_mask].abs() > 1e-3).any()
+    expected = shape_rewards(made.scores, made.old_log_probs, made.ref_log_probs, made.response_mask, 0.5)
+    assert torch.equal(made.rewards, expected)
+
+
+def test_the_kl_coefficient_is_steered_by_the_episodes_of_a_rollout(tmp_path, tiny_llama_dir, char_tokenizer):
+    module = ppo_module(tiny_llama_dir, kl=AdaptiveKL(0.1, target=6.0, horizon=50), minibatch_size=4)
+    (row,) = run(tmp_path, module, char_tokenizer)
+    # the policy is the reference: an error of -100 %, clipped to -20 %, over 8 of 50 episodes
+    assert module.kl.coefficient == pytest.approx(0.1 * (1 - 0.2 * 8 / 50))
+    assert row["ppo/objective/kl_coefficient"] == pytest.approx(0.1), "what the rollout was shaped by"
+
+
+def test_a_second_pass_is_held_to_the_rollout(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
+    """By each clip of its own, and weighed by the policy that was sampled from."""
+    module = ppo_module(
+        tiny_llama_dir, minibatch_size=8, ppo_epochs=2, clip=1e-3, value_clip=1e-2, sampler_correction=2.0
+    )
+    expected = []
+    update = module.update
+
+    def noted(part, text, metrics):
+        mask, now = part.response_mask, module.policy_log_probs(part)
+        policy, figures = policy_loss(now, part.old_log_probs, part.advantages, mask, clip=1e-3)
+        with torch.no_grad():
+            values = response_values(module.value_model, part)
+        value, held = value_loss(values, part.values, part.returns, mask, clip=1e-2)
+        shares = [x["clip_fraction"] / mask.sum() for x in (figures, held)]
+        expected.append([float(x) for x in (policy.mean(), value.mean(), *shares)])
+        update(part, text, metrics)
+
+    monkeypatch.setattr(module, "update", noted)
+    (row,) = run(tmp_path, module, char_tokenizer)
+    first, second = expected
+    assert first[2:] == [0, 0]
+    assert min(second[2:]) > 0.1
+    names = ("policy/loss", "value/loss", "policy/clip_fraction", "value/clip_fraction")
+    means = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+    assert [row[f"ppo/{name}"] for name in names] == pytest.approx(means, abs=1e-5, rel=1e-5)
+    assert row["ppo/sampler/weight_mean"] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_value_network_has_a_rate_of_its_own(tmp_path, tiny_llama_dir, char_tokenizer):
+    module = ppo_module(tiny_llama_dir, value_learning_rate=0.0)
+    module.configure_model()
+    policy, value = weights(module.trained_model), weights(module.value_model)
+    (row,) = run(tmp_path, module, char_tokenizer)
+    assert torch.equal(weights(module.value_model), value)
+    assert not torch.equal(weights(module.trained_model), policy)
+    assert row["ppo/lr"] == pytest.approx(0.1), "the policy's"
+
+
+def test_a_rate_that_falls_to_0_is_there_after_the_last_update(tmp_path, tiny_llama_dir, char_tokenizer):
+    """12 episodes are two rollouts of 8, and each is two minibatches, learnt from twice: eight updates."""
+    module = ppo_module(tiny_llama_dir, episodes=12, ppo_epochs=2, lr_scheduler=LinearToZero)
+    rows = run(tmp_path, module, char_tokenizer, rollouts=2)
+    assert [row["ppo/lr"] for row in rows] == pytest.approx([0.05, 0])
+
+
+def test_each_rank_draws_from_a_stream_of_its_own_and_goes_on_with_it(
+    tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch
+):
+    data = FixedBatches(char_tokenizer, [PROMPTS])
+
+    def begun(rank, seed, checkpoint=None):
+        """A run of no batches, as that rank has it."""
+        monkeypatch.setattr(PPOModule, "global_rank", rank)
+        module = ppo_module(tiny_llama_dir)
+        torch.manual_seed(seed)
+        fit = trainer(tmp_path, limit_train_batches=0)
+        fit.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        fit.save_checkpoint(tmp_path / "begun.ckpt")
+        assert module.generator is not None
+        return module.generator.get_state()
+
+    states = [begun(rank, seed=1) for rank in range(2)]
+    assert not torch.equal(*states)
+    kept = torch.load(tmp_path / "begun.ckpt", weights_only=True)
+    kept["instructlit"]["ppo"]["generators"] = states
+    torch.save(kept, tmp_path / "both.ckpt")
+    for rank in range(2):
+        assert torch.equal(begun(rank, seed=2, checkpoint=tmp_path / "both.ckpt"), states[rank])
+
+
+def test_every_batch_and_rank_of_a_validation_draws_numbers_of_its_own(
+    tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch
+):
+    prompts = PROMPTS["prompts"]
+    data = FixedBatches(char_tokenizer, [PROMPTS], validation=[prompts, prompts])
+
+    def batches(rank):
+        monkeypatch.setattr(PPOModule, "global_rank", rank)
+        module = ppo_module(tiny_llama_dir)
+        trainer(tmp_path).validate(module, datamodule=data, verbose=False)
+        texts = tuple(row["response"] for row in module.validation_rows)
+        return [texts[:8], texts[8:]]
+
+    assert batches(0) == batches(0), "looks compare"
+    assert len({*batches(0), *batches(1)}) == 4
