@@ -453,6 +453,20 @@ def test_greedy_rollouts_are_refused(tiny_llama_dir):
         ppo_module(tiny_llama_dir, sampling=Sampling(4, greedy=True))
 
 
+@pytest.mark.parametrize(("size", "devices"), [(3, 1), (4, 3)])
+def test_minibatches_that_leave_a_rest_are_refused(
+    tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch, size, devices
+):
+    fit, module = trainer(tmp_path), ppo_module(tiny_llama_dir, minibatch_size=size)
+    fit.datamodule = FixedBatches(char_tokenizer, [{"prompts": prompt_batch(PROMPTS)}])  # type: ignore[attr-defined]
+    module.trainer = fit
+    monkeypatch.setattr(pl.Trainer, "world_size", devices)
+    with pytest.raises(
+        UserError, match=rf"minibatch_size is {size}, a rollout 8, on {devices} devices\n.*a divisor of"
+    ):
+        module.setup("fit")
+
+
 def test_a_horizon_too_short_for_a_rollout_is_refused_before_the_first(tmp_path, tiny_llama_dir, char_tokenizer):
     module = ppo_module(tiny_llama_dir, kl=AdaptiveKL(horizon=1))
     with pytest.raises(UserError, match="8 episodes a rollout are too many for a horizon of 1"):
