@@ -241,6 +241,14 @@ def test_documents_of_like_length_share_a_batch(tokenizer: str, jsonl: Callable[
     assert sorted(lengths) == [[2, 2], [3, 3], [8, 8], [9, 9]]
 
 
+def test_prompts_with_completions_of_like_length_share_a_batch(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    rows = [{"prompt": str(n), "completions": ["x" * n, "y"], "ranks": [1, 2]} for n in (1, 17, 2, 18, 1, 17, 2, 18)]
+    options: dict[str, Any] = {"validation_fraction": 0, "batch_size": 2, "max_length": 32, "length_bucketing": True}
+    batches = ready(ComparisonData(tokenizer, str(jsonl("c", rows)), **options)).train_dataloader()
+    longest = [batch.response_mask.sum(1)[::2].tolist() for batch in batches]  # with EOS
+    assert sorted(longest) == [[2, 2], [3, 3], [18, 18], [19, 19]]
+
+
 def test_documents_are_held_out_whole(tokenizer: str, text_file: Path) -> None:
     data = ready(TextData(tokenizer, str(text_file), validation_fraction=0.2, batch_size=2, block_size=8))
     tokens = [split.dataset.files[0].tokens for split in data.splits.values()]
@@ -305,6 +313,18 @@ def test_prompts_beside_text(tokenizer: str, prompts_file: Path, text_file: Path
         assert mask.tolist() == sorted(mask.tolist())  # padding first
     assert {p.prompt for batch in loaders["prompts"] for p in batch.prompts} <= {row["prompt"] for row in PROMPTS}
     assert list(ready(PromptData(tokenizer, str(prompts_file), batch_size=4)).train_dataloader()) == ["prompts"]
+
+
+def test_the_seed_makes_the_order_of_prompts_and_of_text(tokenizer: str, prompts_file: Path, text_file: Path) -> None:
+    options: dict[str, Any] = {"validation_fraction": 0, "batch_size": 4, "pretraining_block_size": 8}
+
+    def order(seed: int) -> list[list[list[int]]]:
+        data = ready(PromptData(tokenizer, str(prompts_file), pretraining=str(text_file), seed=seed, **options))
+        return [[batch.input_ids.tolist() for batch in loader] for loader in data.train_dataloader().values()]
+
+    first, again, other = order(1), order(1), order(2)
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))
 
 
 def test_ranks_share_a_batch(tokenizer: str, demonstrations_file: Path) -> None:
