@@ -14,10 +14,12 @@ def default(module: Any, name: str) -> Any:
     return inspect.signature(module.__init__).parameters[name].default
 
 
-@pytest.mark.parametrize(("module", "rate"), [(SFTModule, 9.65e-6), (RewardModule, 9e-6), (PPOModule, 9e-6)])
-def test_adam_of_every_stage(module: Any, rate: float) -> None:
+@pytest.mark.parametrize(
+    ("module", "rate", "eps"), [(SFTModule, 9.65e-6, 1e-8), (RewardModule, 9e-6, 1e-8), (PPOModule, 9e-6, 1e-5)]
+)
+def test_adam_of_every_stage(module: Any, rate: float, eps: float) -> None:
     (group,) = default(module, "optimizer")([torch.nn.Parameter(torch.zeros(1))]).param_groups
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (rate, (0.9, 0.95), 0.0)
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (rate, (0.9, 0.95), eps, 0.0)
 
 
 def test_ppo() -> None:
