@@ -18,14 +18,23 @@ SCRIPT = """
 import sys
 from dataclasses import fields
 from pathlib import Path
+from lightning.pytorch import Callback
 from safetensors.torch import save_file
+from stage_helpers import sgd
 from stage_runs import Files, run_stage
 from instructlit.callbacks import StageProgress
+
+
+class PlainDescent(Callback):
+    # the weights tell the gradient with its size: AdamW's would not, nor what is clipped
+    def setup(self, trainer, pl_module, stage):
+        pl_module.make_optimizer, pl_module.gradient_clip_norm = sgd(0.01), None
+
 
 name, devices, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 files = Files(folder / "model", *(folder / f"{f.name}.jsonl" for f in fields(Files)[1:]))
 options = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto", "enable_progress_bar": True}
-trainer, module = run_stage(name, files, folder / "out", False, [StageProgress()], **options)
+trainer, module = run_stage(name, files, folder / "out", False, [PlainDescent(), StageProgress()], **options)
 weights = {key: value.contiguous() for key, value in module.state_dict().items()}
 save_file(weights, folder / f"{name}-{devices}-{trainer.global_rank}.safetensors")
 """
@@ -70,6 +79,4 @@ def test_a_stage_on_two_processes(folder: Path, name: str) -> None:
         return  # each rank samples from a stream of its own: other responses than one process draws
     (alone,) = train(folder, name, 1)
     for key, value in alone.items():
-        # AdamW's first steps move by the learning rate whatever the gradient's size: where one is next to nothing,
-        # rounding decides its sign.
-        torch.testing.assert_close(first[key], value, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(first[key], value, atol=1e-6, rtol=1e-4)
