@@ -6,13 +6,14 @@
       finished.json     the run came to its end, and what it depended on
 
 A checkpoint is written under a hidden name, synced, and renamed when all of it is on the disk. `manifest.json` says
-which files belong to it, how long they are, and what the run depended on.
+which files belong to it, how long they are, their checksums, and what the run depended on.
 """
 
 import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from instructlit.errors import UserError
 
 STATE, MANIFEST, FINISHED = "state.ckpt", "manifest.json", "finished.json"
 PREFIX, PARTIAL = "batch-", ".partial-"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Manifest:
     batch: int  # training batches done
     run: dict[str, Any]  # what the run depends on: see `cli.resume`
     loggers: list[Any]  # of each that knows its run again: its class, and by what
-    files: dict[str, int] = field(default_factory=dict)  # bytes of every file, by its path inside the folder
+    files: dict[str, list[int]] = field(default_factory=dict)  # bytes and CRC-32 of each, by its path in the folder
     format: int = FORMAT
 
 
@@ -48,7 +49,7 @@ def publish(partial: Path, manifest: Manifest) -> Path:
     Every file and folder is synced before the rename and the parent after it, so that the name stands for all of the
     content even where the power fails.
     """
-    manifest.files = {str(file.relative_to(partial)): file.stat().st_size for file in _files(partial)}
+    manifest.files = {str(file.relative_to(partial)): _measured(file) for file in _files(partial)}
     (partial / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
     for file in _files(partial):
         _sync(file)
@@ -102,22 +103,25 @@ def why_unusable(path: Path, stage: str) -> str | None:
         return error.what
     if manifest.stage != stage:
         return f"it is of stage {manifest.stage}, this run is {stage}"
-    for name, size in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size:,} of {size:,} bytes"
-    for name in manifest.files:
-        if zipfile.is_zipfile(path / name):  # torch's own format: its checksums cover every tensor
-            try:
-                with zipfile.ZipFile(path / name) as archive:
-                    bad = archive.testzip()
-            except (OSError, zipfile.BadZipFile) as error:
-                return f"{name} is damaged ({error})"
-            if bad is not None:
-                return f"{name} is damaged (at {bad})"
-    return None
+    return _damage(path, manifest)
+
+
+def check_whole(state: Path, where: str) -> None:
+    """Refuse a state, a file or a folder of shards, that is damaged. Beside one of a `ResumeCheckpoint` lies a manifest
+    that tells of every byte; another file is looked at for its end alone.
+
+    Raises:
+        UserError: it is damaged; `where` is the option that names it.
+    """
+    if (state.parent / MANIFEST).is_file():
+        fault = _damage(state.parent, read_manifest(state.parent))
+    elif state.is_file() and not zipfile.is_zipfile(state):  # what torch writes is one, with its table of contents last
+        fault = f"{state.name} was cut off, or was never one"
+    else:
+        fault = None
+    if fault is not None:
+        expected, fix = "a whole checkpoint", "take an earlier one"
+        raise UserError(f"{state} cannot be read as a checkpoint: {fault}", where=where, expected=expected, fix=fix)
 
 
 def state_of(path: str) -> str:
@@ -177,6 +181,32 @@ def put_aside(folder: Path, after: int = 0) -> Path | None:
     for path in later:
         path.rename(aside / path.name)
     return aside
+
+
+def _damage(path: Path, manifest: Manifest) -> str | None:
+    """How the files of a checkpoint differ from what its manifest says; None where they do not."""
+    for name, (size, _) in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} of {size:,} bytes"
+    for name, written in manifest.files.items():
+        try:
+            if _measured(path / name) != written:
+                return f"{name} is damaged: its checksum is another than when it was written"
+        except OSError as error:
+            return f"{name} is damaged ({error})"
+    return None
+
+
+def _measured(file: Path) -> list[int]:
+    """Bytes of a file and their CRC-32, which a disk or a copy that changes some of them does not keep."""
+    size = checksum = 0
+    with file.open("rb") as content:
+        while piece := content.read(1 << 20):
+            size, checksum = size + len(piece), zlib.crc32(piece, checksum)
+    return [size, checksum]
 
 
 def _name(batch: int) -> str:

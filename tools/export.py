@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from instructlit.checkpoints import state_of
 from instructlit.errors import UserError
 
 
@@ -20,8 +21,8 @@ def export(
     """Write a checkpoint as a Hugging Face folder: weights, config, tokenizer with chat template, card and record.
 
     Args:
-        checkpoint: a checkpoint of one of the stages, file or folder of shards, or a folder of adapters to be merged
-            with their trunk.
+        checkpoint: a checkpoint of one of the stages, file or folder, or a folder of adapters to be merged with their
+            trunk.
         output: the folder to write; an earlier export there is replaced once the new one is whole.
         weights: "raw", the weights at the checkpoint, or "ema", their moving average, where the stage keeps one.
         tokenizer: folder or Hub name of the tokenizer; by default the one the run used.
@@ -31,7 +32,7 @@ def export(
     from instructlit.tools.outputs import check_folder
 
     check_folder(output)
-    source = Path(checkpoint).expanduser()
+    source = Path(state_of(str(Path(checkpoint).expanduser())))
     from instructlit.modules.strategy import is_sharded_checkpoint
 
     is_folder = source.is_dir() and not is_sharded_checkpoint(source)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructlit.checkpoints import state_of
+from instructlit.checkpoints import check_whole, state_of
 from instructlit.cli.config import Config, Key
 from instructlit.errors import UserError, nearest
 
@@ -65,8 +65,8 @@ def check_input(value: str, where: str) -> None:
 
 
 def check_checkpoint(path: Any, strategy: Any = None) -> None:
-    """Refuse a checkpoint that is not there, or one in shards where `strategy` is none that cuts, before anything is
-    built.
+    """Refuse a checkpoint that is not there or damaged, or one in shards where `strategy` is none that cuts, before
+    anything is built.
     """
     if not isinstance(path, str) or path in CHECKPOINT_WORDS or "://" in path or path.startswith("registry:"):
         return
@@ -80,6 +80,7 @@ def check_checkpoint(path: Any, strategy: Any = None) -> None:
             f"model that `instructlit export {path} FOLDER` writes",
         )
     if file.exists():
+        check_whole(file, "--ckpt_path")
         return
     near = nearest(file.name, [*_names(file.parent), *CHECKPOINT_WORDS])
     meant = near if near in CHECKPOINT_WORDS else str(file.with_name(near)) if near else None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from instructlit.checkpoints import check_whole
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
 from instructlit.models.adapters import Lora, frozen_state_names
@@ -33,6 +34,8 @@ def read_checkpoint(file: Path, weights: bool = True) -> dict[str, Any]:
             expected="a .ckpt file",
             fix=f"there are {', '.join(beside)}" if beside else None,
         )
+    if weights:
+        check_whole(file, "checkpoint")
     try:
         if is_sharded_checkpoint(file):
             checkpoint = assembled(file, weights)

@@ -23,6 +23,7 @@ from stage_helpers import (
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from instructlit.checkpoints import STATE, Manifest, partial, publish
 from instructlit.cli import main
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
@@ -187,6 +188,24 @@ def test_what_is_no_checkpoint_of_ours_is_one_message(
     file.write_bytes(file.read_bytes()[:5000])
     assert "cannot be read as a checkpoint" in refused("export", file, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_the_folder_of_a_resume_checkpoint_is_exported_where_it_is_whole(
+    tmp_path: Path,
+    refused: Callable[..., str],
+    command: Callable[..., str],
+    tiny_llama_dir: Path,
+    char_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    writing = partial(tmp_path, 1)
+    writing.mkdir()
+    trained(sft_module(tiny_llama_dir), FixedBatches(char_tokenizer, [DEMONSTRATIONS]), writing / STATE)
+    folder = publish(writing, Manifest("sft", 1, {}, []))
+    command("export", folder, tmp_path / "sft", "--tokenizer", tiny_llama_dir)
+    data = bytearray((folder / STATE).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / STATE).write_bytes(data)
+    assert f"{STATE} is damaged" in refused("export", folder, tmp_path / "x")
 
 
 # -- generate ------------------------------------------------------------------------------------------------------

@@ -7,12 +7,20 @@ import pytest
 import torch
 
 from instructlit import checkpoints as c
+from instructlit.cli.files import check_checkpoint
+from instructlit.errors import UserError
 
 
-def write(folder: Path, batch: int, stage: str = "sft") -> Path:
+def write(folder: Path, batch: int, stage: str = "sft", sharded: bool = False) -> Path:
     target = c.partial(folder, batch)
     target.mkdir(parents=True)
-    torch.save({"weights": torch.arange(1000.0) + batch}, target / c.STATE)
+    weights = torch.arange(1000.0) + batch
+    if sharded:  # as the strategy leaves it: what is not cut, and files of many archives in a row
+        (target / c.STATE).mkdir()
+        torch.save({"step": batch}, target / c.STATE / "meta.pt")
+        (target / c.STATE / "__0_0.distcp").write_bytes(weights.numpy().tobytes())
+    else:
+        torch.save({"weights": weights}, target / c.STATE)
     return c.publish(target, c.Manifest(stage, batch, {"seed": 1}, [None]))
 
 
@@ -64,11 +72,11 @@ def spoil(path: Path, how: str) -> None:
     ("how", "said"),
     [
         ("truncated", "state.ckpt has"),
-        ("damaged", "state.ckpt is damaged (at "),
+        ("damaged", "state.ckpt is damaged: its checksum"),
         ("gone", "state.ckpt is missing"),
         ("foreign", "it has no manifest.json, so it was not written by instructlit"),
         ("nonsense", "its manifest.json cannot be read"),
-        ("later format", "it is of format 99, this version reads 2"),
+        ("later format", "it is of format 99, this version reads 3"),
     ],
 )
 def test_one_that_cannot_be_used_is_named_and_skipped(tmp_path: Path, how: str, said: str) -> None:
@@ -78,6 +86,36 @@ def test_one_that_cannot_be_used_is_named_and_skipped(tmp_path: Path, how: str, 
     assert found == tmp_path / "batch-00000008"
     assert len(skipped) == 1
     assert skipped[0].startswith(f"{tmp_path / 'batch-00000009'} is skipped: {said}")
+
+
+@pytest.mark.parametrize("name", ["meta.pt", "__0_0.distcp"])
+def test_a_byte_that_changed_in_a_shard_is_noticed(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path, 9, sharded=True) / c.STATE / name
+    assert c.newest(tmp_path, "sft") == (tmp_path / "batch-00000009", [])
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    found, skipped = c.newest(tmp_path, "sft")
+    assert found is None
+    assert f"{c.STATE}/{name} is damaged" in skipped[0]
+    with pytest.raises(UserError, match=rf"--ckpt_path: .*{name} is damaged"):
+        check_checkpoint(str(tmp_path / "batch-00000009"), "instructlit.modules.FSDP2Strategy")
+
+
+def test_a_checkpoint_that_is_named_is_looked_at_before_it_is_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, 9)
+    for path in (folder, folder / c.STATE):
+        check_checkpoint(str(path))
+    spoil(folder, "damaged")
+    for path in (folder, folder / c.STATE):
+        with pytest.raises(UserError, match=r"--ckpt_path: .*state.ckpt is damaged"):
+            check_checkpoint(str(path))
+    lone = tmp_path / "last.ckpt"  # of a ModelCheckpoint, which writes no manifest
+    torch.save({"weights": torch.arange(1000.0)}, lone)
+    check_checkpoint(str(lone))
+    lone.write_bytes(lone.read_bytes()[:-7])
+    with pytest.raises(UserError, match="was cut off"):
+        check_checkpoint(str(lone))
 
 
 def test_one_of_another_stage_is_skipped(tmp_path: Path) -> None:

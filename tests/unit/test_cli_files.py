@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from instructlit.cli.config import Config
 from instructlit.cli.files import check_checkpoint, check_files, check_input
@@ -80,8 +81,9 @@ def test_a_list_names_its_element() -> None:
         check_files(Config({"data": {"train": ["data/demonstrations.jsonl", {"path": "data/x.jsonl"}]}}), [])
 
 
-def test_checkpoints() -> None:
-    for path in (None, "last", "hpc", "registry:x", "s3://x/y.ckpt", "data/demonstrations.jsonl"):
+def test_checkpoints(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "x.ckpt")
+    for path in (None, "last", "hpc", "registry:x", "s3://x/y.ckpt", str(tmp_path / "x.ckpt")):
         check_checkpoint(path)
     with pytest.raises(UserError, match="did you mean last"):
         check_checkpoint("lst")
