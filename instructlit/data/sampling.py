@@ -152,7 +152,8 @@ class RepeatedPlan:
 class EvenPlan:
     """For evaluation: every row once, in order, in batches of nearly equal size, so that no rank waits for another.
 
-    With fewer rows than (batches x ranks) the first rows are seen again, for every rank needs one in every batch.
+    Every rank has a row in every batch. Where that takes fewer batches than `batch_size` asks for, a batch is larger,
+    by a row a rank at most. Fewer rows than ranks are all seen by each, so that one counts as often as another.
 
     Args:
         rows: the rows, 1-d int64.
@@ -161,9 +162,8 @@ class EvenPlan:
     """
 
     def __init__(self, rows: np.ndarray, batch_size: int, world_size: int = 1):
-        self._batches = -(-len(rows) // batch_size)
-        shares = self._batches * world_size
-        self._rows = rows if len(rows) >= shares else np.resize(rows, shares)
+        self._rows = rows if len(rows) >= world_size else np.repeat(rows, world_size)
+        self._batches = min(-(-len(self._rows) // batch_size), len(self._rows) // world_size)
         # Cut so that shares of consecutive rows differ by one row at most, and each batch is `world_size` shares.
         self._edges = np.linspace(0, len(self._rows), self._batches + 1).astype(np.int64)
 

@@ -15,7 +15,7 @@ from stage_runs import COMPARISONS, STAGES
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
-import sys
+import json, sys
 from dataclasses import fields
 from pathlib import Path
 from lightning.pytorch import Callback
@@ -35,6 +35,8 @@ name, devices, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 files = Files(folder / "model", *(folder / f"{f.name}.jsonl" for f in fields(Files)[1:]))
 options = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto", "enable_progress_bar": True}
 trainer, module = run_stage(name, files, folder / "out", False, [PlainDescent(), StageProgress()], **options)
+figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "/val/" in key}
+(folder / f"{name}-{devices}.json").write_text(json.dumps(figures))
 weights = {key: value.contiguous() for key, value in module.state_dict().items()}
 save_file(weights, folder / f"{name}-{devices}-{trainer.global_rank}.safetensors")
 """
@@ -48,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Pa
     (folder / "model").symlink_to(tiny_llama_dir)
     rows: dict[str, list[dict[str, Any]]] = {
         "demonstrations": [{"prompt": f"Say {n}: ", "completion": "x" * n} for n in range(1, 25)],
-        "comparisons": COMPARISONS,
+        "comparisons": COMPARISONS[:11],  # of which 7 are held out: no number that two processes share evenly
         "prompts": [{"prompt": f"prompt {n}"} for n in range(32)],
         "text": [{"text": f"text number {n} is about {n * n}"} for n in range(60)],
     }
@@ -78,5 +80,7 @@ def test_a_stage_on_two_processes(folder: Path, name: str) -> None:
     if name == "ppo":
         return  # each rank samples from a stream of its own: other responses than one process draws
     (alone,) = train(folder, name, 1)
+    one, two = (json.loads((folder / f"{name}-{devices}.json").read_text()) for devices in (1, 2))
+    assert two == pytest.approx(one, rel=1e-4), "a held-out row was counted twice"
     for key, value in alone.items():
         torch.testing.assert_close(first[key], value, atol=1e-6, rtol=1e-4)

@@ -117,20 +117,35 @@ def test_the_second_plan_of_a_mix_goes_on_over_epochs_of_the_first() -> None:
     assert sorted(second) == list(range(100, 110))
 
 
-@pytest.mark.parametrize(("n", "batch", "world"), [(10, 4, 1), (10, 4, 2), (9, 8, 4), (16, 4, 4), (5, 100, 2)])
-def test_evaluation_sees_every_row_once_and_no_rank_waits(n: int, batch: int, world: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "batch", "world", "batches"),
+    [
+        (10, 4, 1, 3),
+        (10, 4, 2, 3),
+        (9, 8, 4, 2),
+        (16, 4, 4, 4),
+        (5, 100, 2, 1),
+        (3, 2, 2, 1),
+        (5, 2, 2, 2),
+        (7, 4, 4, 1),
+    ],
+)
+def test_evaluation_sees_every_row_once_and_no_rank_waits(n: int, batch: int, world: int, batches: int) -> None:
     plan = EvenPlan(rows(n), batch, world)
     parts = [[plan.batch(i)[rank::world] for i in range(len(plan))] for rank in range(world)]
-    assert len(plan) == -(-n // batch)
+    assert len(plan) == batches
     assert sorted(row for part in parts for share in part for row in share) == list(range(n))
-    assert all(1 <= len(share) <= -(-batch // world) for part in parts for share in part)
+    sizes = [len(share) for part in parts for share in part]
+    assert min(sizes) >= 1
+    assert max(sizes) <= max(batch // world, 1) + (batches < n / batch)
 
 
-def test_evaluation_with_fewer_rows_than_ranks_repeats_some() -> None:
-    plan = EvenPlan(rows(3), 2, 2)
-    shares = [plan.batch(i)[rank::2].tolist() for i in range(len(plan)) for rank in range(2)]
-    assert [len(share) for share in shares] == [1, 1, 1, 1]
-    assert {row for share in shares for row in share} == {0, 1, 2}
+@pytest.mark.parametrize(("n", "batch", "world"), [(1, 4, 2), (3, 100, 4), (3, 4, 4), (3, 2, 5)])
+def test_fewer_rows_than_ranks_count_alike_in_evaluation(n: int, batch: int, world: int) -> None:
+    plan = EvenPlan(rows(n), batch, world)
+    shares = [plan.batch(i)[rank::world].tolist() for i in range(len(plan)) for rank in range(world)]
+    assert all(shares)
+    assert Counter(row for share in shares for row in share) == dict.fromkeys(range(n), world)
 
 
 def test_ranks_share_each_batch_of_one_process() -> None:
