@@ -494,9 +494,7 @@ class PPOModule(StageModule):
     # -- evaluation on held-out prompts ----------------------------------------------------------------------------
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        generator = torch.Generator(self.device)  # its own, so that looking changes nothing and looks compare
-        generator.manual_seed(1_000_003 + batch_idx + 7919 * self.global_rank)
-        generation, scores = self._sample(batch, generator)
+        generation, scores = self._sample(batch, self._look(batch_idx))
         kl = self._kl(generation)
         lengths = generation.response_mask.sum(dim=1)
         for name, values in {"score": scores, "kl": kl, "length": lengths.float()}.items():
@@ -508,9 +506,13 @@ class PPOModule(StageModule):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """The samples of a batch with score, KL and length."""
-        generation, scores = self._sample(batch, None)
+        generation, scores = self._sample(batch, self._look(batch_idx))
         lengths = generation.response_mask.sum(dim=1)
         return _sample_rows(generation, scores, self._kl(generation), lengths, self.episodes_seen)
+
+    def _look(self, batch_idx: int) -> torch.Generator:
+        """One for each batch and rank, so that looking changes nothing and looks compare."""
+        return torch.Generator(self.device).manual_seed(1_000_003 + batch_idx + 7919 * self.global_rank)
 
     def _kl(self, generation: Generation) -> Tensor:
         with gathered(self.reference_model):

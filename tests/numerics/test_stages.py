@@ -348,6 +348,25 @@ def test_the_spread_of_scores_is_told_however_far_from_0_they_are(tmp_path, tiny
     assert spread > 0
 
 
+def test_predictions_are_drawn_anew_for_every_batch_and_rank_and_alike_each_time(
+    tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch
+):
+    class Prompts(FixedBatches):
+        predict_dataloader = FixedBatches.val_dataloader
+
+    module = ppo_module(tiny_llama_dir)
+    prompts = prompt_batch(PROMPTS)
+    data = Prompts(char_tokenizer, [{"prompts": prompts}], validation=[prompts, prompts])
+    batches = []
+    for rank in (0, 1, 0):
+        monkeypatch.setattr(type(module), "global_rank", rank)
+        torch.manual_seed(1)  # which all ranks have in common
+        batches.extend(trainer(tmp_path).predict(module, datamodule=data) or [])
+    texts = [[row["response"] for row in batch] for batch in batches]
+    assert texts[:2] == texts[4:]
+    assert len({tuple(batch) for batch in texts[:4]}) == 4
+
+
 # -- what stops a run --------------------------------------------------------------------------------------------------
 
 
