@@ -26,6 +26,7 @@ from instructlit.cli.config import Config, Key, compose
 from instructlit.cli.defaults import DEFAULTS, from_signature
 from instructlit.cli.files import check_checkpoint, check_files
 from instructlit.cli.memory import out_of_memory
+from instructlit.cli.processes import take_rank
 from instructlit.cli.resume import MODES, Mode, continue_from, rehearses, say
 from instructlit.cli.save import SaveConfig
 from instructlit.cli.trainer import made
@@ -270,6 +271,7 @@ class InstructCLI(LightningCLI):
         trainer = made(
             lambda: super(InstructCLI, self).instantiate_trainer(callbacks=callbacks, **kwargs), callbacks, config
         )
+        take_rank(trainer)
         if rehearses(trainer):
             say("trainer.fast_dev_run: no model, checkpoint or file of samples is written")
         return trainer

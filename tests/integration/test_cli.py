@@ -10,6 +10,7 @@ import cli_stand_in
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
 from instructlit.cli import COMMANDS, LIGHTNING, main
 
@@ -112,6 +113,44 @@ def test_a_checkpoint_is_data_and_not_code(folder: Path, call: Call) -> None:
     status, _, err = call("fit", "--config", "recipe.yaml", "--ckpt_path", "bad.ckpt")
     assert status != 0
     assert "weights_only" in err or "Weights only" in err
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"},
+        {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},
+    ],
+)
+def test_more_processes_than_the_trainer_is_for_are_refused(
+    folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch, launcher: dict[str, str]
+) -> None:
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    status, _, err = call("fit", "--config", "recipe.yaml")
+    assert status == 2
+    assert "2 processes were started for a trainer of 1" in err
+    assert "--trainer.devices" in err
+    assert "--trainer.strategy ddp" in err
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "1", "WORLD_SIZE": "2"},
+        {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "0"},  # a batch script that calls no srun
+        {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_NAME": "interactive"},
+    ],
+)
+def test_variables_that_lie_around_take_no_log_from_a_run(
+    folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning reads it from them when it is imported
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    status, _, err = call("fit", "--config", "recipe.yaml")
+    assert status == 0, err
+    assert list((folder / "runs").rglob("metrics.csv"))
 
 
 def test_print_config_shows_everything_and_runs_nothing(folder: Path, call: Call) -> None:
