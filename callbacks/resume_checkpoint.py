@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from filelock import FileLock
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from instructlit.callbacks.common import run_config, stage_name
@@ -17,6 +18,7 @@ from instructlit.checkpoints import (
     STATE,
     Manifest,
     checkpoints,
+    claim,
     clear_partial,
     mark_finished,
     newest,
@@ -62,6 +64,7 @@ class ResumeCheckpoint(Checkpoint):
         self._moment: Moment | None = None  # of the checkpoint that is being saved
         self._goes_on = Moment()  # the one of the checkpoint that this run continues from
         self._handler: Any = None
+        self._lock: FileLock | None = None  # of the folder; the first process holds it
         self._run: dict[str, Any] | None = None  # what the run in training depends on; the first process knows it
         self._newest = 0  # batches done at the newest checkpoint of this process, or at the one it continues from
 
@@ -75,7 +78,7 @@ class ResumeCheckpoint(Checkpoint):
         if stage != "fit" or rehearses(trainer):
             return
         if trainer.is_global_zero:
-            self._first_write(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+            self._first_write(self._claim)
             clear_partial(self.folder)
         self._watch(trainer, pl_module)
 
@@ -105,6 +108,10 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._give_back_handler()
+        self._release()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._release()
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self._moment or Moment())
@@ -205,6 +212,16 @@ class ResumeCheckpoint(Checkpoint):
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
             self._handler = None
+
+    def _claim(self) -> None:
+        """Take the folder, in which another run would take this one's checkpoints for its own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = claim(self.folder)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _clear(self) -> None:
         """Leave nothing in the folder from behind where this run begins: it would be taken for this run's."""

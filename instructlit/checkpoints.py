@@ -4,6 +4,7 @@
       batch-00000120/   state.ckpt (one file; a folder where the strategy shards it) and manifest.json
       batch-00000140/
       finished.json     the run came to its end, and what it depended on
+      .lock, .holder    locked by the process that trains, and which one that is
 
 A checkpoint is written under a hidden name, synced, and renamed when all of it is on the disk. `manifest.json` says
 which files belong to it, how long they are, their checksums, and what the run depended on.
@@ -12,6 +13,7 @@ which files belong to it, how long they are, their checksums, and what the run d
 import json
 import os
 import shutil
+import socket
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,11 +21,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from instructlit.errors import UserError
 
 STATE, MANIFEST, FINISHED = "state.ckpt", "manifest.json", "finished.json"
 PREFIX, PARTIAL = "batch-", ".partial-"
+LOCK, HOLDER = ".lock", ".holder"
 FORMAT = 3
+LOCK_SECONDS = 8.0
+"""How long a folder's lock is waited for: a killed process's workers may hold it until they notice, within five."""
 
 
 @dataclass
@@ -36,6 +43,26 @@ class Manifest:
     loggers: list[Any]  # of each that knows its run again: its class, and by what
     files: dict[str, list[int]] = field(default_factory=dict)  # bytes and CRC-32 of each, by its path in the folder
     format: int = FORMAT
+
+
+def claim(folder: Path) -> FileLock:
+    """Keep a folder to this process until it releases what is returned, or ends in whatever way.
+
+    Raises:
+        UserError: another process has it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout as error:
+        raise UserError(
+            f"another run is at work in it: {(folder / HOLDER).read_text(encoding='utf-8')}",
+            where=str(folder),
+            expected="a folder of this run alone",
+            fix="wait for it or stop it, or give this run other folders",
+        ) from error
+    (folder / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+    return lock
 
 
 def partial(folder: Path, batch: int) -> Path:

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import yaml
 
-from instructlit.checkpoints import checkpoints, finished
+from instructlit.checkpoints import checkpoints, claim, finished
 from instructlit.cli import main
 
 Call = Callable[..., tuple[int, str]]
@@ -203,9 +203,24 @@ def test_going_back_makes_the_run_unfinished_and_puts_aside_what_came_after(comm
     earlier = ("--ckpt_path", "resume/batch-00000006")
     status, said = command("run", *earlier, trouble=("power cut", 7))
     assert (status, "behind batch 6 is kept in resume-earlier-1" in said) == (1, True)
-    assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == ["batch-00000006"]
+    assert [path.name for path in checkpoints(tmp_path / "run" / "resume")] == ["batch-00000006"]
     status, said = command("run")
     assert (status, "going on after batch 6" in said) == (0, True)
+
+
+def test_a_second_run_in_the_folder_is_refused(command: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command("run", trouble=("power cut", 7))
+    folder = tmp_path / "run" / "resume"
+    before = checkpoints(folder)
+    other = claim(folder)
+    with monkeypatch.context() as hurried:
+        hurried.setattr("instructlit.checkpoints.LOCK_SECONDS", 0.0)
+        status, said = command("run", "--resume", "never")
+    assert (status, "resume: another run is at work in it: process" in said) == (2, True)
+    assert checkpoints(folder) == before
+    other.release()
+    status, said = command("run")
+    assert (status, "going on after batch" in said) == (0, True)
 
 
 def test_a_rehearsal_writes_nothing_over_what_a_run_has_written(command: Call, tmp_path: Path) -> None:
@@ -255,7 +270,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     assert status == 2
     assert "the checkpoint after batch 4 could not be written: No space left on device" in said
     assert "it goes on from resume/batch-00000002" in said
-    assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == ["batch-00000002"]
+    assert [path.name for path in (tmp_path / "run" / "resume").glob("*batch*")] == ["batch-00000002"]
     monkeypatch.undo()
     monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parent)])
     assert command("run")[0] == 0

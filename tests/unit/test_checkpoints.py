@@ -1,6 +1,8 @@
 """Checkpoint folders: whole or not there, and what is said of those that cannot be used."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,20 @@ def test_what_lies_behind_the_beginning_of_a_run_is_put_aside_under_a_free_name(
     assert [path.name for path in c.checkpoints(tmp_path / "resume-earlier-1")] == ["batch-00000012", "batch-00000008"]
     assert c.checkpoints(folder) == []
     assert c.put_aside(folder) is None
+
+
+def test_a_folder_is_one_process_s_until_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c, "LOCK_SECONDS", 0.0)
+    program = (
+        "import sys, time; from pathlib import Path; from instructlit.checkpoints import claim\n"
+        "kept = claim(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        for _ in range(2):
+            with pytest.raises(UserError, match=f"another run is at work in it: process {other.pid} on "):
+                c.claim(tmp_path)
+        other.kill()
+    c.claim(tmp_path).release()
+    c.claim(tmp_path).release()
