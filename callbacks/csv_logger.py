@@ -2,7 +2,6 @@
 
 import csv
 import os
-import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from instructlit.errors import require
@@ -20,9 +20,10 @@ class CSVLogger(LightningCSVLogger):
     """Lightning's CSV logger, but no row is lost.
 
     Lightning deletes `metrics.csv` when a run begins in a folder that has one. Here a run that is continued keeps the
-    rows from before its checkpoint (those after it are logged again), and one that begins anew puts the file aside. A
-    process killed while a column is added, for which the file is written anew, leaves the file as it was. A disk
-    without room for a row does not stop the run.
+    rows from before its checkpoint (those after it are logged again), and one that begins anew puts the file aside.
+    What `validate` and `test` measure stands in `metrics-validate.csv` and `metrics-test.csv`, beside it. A process
+    killed while a column is added, for which the file is written anew, leaves the file as it was. A disk without room
+    for a row does not stop the run.
 
     Args:
         save_dir: folder of all runs.
@@ -42,7 +43,8 @@ class CSVLogger(LightningCSVLogger):
     ):
         require("a whole number above 0", "CSVLogger.", flush_logs_every_n_steps=flush_logs_every_n_steps)
         super().__init__(save_dir, name or "", version, prefix, flush_logs_every_n_steps)
-        self._earlier: Path | None = None  # what was in the folder, until it is known whether this run goes on with it
+        self._file = "metrics.csv"
+        self._earlier = False  # whether another's rows stand in the file, until it is known if this run goes on with it
 
     @property
     def identity(self) -> int | str:
@@ -58,32 +60,32 @@ class CSVLogger(LightningCSVLogger):
     def experiment(self) -> Any:
         """Lightning's writer, begun without the loss of what was written before."""
         if self._experiment is None:
-            metrics = Path(self.log_dir) / "metrics.csv"
-            aside = metrics.with_suffix(".earlier")
-            if metrics.exists() and not aside.exists():  # where both are there, a process was killed in between
-                os.replace(metrics, aside)
-            self._earlier = aside if aside.exists() else None
             Path(self.root_dir).mkdir(parents=True, exist_ok=True)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Experiment logs directory")  # nothing is deleted
-                self._experiment = _Writer(self.log_dir)
+            self._experiment = _Writer(self.log_dir, self._file)
+            self._earlier = Path(self._experiment.metrics_file_path).exists()
         return self._experiment
+
+    def log_for(self, stage: TrainerFn) -> None:
+        """Write to the file of what the trainer does next."""
+        file = "metrics.csv" if stage == TrainerFn.FITTING else f"metrics-{stage.value}.csv"
+        if file != self._file:
+            self._file, self._experiment = file, None
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Go on with the rows that were logged before `step`; what was logged from it on will be logged again."""
         writer = self.experiment
-        if self._earlier is None:
+        if not self._earlier:
             return
-        lines = self._earlier.read_text(encoding="utf-8").splitlines(keepends=True)
+        path = Path(writer.metrics_file_path)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]  # the last may be cut off where the process was killed
         reader = csv.DictReader(whole)
         names = list(reader.fieldnames or ())
         kept = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < step]
-        _write(Path(writer.metrics_file_path), names, kept)
+        _write(path, names, kept)
         writer.metrics_keys = names
-        self._earlier.unlink()
-        self._earlier = None
+        self._earlier = False
 
     @rank_zero_only
     def save(self) -> None:
@@ -107,17 +109,24 @@ class CSVLogger(LightningCSVLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Logs a row; the first one of a run that is not continued puts aside what was in the folder."""
-        if self.experiment is not None and self._earlier is not None:
-            number = 1
-            while (kept := self._earlier.with_name(f"metrics-earlier-{number}.csv")).exists():
+        if self.experiment is not None and self._earlier:
+            path, number = Path(self.experiment.metrics_file_path), 1
+            while (kept := path.with_name(f"{path.stem}-earlier-{number}.csv")).exists():
                 number += 1
-            self._earlier.rename(kept)
-            self._earlier = None
+            path.rename(kept)
+            self._earlier = False
         super().log_metrics(metrics, step)
 
 
 class _Writer(ExperimentWriter):
-    """Lightning's writer, whose rewriting of the file is all or nothing."""
+    """Lightning's writer, which deletes nothing, and whose rewriting of the file is all or nothing."""
+
+    def __init__(self, log_dir: str, file: str):
+        super().__init__(log_dir)
+        self.metrics_file_path = str(Path(log_dir) / file)
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning would delete the file that it finds."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         path = Path(self.metrics_file_path)

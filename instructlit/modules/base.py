@@ -201,6 +201,8 @@ class StageModule(pl.LightningModule):
         return [kind() for kind in (Rescue, Lifeline) if kind not in held]
 
     def setup(self, stage: str) -> None:
+        for logger in self.trainer.loggers:
+            getattr(logger, "log_for", lambda _: None)(self.trainer.state.fn)
         if stage == TrainerFn.FITTING:
             for where, backbone in self.trained_backbones().items():
                 check_trainable(backbone, where)

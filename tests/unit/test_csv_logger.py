@@ -78,7 +78,10 @@ def test_validating_a_checkpoint_takes_no_row_from_the_run_that_wrote_it(
     trained = (tmp_path / "ppo" / "metrics.csv").read_text()
     path = tmp_path / "step=1.ckpt"
     trainer(tmp_path, logger=logger(tmp_path)).validate(sft_module(tiny_gpt2_dir), data, path, weights_only=True)
-    assert (tmp_path / "ppo" / "metrics-earlier-1.csv").read_text() == trained
+    assert (tmp_path / "ppo" / "metrics.csv").read_text() == trained
+    assert "sft/val/loss" in (tmp_path / "ppo" / "metrics-validate.csv").read_text()
+    names = {file.name for file in (tmp_path / "ppo").iterdir()}
+    assert names == {"metrics.csv", "metrics-validate.csv"}
 
 
 def test_a_metric_that_comes_later_gets_a_column(tmp_path: Path) -> None:
@@ -105,7 +108,6 @@ def test_a_kill_while_a_column_is_added_loses_no_row(tmp_path: Path, monkeypatch
 def test_rows_survive_a_kill_before_the_first_step(tmp_path: Path) -> None:
     log(tmp_path, range(4), 0.0)
     assert logger(tmp_path).experiment is not None  # begun, and killed before anything was logged
-    (tmp_path / "ppo" / "metrics.csv").write_text("lo")  # or while the rows were put together
     log(tmp_path, range(4, 5), 100.0, rewind=4)
     assert rows(tmp_path) == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, 104.0)]
 
