@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
@@ -74,7 +75,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         checkpoint["state_dict"] |= self._sharded_state()
-        super().save_checkpoint(checkpoint, filepath, storage_options)
+        with _as_errors():
+            super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Fill weights, optimiser states and what else is cut, for any number of ranks; returns the rest.
@@ -87,7 +89,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._load_weights(path)
         for index, optimizer in enumerate(self.optimizers):
             state = {f"optimizer_{index}": get_optimizer_state_dict(self.model, optimizer)}
-            load(state, checkpoint_id=path)
+            _load(state, path)
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[f"optimizer_{index}"])
         return torch.load(path / METADATA, map_location="cpu", weights_only=weights_only)
 
@@ -109,7 +111,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
         # A frozen trunk under adapters was left out; the module's own `load_state_dict` says what else may be missing.
         weights = {n: t for n, t in self._weights().items() if f"state_dict.{n}" in saved}
-        load({"state_dict": weights | self._sharded_state()}, checkpoint_id=path)
+        _load({"state_dict": weights | self._sharded_state()}, path)
         self.model.load_state_dict(weights, strict=bool(self.lightning_module and self.lightning_module.strict_loading))
 
     def _weights(self) -> dict[str, Any]:
@@ -140,6 +142,21 @@ class FSDP2Strategy(ModelParallelStrategy):
         return super()._get_process_group_backend()
 
 
+@contextmanager
+def _as_errors() -> Iterator[None]:
+    """torch wraps what befell each rank, a full disk say, in a BaseException, which no handling of errors would see."""
+    try:
+        yield
+    except CheckpointException as wrapped:
+        error, _ = next(iter(wrapped.failures.values()))
+        raise error from wrapped
+
+
+def _load(state: dict[str, Any], path: Path, no_dist: bool = False) -> None:
+    with _as_errors():
+        load(state, checkpoint_id=path, no_dist=no_dist)
+
+
 def is_sharded_checkpoint(path: Path) -> bool:
     """Whether `path` is the folder of a sharded checkpoint."""
     return (path / METADATA).is_file()
@@ -159,7 +176,7 @@ def assembled(path: Path, weights: bool = True) -> dict[str, Any]:
         for name, entry in saved.items()
         if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
     }
-    load(tensors, checkpoint_id=path, no_dist=True)
+    _load(tensors, path, no_dist=True)
     whole = {name.removeprefix("state_dict."): value for name, value in tensors.items()}
     average = {name: whole.pop(name) for name in list(whole) if name.startswith("ema.")}
     if average:

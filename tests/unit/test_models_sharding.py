@@ -1,6 +1,8 @@
 """What cannot be cut over ranks is refused in words, and what is not cut is left alone."""
 
+import errno
 from pathlib import Path
+from traceback import StackSummary
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +11,13 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from stage_helpers import ppo_module, sft_module, token_batch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from instructlit.errors import UserError
 from instructlit.models.sharding import Plan, gathered, is_sharded, shard
 from instructlit.models.shards import cut_like, local, on_first_rank, whole
+from instructlit.modules.strategy import FSDP2Strategy, assembled
 from instructlit.types import ComparisonBatch
 
 NOWHERE = Plan(mesh=None)  # type: ignore[arg-type]
@@ -59,6 +64,28 @@ def test_lightnings_own_strategy_is_refused_with_the_overlay_to_use(tiny_llama_d
     with pytest.raises(UserError, match=r"trainer\.strategy: ModelParallelStrategy does not say how") as caught:
         module.placed(nn.Linear(2, 2), "model")
     assert "configs/strategy/fsdp2.yaml" in str(caught.value)
+
+
+def test_a_disk_without_room_is_an_error_that_can_be_handled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(*_: Any) -> None:
+        raise CheckpointException("write", {1: (full, StackSummary())})  # a BaseException
+
+    monkeypatch.setattr(ModelParallelStrategy, "save_checkpoint", fail)
+    with pytest.raises(OSError, match="No space left") as caught:
+        FSDP2Strategy().save_checkpoint({"state_dict": {}}, tmp_path / "state.ckpt")
+    assert caught.value is full
+
+
+def test_a_shard_that_was_cut_off_is_an_error_that_can_be_handled(tmp_path: Path) -> None:
+    save({"state_dict": {"weight": torch.arange(100.0)}}, checkpoint_id=tmp_path, no_dist=True)
+    torch.save({}, tmp_path / "meta.pt")
+    assert assembled(tmp_path)["state_dict"]["weight"].sum() == 4950
+    (shard,) = tmp_path.glob("*.distcp")
+    shard.write_bytes(shard.read_bytes()[:20])
+    with pytest.raises(Exception):  # noqa: B017 - torch has many kinds
+        assembled(tmp_path)
 
 
 def test_ppo_is_refused_under_the_older_fsdp(tiny_llama_dir: Path) -> None:
