@@ -27,6 +27,7 @@ from instructlit.checkpoints import (
     publish,
     put_aside,
 )
+from instructlit.cli.errors import chain
 from instructlit.cli.resume import identities, rehearses, say, what_it_depends_on
 from instructlit.errors import UserError, require
 
@@ -184,6 +185,8 @@ class ResumeCheckpoint(Checkpoint):
                 publish(target, self._manifest(trainer, module, self._run))
                 prune(self.folder, self.keep)
         except (OSError, RuntimeError) as error:
+            if trainer.world_size > 1 and system_error(error) is None:
+                raise  # a collective breaks when another process is lost
             clear_partial(self.folder)
             kept = next(iter(checkpoints(self.folder)), None)
             fault = UserError(
@@ -242,13 +245,15 @@ def batches_done(trainer: pl.Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.completed)
 
 
+def system_error(error: BaseException) -> OSError | None:
+    """The system's error that is behind another, such as a disk without room."""
+    return next((cause for cause in chain(error) if isinstance(cause, OSError) and cause.strerror), None)
+
+
 def reason(error: BaseException) -> str:
     """The system's word for an error where there is one behind it, such as `No space left on device`."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
+    if (behind := system_error(error)) is not None:
+        return str(behind.strerror)
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

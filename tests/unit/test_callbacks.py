@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -426,3 +427,25 @@ def test_a_module_can_print_beside_the_progress_bar(tmp_path: Path, capsys: pyte
     module.print("said")
     assert bar.is_enabled
     assert "said" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("processes", "behind", "told"),
+    [
+        (1, None, "batch 7 could not be written: Connection closed by peer"),
+        (2, OSError(28, "No space left on device"), "batch 7 could not be written: No space left on device"),
+        (2, None, None),
+    ],
+)
+def test_a_process_that_is_lost_while_a_checkpoint_is_saved_is_no_full_disk(
+    tmp_path: Path, processes: int, behind: OSError | None, told: str | None
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Connection closed by peer") from behind
+
+    waiting = SimpleNamespace(barrier=lambda _: None)
+    run: Any = SimpleNamespace(world_size=processes, is_global_zero=True, strategy=waiting, save_checkpoint=broken)
+    saver = ResumeCheckpoint(str(tmp_path))
+    module = pl.LightningModule()
+    with pytest.raises(UserError if told else RuntimeError, match=told or "Connection closed"):
+        saver._save(run, module, 7)
