@@ -128,7 +128,8 @@ def check(name: str, config: Config, args: Sequence[str] = ()) -> None:
             "no model is given", expected="a stage's recipe, --config configs/….yaml, or --model class_path"
         )
     named = dict(pairs)
-    strategy = named.get("trainer.strategy") or checker.config.get(("trainer", "strategy", "class_path"))
+    on_line = named.get("trainer.strategy.class_path") or named.get("trainer.strategy")
+    strategy = on_line or checker.config.get(("trainer", "strategy", "class_path"))
     check_checkpoint(named.get("ckpt_path") or config.values.get("ckpt_path"), strategy)
 
 

@@ -31,6 +31,16 @@ def test_the_recipe_itself_is_right(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("option", ["--trainer.strategy", "--trainer.strategy.class_path"])
+def test_a_sharded_checkpoint_goes_with_a_strategy_that_is_named_on_the_line(option: str, folder: Path) -> None:
+    (folder / "last.ckpt").mkdir()
+    (folder / "last.ckpt" / "meta.pt").touch()
+    words = ["--ckpt_path", "last.ckpt"]
+    with pytest.raises(UserError, match="holds the shards of a sharded run"):
+        check("fit", composed([read("recipe.yaml")]), words)
+    check("fit", composed([read("recipe.yaml")]), [*words, option, "instructlit.modules.FSDP2Strategy"])
+
+
 @pytest.mark.parametrize("value", ["0.25", "100", "00:00:30:00"])
 def test_a_number_is_no_class_where_both_may_stand(value: str, folder: Path) -> None:
     check("fit", composed([read("recipe.yaml")]), ["--trainer.val_check_interval", value])
