@@ -74,7 +74,8 @@ class Lifeline(pl.Callback):
             # A broken collective is how the loss of another process looks from here; its message is the one to read.
             exception.__cause__ = fault
             return
-        ours = isinstance(exception, Exception) and not getattr(exception, "on_all_ranks", False)
+        # An interrupt may be of this process alone, in which case the others wait for it; SystemExit is of all.
+        ours = not isinstance(exception, SystemExit) and not getattr(exception, "on_all_ranks", False)
         self._leave(_FAILED if ours else _BYE)
 
     def _leave(self, word: str) -> None:

@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
+import lightning.pytorch as pl
 import pytest
 
 from instructlit.modules import lifeline
@@ -61,6 +62,23 @@ def test_one_that_fails_is_named_to_all_others(star: Star, capsys: pytest.Captur
         watches[rank].join(10)
     assert sorted(ended) == [0, 1]
     assert all("process 2 of the run stopped with an error of its own" in line for line in words(capsys))
+
+
+@pytest.mark.parametrize(
+    ("exception", "status"),
+    [(KeyboardInterrupt(), lifeline.STATUS), (ValueError(), lifeline.STATUS), (SystemExit(75), None)],
+)
+def test_what_ends_one_process_alone_is_told_to_the_others(
+    star: Star, capsys: pytest.CaptureFixture[str], exception: BaseException, status: int | None
+) -> None:
+    watches, ended, _ = star
+    line = lifeline.Lifeline()
+    line._watch = watches[2]
+    line.on_exception(pl.Trainer(logger=False, accelerator="cpu"), pl.LightningModule(), exception)
+    watches[0].join(10 if status else 0.3)
+    assert ended.get(0) == ([status] if status else None)
+    told = "process 2 of the run stopped with an error of its own"
+    assert any(told in line for line in words(capsys)) == bool(status)
 
 
 def test_who_says_goodbye_is_not_missed(star: Star, capsys: pytest.CaptureFixture[str]) -> None:
