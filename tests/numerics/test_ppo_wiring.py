@@ -113,24 +113,24 @@ def test_each_rank_draws_from_a_stream_of_its_own_and_goes_on_with_it(
 ):
     data = FixedBatches(char_tokenizer, [PROMPTS])
 
-    def begun(rank, seed, checkpoint=None):
-        """A run of no batches, as that rank has it."""
+    def drawn_from(rank, seed, checkpoint=None):
+        """The stream of that rank behind a run, or behind one that goes on from its end and so draws nothing."""
         monkeypatch.setattr(PPOModule, "global_rank", rank)
         module = ppo_module(tiny_llama_dir)
         torch.manual_seed(seed)
-        fit = trainer(tmp_path, limit_train_batches=0)
+        fit = trainer(tmp_path)
         fit.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        fit.save_checkpoint(tmp_path / "begun.ckpt")
+        fit.save_checkpoint(tmp_path / "ended.ckpt")
         assert module.generator is not None
         return module.generator.get_state()
 
-    states = [begun(rank, seed=1) for rank in range(2)]
+    states = [drawn_from(rank, seed=1) for rank in range(2)]
     assert not torch.equal(*states)
-    kept = torch.load(tmp_path / "begun.ckpt", weights_only=True)
+    kept = torch.load(tmp_path / "ended.ckpt", weights_only=True)
     kept["instructlit"]["ppo"]["generators"] = states
     torch.save(kept, tmp_path / "both.ckpt")
     for rank in range(2):
-        assert torch.equal(begun(rank, seed=2, checkpoint=tmp_path / "both.ckpt"), states[rank])
+        assert torch.equal(drawn_from(rank, seed=2, checkpoint=tmp_path / "both.ckpt"), states[rank])
 
 
 def test_every_batch_and_rank_of_a_validation_draws_numbers_of_its_own(
