@@ -505,14 +505,15 @@ class PPOModule(StageModule):
     test_step = validation_step
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The samples of a batch with score, KL and length."""
-        generation, scores = self._sample(batch, self._look(batch_idx))
+        """The samples of a batch with score, KL and length; another seed of the run draws others."""
+        generation, scores = self._sample(batch, self._look(batch_idx, torch.initial_seed()))
         lengths = generation.response_mask.sum(dim=1)
         return _sample_rows(generation, scores, self._kl(generation), lengths, self.episodes_seen)
 
-    def _look(self, batch_idx: int) -> torch.Generator:
+    def _look(self, batch_idx: int, seed: int = 0) -> torch.Generator:
         """One for each batch and rank, so that looking changes nothing and looks compare."""
-        return torch.Generator(self.device).manual_seed(1_000_003 + batch_idx + 7919 * self.global_rank)
+        own = 1_000_003 + batch_idx + 7919 * self.global_rank
+        return torch.Generator(self.device).manual_seed((seed + own) % 2**63)
 
     def _kl(self, generation: Generation) -> Tensor:
         with gathered(self.reference_model):

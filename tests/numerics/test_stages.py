@@ -358,13 +358,13 @@ def test_predictions_are_drawn_anew_for_every_batch_and_rank_and_alike_each_time
     prompts = prompt_batch(PROMPTS)
     data = Prompts(char_tokenizer, [{"prompts": prompts}], validation=[prompts, prompts])
     batches = []
-    for rank in (0, 1, 0):
+    for rank, seed in ((0, 1), (1, 1), (0, 1), (0, 2)):
         monkeypatch.setattr(type(module), "global_rank", rank)
-        torch.manual_seed(1)  # which all ranks have in common
+        torch.manual_seed(seed)  # which all ranks have in common
         batches.extend(trainer(tmp_path).predict(module, datamodule=data) or [])
     texts = [[row["response"] for row in batch] for batch in batches]
-    assert texts[:2] == texts[4:]
-    assert len({tuple(batch) for batch in texts[:4]}) == 4
+    assert texts[:2] == texts[4:6]
+    assert len({tuple(batch) for batch in [*texts[:4], *texts[6:]]}) == 6, "each batch, rank and seed has its own"
 
 
 # -- what stops a run --------------------------------------------------------------------------------------------------
