@@ -513,7 +513,7 @@ class PPOModule(StageModule):
     def _look(self, batch_idx: int, seed: int = 0) -> torch.Generator:
         """One for each batch and rank, so that looking changes nothing and looks compare."""
         own = 1_000_003 + batch_idx + 7919 * self.global_rank
-        return torch.Generator(self.device).manual_seed((seed + own) % 2**63)
+        return torch.Generator(self.device).manual_seed((2_000_003 * seed + own) % 2**63)
 
     def _kl(self, generation: Generation) -> Tensor:
         with gathered(self.reference_model):
