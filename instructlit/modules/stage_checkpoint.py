@@ -89,16 +89,14 @@ def rebuilt(checkpoint: dict[str, Any], weights: str, name: str, dtype: str | No
                 model.generation_config = GenerationConfig.from_pretrained(source, revision=backbone.revision or "main")
     prefix = _PREFIXES.get(kept["stage"], "policy.")
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    if weights == "ema":
-        average = (kept.get("ppo") or {}).get("ema")
-        if average is None:
-            raise UserError(
-                f"{name} keeps no moving average",
-                where="weights",
-                expected="raw, or a checkpoint of PPO with `ema_decay`",
-                fix="leave out --weights",
-            )
-        state.update(average["average"])
+    average = (kept.get("ppo") or {}).get("ema") if weights == "ema" else {"average": {}}
+    if average is None:
+        raise UserError(
+            f"{name} keeps no moving average",
+            where="weights",
+            expected="raw, or a checkpoint of PPO with `ema_decay`",
+            fix="leave out --weights",
+        )
     frozen = frozen_state_names(model)
     trained = {k: v for k, v in state.items() if k not in frozen}
     missing, unexpected = model.load_state_dict(trained, strict=False)
@@ -110,6 +108,7 @@ def rebuilt(checkpoint: dict[str, Any], weights: str, name: str, dtype: str | No
             expected="the backbone that the run was started from",
             fix=f"put back what {backbone.path} held when the run began",
         )
+    model.load_state_dict(average["average"], strict=False)  # last: of a tensor with two names it holds one
     return model
 
 

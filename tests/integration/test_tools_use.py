@@ -29,6 +29,7 @@ from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.export import export_folder
 from instructlit.models.lineage import read_record
+from instructlit.tools.evaluate.run import Loading, loader
 
 DEMONSTRATIONS = token_batch([("say red: ", "der"), ("say cat: ", "tac")])
 COMPARISONS = comparison_batch([("count: ", ["one two", "no", "1"], [1, 3, 2])])
@@ -104,28 +105,34 @@ def test_a_reward_checkpoint_keeps_head_and_shift(
     assert float(loaded.shift) == float(module.trained_model.shift) != 0.0
 
 
+@pytest.mark.parametrize("model", ["tiny_llama_dir", "tiny_gpt2_dir"])  # a head of its own, and the embedding's
 def test_ppo_exports_the_raw_weights_or_their_average(
-    tiny_llama_dir: Path,
+    model: str,
     char_tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
     command: Callable[..., str],
     refused: Callable[..., str],
+    request: pytest.FixtureRequest,
 ) -> None:
-    module = ppo_module(tiny_llama_dir, ema_decay=0.9)
+    base = request.getfixturevalue(model)
+    module = ppo_module(base, ema_decay=0.9)
     prompts = prompt_batch(["a: ", "bc: ", "d: ", "ef: "])
     file = trained(module, FixedBatches(char_tokenizer, [{"prompts": prompts}] * 2), tmp_path / "last.ckpt")
     assert module.ema is not None
-    command("export", file, tmp_path / "raw", "--tokenizer", tiny_llama_dir)
-    command("export", file, tmp_path / "ema", "--tokenizer", tiny_llama_dir, "--weights", "ema")
+    command("export", file, tmp_path / "raw", "--tokenizer", base)
+    command("export", file, tmp_path / "ema", "--tokenizer", base, "--weights", "ema")
     raw, ema = (load_causal_lm(Backbone(str(tmp_path / name))) for name in ("raw", "ema"))
     assert same_weights(raw, module.trained_model)
     assert not same_weights(raw, ema)
+    loading = Loading("auto", "auto", "cpu", 4, "auto")
+    evaluated = loader("ppo", str(file), loading)().model
     with module.ema.swapped():
         assert same_weights(ema, module.trained_model)
+        assert same_weights(evaluated, module.trained_model)
     assert read_record(tmp_path / "ema")["weights"] == "ema"
 
     plain = trained(
-        ppo_module(tiny_llama_dir, ema_decay=None),
+        ppo_module(base, ema_decay=None),
         FixedBatches(char_tokenizer, [{"prompts": prompts}] * 2),
         tmp_path / "plain.ckpt",
     )
