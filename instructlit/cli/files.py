@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from instructlit.checkpoints import check_whole, state_of
-from instructlit.cli.config import Config, Key
+from instructlit.cli.config import Config, Key, plain
 from instructlit.errors import UserError, nearest
 
 CHECKPOINT_WORDS = ("last", "hpc", "registry")
@@ -22,13 +22,20 @@ def check_files(config: Config, options: Sequence[tuple[str, str | None]]) -> No
         config: the composed config.
         options: the names and values on the line, which go over those of the config.
     """
-    on_line = {tuple(p for p in option.rstrip("+").split(".") if p != "init_args") for option, _ in options}
-    for key, value in inputs(config.values, ()):
-        if tuple(p for p in key if p != "init_args") not in on_line:
-            check_input(value, config.where(key))
+    for key, value in in_force(config, [option for option, _ in options]):
+        check_input(value, config.where(key))
     for option, value in options:
         if value is not None and option.rpartition(".")[2] in INPUTS and not value.startswith(("[", "{")):
             check_input(value, f"--{option}")
+
+
+def in_force(config: Config, on_line: Sequence[str]) -> Iterator[tuple[Key, str]]:
+    """The inputs of the config that no option on the line goes over, nor over what they are part of."""
+    over = {plain(tuple(option.rstrip("+").split("."))) for option in on_line}
+    for key, value in inputs(config.values, ()):
+        bare = plain(key)
+        if not any(bare[:length] in over for length in range(2, len(bare) + 1)):
+            yield key, value
 
 
 def inputs(values: Any, key: Key) -> Iterator[tuple[Key, str]]:

@@ -1,6 +1,7 @@
 """The loop of rounds, with a small program in the place of its commands."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from label_helpers import add_people, ranked, save, take
 
+from instructlit.cli.config import Config
 from instructlit.errors import UserError
 from instructlit.labelling import tasks, work
 from instructlit.labelling.database import Database
@@ -93,6 +95,11 @@ def change(folder: Path, **values: Any) -> None:
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
 
 
+def planned(loop: Loop, folder: Path) -> Planner:
+    """A plan whose recipes are empty."""
+    return Planner(loop, folder, {"reward": [], "ppo": []}, {"reward": Config(), "ppo": Config()})
+
+
 ROUND = ["collect", "judge", "labels", "fit", "fit", "collect", "judge", "iterate"]
 
 
@@ -136,6 +143,30 @@ def test_from_the_sft_model_every_time(folder: Path) -> None:
     ppo = [call for call in calls(folder) if call[1] == "fit"][-1]
     assert ppo[ppo.index("--model.init_args.policy.path") + 1] == "../../../sft"
     assert "--model.init_args.reference.path" not in ppo
+
+
+def test_the_recipes_reference_and_paths_are_those_of_the_loop(folder: Path) -> None:
+    for name in ("text.jsonl", "more.jsonl"):
+        (folder / name).write_text('{"text": "t"}\n')
+    recipe = {
+        "model": {"class_path": "PPOModule", "init_args": {"reference": {"path": "models/sft", "dtype": "bfloat16"}}},
+        "data": {"class_path": "PromptData", "init_args": {"pretraining": ["text.jsonl", {"path": "more.jsonl"}]}},
+    }
+    (folder / "ppo.yaml").write_text(yaml.safe_dump(recipe))
+    change(folder, ppo=["ppo.yaml"], rounds=1, contest=0)
+    run()
+    ppo = [call for call in calls(folder) if call[1] == "fit"][-1]
+    assert ppo[ppo.index("--model.init_args.reference.path") + 1] == "../../../sft"
+    seen = ["../../../text.jsonl", {"path": "../../../more.jsonl"}]
+    assert json.loads(ppo[ppo.index("--data.init_args.pretraining") + 1]) == seen
+    (folder / "more.jsonl").unlink()
+    shutil.rmtree(folder / "run" / "rounds")
+    with pytest.raises(UserError, match=r"ppo\.yaml:\d+: data\.init_args\.pretraining\.1\.path: there is no file"):
+        run()
+    assert calls(folder) == [], "told before the first stage"
+    change(folder, ppo_options=["--data.pretraining", "null"])
+    run()
+    assert "--data.init_args.pretraining" not in [call for call in calls(folder) if call[1] == "fit"][-1]
 
 
 def test_it_stops_where_there_is_no_gain(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,7 +354,7 @@ def test_a_judge_is_found_by_the_rounds_and_called_as_in_the_config(folder: Path
     for name in ("gold", "t"):
         (folder / "models" / name).mkdir(parents=True)
     loop = Loop("sft", ["p"], ["r"], ["q"], label=label)
-    stages = Planner(loop, folder / "run", {"reward": [], "ppo": []}).round(1)[0].stages
+    stages = planned(loop, folder / "run").round(1)[0].stages
     labelling = [stage.command for stage in stages if stage.name.endswith(("/label", "/judge"))]
     asked = [("tasks.jsonl", "labels.jsonl"), ("contest/tasks.jsonl", "contest/labels.jsonl")]
     assert labelling == [(*(seen or label).split(), "--output", labels, tasks) for tasks, labels in asked]
@@ -340,7 +371,7 @@ def test_prompts_by_the_disagreement_of_the_rounds_before(folder: Path) -> None:
     ]
     (folder / "one").mkdir()
     loop = Loop("sft", ["p"], ["r"], ["q"], select="disagreement", ensemble=["one", "rounds"])
-    words = Planner(loop, folder / "run", {"reward": [], "ppo": []}).round(2)[0].stages[0].command
+    words = planned(loop, folder / "run").round(2)[0].stages[0].command
     assert words[words.index("--ensemble") + 1 :] == ("../../../one", "../1/models/reward")
 
 
@@ -380,14 +411,13 @@ def test_a_wrong_config_is_told(folder: Path, values: dict[str, Any], told: str)
 
 def test_plan_has_a_segment_for_every_wait() -> None:
     loop = Loop("sft", ["p"], ["r"], ["q"])
-    planner = Planner(loop, Path("run"), {"reward": ["r.yaml"], "ppo": ["q.yaml"]})
-    waits = [segment.waits_for for segment in planner.round(2)]
+    waits = [segment.waits_for for segment in planned(loop, Path("run")).round(2)]
     assert waits == [
         None,
         ("rounds/2/tasks.jsonl", "rounds/2/labels.jsonl"),
         ("rounds/2/contest/tasks.jsonl", "rounds/2/contest/labels.jsonl"),
     ]
-    alone = Planner(Loop("sft", ["p"], ["r"], ["q"], contest=0), Path("run"), planner.configs)
+    alone = planned(Loop("sft", ["p"], ["r"], ["q"], contest=0), Path("run"))
     assert [segment.waits_for for segment in alone.round(1)] == [
         None,
         ("rounds/1/tasks.jsonl", "rounds/1/labels.jsonl"),

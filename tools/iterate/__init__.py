@@ -36,6 +36,7 @@ def iterate(
     from instructlit.cli.config import find
     from instructlit.tools.iterate.config import load
     from instructlit.tools.iterate.plan import Planner
+    from instructlit.tools.iterate.recipes import recipe
     from instructlit.tools.iterate.waiting import check_sides, labelled
     from instructlit.tools.outputs import check_folder
     from instructlit.tools.quickstart.runner import Runner
@@ -49,7 +50,7 @@ def iterate(
         for place, file in enumerate(layers, start=1)
     }
     configs = {name: [file for file in files if file.startswith(f"{name}-")] for name in ("reward", "ppo")}
-    planner = Planner(loop, folder, configs)
+    planner = Planner(loop, folder, configs, {"reward": recipe(loop.reward), "ppo": recipe(loop.ppo)})
     runner = Runner(folder, [], files, brief=True)
     runner.environment["PYTHONPATH"] = os.pathsep.join(  # a class_path may name a module in the working directory
         filter(None, (os.environ.get("PYTHONPATH"), os.getcwd()))

@@ -5,9 +5,13 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
+from instructlit.cli.check import options_of
+from instructlit.cli.config import Config
 from instructlit.tools.iterate.config import PEOPLE, ROUNDS, Loop
+from instructlit.tools.iterate.recipes import moved
 from instructlit.tools.quickstart.stages import Stage
 from instructlit.tools.sources import parse_source
 
@@ -31,14 +35,20 @@ class Planner:
         loop: the options.
         folder: the run folder.
         configs: names of the configs of each training stage in `configs/` of the run folder.
+        recipes: the same configs, read and laid over each other.
     """
 
     loop: Loop
     folder: Path
     configs: dict[str, list[str]]
+    recipes: dict[str, Config]
 
     def round(self, number: int) -> list[Segment]:
-        """The segments of one round, in order."""
+        """The segments of one round, in order.
+
+        Raises:
+            UserError: a recipe reads a file that is not there.
+        """
         people = self.loop.label == PEOPLE
         home = f"rounds/{number}"
         learning = [self._export(number), self._reward(number), self._ppo(number)]
@@ -136,7 +146,7 @@ class Planner:
             "data.init_args.tokenizer": self._input(loop.sft),
             "data.init_args.train": json.dumps(self._inputs(loop.ppo_prompts or loop.prompts)),
         }
-        if again:
+        if again or self.recipes["ppo"].get(("model", "init_args", "reference")):
             options["model.init_args.reference.path"] = self._input(loop.sft)
         if loop.ppo_validation:
             options["data.init_args.validation"] = json.dumps(self._inputs(loop.ppo_validation))
@@ -193,6 +203,8 @@ class Planner:
         return Stage(f"{home}/{name}", title, tuple(words), needs, made, configs, SECONDS.get(name, 30.0))
 
     def _fit(self, name: str, number: int, options: dict[str, str], further: Sequence[str]) -> list[str]:
+        on_line = [*options, *dict(options_of(further, lambda _: False))]
+        options = moved(self.recipes[name], on_line, self._input) | options
         layers = [word for config in self.configs[name] for word in ("--config", f"../../configs/{config}")]
         given = [word for option, value in options.items() for word in (f"--{option}", value)]
         return ["fit", *layers, "--seed_everything", self._seed(number), *given, *further]
@@ -257,8 +269,9 @@ class Planner:
         return os.path.relpath(Path(path).expanduser(), self.folder)
 
     def _input(self, path: str) -> str:
-        """A path of the config as a round's folder sees it; a name of the Hub stays as it is."""
-        return f"../../{self._from_run(path)}" if Path(path).expanduser().exists() else path
+        """A path or glob of the config as a round's folder sees it; a name of the Hub stays as it is."""
+        there = Path(path).expanduser().exists() or glob(str(Path(path).expanduser()))
+        return f"../../{self._from_run(path)}" if there else path
 
     def _inputs(self, paths: Sequence[str]) -> list[str]:
         return [self._input(path) for path in paths]
