@@ -42,6 +42,11 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 prompt`, `2,000 prompts`: for messages."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 Range = Literal[
     "a whole number above 0",
     "a whole number, 0 or more",

@@ -1,11 +1,13 @@
 """A model made ready to answer: what `generate`, `collect` and `chat` share."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from instructlit.data.collate import EncodedPrompt
-from instructlit.errors import UserError
+from instructlit.data.tokenization import Encoder
+from instructlit.errors import UserError, counted
 from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model
 from instructlit.rollout.drawing import chance, draw
 from instructlit.rollout.engine import Sampling, further_ends
@@ -21,17 +23,8 @@ class Answerer(LanguageModel):
         Raises:
             UserError: the prompt has no token; prompt and response together have more than the model has positions.
         """
-        ids = self.encoder.prompt(prompt)
-        if not ids:
-            raise UserError(f"the prompt {prompt!r} has no token", where=where, expected="a text")
-        if self.room is not None and len(ids) + new_tokens > self.room:
-            raise UserError(
-                f"the prompt has {len(ids)} tokens and the answer may have {new_tokens}",
-                where=where,
-                expected=f"together at most the model's {self.room} positions",
-                fix="lower --max_new_tokens, or shorten the prompt",
-            )
-        return ids
+        ((_, row),) = with_room([(where, Prompt(prompt))], self.encoder, self.room, new_tokens)
+        return row.ids
 
     @torch.no_grad()
     def stream(self, ids: list[int], sampling: Sampling, generator: torch.Generator) -> Iterator[str]:
@@ -68,6 +61,42 @@ def load_answerer(model: str, *, template: str, dtype: Dtype, device: str) -> An
     return Answerer(loaded.model, loaded.tokenizer, loaded.device, template)
 
 
-def encoded(answerer: Answerer, prompt: Prompt, new_tokens: int, where: str) -> EncodedPrompt:
-    """A prompt with its ids."""
-    return EncodedPrompt(answerer.encode(prompt.prompt, new_tokens, where), prompt)
+def with_room(
+    rows: Iterable[tuple[str, Prompt]], encoder: Encoder, room: int | None, new_tokens: int
+) -> list[tuple[str, EncodedPrompt]]:
+    """The prompts that leave room for an answer, with where they stand; how many do not is told.
+
+    Args:
+        rows: where each prompt stands, and the prompt.
+        encoder: renders and tokenises them.
+        room: positions of the model; None where its architecture sets no limit.
+        new_tokens: most tokens of an answer.
+
+    Raises:
+        UserError: a prompt has no token; none leaves room.
+    """
+    kept, without = [], []
+    for where, prompt in rows:
+        ids = encoder.prompt(prompt.prompt)
+        if not ids:
+            raise UserError(f"the prompt {prompt.prompt!r} has no token", where=where, expected="a text")
+        if room is None or len(ids) + new_tokens <= room:
+            kept.append((where, EncodedPrompt(ids, prompt)))
+        else:
+            without.append((where, len(ids)))
+    if not without:
+        return kept
+    where, tokens = without[0]
+    if not kept:
+        raise UserError(
+            f"the prompt has {tokens} tokens and the answer may have {new_tokens}",
+            where=where,
+            expected=f"together at most the model's {room} positions",
+            fix="lower --max_new_tokens, or shorten the prompt",
+        )
+    print(
+        f"left out: {counted(len(without), 'prompt')} without room for {new_tokens} more tokens among the model's "
+        f"{room} positions; the first is {where} with {tokens} tokens",
+        file=sys.stderr,
+    )
+    return kept

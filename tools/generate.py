@@ -59,9 +59,10 @@ def generate(
         )
     require("a whole number above 0", "--", samples=samples, batch_size=batch_size, limit=limit)
     require("a seed, from 0 to 4294967295", "--", seed=seed)
+    from instructlit.data.progress import progress
     from instructlit.rollout.engine import Sampling
 
-    from .answering import encoded, load_answerer
+    from .answering import load_answerer, with_room
     from .outputs import check_output
 
     if output is not None:
@@ -69,24 +70,24 @@ def generate(
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy)
     answerer = load_answerer(model, template=template, dtype=dtype, device=device)
     source = answerer.generator(seed)
-    waiting = [(row, encoded(answerer, row, max_new_tokens, where)) for where, row in _read(prompts, prompt, limit)]
-    jobs = [(index, ids) for index, (_, ids) in enumerate(waiting) for _ in range(samples)]
+    rows = with_room(_read(prompts, prompt, limit), answerer.encoder, answerer.room, max_new_tokens)
+    jobs = [(index, row) for index, (_, row) in enumerate(rows) for _ in range(samples)]
     answers: dict[int, list[tuple[str, bool]]] = {}
-    with _writing(output) as out:
+    with _writing(output) as out, progress("answering", len(rows), "prompts") as show:
         written = 0
         for start in range(0, len(jobs), batch_size):
             part = jobs[start : start + batch_size]
-            generation = answerer.generate([ids for _, ids in part], sampling, source)
+            generation = answerer.generate([row for _, row in part], sampling, source)
             for (index, _), text, ended in zip(part, generation.texts, generation.ended.tolist(), strict=True):
                 answers.setdefault(index, []).append((text, ended))
             while len(answers.get(written, ())) == samples:  # rows are written as soon as they are complete
-                print(json.dumps(_row(waiting[written][0], answers.pop(written), model), ensure_ascii=False), file=out)
+                row = _row(rows[written][1].prompt, answers.pop(written), model)
+                print(json.dumps(row, ensure_ascii=False), file=out)
                 written += 1
             out.flush()
-            if output:
-                print(f"\r{written} of {len(waiting)} prompts", end="", file=sys.stderr, flush=True)
+            show(written)
     if output:
-        print(f"\nWritten: {output}", file=sys.stderr)
+        print(f"Written: {output}", file=sys.stderr)
 
 
 def _read(files: list[str] | None, text: str | None, limit: int | None) -> "Iterator[tuple[str, Prompt]]":

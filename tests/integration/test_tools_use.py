@@ -250,6 +250,12 @@ def test_greedy_answers_are_those_of_the_model_itself(tiny_llama_dir: Path, comm
     assert json.loads(line)["completions"] == [expected]
 
 
+def test_a_prompt_without_room_is_left_out(tiny_llama_dir: Path, tmp_path: Path, command: Callable[..., str]) -> None:
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("x" * 252, "hm")))
+    rows = command("generate", tiny_llama_dir, tmp_path / "p.jsonl", "--max-new-tokens", 5).splitlines()
+    assert [json.loads(row)["prompt"] for row in rows] == ["hm"]
+
+
 def test_generate_says_what_is_wrong(tiny_llama_dir: Path, prompts_file: Path, refused: Callable[..., str]) -> None:
     assert "nothing to answer" in refused("generate", tiny_llama_dir)
     assert "both files and --prompt" in refused("generate", tiny_llama_dir, prompts_file, "--prompt", "x")

@@ -192,6 +192,21 @@ def test_a_policy_that_cannot_answer_is_told_before_others_do(
     assert not list(folder.glob("tasks*.jsonl"))
 
 
+def test_prompts_without_room_are_left_out_and_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": "x" * 254}, {"prompt": "short: "}, {"prompt": "y" * 300}]
+    write_jsonl(folder / "long.jsonl", rows)
+    assert collect("sft@2", "ppo@2", "--prompts", "long.jsonl", "--completions", "2") == 0
+    told = capsys.readouterr()
+    assert "left out: 2 prompts without room for 3 more tokens among the model's 256 positions" in told.err
+    assert "the first is long.jsonl:1 with 254 tokens" in told.err
+    assert "\r" not in told.out + told.err
+    assert [task.prompt for task in read_tasks("tasks.jsonl")] == ["short: "]
+    write_jsonl(folder / "long.jsonl", rows[::2])
+    assert collect("sft", "--prompts", "long.jsonl", "--output", "none.jsonl", "--database", "labels.db") == 2
+    assert "long.jsonl:1: the prompt has 254 tokens and the answer may have 3" in capsys.readouterr().err
+    assert not (folder / "labels.db").exists(), "refused before anything is made"
+
+
 def test_disagreement_by_hand() -> None:
     assert disagreement([[0.0, 1.0], [5.0, 6.0]]) == pytest.approx(0.0), "a shift is no opinion"
     # sigmoid(1) and sigmoid(-1) are 0.731 and 0.269: deviation 0.231

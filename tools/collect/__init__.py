@@ -78,23 +78,22 @@ def collect(
     if kind == "evaluation":
         least = most = len(policies)
     _check(kind, policies, select, limit, ensemble, attempts, batch_size, pool, overlap)
+    from instructlit.data.tokenization import Encoder
+    from instructlit.data.tokenizers import load_tokenizer
     from instructlit.evaluation.reward_scores import check_reward_model
-    from instructlit.models.backbone import Backbone, check_causal_lm
+    from instructlit.models.backbone import Backbone, check_causal_lm, positions
     from instructlit.models.folders import check_source
+    from instructlit.tools.answering import with_room
     from instructlit.tools.collect.answers import Drawing, draw_answers, score_answers
     from instructlit.tools.collect.journal import Journal
     from instructlit.tools.collect.selection import at_random, evenly, of_use_cases
     from instructlit.tools.outputs import check_output
 
     check_output(output, *prompts)
-    if database is not None:
-        from instructlit.labelling.database import Database
-
-        Database(database).close()  # before hours of sampling, as what follows
-    sources = [_source(text) for text in policies]
+    sources, room = [_source(text) for text in policies], {}
     for source in sources:
         check_source(source.folder, weights=True, where=source.folder)
-        check_causal_lm(Backbone(source.folder), source.folder)
+        room[source.folder] = positions(check_causal_lm(Backbone(source.folder), source.folder))
     for model in [*(ensemble or []), *([reward] if reward else [])]:
         check_reward_model(model, model)
     how = Drawing(
@@ -108,7 +107,15 @@ def collect(
         chosen = evenly(asked, chosen, limit, rng)
     elif (first := limit if select == "random" else pool) is not None:
         chosen = at_random(chosen, first, rng)
-    asked, places = [asked[i] for i in chosen], [places[i] for i in chosen]
+    rows = [(places[i], asked[i]) for i in chosen]
+    for folder, its_room in room.items():
+        encoder = Encoder(load_tokenizer(folder), template)
+        rows = [(place, row.prompt) for place, row in with_room(rows, encoder, its_room, max_new_tokens)]
+    asked = [prompt for _, prompt in rows]
+    if database is not None:
+        from instructlit.labelling.database import Database
+
+        Database(database).close()  # made where it is not there: nothing but sampling can fail from here on
 
     target = Path(output)
     told = {"kind": kind, "select": select, "limit": limit, "ensemble": ensemble, "reward": reward, "round": round}
@@ -119,21 +126,21 @@ def collect(
         _put_into(database, overlap, target)
         return
     journal = Journal(target.with_name(f"{target.stem}.partial.jsonl"), record)
-    rows = draw_answers(asked, places, how, journal)
-    kept = [row for row, wanted in enumerate(rows) if len(wanted.answers) > 1]
+    drawn = draw_answers(asked, how, journal)
+    kept = [row for row, wanted in enumerate(drawn) if len(wanted.answers) > 1]
     if select == "disagreement" and limit is not None:
         kept = _most_disputed(
-            kept, [score_answers(model, asked, rows, how, journal) for model in ensemble or []], limit
+            kept, [score_answers(model, asked, drawn, how, journal) for model in ensemble or []], limit
         )
-    scores = score_answers(reward, asked, rows, how, journal) if reward else None
+    scores = score_answers(reward, asked, drawn, how, journal) if reward else None
     if not kept:
         raise UserError(
             "no prompt has two different answers", where="--policies", fix="raise --attempts or temperatures"
         )
-    _write(target, made, record, kind, round, [(asked[i], rows[i], scores[i] if scores else None) for i in kept], seed)
-    repeated = sum(wanted.repeated for wanted in rows)
-    print(f"{target}: {len(kept)} tasks with {sum(len(rows[i].answers) for i in kept)} answers")
-    print(f"{repeated} repeated answers were drawn again; {len(rows) - len(kept)} prompts are not among the tasks")
+    _write(target, made, record, kind, round, [(asked[i], drawn[i], scores[i] if scores else None) for i in kept], seed)
+    repeated = sum(wanted.repeated for wanted in drawn)
+    print(f"{target}: {len(kept)} tasks with {sum(len(drawn[i].answers) for i in kept)} answers")
+    print(f"{repeated} repeated answers were drawn again; {len(drawn) - len(kept)} prompts are not among the tasks")
     journal.close(remove=True)
     _put_into(database, overlap, target)
 

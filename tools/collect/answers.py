@@ -9,9 +9,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from instructlit.data.collate import EncodedPrompt
+from instructlit.data.progress import progress
 from instructlit.evaluation.language_model import usable_device
 from instructlit.rollout.engine import Sampling
-from instructlit.tools.answering import Answerer, Dtype, encoded, load_answerer
+from instructlit.tools.answering import Answerer, Dtype, load_answerer
 from instructlit.tools.collect.journal import Journal
 from instructlit.tools.scoring import Scorer
 from instructlit.types import Prompt
@@ -65,14 +67,13 @@ class Drawing:
     device: str
 
 
-def draw_answers(prompts: Sequence[Prompt], places: Sequence[str], how: Drawing, journal: Journal) -> list[Wanted]:
+def draw_answers(prompts: Sequence[Prompt], how: Drawing, journal: Journal) -> list[Wanted]:
     """`least` to `most` answers to each prompt, the policies in equal shares.
 
     An answer that a prompt already has is drawn again from the same policy, up to `attempts` times in all.
 
     Args:
-        prompts: the prompts.
-        places: where each stands, for messages.
+        prompts: the prompts; each leaves every policy room for an answer.
         how: the options.
         journal: keeps every batch.
     """
@@ -81,7 +82,7 @@ def draw_answers(prompts: Sequence[Prompt], places: Sequence[str], how: Drawing,
         for number, source in enumerate(how.sources):
             jobs = [row for row, wanted in enumerate(rows) for one in wanted.sources if one == number]
             if jobs:
-                _draw(source, number, attempt, jobs, rows, prompts, places, how, journal)
+                _draw(source, number, attempt, jobs, rows, prompts, how, journal)
         if not any(wanted.sources for wanted in rows):
             break
     return rows
@@ -103,26 +104,26 @@ def _draw(
     jobs: list[int],
     rows: list[Wanted],
     prompts: Sequence[Prompt],
-    places: Sequence[str],
     how: Drawing,
     journal: Journal,
 ) -> None:
     """One answer for every job, given to its prompt where it is a new one."""
     policy: Answerer | None = None
     sampling = Sampling(how.max_new_tokens, source.temperature)
-    for batch, part in enumerate(_batches(jobs, prompts, how.batch_size)):
-        key = f"draw {attempt} {number} {batch}"
-        if key not in journal:
-            policy = policy or load_answerer(source.folder, template=how.template, dtype=how.dtype, device=how.device)
-            ids = [encoded(policy, prompts[row], how.max_new_tokens, places[row]) for row in part]
-            generator = policy.generator(zlib.crc32(f"{how.seed} {key}".encode()))
-            generation = policy.generate(ids, sampling, generator)
-            journal.put(key, list(zip(generation.texts, generation.ended.tolist(), strict=True)))
-            print(f"\r{source.name}: {batch + 1} batches of {how.batch_size}", end="", flush=True)
-        for row, (text, ended) in zip(part, journal[key], strict=True):
-            _give(rows[row], Answer(text, ended, source.name), number, how.distinct)
-    if policy is not None:
-        print()
+    with progress(source.name, len(jobs), "answers") as show:
+        for batch, part in enumerate(_batches(jobs, prompts, how.batch_size)):
+            key = f"draw {attempt} {number} {batch}"
+            if key not in journal:
+                policy = policy or load_answerer(
+                    source.folder, template=how.template, dtype=how.dtype, device=how.device
+                )
+                ids = [EncodedPrompt(policy.encoder.prompt(prompts[row].prompt), prompts[row]) for row in part]
+                generator = policy.generator(zlib.crc32(f"{how.seed} {key}".encode()))
+                generation = policy.generate(ids, sampling, generator)
+                journal.put(key, list(zip(generation.texts, generation.ended.tolist(), strict=True)))
+            for row, (text, ended) in zip(part, journal[key], strict=True):
+                _give(rows[row], Answer(text, ended, source.name), number, how.distinct)
+            show(batch * how.batch_size + len(part))
 
 
 def _batches(jobs: Sequence[int], prompts: Sequence[Prompt], size: int) -> Iterator[list[int]]:
