@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 LIGHTNING = "instructlit.cli.fit:run"
@@ -91,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(name: str, args: list[str]) -> int:
     """Import what `name` stands for and give it its options."""
+    from instructlit.cli.warned import plainly
+
+    warnings.formatwarning = plainly
     target = COMMANDS[name][0]
     if target == LIGHTNING:
         from instructlit.cli.config import read, split

@@ -6,6 +6,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from instructlit import cli
 from instructlit.cli.errors import chain, explain, report
+from instructlit.cli.warned import plainly
 from instructlit.errors import UserError
 
 
@@ -133,3 +134,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"instructlit {instructlit.__version__}\n"
+
+
+def test_a_warning_of_ours_is_its_sentence_and_one_of_a_library_keeps_its_place() -> None:
+    place = ("a.py", 7, "warn(…)")
+    assert plainly(UserWarning("too long"), UserWarning, cli.__file__, 7) == "instructlit: too long\n"
+    assert plainly(UserWarning("too long"), UserWarning, *place).startswith("a.py:7: UserWarning: too long")
