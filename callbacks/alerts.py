@@ -25,7 +25,7 @@ LIMITS: dict[str, list[float | None]] = {
 
 
 class InvariantAlerts(pl.Callback):
-    """Warns, also in W&B where it is in use, when a metric is not finite or out of bounds, or a self-check fails.
+    """Warns when a metric is not finite or out of bounds; where W&B is in use it alerts, also of a failed self-check.
 
     Each metric warns once until it has been back inside, so that a bad hour is one message. Nothing is stopped: PPO's
     own `max_kl` and `self_check` do that.
@@ -61,7 +61,9 @@ class InvariantAlerts(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, InvariantError):
-            self._tell(trainer, "self-check", "PPO's self-check failed", str(exception), level="ERROR")
+            self._alert(
+                trainer, "self-check", "PPO's self-check failed", str(exception), "ERROR"
+            )  # ends the run, told there
 
     def _look(self, trainer: pl.Trainer) -> None:
         for name, value in numbers(trainer.callback_metrics).items():
@@ -77,10 +79,12 @@ class InvariantAlerts(pl.Callback):
                 continue
             if name not in self.outside:
                 self.outside.add(name)
-                self._tell(trainer, name, fault, f"At step {trainer.global_step}. What to do: docs/metrics.md, {name}.")
+                text = f"At step {trainer.global_step}. What to do: docs/metrics.md, {name}."
+                rank_zero_warn(f"{fault}. {text}", category=UserWarning)
+                self._alert(trainer, name, fault, text, "WARN")
 
-    def _tell(self, trainer: pl.Trainer, about: str, title: str, text: str, level: str = "WARN") -> None:
-        rank_zero_warn(f"{title}. {text}", category=UserWarning)
+    def _alert(self, trainer: pl.Trainer, about: str, title: str, text: str, level: str) -> None:
+        """An alert in W&B, where it is in use."""
         now = time.monotonic()
         if now - self._told.get(about, -math.inf) < self.wait_seconds:
             return

@@ -37,11 +37,14 @@ class InvariantError(UserError):
     """An invariant of PPO does not hold; training on would be silently wrong."""
 
 
+def computed_in(module: PPOModule, model: nn.Module) -> torch.dtype:
+    """The dtype that `model` computes in."""
+    return torch.bfloat16 if "bf16" in str(module.trainer.precision) else next(model.parameters()).dtype
+
+
 def tolerance(module: PPOModule, model: nn.Module, backbone: Backbone) -> float:
     """The bound for the precision that `model`, made from `backbone`, computes in."""
-    dtype = next(model.parameters()).dtype
-    if "bf16" in str(module.trainer.precision):
-        dtype = torch.bfloat16
+    dtype = computed_in(module, model)
     if backbone.quantization == "int8":
         # Its kernel rounds activations to 8 bits too: the last bit of a float32 sum, which depends on how rows are
         # batched, decides between two of 256 steps.
@@ -76,6 +79,7 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
             f"the KL to the reference is {kl:.2g} nats before the first update",
             f"0 within {limit:.2g}, since policy and reference are the same folder",
             "dropout is on, or one of the two was loaded in another precision",
+            _one_precision(module),
         )
     if isinstance(module.reward, RewardModel) and not module.reward.reads_text:
         (network,) = module.reward.networks()
@@ -115,13 +119,23 @@ def check_first_minibatch(module: PPOModule, metrics: UpdateMetrics) -> None:
         )
 
 
-def _require(holds: bool, what: str, expected: str, cause: str) -> None:
+def _one_precision(module: PPOModule) -> str | None:
+    """What to do where policy and reference compute in different dtypes."""
+    models = module.trained_model, module.reference_model
+    policy, reference = (str(computed_in(module, model)).removeprefix("torch.") for model in models)
+    told = (
+        f"the reference computes in {reference}, the policy in {policy}: set model.init_args.reference.dtype: {policy}"
+    )
+    return told if policy != reference else None
+
+
+def _require(holds: bool, what: str, expected: str, cause: str, fix: str | None = None) -> None:
     if not holds:
         raise InvariantError(
             what,
             where="PPO self-check on the first rollout",
             expected=expected,
-            fix=f"{cause}; model.init_args.self_check: false goes on regardless" if cause else None,
+            fix=fix or (f"{cause}; model.init_args.self_check: false goes on regardless" if cause else None),
         )
 
 

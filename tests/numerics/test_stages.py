@@ -417,6 +417,14 @@ def test_dropout_fails_the_self_check(tmp_path, tiny_gpt2_dir, char_tokenizer, m
         ppo_rows(tmp_path, tiny_gpt2_dir, char_tokenizer, policy=Backbone(str(tiny_gpt2_dir), dropout=0.3))
 
 
+def test_a_reference_in_another_dtype_is_named_by_the_self_check(tmp_path, tiny_llama_dir, char_tokenizer):
+    reference = Backbone(str(tiny_llama_dir), dtype="bfloat16")
+    with pytest.raises(InvariantError, match="KL to the reference") as caught:
+        ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, reference=reference)
+    told = "the reference computes in bfloat16, the policy in float32: set model.init_args.reference.dtype: float32"
+    assert caught.value.fix == told
+
+
 def blind(self, input_ids, attention_mask):
     """A score that takes padding for text: the mean over columns, whatever the mask says."""
     everywhere = torch.ones_like(attention_mask)

@@ -293,13 +293,21 @@ def test_limits_need_two_values() -> None:
         InvariantAlerts({"a": [1.0]})
 
 
-def test_a_failed_self_check_is_told(tmp_path: Path) -> None:
+def test_a_failed_self_check_alerts_in_wandb_and_is_not_told_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    alerts: list[dict[str, Any]] = []
+    run = SimpleNamespace(alert=lambda **given: alerts.append(given))
+    monkeypatch.setattr("instructlit.callbacks.alerts.wandb_runs", lambda trainer: [run])
+
     class Fails(Toy):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             raise InvariantError("the ratio is 2", where="PPO")
 
-    with pytest.warns(UserWarning, match="self-check failed.*the ratio is 2"), pytest.raises(InvariantError):
+    with pytest.raises(InvariantError):
         fit(tmp_path, Fails(), [InvariantAlerts()])
+    assert alerts == [{"title": "PPO's self-check failed", "text": "PPO: the ratio is 2", "level": "ERROR"}]
+    assert not [w for w in recwarn if "the ratio is 2" in str(w.message)]
 
 
 # -- throughput --------------------------------------------------------------------------------------------------------
