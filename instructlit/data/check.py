@@ -208,7 +208,7 @@ def _tokenizer_facts(data: DataModule, problems: list[Problem]) -> dict[str, Any
         say("warning", f"the chat template does not end a turn with EOS ({tokenizer.eos_token}): it is added after it")
     if not facts["template_opens_turn"]:
         say("warning", "the chat template takes no generation prompt: the assistant's header is put behind the prompt")
-    if tokenizer.chat_template is not None and not renderer.uses_template:
+    if tokenizer.chat_template is not None and not renderer.uses_template and data.kind != "text":  # has no template
         say("warning", "the tokenizer has a chat template and `template: plain` passes it by")
     return facts
 

@@ -122,7 +122,7 @@ def test_pad_is_eos_and_eos_inside(check: Any, tmp_path: Path, jsonl: Callable[.
     assert report["sources"][0]["eos_inside"] == 1
 
 
-def test_template_mismatch(check: Any, tmp_path: Path, jsonl: Callable[..., Path]) -> None:
+def test_template_mismatch(check: Any, tmp_path: Path, jsonl: Callable[..., Path], text_file: Path) -> None:
     tokenizer = make_char_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}|{% endfor %}"
     tokenizer.save_pretrained(tmp_path)
@@ -132,6 +132,9 @@ def test_template_mismatch(check: Any, tmp_path: Path, jsonl: Callable[..., Path
     assert says(report, "warning", "1 examples differ from what the chat template makes")
     assert says(report, "warning", "does not end a turn with EOS")
     assert says(report, "warning", "takes no generation prompt")
+    _, report = check(file, tokenizer=str(tmp_path), template="plain")
+    assert says(report, "warning", "`template: plain` passes it by")
+    assert not check(text_file, tokenizer=str(tmp_path))[1]["problems"], "text is read without a template"
 
 
 def test_conversations_without_a_template(check: Any, jsonl: Callable[..., Path], tokenizer: str) -> None:
