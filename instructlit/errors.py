@@ -42,9 +42,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 prompt`, `2,000 prompts`: for messages."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+def counted(count: int, noun: str, many: str | None = None) -> str:
+    """`1 prompt`, `2,000 prompts`; `many` where the plural has more than an s."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 Range = Literal[

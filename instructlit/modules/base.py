@@ -39,6 +39,7 @@ from instructlit.modules.rescue import Rescue, have_validated_again
 from instructlit.modules.settings import advance, with_own_settings
 from instructlit.modules.step_log import log_again
 from instructlit.modules.strategy import FSDP2Strategy
+from instructlit.modules.unvalidated import tell_unvalidated
 from instructlit.ops.micro_batches import computed_tokens, spans
 from instructlit.types import TokenBatch
 
@@ -108,6 +109,11 @@ class StageModule(pl.LightningModule):
     @abstractmethod
     def trained_model(self) -> nn.Module:
         """The model that leaves the stage."""
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimiser steps of one training batch."""
+        return 1
 
     def total_updates(self) -> int | None:
         """Optimiser steps of the whole run, for the schedule; None where nobody knows, as with `max_time` alone."""
@@ -241,6 +247,7 @@ class StageModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[return-value,typeddict-item]
 
     def on_train_start(self) -> None:
+        tell_unvalidated(self)
         if self._updates_done and (schedule := self.lr_schedulers()):
             advance(schedule, self._updates_done)  # type: ignore[arg-type]
         self._updates_done = 0

@@ -268,12 +268,12 @@ class PPOModule(StageModule):
         return int(self.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
 
     @property
-    def updates_per_rollout(self) -> int:
+    def updates_per_batch(self) -> int:
         """Optimiser steps of one training batch."""
         return self.ppo_epochs * (self.rollout_size // self.minibatch_size)
 
     def total_updates(self) -> int:
-        return -(-self.episodes // self.rollout_size) * self.updates_per_rollout
+        return -(-self.episodes // self.rollout_size) * self.updates_per_batch
 
     def progress(self) -> tuple[int, int, str]:
         return self.episodes_seen, self.episodes, "episode"
@@ -302,7 +302,7 @@ class PPOModule(StageModule):
 
     def _check_saving(self) -> None:
         """Refuse a `ModelCheckpoint` that would let most of its turns go by."""
-        updates = self.updates_per_rollout
+        updates = self.updates_per_batch
         for callback in self.trainer.checkpoint_callbacks:
             every = callback._every_n_train_steps if isinstance(callback, ModelCheckpoint) else 0
             if every and every % updates and updates % every:
