@@ -449,8 +449,11 @@ def test_report_shows_the_fall_and_the_recovery(tmp_path: Path) -> None:
     second = {"round": 2, "labels": 9, **{f"accuracy{end}": 0.65 for end in ("", "_low", "_high")}}
     second |= {f"accuracy_before{end}": 0.5 for end in ("", "_low", "_high")}
     assert falls_and_recovers([first, second]) == [(1.0, 0.7), (1.5, 0.5), (2.0, 0.65)]
+    assert "<svg" not in write_report(tmp_path, [first]).read_text(), "one round is no curve"
     page = write_report(tmp_path, [first, second]).read_text()
-    assert "<svg" in page
+    drawn = page[page.index("<svg") :]
+    assert "65%" in drawn
+    assert "1.25" not in drawn, "rounds are whole"
     assert "50.0%" in page
     assert "<script" not in page
 

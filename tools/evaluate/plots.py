@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from instructlit.evaluation.measures import Curve, Measure
 from instructlit.evaluation.runner import Results
@@ -40,8 +40,8 @@ def figure_plot(measure: Measure, rows: Sequence[str], results: Results) -> str:
         return svg(figure, "measure-" + re.sub(r"\W+", "-", measure.name))
 
 
-def curve(drawn: Curve, models: Sequence[str] = (), markers: bool = True) -> str:
-    """A curve. A series that is called as one of `models` has that model's colour."""
+def curve(drawn: Curve, models: Sequence[str] = (), markers: bool = True, whole: bool = False) -> str:
+    """A curve. A series that is called as one of `models` has that model's colour; `whole` is of shares over counts."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.6, 3.1), layout="constrained")
         if drawn.diagonal:
@@ -53,6 +53,9 @@ def curve(drawn: Curve, models: Sequence[str] = (), markers: bool = True) -> str
         axes.set_title(_plain(drawn.title))
         axes.set_xlabel(_plain(drawn.x))
         axes.set_ylabel(_plain(drawn.y))
+        if whole:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         if len(drawn.series) > 1:
             axes.legend()
         return svg(figure, "curve-" + re.sub(r"\W+", "-", drawn.title))

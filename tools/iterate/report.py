@@ -33,7 +33,7 @@ def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> Path:
         "<h1>Rounds of labelling and learning</h1>",
         explained,
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>',
-        figures([_plot(results)]),
+        *([figures([_plot(results)])] if len(results) > 1 else []),  # one round is a point, which the table has
     ]
     path.write_text(document(f"instructlit iterate: {folder.name}", sections), encoding="utf-8")
     return path
@@ -55,7 +55,7 @@ def falls_and_recovers(results: Sequence[Mapping[str, Any]]) -> list[tuple[float
 def _plot(results: Sequence[Mapping[str, Any]]) -> str:
     curves = {"newest reward model on the newest policy's answers": falls_and_recovers(results)}
     x = "round (halves: before the reward model is trained again)"
-    return curve(Curve("accuracy over the rounds", x, "", curves))
+    return curve(Curve("accuracy over the rounds", x, "", curves), whole=True)
 
 
 def _cell(result: Mapping[str, Any], key: str) -> str:
