@@ -30,6 +30,7 @@ class RewardJudge(LoadedJudge):
     """
 
     answers = frozenset(("compare", "decide", "score"))
+    both_orders = False  # each answer is scored alone
 
     def __init__(
         self,
