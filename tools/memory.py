@@ -21,7 +21,8 @@ def memory(
     status is 1 where nothing does.
 
     Args:
-        config: configs of a training run, as for `fit`.
+        config: configs of a training run; what `fit` is given on its line (`--data.batch_size 32`) stands in one more
+            of them here.
         fit: memory of the device, such as 24GiB.
         devices: how many; by default as the config says, and one where it says "auto".
         completions: completions of a prompt, where a reward model is trained.
