@@ -201,6 +201,7 @@ def test_prompts_without_room_are_left_out_and_told(folder: Path, capsys: pytest
     assert "the first is long.jsonl:1 with 254 tokens" in told.err
     assert "\r" not in told.out + told.err
     assert [task.prompt for task in read_tasks("tasks.jsonl")] == ["short: "]
+    assert "tasks.jsonl: 1 task with 2 answers" in told.out
     write_jsonl(folder / "long.jsonl", rows[::2])
     assert collect("sft", "--prompts", "long.jsonl", "--output", "none.jsonl", "--database", "labels.db") == 2
     assert "long.jsonl:1: the prompt has 254 tokens and the answer may have 3" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from instructlit.errors import UserError, require
+from instructlit.errors import UserError, counted, require
 
 if TYPE_CHECKING:
     from instructlit.labels import LabelKind
@@ -139,8 +139,9 @@ def collect(
         )
     _write(target, made, record, kind, round, [(asked[i], drawn[i], scores[i] if scores else None) for i in kept], seed)
     repeated = sum(wanted.repeated for wanted in drawn)
-    print(f"{target}: {len(kept)} tasks with {sum(len(drawn[i].answers) for i in kept)} answers")
-    print(f"{repeated} repeated answers were drawn again; {len(drawn) - len(kept)} prompts are not among the tasks")
+    answers = counted(sum(len(drawn[i].answers) for i in kept), "answer")
+    print(f"{target}: {counted(len(kept), 'task')} with {answers}")
+    print(f"drawn again: {counted(repeated, 'repeated answer')}; left out: {counted(len(drawn) - len(kept), 'prompt')}")
     journal.close(remove=True)
     _put_into(database, overlap, target)
 

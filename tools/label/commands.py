@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 from instructlit.labelling import people, tasks
 from instructlit.labelling.audit import COMMAND_LINE
 from instructlit.labelling.database import Database
@@ -59,7 +59,7 @@ def labelers(*, database: str = "labels.db") -> None:
     """
     with Database(database, create=False).read() as session:
         for person, count in people.everybody(session):
-            print(f"{person.name:<30} {person.role:<8} {count} {'token' if count == 1 else 'tokens'}")
+            print(f"{person.name:<30} {person.role:<8} {counted(count, 'token')}")
 
 
 def import_tasks(

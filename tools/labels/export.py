@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from instructlit.errors import UserError, nearest
+from instructlit.errors import UserError, counted, nearest
 from instructlit.labels import Label, Task, read_tasks
 from instructlit.labels.export import FILES, export
 from instructlit.labels.records import with_policies, write_labels, write_rows
@@ -137,8 +137,8 @@ def _pairs(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     write_rows(path, rows)
     labelers = Counter(row["labeler"] for row in rows if "labeler" in row)
-    by = f" by {len(labelers)} labelers" if labelers else ""
-    print(f"{path}: {len(rows)} rows{by}")
+    by = f" by {counted(len(labelers), 'labeler')}" if labelers else ""
+    print(f"{path}: {counted(len(rows), 'row')}{by}")
 
 
 def _write_array(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 from instructlit.labels import Label, read_tasks, write_labels
 from instructlit.labels.export import aligned, usable
 from instructlit.labels.records import for_database, parse_label, read_rows, with_policies
@@ -68,8 +68,8 @@ def labels_import(
         _put_into(database, labels, known, ", ".join(files))
     if target is not None:
         write_labels(target, labels)
-        people = len({label.labeler for label in labels})
-        told = f"{len(labels)} labels of {len({label.task for label in labels})} tasks by {people} labelers"
+        asked, people = ({getattr(label, name) for label in labels} for name in ("task", "labeler"))
+        told = f"{counted(len(labels), 'label')} of {counted(len(asked), 'task')} by {counted(len(people), 'labeler')}"
         print(f"{target}: {told}")
 
 
