@@ -14,22 +14,22 @@ NAN, INF = math.nan, math.inf
 
 def test_policy_loss_by_hand() -> None:
     """Ratio and advantage on either side, clip 0.2; the last column is junk."""
-    ratios, advantages = [1.5, 1.5, 0.5, 0.5, 1.1], tensor([[1.0, -1.0, 1.0, -1.0, 2.0, NAN]])
+    ratios, advantages = [1.5, 1.6, 0.5, 0.5, 1.1], tensor([[1.0, -1.0, 1.0, -1.0, 2.0, NAN]])
     log_probs = tensor([[math.log(r) - 1 for r in ratios] + [INF]], requires_grad=True)
     old = tensor([[-1.0] * 5 + [-INF]])
     mask = tensor([[True] * 5 + [False]])
     loss, statistics = policy_loss(log_probs, old, advantages, mask)
     # gain held at 1.2; loss not held; loss of gain not held; loss held at 0.8; inside
-    assert_close(loss.total, tensor(-1.2 + 1.5 - 0.5 + 0.8 - 2.2))
+    assert_close(loss.total, tensor(-1.2 + 1.6 - 0.5 + 0.8 - 2.2))
     assert loss.count == 5
     loss.total.backward()
     # -A * ratio where not held, and nothing where held or masked
     assert log_probs.grad is not None
-    assert_close(log_probs.grad, tensor([[0.0, 1.5, -0.5, 0.0, -2.2, 0.0]]))
+    assert_close(log_probs.grad, tensor([[0.0, 1.6, -0.5, 0.0, -2.2, 0.0]]))
     assert statistics["clip_fraction"] == 2
-    assert_close(statistics["ratio_mean"], tensor(5.1))
+    assert_close(statistics["ratio_mean"], tensor(5.2))  # with each held within the clip it is 5.1
     # ratio - 1 - ln ratio
-    kl = 2 * (0.5 - math.log(1.5)) + 2 * (-0.5 + math.log(2)) + (0.1 - math.log(1.1))
+    kl = sum(ratio - 1 - math.log(ratio) for ratio in ratios)
     assert_close(statistics["approx_kl"], tensor(kl))
     assert not any(x.requires_grad for x in statistics.values())
 
