@@ -136,8 +136,13 @@ def sft_module(path: Path, **options: Any) -> SFTModule:
 
 
 def reward_module(path: Path, **options: Any) -> RewardModule:
-    settings: dict[str, Any] = {"optimizer": sgd(0.1), "lr_scheduler": None, "gradient_clip_norm": None}
-    return RewardModule(Backbone(str(path)), **(settings | options))
+    settings: dict[str, Any] = {
+        "model": Backbone(str(path)),
+        "optimizer": sgd(0.1),
+        "lr_scheduler": None,
+        "gradient_clip_norm": None,
+    }
+    return RewardModule(**(settings | options))
 
 
 def ppo_module(path: Path, **options: Any) -> PPOModule:

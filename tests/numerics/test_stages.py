@@ -27,7 +27,7 @@ from stage_helpers import (
 
 from instructlit.data import DemonstrationData, PromptData, TextData
 from instructlit.errors import UserError
-from instructlit.losses import language_loss, ranking_loss
+from instructlit.losses import language_loss
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.export import export_folder
 from instructlit.models.scalar import ScalarModel
@@ -630,33 +630,6 @@ def test_rows_longer_than_the_model_can_read_are_refused_before_it_is_loaded(
         trainer(tmp_path).fit(module, datamodule=data)
     assert error.value.where == options
     assert module.policy is None
-
-
-def test_the_shift_makes_the_demonstrations_average_zero(tmp_path, tiny_llama_dir, char_tokenizer):
-    module = reward_module(tiny_llama_dir)
-    run(tmp_path, module, char_tokenizer, [comparison_batch(RANKED)])
-    batch = token_batch(PAIRS)
-    scores = module.trained_model.score(batch.input_ids, batch.attention_mask)
-    assert scores.mean().item() == pytest.approx(0, abs=1e-5)
-    assert abs(float(module.trained_model.shift)) > 1e-3
-    loss = ranking_loss(scores[:2], torch.tensor([0, 0]), torch.tensor([1, 2]))
-    module.trained_model.set_shift(100.0)
-    moved = ranking_loss(
-        module.trained_model.score(batch.input_ids, batch.attention_mask)[:2],
-        torch.tensor([0, 0]),
-        torch.tensor([1, 2]),
-    )
-    assert moved.total.item() == pytest.approx(loss.total.item(), abs=1e-4)
-
-
-def test_a_shift_that_is_not_finite_is_refused(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
-    module = reward_module(tiny_llama_dir)
-    run(tmp_path, module, char_tokenizer, [comparison_batch(RANKED)])
-    shift = float(module.trained_model.shift)
-    monkeypatch.setattr(module.trained_model, "score", lambda ids, mask: torch.full((len(ids),), torch.nan))
-    with pytest.raises(UserError, match="the mean score of the demonstrations is nan"):
-        module.centre_on_demonstrations()
-    assert float(module.trained_model.shift) == shift
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
