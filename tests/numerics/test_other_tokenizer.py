@@ -1,5 +1,6 @@
 """A reward model with another tokenizer than the policy scores the text as if it had been given it; vocabularies."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,34 @@ def test_scores_are_those_of_the_text(reward_folder, char_tokenizer, caplog, bat
     told = [record.message for record in caplog.records if "has another tokenizer than the policy" in record.message]
     assert len(told) == 1
     assert f"for the {len(PAIRS)} responses" in told[0]
+
+
+def test_with_as_many_ids_of_other_meaning_it_reads_the_text(tmp_path, char_tokenizer):
+    core = json.loads(char_tokenizer.backend_tokenizer.to_str())
+    core["model"]["vocab"] |= {"a": ord("b"), "b": ord("a")}
+    other = Tokenizer.from_str(json.dumps(core))
+    swapped = PreTrainedTokenizerFast(tokenizer_object=other, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+    model = load_scalar_model(Backbone(str(llama(tmp_path / "base", 128))))
+    folder = export_folder(model, swapped, tmp_path / "reward")
+    reward = RewardModel(Backbone(str(folder)))
+    reward.prepare(CPU, char_tokenizer)
+    assert reward.reads_text
+    found = checked_scores(reward, sampled(char_tokenizer, [("say ", "abb", True)])).item()
+    assert found == pytest.approx(direct(folder, swapped, "say ", "abb", ended=True), abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_with_the_policys_own_it_scores_the_ids_row_by_row(tmp_path, char_tokenizer, batch_size):
+    model = load_scalar_model(Backbone(str(llama(tmp_path / "base", 128)))).eval()
+    reward = RewardModel(Backbone(str(export_folder(model, char_tokenizer, tmp_path / "reward"))), batch_size)
+    reward.prepare(CPU, char_tokenizer)
+    assert not reward.reads_text
+    expected = []
+    for prompt, text, ended in PAIRS:  # of lengths that neither rise nor fall
+        ids = torch.tensor([[*map(ord, prompt + text), *([char_tokenizer.eos_token_id] if ended else [])]])
+        expected.append(model.score(ids, torch.ones_like(ids)).item())
+    found = checked_scores(reward, sampled(char_tokenizer, PAIRS))
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_ppo_learns_from_it(tmp_path, reward_folder, tiny_llama_dir, char_tokenizer):
