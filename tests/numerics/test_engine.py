@@ -135,6 +135,22 @@ def test_draw_follows_the_softmax():
     torch.testing.assert_close(log_probs, expected.log()[tokens])
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_drawn_at_are_exact_for_logits_in_16_bits(temperature):
+    logits = 4 * torch.randn(20, 100_000).bfloat16()
+    tokens, log_probs = draw(logits, temperature, chance(len(logits), logits.device, generator(7)))
+    exact = (logits.double() / temperature).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(log_probs.double(), exact, atol=1e-4, rtol=0)
+
+
+def test_the_last_of_100_000_tokens_have_their_exact_share():
+    size = 100_000
+    begins = torch.arange(size - 20, size)[:, None].double()
+    for away, tokens in ((1e-3, begins), (-1e-3, begins - 1)):  # 1e-8 of the whole past and before where each begins
+        drawn, _ = draw(torch.zeros(20, size).bfloat16(), 1.0, (begins + away) / size)
+        assert torch.equal(drawn, tokens[:, 0].long())
+
+
 def test_a_response_counts_up_to_its_first_eos_even_where_pad_is_eos(char_tokenizer_pad_is_eos):
     tokenizer = char_tokenizer_pad_is_eos
     a, b, eos = ord("a"), ord("b"), 2
@@ -147,6 +163,7 @@ def test_a_response_counts_up_to_its_first_eos_even_where_pad_is_eos(char_tokeni
         [True, False, False],
         [True, True, True],
     ]
+    assert got.response_ids.tolist() == [[a, eos, eos], [a, b, a], [eos, eos, eos], [a, b, eos]]  # eos is pad
     assert got.ended.tolist() == [True, False, True, True]
     assert got.texts == ["a", "aba", "", "ab"]
     assert got.log_probs.tolist() == [[-1, -1, 0], [-1, -1, -1], [-1, 0, 0], [-1, -1, -1]]
@@ -154,11 +171,10 @@ def test_a_response_counts_up_to_its_first_eos_even_where_pad_is_eos(char_tokeni
 
 def test_ids_are_the_sampled_ones_and_never_encoded_again(char_tokenizer):
     unknown = 1  # decodes to a special token, which the text leaves out: encoding the text would lose it
-    got = as_generation(
-        prompt_batch(["p"], char_tokenizer), torch.tensor([[ord("a"), unknown, 2]]), torch.zeros(1, 3), char_tokenizer
-    )
+    ids = torch.tensor([[ord(" "), ord("a"), unknown, ord("\n"), 2]])  # and the white space around it
+    got = as_generation(prompt_batch(["p"], char_tokenizer), ids, torch.zeros(1, 5), char_tokenizer)
     assert got.texts == ["a"]
-    assert got.response_ids.tolist() == [[ord("a"), unknown, 2]]
+    assert torch.equal(got.response_ids, ids)
 
 
 def test_parts_are_of_like_length_cut_to_it_and_joined_in_the_rows_order(char_tokenizer):
@@ -179,12 +195,14 @@ def test_parts_are_of_like_length_cut_to_it_and_joined_in_the_rows_order(char_to
     assert whole.texts == got.texts
 
 
-@pytest.mark.parametrize(("packed", "parts"), [(False, [2, 1]), (True, [3])])
-def test_a_part_has_so_many_tokens_with_the_padding_that_models_compute(packed, parts, char_tokenizer):
+@pytest.mark.parametrize(
+    ("packed", "tokens", "parts"), [(False, 17, [2, 1]), (False, 18, [3]), (True, 11, [2, 1]), (True, 12, [3])]
+)
+def test_a_part_has_so_many_tokens_with_the_padding_that_models_compute(packed, tokens, parts, char_tokenizer):
     batch = prompt_batch(["abc", "a", "ab"], char_tokenizer, columns=2)
     ids = torch.tensor([[ord("x"), 2, 0, 0], [ord("x"), ord("y"), 2, 0], [2, 0, 0, 0]])
     got = as_generation(batch, ids, torch.zeros(3, 4), char_tokenizer)  # rows of 5, 4 and 3 tokens; 3 + 3 columns
-    assert [len(part.texts) for part in Chunks(got, None, 12, packed=packed)] == parts
+    assert [len(part.texts) for part in Chunks(got, None, tokens, packed=packed)] == parts
 
 
 @pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.9}, {"repetition_penalty": 1.2}, {"min_new_tokens": 2}])
