@@ -128,6 +128,11 @@ def test_one_bos_and_one_eos_in_plain_text(adds_eos: bool, completion: str) -> N
     assert encoder.example("a", "").loss_mask == [False, False, True]
 
 
+@pytest.mark.parametrize("adds_eos", [False, True])
+def test_one_bos_and_one_eos_around_a_document(adds_eos: bool) -> None:
+    assert Encoder(bpe(bos=True, eos=adds_eos)).document("acd") == [1, 10, 12, 13, 2]
+
+
 def test_template_writes_bos_once() -> None:
     """Checklist 5: the tokenizer would add <s> and the template writes <s>."""
     tokenizer = bpe(bos=True, eos_token="<end>")

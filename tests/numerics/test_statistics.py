@@ -39,6 +39,14 @@ def test_running_moments_add_up_in_float64() -> None:
     assert moments.mean == 8_388_608.5
 
 
+def test_what_differs_by_rounding_alone_is_no_measure() -> None:
+    moments = RunningMoments()
+    moments.update(tensor([10_000.0, 10_000.001]))
+    assert_close(moments.normalized(tensor([10_003.0])), tensor([3.0]), atol=2e-3, rtol=0)
+    moments.update(tensor([9_998.0, 10_002.0]))
+    assert_close(moments.normalized(tensor([10_003.0])), tensor([3 / math.sqrt(2)]), atol=2e-3, rtol=0)
+
+
 def test_running_moments_on_ranks_and_after_a_resume(on_ranks) -> None:
     first, second = torch.randn(6), torch.randn(6) + 3
     whole = RunningMoments()
