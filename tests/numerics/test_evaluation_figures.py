@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from instructlit.evaluation import intervals
 from instructlit.evaluation.judging import Desk
@@ -17,6 +19,7 @@ from instructlit.evaluation.store import Store
 from instructlit.evaluation.tasks.best_of_n import best_of_n, best_of_n_kl
 from instructlit.evaluation.tasks.bias import entropy, first_likelier
 from instructlit.evaluation.tasks.reward_quality import calibration
+from instructlit.evaluation.tasks.squad import f1
 from instructlit.evaluation.tasks.truthfulqa import choice_scores
 
 
@@ -174,6 +177,23 @@ def test_where_length_says_nothing_the_rate_is_the_raw_one() -> None:
     assert math.isnan(length_controlled(preferred, np.full(400, 7.0)).value)
 
 
+def test_the_regression_on_length_is_that_of_another_optimiser() -> None:
+    """On tanh of the length in standard deviations, with a ridge of a hundredth on the slope and none on the rate."""
+    preferred, longer = np.array([1.0, 1, 0.5, 0, 1, 1]), np.array([10.0, -20, 5, -5, 300, 40])
+    target, feature = torch.tensor(preferred), torch.tensor(longer / longer.std()).tanh()
+    line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    fit = torch.optim.LBFGS([line], max_iter=100, tolerance_grad=1e-10)
+
+    def loss() -> float:
+        fit.zero_grad()
+        found = binary_cross_entropy_with_logits(line[0] + line[1] * feature, target, reduction="sum")
+        (found + 0.01 / 2 * line[1] ** 2).backward()
+        return found.item()
+
+    fit.step(loss)
+    assert length_controlled(preferred, longer).value == pytest.approx(line[0].sigmoid().item(), abs=1e-6)
+
+
 def test_every_pair_won_stays_finite() -> None:
     figure = length_controlled(np.ones(40), np.random.default_rng(2).normal(0, 50, 40))
     assert figure.value > 0.95
@@ -209,7 +229,13 @@ def test_multiple_choice_by_hand() -> None:
     assert choice_scores(logs, 2) == (0.0, pytest.approx(0.6))  # the best answer loses to the second false one
     assert choice_scores([logs[3], *logs[:3]], 1) == (0.0, pytest.approx(0.3))
     assert choice_scores([math.log(0.5), *logs[:3]], 2)[0] == 1.0
+    assert choice_scores([-1.0, -1.0], 1)[0] == 0.0, "as likely is not likelier"
     assert choice_scores([-1000.0, -1001.0], 1)[1] == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_f1_counts_a_word_as_often_as_both_say_it_and_takes_the_nearest_answer() -> None:
+    assert f1("Red, the red!", ["blue", "red red blue"]) == pytest.approx(2 * 2 / (2 + 3))
+    assert f1("The.", ["a"]) == 1.0, "neither has a word"
 
 
 def test_entropy_of_two_sentences() -> None:
@@ -251,3 +277,7 @@ def test_calibration_is_bootstrapped_by_prompt() -> None:
     alone, _ = calibration(differences, range(30), 10, 0)
     thrice, _ = calibration(np.repeat(differences, 3), np.repeat(np.arange(30), 3), 10, 0)
     assert (thrice.value, thrice.low, thrice.high) == pytest.approx((alone.value, alone.low, alone.high))
+    # 0.75 sure and three in four right: draws lie on either side of 0, and not all a quarter or more away
+    fair, _ = calibration(np.array([math.log(3), math.log(3), math.log(3), -math.log(3)] * 10), range(40), 10, 0)
+    assert fair.value == pytest.approx(0, abs=1e-6)
+    assert fair.high < 0.25

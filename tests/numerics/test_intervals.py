@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from instructlit.evaluation.intervals import grouped_share, wins
+from instructlit.evaluation.intervals import Figure, grouped_share, share, wins
 from instructlit.intervals import wilson_interval
 from instructlit.tools.scoring import ordered_pairs
 
@@ -72,6 +72,17 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 def test_groups_of_unequal_size_are_pooled() -> None:
     """1 of 1 and 3 of 9 are 0.6 above and below 0.4 of their trials: a variance of 0.72 / 100, that of 33 trials."""
     assert grouped_share([1, 3], [1, 9]) == pytest.approx((0.4, *wilson_interval(0.4 * 33, 33)))
+
+
+def test_where_all_agree_or_there_is_one_the_groups_are_the_trials() -> None:
+    assert grouped_share([4, 4], [4, 4]) == pytest.approx((1, *wilson_interval(2, 2)))
+    assert grouped_share([3], [4]) == pytest.approx((0.75, *wilson_interval(0.75, 1)))
+
+
+def test_a_figure_rests_on_prompts_and_differs_with_0_outside() -> None:
+    assert share([3, 0, 1], [4, 0, 2]).n == 2
+    bounds = [(0.1, 0.3), (-0.3, -0.1), (0.0, 0.3), (-0.3, 0.0), (-0.1, 0.1)]
+    assert [Figure(0.2, low, high, 5).differs for low, high in bounds] == [True, True, False, False, False]
 
 
 def test_no_trials_and_empty_groups() -> None:

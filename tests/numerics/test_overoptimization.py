@@ -43,31 +43,31 @@ def prompts(tmp_path: Path) -> str:
 
 
 def test_policies_and_best_of_n_stand_where_they_belong(prompts: str, tmp_path: Path) -> None:
-    task = Overoptimization(prompts, samples=1, best_of=4)
+    task = Overoptimization(prompts, samples=2, best_of=4)
     asked = task.requests()
     assert all(isinstance(r, Ask) and r.log_probs and r.temperature == 1.0 for r in asked)
     replies = {
-        "sft": [Answer(["aa"], [True], [[7, 2]], [-2.0])] * 3,
-        "ppo": [Answer(["bbbb"], [True], [[8, 8, 2]], [-1.0 - 0.1 * i]) for i in range(3)],
+        "sft": [Answer(["aa"] * 2, [True] * 2, [[7, 2]] * 2, [-2.0] * 2)] * 3,
+        "ppo": [Answer(["bbbb", "bb"], [True] * 2, [[8, 8, 2], [8, 2]], [-1.0 - 0.1 * i, -1.0]) for i in range(3)],
     }
     study = study_of(tmp_path, replies)
     further = task.further(study)
     assert list(further) == ["sft"]
     weighs, asks = further["sft"][:3], further["sft"][3:]
-    assert weighs == [Weigh(f"Q{i}", ((8, 8, 2),), plain=False, says=("bbbb",)) for i in range(3)]
+    assert weighs == [Weigh(f"Q{i}", ((8, 8, 2), (8, 2)), plain=False, says=("bbbb", "bb")) for i in range(3)]
     assert all(isinstance(r, Ask) and r.samples == 4 for r in asks)
     assert len(asks) == 3
 
-    told = [Weights([-2.5 - 0.2 * i], [3], [False]) for i in range(3)]
+    told = [Weights([-2.5 - 0.2 * i, -3.0], [3, 2], [False] * 2) for i in range(3)]
     study.further = {"sft": [*told, *[Answer(["a", "aa", "aaa", "aaaa"])] * 3]}
     outcome = task.measure(study)
     columns = {m.name: m.figures for m in outcome.measures}
-    kl = (1.5 + 1.6 + 1.7) / 3
+    kl = (1.5 + 1.6 + 1.7 + 3 * 2.0) / 6
     assert columns["overoptimization/kl"]["ppo"].value == pytest.approx(kl)
     assert columns["overoptimization/kl"]["sft"].value == 0.0
-    assert columns["overoptimization/gold"]["ppo"].value == -4.0
+    assert columns["overoptimization/gold"]["ppo"].value == -3.0
     curves = {curve.y: curve.series for curve in outcome.curves}
-    assert curves["score by reward"]["models"] == [(0.0, 2.0), (pytest.approx(math.sqrt(kl)), 4.0)]
+    assert curves["score by reward"]["models"] == [(0.0, 2.0), (pytest.approx(math.sqrt(kl)), 3.0)]
     for sign, name in ((1, "reward"), (-1, "gold")):
         points = curves[f"score by {name}"]["best-of-n of sft"]
         assert [x for x, _ in points] == pytest.approx(

@@ -191,7 +191,8 @@ def test_nonsense_is_counted_and_scores_for_nobody(tmp_path: Path) -> None:
     def half(q: Question) -> float | None:
         if q.kind == "rate":
             return None
-        return None if q.prompt in ("Q0", "Q1") else float(q.answers[0] == "good")
+        good_first = q.answers[0] == "good"
+        return None if q.prompt == "Q0" or (q.prompt == "Q1" and not good_first) else float(good_first)
 
     found = preference(tmp_path, Scripted(half), {"sft": ["poor"] * 5, "ppo": ["good"] * 5})
     assert found["win_rate"].figures["ppo"].value == 1.0

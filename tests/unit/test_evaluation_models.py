@@ -3,6 +3,7 @@ store that keeps them."""
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def test_weights_are_the_sums_of_brute_force(model: LanguageModel) -> None:
     assert found[0].means[0] == pytest.approx(found[0].log_probs[0] / 3)
 
 
+def test_a_texts_first_token_is_predicted_from_bos_where_there_is_one(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model._encoders[True], "bos", ord("!"))
+    [found] = reply(model, Weigh("", ("free text",)))
+    assert found.log_probs[0] == pytest.approx(log_prob(model, list(map(ord, "!free text")), 1), abs=1e-4)
+
+
 def test_greedy_tells_whether_the_choice_would_be_said(model: LanguageModel) -> None:
     [said] = reply(model, Ask("hello", max_new_tokens=1, plain=True))
     token = model.model(input_ids=torch.tensor([list(map(ord, "hello"))])).logits[0, -1].argmax()
@@ -92,7 +101,8 @@ def test_a_long_prompt_takes_no_room_from_the_answers_beside_it(model: LanguageM
     assert [reply(model, ask)[0] for ask in asks] == together
     assert not together[0].ended[0]
     assert len(together[0].text) > 6, "it is cut at its own 40 tokens, not at the 6 that the long prompt leaves"
-    assert len(together[2].text) <= 6
+    [last] = reply(model, Ask("x" * 255, 40, plain=True, log_probs=True))
+    assert len(last.tokens[0]) == 1
 
 
 def test_samples_differ_and_come_again_with_their_seed(model: LanguageModel) -> None:
@@ -101,6 +111,7 @@ def test_samples_differ_and_come_again_with_their_seed(model: LanguageModel) -> 
     assert len(first.texts) == len(first.ended) == 5
     assert len(set(first.texts)) > 1
     assert reply(model, ask) == [first]
+    assert reply(model, replace(ask, prompt="?"), ask)[1] == first, "whatever is asked beside it"
 
 
 def test_an_answer_ends_before_a_stop_text(model: LanguageModel) -> None:
@@ -109,6 +120,7 @@ def test_an_answer_ends_before_a_stop_text(model: LanguageModel) -> None:
     [cut] = reply(model, Ask("hm", max_new_tokens=20, plain=True, stop=(stop,)))
     assert cut.text == whole.text[: whole.text.index(stop)].strip()
     assert cut.ended == [True]
+    assert reply(model, Ask("hm", max_new_tokens=20, plain=True, stop=(whole.text[8:11], stop))) == [cut]
 
 
 def test_an_answer_ends_where_the_folder_names_a_further_end(

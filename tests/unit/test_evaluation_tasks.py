@@ -1,6 +1,7 @@
 """Tasks over replies made by hand, the sets of our own, and the published results that the checkers must give again."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -375,6 +376,14 @@ def test_perplexity_minus_the_base_is_paired(tmp_path: Path) -> None:
     assert column.figures["ppo"].low < column.figures["base"].high, "unpaired the two intervals overlap"
 
 
+def test_perplexity_is_over_all_tokens_and_bits_over_all_bytes(tmp_path: Path) -> None:
+    told = {"éé": Weights([-2.0], [3], [False]), "b": Weights([-4.0], [1], [False])}
+    task = Perplexity(write(tmp_path / "t.jsonl", [{"text": text} for text in told]))
+    found = run(task, tmp_path, {"m": lambda r: told[r.choices[0]]})
+    assert found["perplexity/heldout/token"].figures["m"].value == pytest.approx(math.exp(6 / 4))
+    assert found["perplexity/heldout/bits_per_byte"].figures["m"].value == pytest.approx(6 / math.log(2) / 5)
+
+
 @needs_lm_eval
 def test_squad_2_has_figures_and_what_is_left_out_of_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -458,7 +467,7 @@ def test_best_of_n_curves(tmp_path: Path) -> None:
 
 
 def test_judges_are_told_which_answers_were_cut_off(tmp_path: Path) -> None:
-    prompts, told = write(tmp_path / "p.jsonl", [{"prompt": "a"}]), dict[str, bool]()
+    prompts, told = write(tmp_path / "p.jsonl", [{"prompt": "a"}]), set[tuple[str, bool]]()
     row = {"iteration": 0, "prompt": "a", "score": 0.0, "kl": 0.0}
     logged = [row | {"response": "cut", "ended": False}, row | {"prompt": "b", "response": "whole", "ended": True}]
 
@@ -478,7 +487,7 @@ def test_judges_are_told_which_answers_were_cut_off(tmp_path: Path) -> None:
     ):
         told.clear()
         run(task, tmp_path, replies, {"judge": judge}, base="whole")
-        assert told == {"whole": True, "cut": False}, task
+        assert told == {("whole", True), ("cut", False)}, task
 
 
 def test_the_task_on_the_page_works(tmp_path: Path) -> None:
