@@ -96,8 +96,9 @@ def test_wrong_numbers_and_a_warmup_longer_than_the_run_are_refused() -> None:
     for wrong in ({"warmup_steps": -1}, {"initial_fraction": 2.0}, {"total_steps": 0}, {"final_fraction": -0.1}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             CosineToFraction(optimizer(1.0), **wrong)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="20 updates and the run has 10"):
-        LinearToZero(optimizer(1.0), warmup_steps=20).set_total_steps(10)
+    for warmup in (10, 20):
+        with pytest.raises(UserError, match=f"{warmup} updates and the run has 10"):
+            LinearToZero(optimizer(1.0), warmup_steps=warmup).set_total_steps(10)
 
 
 def test_a_second_update_without_a_total_is_a_mistake_of_the_caller() -> None:

@@ -47,6 +47,7 @@ def test_near_duplicates_share_more_than_half() -> None:
     assert prefix_hash(start + "a ship", 40) != prefix_hash(start + "wind", 40)  # shorter than 40: compared whole
     long = start + "x" * 40
     assert prefix_hash(long, 30) != prefix_hash(start + "y" * 40, 30)  # 31 of 71 characters is less than half
+    assert prefix_hash("x" * 30 + "y" * 30, 30) != prefix_hash("x" * 30 + "z" * 30, 30)  # half of 60 is not more
     assert prefix_hash("short", 30) != prefix_hash("short" + "e" * 40, 30)
 
 

@@ -212,9 +212,13 @@ def test_text_is_cut_into_blocks(tokenizer: str, jsonl: Callable[..., Path]) -> 
     rows = sorted(text_of(batch, 0) for batch in data.train_dataloader())
     assert rows == ["abcd$", "ef$gh"]
     assert data.report.splits[0].dropped == {"tokens behind the last whole block": 2, "blank documents": 1}
+    short = ready(TextData(tokenizer, file, validation_fraction=0, batch_size=1, block_size=20))
+    assert [text_of(batch, 0) for batch in short.train_dataloader()] == ["abcd$ef$ghi$"], "less than a block is one"
     whole = ready(TextData(tokenizer, file, validation=file, batch_size=1, block_size=5))
     assert [text_of(batch, 0) for batch in whole.val_dataloader()] == ["abcd$", "ef$gh", "i$"]
     assert [text_of(batch, 0, True) for batch in whole.val_dataloader()] == ["bcd$", "f$gh", "$"]
+    lone = ready(TextData(tokenizer, file, validation=file, batch_size=1, block_size=11))
+    assert [text_of(batch, 0) for batch in lone.val_dataloader()] == ["abcd$ef$ghi"], "EOS alone has no token to learn"
 
 
 def test_without_packing_every_document_stands_alone(tokenizer: str, jsonl: Callable[..., Path]) -> None:

@@ -106,7 +106,7 @@ def test_bucketing_puts_like_lengths_together() -> None:
     spread = [np.ptp(lengths[plan.batch(i)]) for i in range(len(plan))]
     mixed = ShuffledPlan([rows(400)], 4)
     assert np.mean(spread) < 0.1 * np.mean([np.ptp(lengths[mixed.batch(i)]) for i in range(len(mixed))])
-    order = [lengths[plan.batch(i)].mean() for i in range(len(plan))]
+    order = [lengths[plan.batch(i)].mean() for i in range(50)]  # of one stretch
     assert order != sorted(order)
 
 
