@@ -13,7 +13,7 @@ from transformers import Lfm2Config, LlamaConfig, MiniMaxConfig, MistralConfig, 
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.rollout import decoders, llama
-from instructlit.rollout.decoders import LlamaDecoder, ModelDecoder, decoder_for
+from instructlit.rollout.decoders import LlamaDecoder, ModelDecoder, _different, decoder_for
 from instructlit.rollout.forward import response_log_probs
 
 OTHERS: dict[str, PretrainedConfig] = {
@@ -189,3 +189,11 @@ def test_weights_are_packed_only_where_torch_has_the_operators(monkeypatch: pyte
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not llama.can_pack(torch.bfloat16)
     assert not llama.can_pack(torch.float32)
+
+
+def test_a_prompt_that_is_there_twice_is_read_once_and_padding_is_no_token_of_its_id() -> None:
+    ids, mask = torch.tensor([[0, 5], [0, 5], [0, 5]]), torch.tensor([[False, True], [True, True], [False, True]])
+    rows, masks, inverse = _different(ids, mask)
+    assert len(rows) == 2
+    assert torch.equal(rows[inverse], ids)
+    assert torch.equal(masks[inverse], mask)

@@ -152,3 +152,12 @@ def test_the_shift_stays_in_float32_when_the_model_goes_to_16_bits(tiny_llama_di
     assert next(model.parameters()).dtype == torch.bfloat16
     assert model.shift.dtype == torch.float32
     assert float(model.shift) == 1.0009765625 + 2**-20
+
+
+@torch.no_grad()
+def test_values_are_shifted_in_training_too_and_0_at_padding_that_is_asked_for(tiny_llama_dir: Path) -> None:
+    model, (ids, mask) = scalar(tiny_llama_dir).train(), padded(TEXT, 2, 3)
+    plain = model(ids, mask, wanted=torch.ones_like(mask))
+    assert not plain[~mask.bool()].any()
+    model.set_shift(0.7)
+    torch.testing.assert_close(model(ids, mask), plain + 0.7 * mask)

@@ -64,6 +64,17 @@ def test_numbers_and_gradients(
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("rows", [TREE, ROWS], ids=["tree", "rows"])
+def test_scaling_and_dropout_reach_every_segment(rows: list[list[int]]) -> None:
+    width = sum(n for n, _ in rows)
+    query, key, value = torch.randn(3, 1, 2, width, 4, dtype=torch.float64)
+    scaled = by_segments(query, key, value, rows, 0.0, 0.3)
+    torch.testing.assert_close(scaled, over_the_whole_row(0.3 * 2 * query, key, value, rows))  # 1 / 2 by default
+    kept = by_segments(query, key, torch.ones_like(value), rows, 0.5, None)
+    first = [sum(n for n, _ in rows[:i]) for i, (n, parent) in enumerate(rows) if n and parent == ALONE]
+    assert set(kept[:, :, first].unique().tolist()) == {0.0, 2.0}, "a first token sees itself, dropped or twice"
+
+
 def test_several_at_once_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """The three lengths of a batch differ by a quarter at most, and long ones stand alone."""
     taken: list[int] = []

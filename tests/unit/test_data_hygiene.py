@@ -29,10 +29,10 @@ def test_more_data_moves_no_prompt() -> None:
 
 
 def test_neither_side_is_empty_where_there_are_two_prompts() -> None:
-    for fraction in (1e-9, 1.0):
-        held = held_out(keys(3), fraction)
-        assert 0 < held.sum() < 3
-    assert held_out(keys(1), 1e-9).tolist() == [False]
+    three = keys(3)
+    assert held_out(three, 1e-9).tolist() == (three == three.min()).tolist()
+    assert held_out(three, 1.0).tolist() == (three != three.max()).tolist(), "the nearest to the edge changes sides"
+    assert held_out(np.repeat(keys(1), 2), 1e-9).tolist() == [False, False]
 
 
 def test_what_makes_two_prompts_the_same() -> None:
