@@ -72,15 +72,16 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read(name: str) -> Config:
+def read(name: str, option: str = "--config") -> Config:
     """One YAML file.
 
     Args:
         name: a path; `configs/…` falls back to the recipes that came with the package.
+        option: what named it.
     Raises:
         UserError: no such file, not YAML, not a mapping, or a key given twice.
     """
-    path = find(name)
+    path = find(name, option)
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
@@ -99,7 +100,7 @@ def read(name: str) -> Config:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise UserError(f"holds a {type(values).__name__}", where=name, expected="keys such as model:, data:, trainer:")
+        raise UserError(f"holds a {type(values).__name__}", where=name, expected="keys and values, such as seed: 1")
     return Config(values, places)
 
 
@@ -120,8 +121,8 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, rest
 
 
-def find(name: str) -> Path:
-    """The file that `--config name` means."""
+def find(name: str, option: str = "--config") -> Path:
+    """The file that `--config name` means, or another option that names a config."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
@@ -136,7 +137,7 @@ def find(name: str) -> Path:
     near = nearest(path.name, known)
     what = f"`{name}` is a folder" if path.is_dir() else f"there is no file `{name}`"
     expected = f"did you mean {path.with_name(near)}?" if near else f"one of {', '.join(known)}" if known else None
-    raise UserError(what, where="--config", expected=expected)
+    raise UserError(what, where=option, expected=expected)
 
 
 def compose(layers: list[Config], accepted: Callable[[str], set[str] | None]) -> Config:

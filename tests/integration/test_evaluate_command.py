@@ -15,10 +15,12 @@ import pytest
 import yaml
 
 from instructlit.cli import main
+from instructlit.errors import UserError
 from instructlit.evaluation import Task, Weigh
 from instructlit.evaluation.language_model import LanguageModel
-from instructlit.tools.evaluate.suite import built, chosen, judges_of, read_suite, shipped
+from instructlit.tools.evaluate.suite import built, chosen, judges_of, read_suite
 
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "evaluate"
 EVIL = "</p><script>alert('x')</script>"
 
 JUDGE = """
@@ -197,7 +199,7 @@ def test_a_checkpoint_is_loaded_with_its_average(place: Path, tiny_llama_dir: Pa
     [
         (["sft"], "`sft` is no model"),
         (["a=sft.jsonl", "a=ppo.jsonl"], "two models have one name"),
-        (["a=sft.jsonl", "--suite", "instructgtp"], "did you mean instructgpt?"),
+        (["a=sft.jsonl", "--suite", "instructgtp"], "did you mean configs/evaluate/instructgpt.yaml?"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--tasks", "preferences"], "did you mean preference?"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--options", "preference.prompt=x"], "did you mean prompts?"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--judges", "j=robot:x"], "KIND one of"),
@@ -252,12 +254,31 @@ def test_results_are_of_this_run_where_every_task_fails(place: Path) -> None:
     assert "no such file: missing.jsonl" in told["failures"]["task preference"]
 
 
-@pytest.mark.parametrize("suite", sorted(p.stem for p in shipped().glob("*.yaml")))
+@pytest.mark.parametrize("suite", sorted(p.stem for p in SHIPPED.glob("*.yaml")))
 def test_shipped_suites_fit_their_classes(suite: str, tmp_path: Path) -> None:
     read = read_suite(suite)
     tasks = chosen(read, None, [], limit=5)
     assert tasks.keys() == read.tasks.keys()
     assert judges_of(read, ["judge=api:some-model", "x=people:labels.jsonl"], tmp_path).keys() >= {"judge", "x"}
+
+
+def test_a_suite_is_found_as_a_config_is(place: Path) -> None:
+    assert read_suite("configs/evaluate/reward.yaml") == read_suite("reward")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tasks:\n  a: {class_path: x.Y}\n  a: {class_path: x.Z}\n", "odd.yaml:3: tasks.a is given twice"),
+        ("base: sft\ntaks: {}\n", "odd.yaml:2: taks: .*did you mean tasks?"),
+        ("judges:\n  a: {class_path: x.Y}\n  b: {init_args: {}}\n", "odd.yaml:3: judges.b: is not a class"),
+        ("models:\n  a: models/a\n  b: {prefix: x}\n", "odd.yaml:3: models.b: is no model"),
+    ],
+)
+def test_a_mistake_in_a_suite_is_told_by_its_line(place: Path, text: str, told: str) -> None:
+    (place / "odd.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"(?s){told}"):
+        read_suite("odd.yaml")
 
 
 # -- tasks by way of lm-eval ----------------------------------------------------------------------------------------

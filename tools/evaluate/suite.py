@@ -10,6 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from instructlit.cli.check import misfit
+from instructlit.cli.config import read
 from instructlit.cli.fit import readable
 from instructlit.cli.types import describe, import_class, parameters
 from instructlit.errors import UserError, nearest
@@ -63,49 +64,26 @@ def read_suite(name: str) -> Suite:
         UserError: no such suite, no YAML, or keys that a suite does not have.
     """
     path = Path(name).expanduser()
-    if not path.is_file():
-        path = shipped() / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in shipped().glob("*.yaml"))
-        near = nearest(name, known)
-        raise UserError(
-            f"there is no suite {name}",
-            where="--suite",
-            expected=f"a YAML file, or one of {', '.join(known)}",
-            fix=f"did you mean {near}?" if near else None,
-        )
-    try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"is no YAML: {str(error).splitlines()[0]}", where=str(path)) from error
+    config = read(name if path.suffix or path.is_file() else f"configs/evaluate/{name}.yaml", "--suite")
     known = [f.name for f in fields(Suite) if f.name != "name"]
-    if not isinstance(said, dict) or not set(said) <= set(known):
-        odd = sorted(set(said) - set(known)) if isinstance(said, dict) else [type(said).__name__]
-        raise UserError(f"holds {', '.join(map(str, odd))}", where=str(path), expected=f"the keys {', '.join(known)}")
-    suite = Suite(path.stem, **{key: value for key, value in said.items() if value is not None})
-    suite.models = {name: _model(name, told, str(path)) for name, told in suite.models.items()}
+    for key in config.values:
+        _known(str(key), known, config.where((str(key),)), "a key of a suite")
+    suite = Suite(path.stem, **{key: value for key, value in config.values.items() if value is not None})
+    suite.models = {n: _model(told, config.where(("models", str(n)))) for n, told in suite.models.items()}
     parts = [("judges", suite.judges), ("tasks", suite.tasks), ("sections", dict(enumerate(suite.sections)))]
     for part, inner, spec in ((part, inner, spec) for part, specs in parts for inner, spec in specs.items()):
         if not isinstance(spec, dict) or "class_path" not in spec or not set(spec) <= {"class_path", "init_args"}:
-            raise UserError(
-                "is not a class with its options", where=f"{path}: {part}.{inner}", expected="class_path and init_args"
-            )
+            where = config.where((part, str(inner)))
+            raise UserError("is not a class with its options", where=where, expected="class_path and init_args")
     return suite
 
 
-def _model(name: str, told: Any, where: str) -> dict[str, str]:
+def _model(told: Any, where: str) -> dict[str, str]:
     """A model of a suite: its path, or a mapping with its path."""
     spec = {"path": told} if isinstance(told, str) else told
     if not isinstance(spec, dict) or "path" not in spec or not set(spec) <= {"path", "prefix", "title"}:
-        raise UserError("is no model", where=f"{where}: models.{name}", expected="a path, or path, prefix and title")
+        raise UserError("is no model", where=where, expected="a path, or path, prefix and title")
     return spec
-
-
-def shipped() -> Path:
-    """The folder of the suites that are shipped: beside the package in a checkout, inside it when installed."""
-    import instructlit.configs
-
-    return Path(next(iter(instructlit.configs.__path__))) / "evaluate"
 
 
 def chosen(
