@@ -67,8 +67,8 @@ class Checker:
                 return None
             import_class(value, classes_of(hint), f"--{name}")
             return None if name.endswith("+") else key[:-1] if key[-1] == "class_path" else key
-        if not is_open(hint) and not classes_of(hint) and (problem := misfit(hint, text=value)):
-            raise self._unfit(value, hint, problem, f"--{name}")
+        if not is_open(hint) and not classes_of(hint) and (problem := unfit(value, hint, f"--{name}", text=True)):
+            raise problem
         return None
 
     def _resolve(self, name: str) -> tuple[Key, Any]:
@@ -181,33 +181,18 @@ class Checker:
     def _leaf(self, value: Any, hint: Any, key: Key) -> None:
         if is_open(hint):
             return
-        if problem := misfit(hint, value=value):
-            raise self._unfit(value, hint, problem, self.config.where(key))
-
-    @staticmethod
-    def _unfit(value: Any, hint: Any, problem: str, where: str) -> UserError:
-        near = suggest(value, hint)
-        quoted = isinstance(value, (bool, int, float)) and str in members(hint)
-        return UserError(
-            f"`{value}` {problem}",
-            where=where,
-            expected=describe(hint) + (f" (did you mean {near}?)" if near else ""),
-            fix=f'quote it: "{value}"' if quoted else None,
-        )
+        if problem := unfit(value, hint, self.config.where(key)):
+            raise problem
 
     def _unknown(
         self, name: str, key: Key, params: dict[str, Parameter], where: str, option: bool = False
     ) -> UserError:
-        owner = ".".join(k for k in key if k != "init_args") or "the config"
+        kind, dashes = ("option", "--") if option else ("key", "")
         near = nearest(name, params)
-        if near:
-            expected = f"did you mean {'--' if option else ''}{'.'.join((*key, near))}?"
-        elif elsewhere := self._elsewhere(name, key):
-            expected = f"did you mean {'--' if option else ''}{elsewhere}?"
-        else:
-            names = sorted(n for n in params if n not in LATER)
-            expected = "one of " + ", ".join(names) if names else f"{owner} has no keys of its own"
-        return UserError(f"unknown {'option' if option else 'key'} `{name}`", where=where, expected=expected)
+        path = ".".join((*key, near)) if near else self._elsewhere(name, key)
+        if path is None:
+            return unknown(name, sorted(n for n in params if n not in LATER), where, kind)
+        return UserError(f"unknown {kind} `{name}`", where=where, expected=f"did you mean {dashes}{path}?")
 
     def _elsewhere(self, name: str, key: Key) -> str | None:
         """Another level of the config where `name`, or something close to it, would be right."""
@@ -230,8 +215,37 @@ def _is_callable_target(found: Any) -> bool:
     return bool(params) and params[0][0] in LATER and params[0][1].required
 
 
-def misfit(hint: Any, value: Any = None, text: str | None = None) -> str | None:
-    """Why `value`, or the `text` of a command line, is not of type `hint`; None where it is, or cannot be told."""
+def unknown(name: str, known: Iterable[str], where: str | None, kind: str = "option", prefix: str = "") -> UserError:
+    """What to say of a name that is not among the `known`, of which `kind` says what they are.
+
+    `prefix` stands before each of them where it is written, as `--` does.
+    """
+    names = {one: prefix + one for one in known}
+    near = nearest(name, names)
+    one_of = f"one of {', '.join(names.values())}" if names else f"no {kind} at all"
+    return UserError(
+        f"unknown {kind} `{prefix}{name}`", where=where, expected=f"did you mean {names[near]}?" if near else one_of
+    )
+
+
+def unfit(value: Any, hint: Any, where: str, text: bool = False) -> UserError | None:
+    """What to say of a value, or with `text` of what stands on a command line, that is not of type `hint`.
+
+    None where it is, or where that cannot be told.
+    """
+    if (problem := _misfit(value, hint, text)) is None:
+        return None
+    near = suggest(value, hint)
+    quoted = isinstance(value, (bool, int, float)) and str in members(hint)
+    return UserError(
+        f"`{value}` {problem}",
+        where=where,
+        expected=describe(hint) + (f" (did you mean {near}?)" if near else ""),
+        fix=f'quote it: "{value}"' if quoted else None,
+    )
+
+
+def _misfit(value: Any, hint: Any, text: bool) -> str | None:
     try:
         parser = _value_parser(hint)
     except TypeError:  # a type that cannot be hashed
@@ -239,10 +253,10 @@ def misfit(hint: Any, value: Any = None, text: str | None = None) -> str | None:
     if parser is None:
         return None
     try:
-        if text is None:
-            parser.parse_object({"value": value})
+        if text:
+            parser.parse_args([f"--value={value}"])
         else:
-            parser.parse_args([f"--value={text}"])
+            parser.parse_object({"value": value})
     except Exception as error:
         found = re.search(r"(?:File|Directory|Path) (?:does not exist|is not \w+)[^\n]*", str(error))
         return found.group(0) if found else "is not valid here"

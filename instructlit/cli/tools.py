@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from instructlit.cli.check import misfit
+from instructlit.cli.check import unfit, unknown
 from instructlit.cli.types import (
     Parameter,
     classes_of,
@@ -21,9 +21,8 @@ from instructlit.cli.types import (
     is_open,
     members,
     parameters,
-    suggest,
 )
-from instructlit.errors import UserError, nearest
+from instructlit.errors import UserError
 
 
 def run(function: Callable[..., Any], name: str, args: Sequence[str]) -> int:
@@ -81,10 +80,10 @@ def check(function: Callable[..., Any], name: str, given: dict[str, str]) -> Non
     params = parameters(function) or {}
     for option, text in given.items():
         hint = known(option, params)[1].hint
-        if not is_open(hint) and not classes_of(hint) and not dataclasses_of(hint) and misfit(hint, text=text):
-            near = suggest(text, hint)
-            hinted = describe(hint) + (f" (did you mean {near}?)" if near else "")
-            raise UserError(f"`{text}` is not valid here", where=f"--{option}", expected=hinted)
+        if is_open(hint) or classes_of(hint) or dataclasses_of(hint):
+            continue
+        if problem := unfit(text, hint, f"--{option}", text=True):
+            raise problem
     for option, parameter in params.items():
         if parameter.required and option not in {word.partition(".")[0] for word in given}:
             raise UserError(
@@ -99,11 +98,7 @@ def known(option: str, params: dict[str, Parameter], owner: str = "") -> tuple[s
     """The option and its parameter; `--sizes.corpus` reaches into a dataclass."""
     name, _, rest = option.partition(".")
     if name not in params:
-        near = nearest(name, params)
-        raise UserError(
-            f"there is no option `--{owner}{option}`",
-            expected=f"did you mean --{owner}{near}?" if near else _usage(params, owner),
-        )
+        raise unknown(name, params, None, prefix=f"--{owner}")
     records = dataclasses_of(params[name].hint)
     if rest and records:
         inner, parameter = known(rest, parameters(records[0]) or {}, f"{owner}{name}.")
@@ -141,5 +136,5 @@ def _is_list(parameter: Parameter) -> bool:
     return elements_of(parameter.hint) is not None
 
 
-def _usage(params: dict[str, Parameter], owner: str = "") -> str:
-    return "one of " + ", ".join(f"--{owner}{name}" for name in params)
+def _usage(params: dict[str, Parameter]) -> str:
+    return "one of " + ", ".join(f"--{name}" for name in params)

@@ -389,9 +389,9 @@ def test_a_stage_can_be_asked_for_again(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"roudns": 2}, r"loop\.yaml:\d+: roudns: there is no option `roudns`\n.*rounds"),
-        ({"rounds": "many"}, r"loop\.yaml:\d+: rounds: 'many' is not valid"),
-        ({"start": "first"}, "start"),
+        ({"roudns": 2}, r"loop\.yaml:\d+: roudns: unknown option `roudns`.*did you mean rounds"),
+        ({"rounds": "many"}, r"loop\.yaml:\d+: rounds: `many` is not valid"),
+        ({"start": "latst"}, "start: `latst` is not valid here.*did you mean last"),
         ({"sft": "nowhere"}, "no such model folder"),
         ({"prompts": ["nowhere.jsonl"]}, "no such file"),
         ({"age_decay": 0}, "age_decay"),

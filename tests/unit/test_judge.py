@@ -144,7 +144,11 @@ def test_a_dry_run_asks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["api:m", "--options", "concurrency=["], "--options concurrency=[: `[` is not valid here"),
         (["api:m", "--options", "base_url=http://[bad"], "judge.base_url: http://[bad is no web address"),
         (["instructlit.evaluation.judges.RewardJudge"], "judge: RewardJudge needs `model`\n  expected: text"),
-        (["reward:m", "--options", "dtype=half"], "judge: dtype: 'half' is not valid here\n  expected: one of float32"),
+        (
+            ["reward:m", "--options", "dtype=float23"],
+            "judge: dtype: `float23` is not valid here\n  expected: one of float32",
+        ),
+        (["reward:m", "--options", "dtype=float23"], "(did you mean float32?)"),
         (["api:m", "--options", "base_url=http://127.0.0.1:9", "price_in=1", "price_out=1", "max_cost=0"], "max_cost"),
     ],
 )

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from instructlit.cli.check import misfit
+from instructlit.cli.check import unfit, unknown
 from instructlit.cli.config import read
 from instructlit.cli.fit import readable
 from instructlit.cli.types import describe, import_class, parameters
-from instructlit.errors import UserError, nearest
+from instructlit.errors import UserError
 from instructlit.evaluation.judging import Judge
 from instructlit.evaluation.task import Task
 
@@ -67,7 +67,8 @@ def read_suite(name: str) -> Suite:
     config = read(name if path.suffix or path.is_file() else f"configs/evaluate/{name}.yaml", "--suite")
     known = [f.name for f in fields(Suite) if f.name != "name"]
     for key in config.values:
-        _known(str(key), known, config.where((str(key),)), "a key of a suite")
+        if key not in known:
+            raise unknown(str(key), known, config.where((str(key),)), "key")
     suite = Suite(path.stem, **{key: value for key, value in config.values.items() if value is not None})
     suite.models = {n: _model(told, config.where(("models", str(n)))) for n, told in suite.models.items()}
     parts = [("judges", suite.judges), ("tasks", suite.tasks), ("sections", dict(enumerate(suite.sections)))]
@@ -95,7 +96,8 @@ def chosen(
         UserError: a task or option that is not there, a value that does not fit.
     """
     for name in tasks or []:
-        _known(name, suite.tasks, "--tasks", f"a task of the suite {suite.name}")
+        if name not in suite.tasks:
+            raise unknown(name, suite.tasks, "--tasks", "task")
     specs = {
         n: {"class_path": s["class_path"], "init_args": dict(s.get("init_args") or {})} for n, s in suite.tasks.items()
     }
@@ -104,7 +106,8 @@ def chosen(
         name, _, key = path.partition(".")
         if not equals or not key:
             raise UserError(f"`{option}` is not an option of a task", where="--options", expected="TASK.OPTION=VALUE")
-        _known(name, specs, f"--options {option}", f"a task of the suite {suite.name}")
+        if name not in specs:
+            raise unknown(name, specs, f"--options {option}", "task")
         specs[name]["init_args"][key] = value_of(value, f"--options {option}")
     found = {}
     for name in tasks or specs:
@@ -166,7 +169,8 @@ def built(kind: type, spec: Mapping[str, Any], where: str) -> Any:
     known = list(inspect.signature(found).parameters)
     given = spec.get("init_args") or {}
     for option in given:
-        _known(option, known, where, f"an option of {found.__name__}")
+        if option not in known:
+            raise unknown(option, known, where)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "part")
     try:
@@ -184,17 +188,6 @@ def _unfit(found: type, given: Mapping[str, Any], where: str) -> UserError | Non
     for name, (hint, required) in (parameters(found) or {}).items():
         if required and given.get(name) is None:
             return UserError(f"{found.__name__} needs `{name}`", where=where, expected=describe(hint))
-        if name in given and misfit(hint, given[name]):
-            return UserError(f"{given[name]!r} is not valid here", where=f"{where}: {name}", expected=describe(hint))
+        if name in given and (problem := unfit(given[name], hint, f"{where}: {name}")):
+            return problem
     return None
-
-
-def _known(name: str, known: Any, where: str, what: str) -> None:
-    if name not in known:
-        near = nearest(name, known)
-        raise UserError(
-            f"`{name}` is not {what}",
-            where=where,
-            expected=f"one of {', '.join(known)}" if known else None,
-            fix=f"did you mean {near}?" if near else None,
-        )

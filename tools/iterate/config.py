@@ -7,10 +7,10 @@ from typing import Any, Literal, get_type_hints
 from urllib.parse import urlsplit
 
 from instructlit.cli import split_command
-from instructlit.cli.check import misfit
+from instructlit.cli.check import unfit, unknown
 from instructlit.cli.config import find, read
 from instructlit.cli.types import describe
-from instructlit.errors import UserError, nearest
+from instructlit.errors import UserError
 
 PEOPLE = "people"
 ROUNDS = "rounds"
@@ -133,11 +133,9 @@ def composed(files: list[str], changed: dict[str, Any]) -> Loop:
 
 def _check_value(key: str, value: Any, hints: dict[str, Any], where: str) -> None:
     if key not in hints:
-        near = nearest(key, hints)
-        known = f"did you mean {near}?" if near else f"one of {', '.join(hints)}"
-        raise UserError(f"there is no option `{key}`", where=where, expected=known)
-    if misfit(hints[key], value):
-        raise UserError(f"{value!r} is not valid here", where=where, expected=describe(hints[key]))
+        raise unknown(str(key), hints, where)
+    if problem := unfit(value, hints[key], where):
+        raise problem
 
 
 def _check(loop: Loop) -> None:
