@@ -15,7 +15,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
-from instructlit.errors import UserError, require
+from instructlit.errors import UserError, extra_of, require
 from instructlit.redaction import words_without_secrets
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class WandbLogger(LightningWandbLogger):
             raise UserError(
                 "the package wandb is not installed",
                 where="trainer.logger",
-                fix="pip install 'instructlit[wandb]', or log to CSV files with --config configs/logger/csv.yaml",
+                fix=f"{extra_of('wandb')}, or log to CSV files with --config configs/logger/csv.yaml",
             ) from error
         self._wandb_init.pop("anonymous", None)  # newer wandb warns of it even where it is None
         self.online_timeout, self.finish_timeout = online_timeout, finish_timeout

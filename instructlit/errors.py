@@ -47,6 +47,27 @@ def counted(count: int, noun: str, many: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
+_EXTRAS = {
+    "wandb": ("wandb",),
+    "8bit": ("bitsandbytes",),
+    "eval": ("detoxify", "immutabledict", "langdetect", "lm_eval", "nltk"),
+    "label": ("alembic", "fastapi", "jinja2", "markdown_it", "python_multipart", "sqlalchemy", "starlette", "uvicorn"),
+    "postgres": ("psycopg",),
+}
+
+
+def extra_of(module: str) -> str | None:
+    """How to install what a module belongs to, where it comes with one of our extras."""
+    package = module.partition(".")[0]
+    return next((f"pip install 'instructlit[{extra}]'" for extra, held in _EXTRAS.items() if package in held), None)
+
+
+def not_installed(error: ModuleNotFoundError, where: str | None = None, otherwise: str = "") -> UserError:
+    """What to say where a package is not installed, and what else could be done than to install it."""
+    ways = [way for way in (extra_of(error.name or ""), otherwise) if way]
+    return UserError(f"{error.name} is not installed", where=where, fix=", or ".join(ways) or None)
+
+
 Range = Literal[
     "a whole number above 0",
     "a whole number, 0 or more",

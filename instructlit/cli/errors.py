@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, extra_of, not_installed
 
 DEBUG = "INSTRUCTLIT_DEBUG"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -21,14 +21,6 @@ NO_PLACE = (
     errno.EPERM,
     errno.EROFS,
 )
-_LABEL = ("alembic", "fastapi", "jinja2", "markdown_it", "python_multipart", "sqlalchemy", "starlette", "uvicorn")
-EXTRAS = {
-    "bitsandbytes": "8bit",
-    "detoxify": "eval",
-    "lm_eval": "eval",
-    "wandb": "wandb",
-    **dict.fromkeys(_LABEL, "label"),
-}
 
 
 def report(error: BaseException) -> int:
@@ -66,8 +58,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
     for cause in chain(error):
-        if isinstance(cause, ModuleNotFoundError) and (fix := extra_of(cause.name or "")):
-            return str(UserError(f"{cause.name} is not installed", fix=fix))
+        if isinstance(cause, ModuleNotFoundError) and extra_of(cause.name or ""):
+            return str(not_installed(cause))
         if _is_lightnings_refusal(cause):
             return str(cause).strip()
         if isinstance(cause, OSError) and cause.errno in NO_ROOM:
@@ -81,12 +73,6 @@ def explain(error: BaseException) -> str | None:
             what = f"cannot be read or written: {cause.strerror}"
             return str(UserError(what, where=str(cause.filename), fix=f"{DEBUG}=1 shows where it was needed"))
     return None
-
-
-def extra_of(module: str) -> str | None:
-    """How to install what a module belongs to, where it comes with one of our extras."""
-    extra = EXTRAS.get(module.partition(".")[0])
-    return f"pip install 'instructlit[{extra}]'" if extra else None
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

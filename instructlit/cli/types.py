@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from instructlit.errors import UserError, nearest
+from instructlit.errors import UserError, extra_of, nearest
 
 _LISTS = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable)
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
@@ -212,8 +212,6 @@ def _import_module(name: str, path: str, where: str) -> Any:
         missing = error.name or name
         if name != missing and not name.startswith(f"{missing}."):
             raise  # the module is there and lacks something itself: its own message says what
-        from instructlit.cli.errors import extra_of
-
         parent, _, _leaf = missing.rpartition(".")
         raise UserError(
             f"there is no module `{missing}` for class_path `{path}`",

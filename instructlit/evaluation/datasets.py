@@ -34,12 +34,6 @@ def read_rows(data: Place, option: str, *needed: str, limit: int | None = None) 
     return rows
 
 
-def missing_extra(error: ModuleNotFoundError, where: str, otherwise: str = "") -> UserError:
-    """What to say where a package of the extra `eval` is not installed."""
-    fix = "pip install 'instructlit[eval]'" + (f", or {otherwise}" if otherwise else "")
-    return UserError(f"{error.name} is not installed", where=where, fix=fix)
-
-
 def needed(value: Any, option: str, what: str) -> Any:
     """`value`, which has to be given.
 

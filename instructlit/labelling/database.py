@@ -21,7 +21,7 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, not_installed
 
 BUSY_SECONDS = 15
 _EXPECTED = "a file such as labels.db, or postgresql://user:password@host/name"
@@ -52,8 +52,7 @@ class Database:
             self.engine = _engine(self.url)
             self.backup = self._upgrade()
         except ModuleNotFoundError as error:
-            fix = "pip install 'instructlit[postgres]'"
-            raise UserError(f"{error.name} is not installed", where="--database", fix=fix) from error
+            raise not_installed(error, "--database") from error
         except DBAPIError as error:
             reason = str(error.orig).strip().splitlines()[0]
             raise UserError(f"{self} cannot be opened: {reason}", where="--database", expected=_EXPECTED) from error

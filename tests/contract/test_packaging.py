@@ -1,9 +1,11 @@
 """The wheel's list of packages is the list of folders, and each folder maps where it says."""
 
+import re
 import tomllib
 from pathlib import Path
 
 import instructlit
+from instructlit.errors import extra_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -77,3 +79,11 @@ def test_constraints_pin_every_dependency() -> None:
     names = {w.partition(">=")[0].partition("[")[0].lower().replace("_", "-") for w in wanted}
     assert names <= pinned
     assert all(">=" in w for w in wanted), "every dependency states a lower bound"
+
+
+def test_a_missing_package_of_an_extra_is_told_with_its_extra() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    for extra in extras.keys() - {"dev"}:
+        for requirement in extras[extra]:
+            module = re.split(r"[\[>]", requirement)[0].replace("-", "_").removesuffix("_py")
+            assert extra_of(f"{module}.inner") == f"pip install 'instructlit[{extra}]'"

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from instructlit.errors import UserError, require, require_address
-from instructlit.evaluation.datasets import missing_extra
+from instructlit.errors import UserError, not_installed, require, require_address
 from instructlit.evaluation.judging import Judge, Kind, LoadedJudge, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
 from instructlit.evaluation.subjects import fingerprint
@@ -134,7 +133,7 @@ class DetoxifyScorer(LoadedJudge):
         try:
             from detoxify import Detoxify
         except ModuleNotFoundError as error:
-            raise missing_extra(error, "judge") from error
+            raise not_installed(error, "judge") from error
         place = str(usable_device(self.device))
         try:
             return Detoxify(self.model, device=place) if self.checkpoint is None else Detoxify(

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from instructlit.data.sources import Place
-from instructlit.errors import UserError
+from instructlit.errors import UserError, not_installed
 from instructlit.evaluation import intervals
-from instructlit.evaluation.datasets import local_or, missing_extra, read_rows
+from instructlit.evaluation.datasets import local_or, read_rows
 from instructlit.evaluation.measures import (
     PERCENT,
     Measure,
@@ -209,7 +209,7 @@ def checker() -> Any:
             finally:
                 nltk.download = fetch
     except ModuleNotFoundError as error:
-        raise missing_extra(error, "ifeval") from error
+        raise not_installed(error, "ifeval") from error
     return utils
 
 

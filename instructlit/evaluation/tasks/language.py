@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from instructlit.data.sources import Place, as_source
-from instructlit.errors import UserError, require
-from instructlit.evaluation.datasets import missing_extra, needed, read_rows
+from instructlit.errors import UserError, not_installed, require
+from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights
 from instructlit.evaluation.task import Task
@@ -171,7 +171,7 @@ class LmEval(Task):
         try:
             from lm_eval.tasks import TaskManager
         except ModuleNotFoundError as error:
-            raise missing_extra(error, "lm_eval") from error
+            raise not_installed(error, "lm_eval") from error
         found: dict[str, Any] = {}
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             manager = TaskManager(include_path=self.include_path, include_defaults=not self._own())

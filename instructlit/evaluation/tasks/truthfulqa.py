@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from instructlit.data.sources import Place
-from instructlit.errors import UserError
-from instructlit.evaluation.datasets import local_or, missing_extra, read_rows
+from instructlit.errors import UserError, not_installed
+from instructlit.evaluation.datasets import local_or, read_rows
 from instructlit.evaluation.measures import (
     PERCENT,
     Measure,
@@ -192,7 +192,7 @@ def benchmark_examples() -> str:
     try:
         import lm_eval
     except ModuleNotFoundError as error:
-        raise missing_extra(error, "truthfulqa.primer", "name a file with six examples of the benchmark") from error
+        raise not_installed(error, "truthfulqa.primer", "name a file with six examples of the benchmark") from error
     file = Path(str(lm_eval.__file__)).parent / "tasks" / "truthfulqa" / "truthfulqa_mc1.yaml"
     text = yaml.safe_load(file.read_text(encoding="utf-8"))["doc_to_text"] if file.is_file() else ""
     found = re.search(r"prompt_qa = '(.*?)'", text, re.DOTALL)
