@@ -115,6 +115,11 @@ class StageModule(pl.LightningModule):
         """Optimiser steps of one training batch."""
         return 1
 
+    @property
+    def held_out(self) -> str:
+        """What stands before the metrics of held-out data, after the stage's name: `val`, or `test` in a test."""
+        return "test" if self.trainer.testing else "val"
+
     def total_updates(self) -> int | None:
         """Optimiser steps of the whole run, for the schedule; None where nobody knows, as with `max_time` alone."""
         steps = self.trainer.estimated_stepping_batches

@@ -498,8 +498,9 @@ class PPOModule(StageModule):
         kl = self._kl(generation)
         lengths = generation.response_mask.sum(dim=1)
         for name, values in {"score": scores, "kl": kl, "length": lengths.float()}.items():
-            self.validation_means[name].update(values)  # type: ignore[operator]
-            self.log(f"ppo/val/{name}", self.validation_means[name], on_epoch=True, prog_bar=name == "score")  # type: ignore[arg-type]
+            mean: Any = self.validation_means[name]
+            mean.update(values)
+            self.log(f"ppo/{self.held_out}/{name}", mean, on_epoch=True, prog_bar=name == "score")
         self.validation_rows += _sample_rows(generation, scores, kl, lengths, self.episodes_seen)
 
     test_step = validation_step

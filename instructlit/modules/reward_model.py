@@ -111,8 +111,7 @@ class RewardModule(StageModule):
             self.validation_pairs.update(self._scores(part), part)
 
     def on_validation_epoch_end(self) -> None:
-        figures = self.validation_pairs.compute()
-        self.log_dict({f"reward/val/{name}": value for name, value in figures.items()}, sync_dist=False)
+        self._log_pairs()
         if not self.trainer.sanity_checking:
             # Differences between scores are blind to it, so it may move at any time; a checkpoint then always holds it.
             self.centre_on_demonstrations()
@@ -123,8 +122,11 @@ class RewardModule(StageModule):
     def test_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
-    def on_test_epoch_end(self) -> None:
-        self.log_dict({f"reward/test/{name}": value for name, value in self.validation_pairs.compute().items()})
+    def _log_pairs(self) -> None:
+        figures = self.validation_pairs.compute()
+        self.log_dict({f"reward/{self.held_out}/{name}": value for name, value in figures.items()}, sync_dist=False)
+
+    on_test_epoch_end = _log_pairs
 
     def predict_step(self, batch: ComparisonBatch, batch_idx: int) -> Tensor:
         """Scores of the completions, (N,)."""

@@ -90,8 +90,8 @@ class SFTModule(StageModule):
             loss = target_loss(log_probs, part.loss_mask[:, 1:])
             self.validation_loss.update(loss.mean(), weight=loss.count)
             self.validation_accuracy.update(hits.sum() / loss.count.clamp_min(1), weight=loss.count)
-        self.log(f"{self.metric_prefix}/val/loss", self.validation_loss, prog_bar=True)
-        self.log(f"{self.metric_prefix}/val/token_accuracy", self.validation_accuracy)
+        self.log(f"{self.metric_prefix}/{self.held_out}/loss", self.validation_loss, prog_bar=True)
+        self.log(f"{self.metric_prefix}/{self.held_out}/token_accuracy", self.validation_accuracy)
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)

@@ -167,6 +167,21 @@ def test_a_test_counts_its_own_pairs_alone(tmp_path, tiny_llama_dir, char_tokeni
     assert [fit.test(module, datamodule=data, verbose=False)[0]["reward/test/pairs"] for _ in range(2)] == [9, 9]
 
 
+def test_a_test_is_logged_as_one_in_every_stage(tmp_path, tiny_llama_dir, char_tokenizer):
+    held_out = [
+        (sft_module(tiny_llama_dir), token_batch(PAIRS), "sft"),
+        (reward_module(tiny_llama_dir), comparison_batch(RANKED), "reward"),
+        (ppo_module(tiny_llama_dir), prompt_batch(PROMPTS), "ppo"),
+    ]
+    for module, batch, stage in held_out:
+        data = FixedBatches(char_tokenizer, [batch], [batch])
+        data.test_dataloader = data.val_dataloader
+        (tested,) = trainer(tmp_path).test(module, datamodule=data, verbose=False)
+        (validated,) = trainer(tmp_path).validate(module, datamodule=data, verbose=False)
+        assert validated.keys() == {name.replace("/test/", "/val/") for name in tested}
+        assert all(name.startswith(f"{stage}/test/") for name in tested)
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_ppo_step_is_the_same_for_any_micro_batch(tmp_path, tiny_llama_dir, char_tokenizer, size):
     def step(micro):
