@@ -13,8 +13,9 @@ Lists are in the order of the task's completions here, and in the order shown to
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from instructlit.labelling.questions import BEST, QUESTIONS, WORST
+from instructlit.labelling.questions import QUESTIONS
 from instructlit.labelling.refusals import Invalid
+from instructlit.rubric import BEST, WORST
 
 MAX_TEXT = 200_000
 _QUESTIONS = {question.name: question for question in QUESTIONS}

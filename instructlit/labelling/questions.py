@@ -1,12 +1,9 @@
-"""What labelers are asked: kinds of task, the yes/no metadata, reasons to skip or to flag.
-
-The metadata are those of Table 3 of Ouyang et al. 2022 (arXiv 2203.02155); the wording here is our own.
-"""
+"""What labelers are asked: kinds of task, the yes/no metadata in our own words, reasons to skip or to flag."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from instructlit.world.gold import FLAGS
+from instructlit.rubric import FLAGS
 
 Kind = Literal["demonstration", "comparison", "evaluation"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -16,8 +13,6 @@ KIND_TITLES: dict[str, str] = {
     "comparison": "Rate and rank",
     "evaluation": "Blind evaluation",
 }
-MIN_OUTPUTS, MAX_OUTPUTS = 2, 9
-WORST, BEST = 1, 7
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from instructlit.data.fields import Fields
 from instructlit.errors import UserError
 from instructlit.labelling import audit
 from instructlit.labelling.answers import text
-from instructlit.labelling.questions import KINDS, MAX_OUTPUTS, MIN_OUTPUTS
+from instructlit.labelling.questions import KINDS
 from instructlit.labelling.refusals import Invalid, NotFound
 from instructlit.labelling.schema import IN_USE, Assignment, Flag, Task
+from instructlit.rubric import MAX_OUTPUTS, MIN_OUTPUTS
 
 _BATCH = 500
 _MOST = 2**31 - 1

@@ -13,12 +13,13 @@ from instructlit.errors import UserError
 from instructlit.labels.export import aligned
 from instructlit.labels.other_tools import completion_names, label_on, rating_name, task_from
 from instructlit.labels.records import Label, LabelKind, Task
+from instructlit.rubric import BEST, MAX_OUTPUTS
 
 _UNPLACED = "_"
 """The bucket in which Label Studio leaves the items that nobody has moved."""
 
 
-def labeling_config(most: int = 9) -> str:
+def labeling_config(most: int = MAX_OUTPUTS) -> str:
     """The labelling interface (XML) for a project of such tasks.
 
     Args:
@@ -29,7 +30,7 @@ def labeling_config(most: int = 9) -> str:
         for rank in range(1, most + 1)
     )
     ratings = "".join(
-        f'  <Rating name={quoteattr(f"rating_{number}")} toName="prompt" maxRating="7"/>\n'
+        f'  <Rating name={quoteattr(f"rating_{number}")} toName="prompt" maxRating="{BEST}"/>\n'
         for number in range(1, most + 1)
     )
     return (

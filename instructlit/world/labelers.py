@@ -11,7 +11,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from instructlit.world.gold import FLAGS, Verdict, rating
+from instructlit.rubric import FLAGS
+from instructlit.world.gold import Verdict, rating
 from instructlit.world.prompts import PromptSpec, parse
 
 NOISE = 1.06

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    *("errors", "lazy", "redaction", "http", "types", "intervals", "agreement"),
+    *("errors", "lazy", "redaction", "http", "types", "intervals", "agreement", "rubric"),
     *("world", "ops", "losses", "data", "labels", "models", "rollout", "evaluation", "checkpoints", "modules"),
     *("memory", "labelling"),
     *("cli", "callbacks", "tools"),
@@ -28,6 +28,7 @@ PURE = {
     "http": {"torch", "numpy", "lightning"},
     "types": {"transformers", "lightning", "numpy"},
     "agreement": {"torch", "transformers", "lightning", "numpy"},
+    "rubric": {"torch", "transformers", "lightning", "numpy"},
     "world": {"torch", "transformers", "lightning"},
     "ops": {"transformers", "lightning", "datasets", "numpy"},
     "losses": {"transformers", "lightning", "datasets", "numpy"},
@@ -99,6 +100,11 @@ def violations(name: str, path: Path) -> list[str]:
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_module_imports_from_its_own_and_earlier_layers(name: str) -> None:
     assert violations(name, SOURCES[name]) == []
+
+
+def test_only_the_tools_know_the_embedded_world() -> None:
+    others = {name: path for name, path in SOURCES.items() if layer(name) not in ("world", "tools")}
+    assert [name for name, path in others.items() for _, to in imported(name, path) if layer(to) == "world"] == []
 
 
 def test_every_module_has_a_layer() -> None:

@@ -5,10 +5,11 @@ import random
 import pytest
 
 from instructlit.errors import UserError
+from instructlit.rubric import FLAGS
 from instructlit.world import World, parse, sample_spec
 from instructlit.world.answer import Answer
 from instructlit.world.fluency import fluency
-from instructlit.world.gold import FLAGS, rating
+from instructlit.world.gold import rating
 from instructlit.world.lexicon import CAPITALS, CITIES, NUMBERS
 from instructlit.world.tasks import KINDS, TASKS, USE_CASES
 

@@ -7,11 +7,11 @@ from itertools import islice
 import pytest
 
 from instructlit.agreement import pair_agreement
+from instructlit.rubric import FLAGS
 from instructlit.world import World, pairwise_agreement, rank_completions, sample_spec
 from instructlit.world.candidates import FAULTS, answer, faulty
 from instructlit.world.customers import requests
 from instructlit.world.demonstrations import demonstrations
-from instructlit.world.gold import FLAGS
 
 PROMPT = "what number comes after three ? answer :"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from instructlit.errors import UserError, counted, require
+from instructlit.rubric import MAX_OUTPUTS, MIN_OUTPUTS
 
 if TYPE_CHECKING:
     from instructlit.labels import LabelKind
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from instructlit.types import Prompt
 
 Select = Literal["random", "use_case", "disagreement"]
-MOST = 9
-"""Completions that a labeler orders at once (paper, section 3.5)."""
 
 
 def collect(
@@ -253,9 +252,13 @@ def _source(text: str) -> "Source":
 
 def _range(completions: list[int]) -> tuple[int, int]:
     least, most = (completions * 2)[:2] if len(completions) == 1 else completions if len(completions) == 2 else (0, 0)
-    if not 2 <= least <= most <= MOST:
+    if not MIN_OUTPUTS <= least <= most <= MAX_OUTPUTS:
         found = " ".join(map(str, completions)) or "nothing"
-        raise UserError(f"found {found}", where="--completions", expected=f"one number of 2 to {MOST}, or two: 4 9")
+        raise UserError(
+            f"found {found}",
+            where="--completions",
+            expected=f"one number of {MIN_OUTPUTS} to {MAX_OUTPUTS}, or two: 4 9",
+        )
     return least, most
 
 
@@ -272,11 +275,11 @@ def _check(
 ) -> None:
     if not policies:
         raise UserError("no policy is given", where="--policies", expected="one model folder or more")
-    if kind == "evaluation" and not 2 <= len(set(policies)) == len(policies) <= MOST:
+    if kind == "evaluation" and not MIN_OUTPUTS <= len(set(policies)) == len(policies) <= MAX_OUTPUTS:
         raise UserError(
             f"{len(policies)} policies are given",
             where="--policies",
-            expected=f"2 to {MOST} different ones to tell apart",
+            expected=f"{MIN_OUTPUTS} to {MAX_OUTPUTS} different ones to tell apart",
         )
     counts = {"limit": limit, "pool": pool, "attempts": attempts, "batch_size": batch_size, "overlap": overlap}
     require("a whole number above 0", "--", **counts)

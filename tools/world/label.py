@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from instructlit.rollout.engine import Sampling
+from instructlit.rubric import MAX_OUTPUTS
 from instructlit.tools.sources import parse_source
 from instructlit.tools.world.answers import load_policy, sample, seed_of
 from instructlit.tools.world.folder import read_prompts, read_world
 from instructlit.types import Prompt
 from instructlit.world import World, pairwise_agreement, rank_completions
 
-K_LEAST, K_MOST = 4, 9
+K_LEAST, K_MOST = 4, MAX_OUTPUTS
 """Completions shown to a labeler at once (paper, section 3.5)."""
 
 

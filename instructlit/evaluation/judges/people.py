@@ -15,14 +15,12 @@ from typing import Any
 from instructlit.evaluation.datasets import read_rows
 from instructlit.evaluation.judging import Judge, Question, Verdict
 from instructlit.evaluation.store import write_text
+from instructlit.rubric import BEST, FLAGS, MAX_OUTPUTS, MIN_OUTPUTS, WORST
 from instructlit.types import PromptText
-from instructlit.world import FLAGS
 
 PAIRS, RATINGS, SINGLE = "pairs", "ratings", "single"
 """The files of what is to be judged: two answers side by side (`label import --kind evaluation`), all answers to a
 prompt one by one (`--kind comparison`), and what the labelling tool does not ask, for another one."""
-
-_MOST = 9  # completions that the labelling tool shows together
 
 Row = dict[str, Any]
 
@@ -106,7 +104,7 @@ class PeopleJudge(Judge):
         """All that is waiting. What is known from an earlier evaluation and judged meanwhile is not written again."""
         kinds: dict[str, list[Row]] = {PAIRS: list(self._waiting[PAIRS].values()), RATINGS: [], SINGLE: []}
         for row in self._waiting[RATINGS].values():
-            fits = 2 <= len(row["completions"]) <= _MOST and "flag" not in row
+            fits = MIN_OUTPUTS <= len(row["completions"]) <= MAX_OUTPUTS and "flag" not in row
             kinds[RATINGS if fits else SINGLE].append(row)
         for kind, rows in kinds.items():
             if rows:
@@ -125,7 +123,7 @@ def _said(question: Question, row: Mapping[str, Any]) -> float | None:
             return 1.0 if first < second else 0.0 if first > second else 0.5
         if question.kind == "rate":
             rating = float(row["ratings"][places[0]])
-            return rating if 1 <= rating <= 7 else None
+            return rating if WORST <= rating <= BEST else None
         return float(bool(row["flags"][places[0]][question.about]))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return None
