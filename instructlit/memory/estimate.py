@@ -13,9 +13,10 @@ import torch
 
 from instructlit.memory.decoding import decoder_copies
 from instructlit.memory.optimizer import is_fused, is_paged, state_bytes
-from instructlit.memory.outline import Weight, key_of
+from instructlit.memory.outline import Weight
 from instructlit.memory.run import Run
 from instructlit.memory.shapes import Shapes
+from instructlit.models.backbone import trunk_key
 from instructlit.models.token_scores import rows_at_once
 from instructlit.ops.log_probs import GPU_TILE_ELEMENTS, TILE_ELEMENTS
 
@@ -86,7 +87,7 @@ class _Account:
         held: dict[str, int] = {}
         shared: set[Any] = set()
         for role, weights in self.weights.items():
-            key, size = key_of(self.run.models[role]), 0
+            key, size = trunk_key(self.run.models[role]), 0
             for weight in weights:
                 name = (key, weight.name)
                 if not weight.frozen_trunk or name not in shared or self.share > 1:

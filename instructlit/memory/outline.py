@@ -9,12 +9,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
-from instructlit.models.adapters import HEAD, Lora, add_lora, unwrapped
-from instructlit.models.backbone import DTYPES, Backbone, checked_config, trunk_key
+from instructlit.models.adapters import HEAD, Lora, add_lora, unwrapped, without_layers
+from instructlit.models.backbone import UNQUANTISED, Backbone, checked_config, options_of
 from instructlit.models.folders import adapter_config
-
-_SKIPPED = (HEAD, "lm_head", "embed_out")
-"""Layers that `quantization` leaves as they are."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,7 @@ def outline(backbone: Backbone, *, scalar: bool, where: str) -> nn.Module:
     if scalar:
         config.num_labels = 1
     with torch.device("meta"):
-        hf = auto.from_config(
-            config,
-            dtype=DTYPES[backbone.dtype],
-            attn_implementation=backbone.attn_implementation,
-            trust_remote_code=backbone.trust_remote_code,
-        )
+        hf = auto.from_config(config, **options_of(backbone))
         lora = backbone.lora
         if adapters is not None:
             lora = Lora(rank=int(adapters["r"]), target_modules=adapters["target_modules"])
@@ -62,18 +54,13 @@ def weights(model: nn.Module, backbone: Backbone, frozen: bool = False) -> list[
     on_trunk = frozen or not any(p.requires_grad and ".lora_" not in n for n, p in _head_aside(model))
     found = []
     for name, p in unwrapped(model).named_parameters():
-        plain = name.replace(".base_layer", "")
+        plain = without_layers(name)
         own = ".lora_" in name or HEAD in name.split(".")
         size = p.numel() * p.element_size()
         if plain in packed:
             size = _packed_bytes(p.numel(), packed[plain], backbone.quantization)
         found.append(Weight(plain, p.shape, size, p.requires_grad and not frozen, on_trunk and not own))
     return found
-
-
-def key_of(backbone: Backbone) -> Any:
-    """What the frozen trunks of two backbones share, as `instructlit.models.trunk` sees it."""
-    return trunk_key(backbone)
 
 
 def _head_aside(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -86,9 +73,9 @@ def _packed_layers(model: nn.Module, quantization: str | None) -> dict[str, int]
         return {}
     found = {}
     for name, module in unwrapped(model).named_modules():
-        plain = name.replace(".base_layer", "")
+        plain = without_layers(name)
         parts = plain.split(".")
-        if isinstance(module, nn.Linear | Conv1D) and not {"lora_A", "lora_B", *_SKIPPED}.intersection(parts):
+        if isinstance(module, nn.Linear | Conv1D) and not {"lora_A", "lora_B", *UNQUANTISED}.intersection(parts):
             found[f"{plain}.weight"] = module.nf if isinstance(module, Conv1D) else module.out_features
     return found
 

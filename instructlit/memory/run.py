@@ -148,8 +148,8 @@ def run_of(
 def _ppo(module: PPOModule, data: Any, batch: int, common: dict[str, Any]) -> Run:
     devices = common["devices"]
     models = {"policy": module.policy_backbone, "value": module.value_backbone}
-    if module.reference_backbone is not None or module.policy_backbone.lora is None:
-        models["reference"] = module.reference_backbone or module.policy_backbone
+    if reference := module.frozen_reference_backbone:
+        models["reference"] = reference
     notes: tuple[str, ...] = ()
     scored, episodes = 0, -(-batch // devices)
     if isinstance(module.reward, RewardModel):

@@ -236,14 +236,14 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
                 state[plain] = state[plain].to(_dtype(hf))
     for prefix, module in hf.named_modules():
         if _is_quantised(module):
-            plain = _without_layers(prefix)
+            plain = without_layers(prefix)
             extras = (f"{plain}.weight.", f"{plain}.SCB", f"{plain}.weight_format")
             state = {name: tensor for name, tensor in state.items() if not name.startswith(extras)}
             state[f"{plain}.weight"] = _dequantised(module).to(_dtype(hf))
     for prefix, module in hf.named_modules():
         for adapter in active:
             if hasattr(module, "get_delta_weight") and adapter in module.scaling:  # type: ignore[operator]
-                key = f"{_without_layers(prefix)}.{getattr(module, 'parameter_name', 'weight')}"
+                key = f"{without_layers(prefix)}.{getattr(module, 'parameter_name', 'weight')}"
                 delta = on_first_rank(module.get_delta_weight(adapter).detach())  # type: ignore[operator]
                 state[key] = (state[key].float() + delta.float()).to(state[key].dtype)
     return state
@@ -264,10 +264,11 @@ def _plain_name(name: str, active: list[str]) -> str | None:
         prefix, rest = name.split(".modules_to_save.")
         adapter, suffix = rest.split(".", 1)
         return f"{prefix}.{suffix}" if adapter in active else None
-    return _without_layers(name)
+    return without_layers(name)
 
 
-def _without_layers(name: str) -> str:
+def without_layers(name: str) -> str:
+    """The name that a module or parameter has in the trunk, where an adapter now stands around it."""
     return re.sub(r"\.base_layer(?=\.|$)", "", name)
 
 

@@ -45,6 +45,8 @@ from instructlit.models.scalar import ScalarModel
 from instructlit.models.trunk import Key, Trunks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+UNQUANTISED = (HEAD, "lm_head", "embed_out")
+"""Layers that `quantization` leaves as they are."""
 
 
 @dataclass
@@ -397,13 +399,18 @@ def trunk_key(backbone: Backbone) -> Key:
             backbone.dropout)  # fmt: skip
 
 
-def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) -> tuple[PreTrainedModel, set[str]]:
-    """The model, and the names of the weights that its files do not have."""
-    options: dict[str, Any] = {
+def options_of(backbone: Backbone) -> dict[str, Any]:
+    """What transformers is told to make the model with, quantised or not."""
+    return {
         "dtype": DTYPES[backbone.dtype],
         "attn_implementation": backbone.attn_implementation,
         "trust_remote_code": backbone.trust_remote_code,
     }
+
+
+def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and the names of the weights that its files do not have."""
+    options = options_of(backbone)
     if backbone.quantization:
         options["quantization_config"] = _quantisation(backbone)
     source = trunk_of(backbone.path) or backbone.path
@@ -434,7 +441,7 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
 def _quantisation(backbone: Backbone) -> BitsAndBytesConfig:
     import bitsandbytes as bitsandbytes  # where it lacks, transformers would name another version than our extra's
 
-    skip = [HEAD, "lm_head", "embed_out"]
+    skip = list(UNQUANTISED)
     if backbone.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(

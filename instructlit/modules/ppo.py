@@ -203,6 +203,11 @@ class PPOModule(StageModule):
     def trained_backbones(self) -> dict[str, Backbone]:
         return {where: b for where, b in self.backbones().items() if b is not self.reference_backbone}
 
+    @property
+    def frozen_reference_backbone(self) -> Backbone | None:
+        """The reference's, where it is a model of its own: None where it is the policy without its adapters."""
+        return self.reference_backbone or (None if self.policy_backbone.lora else self.policy_backbone)
+
     def row_lengths(self) -> dict[str, int]:
         lengths, prompt = super().row_lengths(), "data.init_args.max_prompt_length"
         if prompt in lengths:
@@ -224,8 +229,7 @@ class PPOModule(StageModule):
         trunks = None if self.sharded else Trunks()  # a sharded parameter belongs to one model
         self.policy = load_causal_lm(self.policy_backbone, "model.init_args.policy", trunks=trunks)
         self.value = load_scalar_model(self.value_backbone, where="model.init_args.value", trunks=trunks)
-        if self.reference_backbone is not None or self.policy_backbone.lora is None:
-            backbone = self.reference_backbone or self.policy_backbone
+        if backbone := self.frozen_reference_backbone:
             reference = load_causal_lm(backbone, "model.init_args.reference", trunks=trunks, frozen=True)
             self.frozen_reference = [reference]
         if isinstance(self.reward, RewardModel):
