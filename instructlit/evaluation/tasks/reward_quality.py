@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from instructlit.data.readers import open_source
 from instructlit.data.sources import Place, as_source
 from instructlit.errors import UserError, require
 from instructlit.evaluation import intervals
-from instructlit.evaluation.datasets import needed, read_rows
+from instructlit.evaluation.datasets import needed
 from instructlit.evaluation.intervals import Figure
 from instructlit.evaluation.judging import Question
 from instructlit.evaluation.measures import PERCENT, Curve, Measure, Outcome, Study
@@ -99,7 +100,7 @@ class RewardQuality(Task):
             known = np.isfinite(differences)
             if not known.any():
                 continue
-            right = np.where(differences > 0, 1.0, np.where(differences == 0, 0.5, 0.0))
+            right = _preferred(differences)
             accuracy.figures[name] = _by_prompt(right, pairs, known)
             for group, chosen in _groups(pairs).items():
                 if (chosen & known).any():
@@ -109,8 +110,7 @@ class RewardQuality(Task):
             longer = np.array([len(p.chosen) - len(p.rejected) for p in pairs], dtype=float)
             if known.sum() > 3 and longer[known].std() > 0 and differences[known].std() > 0:
                 length.figures[name] = intervals.correlation(differences[known], longer[known], own, study.seed)
-            preferred = np.where(longer > 0, 1.0, np.where(longer == 0, 0.5, 0.0))
-            labelers.figures[name] = _by_prompt(preferred, pairs, known)
+            labelers.figures[name] = _by_prompt(_preferred(longer), pairs, known)
         plot = Curve(
             "How sure, and how often right",
             "sigmoid of the difference in score",
@@ -130,6 +130,11 @@ class RewardQuality(Task):
         return scores[: len(pairs)] - scores[len(pairs) :]
 
 
+def _preferred(differences: np.ndarray) -> np.ndarray:
+    """1 where the chosen answer has more, a half where both have as much, 0 where it has less."""
+    return np.where(differences > 0, 1.0, np.where(differences == 0, 0.5, 0.0))
+
+
 def calibration(
     differences: np.ndarray, units: Sequence[Any] | np.ndarray, bins: int, seed: int
 ) -> tuple[Figure, list[tuple[float, float]]]:
@@ -142,7 +147,7 @@ def calibration(
         seed: of the resampling.
     """
     sure = 1 / (1 + np.exp(-np.abs(differences)))
-    right = np.where(differences > 0, 1.0, np.where(differences == 0, 0.5, 0.0))
+    right = _preferred(differences)
     sums = calibration_sums(torch.tensor(sure), torch.tensor(right), bins, low=0.5)
     value = float(calibration_error(sums))
     index = np.clip(((sure - 0.5) / 0.5 * bins).astype(int), 0, bins - 1)
@@ -170,11 +175,10 @@ def read_pairs(data: Place, limit: int | None) -> list[Pair]:
     """
     found: list[Pair] = []
     source = as_source(data)
-    rows = read_rows(source, "reward.data", limit=limit)
-    files = open_source(source, "reward.data")
-    places = [(file, i) for file in files for i in range(len(file))][:limit]
+    places = ((file, i) for file in open_source(source, "reward.data") for i in range(len(file)))
     units: dict[str, int] = {}
-    for row, (file, i) in zip(rows, places, strict=True):
+    for file, i in islice(places, limit):
+        row = file[i]
         _, records = read_records(row, file.where(i), "comparison", source.format)
         for record in records:
             assert isinstance(record, Comparison)
