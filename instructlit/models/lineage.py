@@ -11,7 +11,7 @@ from instructlit.errors import UserError
 
 RECORD = "instructlit.json"
 FORMAT = 1
-_PACKAGES = ("torch", "transformers", "lightning", "tokenizers", "peft", "bitsandbytes")
+_PACKAGES = ("torch", "transformers", "lightning", "tokenizers", "peft", "bitsandbytes", "numpy", "lm_eval")
 
 
 def weights_digest(path: str | Path) -> str | None:

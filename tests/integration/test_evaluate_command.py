@@ -251,6 +251,7 @@ def test_results_are_of_this_run_where_every_task_fails(place: Path) -> None:
     assert main([*words, "--options", "preference.prompts=missing.jsonl"]) == 2
     told = json.loads((place / "evaluation" / "results.json").read_text())
     assert told["measures"] == []
+    assert {"torch", "peft", "numpy"} <= told["versions"].keys()
     assert "no such file: missing.jsonl" in told["failures"]["task preference"]
 
 

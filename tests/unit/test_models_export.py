@@ -52,7 +52,7 @@ def test_a_policy_folder_is_whole(tiny_llama_dir: Path, tokenizer: PreTrainedTok
     assert kept["data"] == data
     assert kept["parents"][0]["weights_sha256"] == weights_digest(tiny_llama_dir)
     assert kept["weights_sha256"] == weights_digest(path)
-    assert {"python", "torch", "transformers", "lightning", "instructlit"} <= kept["versions"].keys()
+    assert {"python", "torch", "transformers", "lightning", "instructlit", "numpy"} <= kept["versions"].keys()
 
     card = (path / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")

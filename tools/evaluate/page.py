@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from instructlit.evaluation.measures import Measure, Outcome
 from instructlit.evaluation.runner import Results
+from instructlit.models.lineage import versions
 from instructlit.tools.evaluate import plots
-from instructlit.tools.evaluate.results import versions
 from instructlit.tools.evaluate.table import arrow, by_table, interval, losses, narrow, number, rows_of
 from instructlit.tools.reporting.html import document, figures
 

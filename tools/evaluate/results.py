@@ -1,8 +1,6 @@
 """results.json: everything the table, the page and W&B show, as plain values."""
 
-import importlib.metadata
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -10,8 +8,7 @@ from typing import Any
 from instructlit.evaluation.intervals import Figure
 from instructlit.evaluation.measures import Curve, Measure, Outcome
 from instructlit.evaluation.runner import Results
-
-_PACKAGES = ("instructlit", "torch", "transformers", "tokenizers", "numpy", "lm_eval")
+from instructlit.models.lineage import versions
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -53,17 +50,6 @@ def figure_row(figure: Figure) -> dict[str, float | int | None]:
         "high": _finite(figure.high),
         "n": figure.n,
     }
-
-
-def versions() -> dict[str, str]:
-    """The versions of what the figures depend on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _measure(measure: Measure, task: str) -> dict[str, Any]:
