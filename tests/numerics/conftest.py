@@ -1,4 +1,4 @@
-"""Ranks without processes: threads that meet at an all-reduce."""
+"""Ranks without processes, threads that meet at an all-reduce; and rows packed as on a GPU."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+from instructlit.models import packed
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -55,3 +57,11 @@ def on_ranks() -> Callable[[Callable[[Any, Reduce], Any], Sequence[Any]], list[A
         return answers
 
     return run
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are attended to by the operator of a GPU, in any precision; `varlen_on_cpu` gives it kernels."""
+    monkeypatch.setattr(packed, "at_once", lambda device: True)
+    monkeypatch.setattr(packed, "_has_flash", lambda device: True)
+    monkeypatch.setattr(packed, "_HALVES", (torch.bfloat16, torch.float16, torch.float32))

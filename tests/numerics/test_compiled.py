@@ -40,13 +40,6 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "at_once", lambda device: True)
-    monkeypatch.setattr(packed, "_has_flash", lambda device: True)
-    monkeypatch.setattr(packed, "_HALVES", (torch.bfloat16, torch.float16, torch.float32))
-
-
 def computed(model: nn.Module, batch: TokenBatch, mixed: bool = False) -> tuple[Tensor, Tensor]:
     """Log-probs, and the gradient of their sum."""
     model.zero_grad()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import varlen_on_cpu  # noqa: F401 - gives the operator its kernels
-from packed_helpers import assert_same_gradient, assert_values_as_padded, gradient, padded
+from packed_helpers import GROUPED, SHAPE, assert_same_gradient, assert_values_as_padded, gradient, padded
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -35,16 +35,11 @@ LENGTHS = torch.tensor([13, 5, 25, 3])
 MASK = torch.arange(25) < LENGTHS[:, None]
 IDS = torch.randint(3, 128, MASK.shape, generator=torch.Generator().manual_seed(0)) * MASK
 BATCH = TokenBatch(IDS, MASK, MASK & (torch.arange(25) > 1))
-SHAPE: dict[str, Any] = {
-    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 128, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
-GROUPS: dict[str, Any] = SHAPE | {"num_key_value_heads": 2}
 NO_DROPOUT: dict[str, Any] = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**GROUPS),
-    "qwen2": lambda: Qwen2Config(**GROUPS),
-    "qwen3": lambda: Qwen3Config(**GROUPS, head_dim=16),
+    "llama": lambda: LlamaConfig(**GROUPED),
+    "qwen2": lambda: Qwen2Config(**GROUPED),
+    "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=16),
     "gpt2": lambda: GPT2Config(
         vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=256, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0
     ),
@@ -56,13 +51,6 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     ),
 }  # fmt: skip
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "at_once", lambda device: True)
-    monkeypatch.setattr(packed, "_has_flash", lambda device: True)
-    monkeypatch.setattr(packed, "_HALVES", (torch.bfloat16, torch.float16, torch.float32))
 
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
