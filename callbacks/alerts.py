@@ -61,9 +61,8 @@ class InvariantAlerts(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, InvariantError):
-            self._alert(
-                trainer, "self-check", "PPO's self-check failed", str(exception), "ERROR"
-            )  # ends the run, told there
+            # it ends the run, which tells it
+            self._alert(trainer, "self-check", "PPO's self-check failed", str(exception), "ERROR")
 
     def _look(self, trainer: pl.Trainer) -> None:
         for name, value in numbers(trainer.callback_metrics).items():
