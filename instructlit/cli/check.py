@@ -4,6 +4,7 @@ jsonargparse refuses the same mistakes, but answers a typo anywhere below a unio
 fit. Here the config is walked next to the types, so that the message is about the one value that is wrong.
 """
 
+import copy
 import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -256,7 +257,7 @@ def _misfit(value: Any, hint: Any, text: bool) -> str | None:
         if text:
             parser.parse_args([f"--value={value}"])
         else:
-            parser.parse_object({"value": value})
+            parser.parse_object({"value": copy.deepcopy(value)})  # the parser writes into mappings
     except Exception as error:
         found = re.search(r"(?:File|Directory|Path) (?:does not exist|is not \w+)[^\n]*", str(error))
         return found.group(0) if found else "is not valid here"

@@ -273,6 +273,7 @@ def test_a_suite_is_found_as_a_config_is(place: Path) -> None:
         ("tasks:\n  a: {class_path: x.Y}\n  a: {class_path: x.Z}\n", "odd.yaml:3: tasks.a is given twice"),
         ("base: sft\ntaks: {}\n", "odd.yaml:2: taks: .*did you mean tasks?"),
         ("judges:\n  a: {class_path: x.Y}\n  b: {init_args: {}}\n", "odd.yaml:3: judges.b: is not a class"),
+        ("base: sft\ntasks: [a]\n", "odd.yaml:2: tasks: .* is not valid here.*a mapping"),
         ("models:\n  a: models/a\n  b: {prefix: x}\n", "odd.yaml:3: models.b: is no model"),
     ],
 )

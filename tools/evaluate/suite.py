@@ -2,9 +2,9 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -48,10 +48,10 @@ class Suite:
     """
 
     name: str
-    judges: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    models: dict[str, dict[str, str]] = field(default_factory=dict)
-    sections: list[dict[str, Any]] = field(default_factory=list)
+    judges: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, Any] = field(default_factory=dict)
+    sections: list[Any] = field(default_factory=list)
     baseline: str | None = None
     base: str | None = None
     turned: bool = False
@@ -61,14 +61,17 @@ def read_suite(name: str) -> Suite:
     """The suite of a file, or the one that is shipped under that name.
 
     Raises:
-        UserError: no such suite, no YAML, or keys that a suite does not have.
+        UserError: no such suite, no YAML, or keys and values that a suite does not have.
     """
     path = Path(name).expanduser()
     config = read(name if path.suffix or path.is_file() else f"configs/evaluate/{name}.yaml", "--suite")
-    known = [f.name for f in fields(Suite) if f.name != "name"]
-    for key in config.values:
+    known = {key: hint for key, hint in get_type_hints(Suite).items() if key != "name"}
+    for key, value in config.values.items():
+        where = config.where((str(key),))
         if key not in known:
-            raise unknown(str(key), known, config.where((str(key),)), "key")
+            raise unknown(str(key), known, where, "key")
+        if value is not None and (problem := unfit(value, known[key], where)):
+            raise problem
     suite = Suite(path.stem, **{key: value for key, value in config.values.items() if value is not None})
     suite.models = {n: _model(told, config.where(("models", str(n)))) for n, told in suite.models.items()}
     parts = [("judges", suite.judges), ("tasks", suite.tasks), ("sections", dict(enumerate(suite.sections)))]
