@@ -84,7 +84,7 @@ def test_a_loop_parses_and_refuses_every_typo(path: Path, tmp_path: Path) -> Non
     for key in read(str(path)).values:
         wrong = tmp_path / "loop.yaml"
         wrong.write_text(path.read_text().replace(f"{key}:", f"{key}x:", 1))
-        with pytest.raises(UserError, match=f"no option `{key}x`"):
+        with pytest.raises(UserError, match=f"unknown option `{key}x`"):
             load_loop([*whole[:-1], str(wrong)], {})
 
 
