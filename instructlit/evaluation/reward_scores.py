@@ -50,7 +50,7 @@ class RewardScores:
         tokens: int | None = None,
         where: str = "model",
     ):
-        check_reward_model(model, where)
+        check_source(model, weights=True, where=where)
         tokenizer: Any = load_tokenizer(model)
         network: Any = load_scalar_model(Backbone(model, dtype=dtype), require_head=True, where=where, frozen=True)
         disable_dropout(network)

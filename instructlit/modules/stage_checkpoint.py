@@ -89,14 +89,7 @@ def rebuilt(checkpoint: dict[str, Any], weights: str, name: str, dtype: str | No
                 model.generation_config = GenerationConfig.from_pretrained(source, revision=backbone.revision or "main")
     prefix = _PREFIXES.get(kept["stage"], "policy.")
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    average = (kept.get("ppo") or {}).get("ema") if weights == "ema" else {"average": {}}
-    if average is None:
-        raise UserError(
-            f"{name} keeps no moving average",
-            where="weights",
-            expected="raw, or a checkpoint of PPO with `ema_decay`",
-            fix="leave out --weights",
-        )
+    average = _average(kept, name) if weights == "ema" else {}
     frozen = frozen_state_names(model)
     trained = {k: v for k, v in state.items() if k not in frozen}
     missing, unexpected = model.load_state_dict(trained, strict=False)
@@ -108,8 +101,21 @@ def rebuilt(checkpoint: dict[str, Any], weights: str, name: str, dtype: str | No
             expected="the backbone that the run was started from",
             fix=f"put back what {backbone.path} held when the run began",
         )
-    model.load_state_dict(average["average"], strict=False)  # last: of a tensor with two names it holds one
+    model.load_state_dict(average, strict=False)  # last: of a tensor with two names it holds one
     return model
+
+
+def _average(kept: dict[str, Any], name: str) -> dict[str, torch.Tensor]:
+    """The moving average of the weights, by their names in the model."""
+    ema = (kept.get("ppo") or {}).get("ema")
+    if ema is None:
+        raise UserError(
+            f"{name} keeps no moving average",
+            where="weights",
+            expected="raw, or a checkpoint of PPO with `ema_decay`",
+            fix="leave out --weights",
+        )
+    return ema["average"]
 
 
 def tokenizer_path(checkpoint: dict[str, Any]) -> str:
