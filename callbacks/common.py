@@ -2,12 +2,14 @@
 
 import math
 import os
+import sys
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
-from instructlit.cli.save import SaveConfig
+from instructlit.callbacks.save_config import SaveConfig
 from instructlit.modules.random_state import on_every_rank
 
 if TYPE_CHECKING:
@@ -61,6 +63,11 @@ def run_seed(config: dict[str, Any]) -> int | None:
     return int(told) if told is not None and str(told).isdigit() else None
 
 
+def rehearses(trainer: pl.Trainer) -> bool:
+    """Whether the run is Lightning's `fast_dev_run`, of which nothing is kept."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def logger_step(trainer: pl.Trainer) -> int:
     """The step that Lightning gives its loggers: batches trained on, which for PPO are rollouts."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
@@ -71,6 +78,12 @@ def gathered(rows: list[Any]) -> list[Any]:
     return [row for part in on_every_rank(rows) for row in part]
 
 
+def say(text: str) -> None:
+    """A line for the user, apart from what the run prints; said once, by the first process."""
+    if rank_zero_only.rank == 0:
+        print(f"instructlit: {text}", file=sys.stderr, flush=True)
+
+
 def peak_memory_gib(device: torch.device) -> float:
     """The most memory held so far, in GiB: on a GPU what its allocator held, else this process's resident set."""
     if device.type == "cuda":
@@ -79,7 +92,5 @@ def peak_memory_gib(device: torch.device) -> float:
         import resource
     except ImportError:  # Windows
         return 0.0
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)

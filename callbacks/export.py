@@ -11,8 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
-from instructlit.callbacks.common import numbers, progress_of, run_config, run_seed, stage_name, wandb_runs
-from instructlit.cli.resume import rehearses
+from instructlit.callbacks.common import numbers, progress_of, rehearses, run_config, run_seed, stage_name, wandb_runs
 from instructlit.errors import UserError
 from instructlit.models.export import check_destination, check_no_source
 from instructlit.models.lineage import make_record, parent

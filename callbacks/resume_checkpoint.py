@@ -13,7 +13,8 @@ import torch
 from filelock import FileLock
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from instructlit.callbacks.common import run_config, stage_name
+from instructlit.callbacks.common import rehearses, run_config, say, stage_name
+from instructlit.callbacks.same_run import identities, what_it_depends_on
 from instructlit.checkpoints import (
     STATE,
     Manifest,
@@ -27,9 +28,7 @@ from instructlit.checkpoints import (
     publish,
     put_aside,
 )
-from instructlit.cli.errors import chain
-from instructlit.cli.resume import identities, rehearses, say, what_it_depends_on
-from instructlit.errors import UserError, require
+from instructlit.errors import UserError, chain, require
 
 PREEMPTED = 75
 """Exit status after SIGTERM (`EX_TEMPFAIL` of sysexits.h): everything is saved, the same command goes on."""

@@ -10,8 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from instructlit.callbacks.common import gathered, logger_step, stage_name, wandb_loggers
-from instructlit.cli.resume import rehearses
+from instructlit.callbacks.common import gathered, logger_step, rehearses, stage_name, wandb_loggers
 from instructlit.errors import UserError, require
 from instructlit.types import PromptText
 

@@ -39,7 +39,7 @@ class Manifest:
 
     stage: str
     batch: int  # training batches done
-    run: dict[str, Any]  # what the run depends on: see `cli.resume`
+    run: dict[str, Any]  # what the run depends on: see `callbacks.same_run`
     loggers: list[Any]  # of each that knows its run again: its class, and by what
     files: dict[str, list[int]] = field(default_factory=dict)  # bytes and CRC-32 of each, by its path in the folder
     format: int = FORMAT

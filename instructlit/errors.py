@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -34,6 +34,22 @@ class UserError(Exception):
         if fix:
             lines.append(f"  to do: {fix}")
         super().__init__("\n".join(lines))
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """`error`, the members of it if it is a group, and all that it was raised from, each once."""
+    waiting, seen = [error], set()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        if isinstance(current, BaseExceptionGroup):
+            waiting.extend(current.exceptions)
+        waiting.extend(
+            e for e in (current.__cause__, None if current.__suppress_context__ else current.__context__) if e
+        )
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

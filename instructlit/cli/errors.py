@@ -5,9 +5,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
 
-from instructlit.errors import UserError, extra_of, not_installed
+from instructlit.errors import UserError, chain, extra_of, not_installed
 
 DEBUG = "INSTRUCTLIT_DEBUG"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -73,22 +72,6 @@ def explain(error: BaseException) -> str | None:
             what = f"cannot be read or written: {cause.strerror}"
             return str(UserError(what, where=str(cause.filename), fix=f"{DEBUG}=1 shows where it was needed"))
     return None
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """`error`, the members of it if it is a group, and all that it was raised from, each once."""
-    waiting, seen = [error], set()
-    while waiting:
-        current = waiting.pop(0)
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        if isinstance(current, BaseExceptionGroup):
-            waiting.extend(current.exceptions)
-        waiting.extend(
-            e for e in (current.__cause__, None if current.__suppress_context__ else current.__context__) if e
-        )
 
 
 def _is_lightnings_refusal(error: BaseException) -> bool:

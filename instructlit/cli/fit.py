@@ -1,10 +1,10 @@
 """`instructlit fit|validate|test|predict`: LightningCLI, with any module and any datamodule by class_path.
 
 What is ours around Lightning's: configs are composed before they are parsed (`cli.config`), checked with one message
-for one mistake (`cli.check`), saved without secrets (`cli.save`), and a checkpoint is read as data, never as code.
+for one mistake (`cli.check`), saved without secrets (`callbacks.save_config`), and a checkpoint is read as data, never
+as code.
 """
 
-import importlib
 import inspect
 import json
 import logging
@@ -20,6 +20,9 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from instructlit.callbacks.common import rehearses, say
+from instructlit.callbacks.progress import StageProgress
+from instructlit.callbacks.save_config import SaveConfig
 from instructlit.checkpoints import state_of
 from instructlit.cli.check import FILES, Checker, options_of
 from instructlit.cli.config import Config, Key, compose
@@ -27,8 +30,7 @@ from instructlit.cli.defaults import DEFAULTS, from_signature
 from instructlit.cli.files import check_checkpoint, check_files
 from instructlit.cli.memory import out_of_memory
 from instructlit.cli.processes import take_rank
-from instructlit.cli.resume import MODES, Mode, continue_from, rehearses, say
-from instructlit.cli.save import SaveConfig
+from instructlit.cli.resume import MODES, Mode, continue_from
 from instructlit.cli.trainer import made
 from instructlit.cli.types import Parameter, import_class, parameters
 from instructlit.errors import UserError, require
@@ -267,8 +269,8 @@ class InstructCLI(LightningCLI):
         callbacks = config.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
         wanted = config.get("enable_progress_bar") is not False and not config.get("barebones")
-        if wanted and not any(isinstance(c, ProgressBar) for c in callbacks) and (bar := progress_bar()):
-            callbacks.append(bar)
+        if wanted and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(StageProgress())
         trainer = made(
             lambda: super(InstructCLI, self).instantiate_trainer(callbacks=callbacks, **kwargs), callbacks, config
         )
@@ -284,9 +286,3 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     # Our modules step their optimiser inside the batch; what is saved after it is just what is meant to be saved.
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
-
-
-def progress_bar() -> ProgressBar | None:
-    """Our progress bar: stage, step and time left."""
-    kind = getattr(importlib.import_module("instructlit.callbacks"), "StageProgress", None)
-    return kind() if kind else None

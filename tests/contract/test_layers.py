@@ -1,7 +1,7 @@
 """The layers of the package, read from the imports of every module: data flows down, and so do imports.
 
 A module may import from its own layer and from those before it in `LAYERS`. Every import counts, those inside functions
-and under TYPE_CHECKING too: what a type needs is a dependency like another.
+and under TYPE_CHECKING too: what a type needs is a dependency like another. So is a name that `import_module` is given.
 """
 
 import ast
@@ -18,7 +18,7 @@ LAYERS = (
     *("errors", "lazy", "redaction", "http", "types", "intervals", "agreement", "rubric"),
     *("world", "ops", "losses", "data", "labels", "models", "rollout", "evaluation", "checkpoints", "modules"),
     *("memory", "labelling"),
-    *("cli", "callbacks", "tools"),
+    *("callbacks", "cli", "tools"),
 )
 
 PURE = {
@@ -69,6 +69,8 @@ def imported(name: str, path: Path) -> Iterator[tuple[int, str]]:
                 base = ".".join([*above, base]) if base else ".".join(above)
             for alias in node.names:
                 yield node.lineno, f"{base}.{alias.name}"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield node.lineno, ast.unparse(node.args[0]).strip("'")
 
 
 def layer(name: str) -> str | None:
@@ -127,6 +129,7 @@ def test_every_module_has_a_layer() -> None:
         ("instructlit.rollout.x", "from instructlit.modules.ppo import PPOModule", "later layer modules"),
         ("instructlit.cli.fit", "from instructlit.tools import export", "later layer tools"),
         ("instructlit.modules.x", "from instructlit.callbacks.export import E", "later layer callbacks"),
+        ("instructlit.callbacks.x", "importlib.import_module('instructlit.cli').main()", "later layer cli"),
         ("instructlit.modules.x", "import tools.world", "imported as instructlit.tools"),
         (
             "instructlit.modules.x",

@@ -5,9 +5,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from instructlit import cli
-from instructlit.cli.errors import chain, explain, report
+from instructlit.cli.errors import explain, report
 from instructlit.cli.warned import plainly
-from instructlit.errors import UserError
+from instructlit.errors import UserError, chain
 
 
 class MisconfigurationException(Exception):

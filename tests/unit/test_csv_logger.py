@@ -12,7 +12,7 @@ from stage_helpers import FixedBatches, sft_module, token_batch, trainer
 from transformers import PreTrainedTokenizerFast
 
 from instructlit.callbacks import CSVLogger
-from instructlit.cli.resume import identities, take_up
+from instructlit.callbacks.same_run import identities, take_up
 
 
 def logger(folder: Path) -> CSVLogger:

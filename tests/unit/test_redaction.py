@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from instructlit.cli.save import run_folder, writable, write_numbered
+from instructlit.callbacks.save_config import run_folder, writable, write_numbered
 from instructlit.redaction import REMOVED, without_secrets, words_without_secrets
 
 
