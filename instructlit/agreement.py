@@ -9,11 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 from instructlit.intervals import Z
-
-Level = Literal["nominal", "ordinal", "interval"]
 
 
 def pair_agreement(one: Sequence[int], two: Sequence[int]) -> tuple[int, int]:
@@ -84,12 +82,12 @@ def _pair_counts(rankings: Sequence[Sequence[int]]) -> tuple[int, int]:
     return sum(agree for agree, _ in found), sum(total for _, total in found)
 
 
-def krippendorff_alpha(units: Iterable[Sequence[int]], level: Level = "ordinal") -> float:
-    """Krippendorff's alpha: 1 is perfect agreement, 0 what chance gives, below 0 worse than chance.
+def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float:
+    """Krippendorff's alpha of values in an order, such as ranks or ratings: 1 is perfect agreement, 0 what chance
+    gives, below 0 worse than chance.
 
     Args:
         units: for each unit the values its labelers gave, in any order; units with fewer than two do not count.
-        level: how the distance of two values is measured.
 
     Returns:
         nan where no unit has two values; 1 where there is only one value at all.
@@ -100,7 +98,7 @@ def krippendorff_alpha(units: Iterable[Sequence[int]], level: Level = "ordinal")
     if not kept:
         return math.nan
     totals = _totals(kept)
-    distance = _distance(totals, level)
+    distance = _ordinal_distance(totals)
     n = sum(totals.values())
     expected = sum(totals[a] * totals[b] * distance(a, b) for a, b in combinations(totals, 2)) / (n - 1)
     observed = sum(
@@ -111,12 +109,8 @@ def krippendorff_alpha(units: Iterable[Sequence[int]], level: Level = "ordinal")
     return 1.0 if expected == 0 else 1 - observed / expected
 
 
-def _distance(totals: Counter[int], level: Level) -> Callable[[int, int], float]:
-    """The squared difference of two values at a level of measurement."""
-    if level == "nominal":
-        return lambda a, b: 1.0
-    if level == "interval":
-        return lambda a, b: float(a - b) ** 2
+def _ordinal_distance(totals: Counter[int]) -> Callable[[int, int], float]:
+    """The squared difference of two values by how many others lie between them."""
     below: dict[int, float] = {}
     seen = 0
     for value in sorted(totals):  # the middle of each value's place among all values in order

@@ -189,11 +189,10 @@ class InstructCLI(LightningCLI):
     Args:
         name: the subcommand.
         args: its options, after the configs are composed and checked.
-        parse_only: stop before anything is built; `parsed` and `options` then say what would be.
     """
 
-    def __init__(self, name: str, args: list[str], parse_only: bool = False):
-        self.name, self.parse_only = name, parse_only
+    def __init__(self, name: str, args: list[str]):
+        self.name = name
         strict = {"exit_on_error": False}
         command = {**strict, "usage": USAGE.format(name=name), "description": ""}
         super().__init__(
@@ -216,24 +215,7 @@ class InstructCLI(LightningCLI):
         """Parse our own list, without Lightning's warning that sys.argv holds another."""
         self.config = parser.parse_args(args)
 
-    @property
-    def parsed(self) -> Any:
-        """The config as jsonargparse read it."""
-        return self.config[self.name]
-
-    @property
-    def options(self) -> LightningArgumentParser:
-        """The parser of the subcommand."""
-        return self._parser(self.name)
-
-    def instantiate_classes(self) -> None:
-        """Build module, datamodule and trainer."""
-        if not self.parse_only:
-            super().instantiate_classes()
-
     def _run_subcommand(self, subcommand: str) -> None:
-        if self.parse_only:
-            return
         try:
             super()._run_subcommand(subcommand)
         except torch.OutOfMemoryError as error:

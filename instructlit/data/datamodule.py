@@ -291,12 +291,12 @@ class DataModule(pl.LightningDataModule):
         return loader
 
     def evaluation_loader(
-        self, split: Split | None, batch_size: int | None = None, collate: Callable[[list[Any]], Any] | None = None
+        self, split: Split | None, collate: Callable[[list[Any]], Any] | None = None
     ) -> PlannedLoader | list:
         """Every row of a split once; an empty list, which Lightning takes for "none", where there is no such split."""
         if split is None:
             return []
-        plan = EvenPlan(split.rows, batch_size or self.options.batch_size, self.world_size)
+        plan = EvenPlan(split.rows, self.options.batch_size, self.world_size)
         workers = self.options.num_workers
         return PlannedLoader(split.dataset, plan, collate or self.collate, self.rank, self.world_size, workers)
 

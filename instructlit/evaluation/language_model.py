@@ -19,7 +19,7 @@ from instructlit.models.dropout import disable_dropout
 from instructlit.models.folders import check_source
 from instructlit.models.token_scores import target_scores
 from instructlit.ops.log_probs import token_log_probs
-from instructlit.ops.micro_batches import spans
+from instructlit.ops.micro_batches import of_like_length
 from instructlit.rollout.engine import CachedEngine, Sampling, further_ends
 from instructlit.types import Generation, Prompt
 
@@ -149,12 +149,10 @@ class LanguageModel:
         block = 64
         for start in range(0, len(weighs), block):
             part = weighs[start : start + block]
-            choices = [
-                windows for weigh in part for choice in weigh.choices for windows in [self._windows(weigh, choice)]
-            ]
+            choices = [self._windows(weigh, choice) for weigh in part for choice in weigh.choices]
             flat = [window for windows in choices for window in windows]
             sums, counts, greedy = score_rows(
-                self.model, flat, self.tokenizer.pad_token_id, self.device, tokens=self.batch_tokens
+                self.model, flat, self.tokenizer.pad_token_id, self.device, self.batch_tokens
             )
             totals, at = [], 0
             for windows in choices:
@@ -214,9 +212,7 @@ def score_rows(
     rows: Sequence[Encoded],
     pad_id: int,
     device: torch.device,
-    *,
-    size: int | None = None,
-    tokens: int | None = None,
+    tokens: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs of the response tokens of encoded rows; a first token, which nothing predicts, does not count.
 
@@ -225,24 +221,18 @@ def score_rows(
         rows: N sequences.
         pad_id: fills the short rows of a batch.
         device: of the model.
-        size: most rows of a batch.
         tokens: most tokens of a batch, padding included.
 
     Returns:
         (N,) float64 sums in nats, (N,) float64 numbers of tokens counted, (N,) bool: every such token is the likeliest.
     """
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), i))
     sums, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
     greedy = torch.zeros(len(rows), dtype=torch.bool)
-
-    def padded(start: int, stop: int) -> int:
-        return (stop - start) * len(rows[order[stop - 1]].ids)
 
     def read(logits: Tensor, ids: Tensor) -> Tensor:
         return torch.stack([token_log_probs(logits, ids).float(), (logits.argmax(-1) != ids).float()], dim=-1)
 
-    for start, stop in spans(len(rows), size, tokens, padded):
-        chosen = order[start:stop]
+    for chosen in of_like_length([len(row.ids) for row in rows], None, tokens):
         batch = collate_tokens([rows[i] for i in chosen], pad_id)
         found = target_scores(model, batch.to(device), read).double().sum(1).cpu()
         sums[chosen], greedy[chosen] = found[:, 0], found[:, 1] == 0

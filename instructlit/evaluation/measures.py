@@ -212,16 +212,16 @@ def answer_rows(
     ]
 
 
-def check_models(study: Study, name: str, what: str) -> str:
-    """`name`, which must be one of the models.
+def checked_baseline(study: Study, name: str) -> str:
+    """`name`, the baseline, which must be one of the models.
 
     Raises:
         UserError: it is not.
     """
     if name not in study.models:
         raise UserError(
-            f"{name or 'nothing'} is named as the {what}",
-            where=f"--{what}",
+            f"{name or 'nothing'} is named as the baseline",
+            where="--baseline",
             expected=f"one of {', '.join(study.models)}",
         )
     return name

@@ -12,7 +12,7 @@ from instructlit.data.tokenizers import load_tokenizer
 from instructlit.models.backbone import Backbone, check_scalar_model, load_scalar_model, positions
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.folders import check_source
-from instructlit.ops.micro_batches import spans
+from instructlit.ops.micro_batches import of_like_length
 from instructlit.types import PromptText
 
 
@@ -68,14 +68,8 @@ class RewardScores:
         places: dict[str, int] = {}
         own = [places.setdefault(json.dumps(row), len(places)) for row in rows]
         encoded = [self.encoder.example(*json.loads(row)) for row in places]
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
         found = [0.0] * len(encoded)
-
-        def padded(start: int, stop: int) -> int:
-            return (stop - start) * len(encoded[order[stop - 1]].ids)
-
-        for start, stop in spans(len(encoded), self.size, self.tokens, padded):
-            chosen = order[start:stop]
+        for chosen in of_like_length([len(row.ids) for row in encoded], self.size, self.tokens):
             # nothing of a text is a target here
             batch = collate_tokens([Encoded(encoded[i].ids, 0) for i in chosen], self.pad).to(self.device)
             for i, score in zip(

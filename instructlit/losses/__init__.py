@@ -1,7 +1,7 @@
 """Losses as sums and counts: language modelling, rankings, PPO."""
 
 from instructlit.losses.base import LossSum
-from instructlit.losses.language import language_loss, target_loss, token_accuracy
+from instructlit.losses.language import language_loss, target_loss
 from instructlit.losses.ppo import policy_loss, sampler_weights, value_loss
 from instructlit.losses.preference import (
     Pairs,
@@ -24,6 +24,5 @@ __all__ = [
     "ranking_loss",
     "sampler_weights",
     "target_loss",
-    "token_accuracy",
     "value_loss",
 ]

@@ -1,6 +1,5 @@
 """Next-token loss: supervised fine-tuning, pretraining and the pretraining mix of PPO-ptx."""
 
-import torch
 from torch import Tensor
 
 from instructlit.losses.base import LossSum
@@ -31,12 +30,3 @@ def target_loss(log_probs: Tensor, targets: Tensor) -> LossSum:
         targets: (B, T), True where the log-prob is that of a target.
     """
     return LossSum(-masked_sum(log_probs, targets), targets.sum().float())
-
-
-@torch.no_grad()
-def token_accuracy(logits: Tensor, input_ids: Tensor, loss_mask: Tensor) -> LossSum:
-    """How many targets are the model's most likely token, and the number of targets, as in `language_loss`."""
-    check_same_shape(loss_mask, input_ids=input_ids)
-    targets = loss_mask[:, 1:]
-    hits = logits.argmax(dim=-1)[:, :-1] == input_ids[:, 1:]
-    return LossSum((hits & targets).sum().float(), targets.sum().float())

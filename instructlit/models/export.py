@@ -39,7 +39,6 @@ def export_folder(
     record: dict[str, Any] | None = None,
     *,
     merge: bool = True,
-    state: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write `model` to the folder `path`, replacing an earlier export there only once the new one is whole.
 
@@ -52,7 +51,6 @@ def export_folder(
         path: the folder to make.
         record: what the model was made from (`lineage.make_record`).
         merge: merge adapters into the weights; else the folder holds adapters (and head) and names their trunk.
-        state: the weights under transformers' names where they are at hand already.
 
     Returns:
         `path`.
@@ -66,7 +64,7 @@ def export_folder(
         state = plain_state_dict(_backbone(model))
         on_first_rank_alone(lambda: _write_folder(model, tokenizer, path, record, merge=merge, state=state))
     else:
-        _write_folder(model, tokenizer, path, record, merge=merge, state=state)
+        _write_folder(model, tokenizer, path, record, merge=merge, state=None)
     return path
 
 

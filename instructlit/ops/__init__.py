@@ -12,7 +12,6 @@ from instructlit.ops.masking import (
     masked_mean,
     masked_moments,
     masked_sum,
-    masked_var,
     position_ids,
     whiten,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "masked_mean",
     "masked_moments",
     "masked_sum",
-    "masked_var",
     "missing_eos",
     "next_token_log_probs",
     "position_ids",

@@ -64,11 +64,6 @@ def masked_moments(x: Tensor, mask: Tensor, reduce: Reduce | None = None) -> tup
     return count, mean, variance
 
 
-def masked_var(x: Tensor, mask: Tensor, reduce: Reduce | None = None) -> Tensor:
-    """Population variance of `x` over the positions that count, a scalar; 0 where nothing counts."""
-    return masked_moments(x, mask, reduce)[2]
-
-
 def whiten(
     x: Tensor, mask: Tensor, shift_mean: bool = True, reduce: Reduce | None = None, epsilon: float = 1e-8
 ) -> Tensor:

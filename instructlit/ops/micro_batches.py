@@ -1,6 +1,6 @@
 """How a batch is cut into micro-batches: by rows, by tokens, or both."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 
 def spans(
@@ -37,3 +37,17 @@ def computed_tokens(*lengths: list[int], packed: bool) -> Callable[[int, int], i
     if packed:
         return lambda start, stop: sum(sum(part[start:stop]) for part in lengths)
     return lambda start, stop: (stop - start) * sum(max(part[start:stop]) for part in lengths)
+
+
+def of_like_length(lengths: Sequence[int], rows: int | None, tokens: int | None) -> Iterator[list[int]]:
+    """The numbers of padded rows, the short ones first, as many together as go into one forward pass.
+
+    Args:
+        lengths: of each row.
+        rows: as for `spans`.
+        tokens: as for `spans`.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    computed = computed_tokens([lengths[i] for i in order], packed=False)
+    for start, stop in spans(len(order), rows, tokens, computed):
+        yield order[start:stop]

@@ -38,17 +38,17 @@ def vocabulary() -> dict[str, int]:
     return {word: i for i, word in enumerate(ordered)}
 
 
-def model_config(hidden: int = 128, layers: int = 4, heads: int = 4) -> dict:
+def model_config() -> dict:
     """The config of the tiny Llama that is pretrained on the corpus, about 0.85 million parameters."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": len(vocabulary()),
-        "hidden_size": hidden,
-        "intermediate_size": hidden * 5 // 2,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
+        "hidden_size": 128,
+        "intermediate_size": 320,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
         "max_position_embeddings": 256,
         "hidden_act": "silu",
         "initializer_range": 0.06,

@@ -69,23 +69,17 @@ def rank_completions(
     return labelers.rank(labeler, prompt, completions, verdicts, rng)
 
 
-def pairwise_agreement(
-    world: World,
-    compared: Sequence[tuple[str, Sequence[str]]],
-    rng: random.Random,
-    team: Sequence[Labeler] | None = None,
-) -> float:
+def pairwise_agreement(world: World, compared: Sequence[tuple[str, Sequence[str]]], rng: random.Random) -> float:
     """The share of pairs of completions that two different labelers order alike, among those that neither ties.
 
     Args:
-        world: the world of the prompts.
+        world: the world of the prompts; two of its labelers are drawn for each comparison.
         compared: (prompt, completions) for each comparison.
         rng: the source of chance.
-        team: the labelers of whom two are drawn for each comparison; the world's own by default.
     """
     agree = total = 0
     for prompt, completions in compared:
-        first, second = rng.sample(list(team or world.labelers), 2)
+        first, second = rng.sample(world.labelers, 2)
         one = rank_completions(world, prompt, completions, rng, first)
         two = rank_completions(world, prompt, completions, rng, second)
         same, pairs = pair_agreement(one.ranks, two.ranks)

@@ -32,34 +32,31 @@ COUNTS = [
 ]
 
 
-@pytest.mark.parametrize(("level", "published"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
-def test_krippendorffs_own_example(level, published: float) -> None:
-    assert krippendorff_alpha(UNITS, level) == pytest.approx(published, abs=5e-4)
+def test_krippendorffs_own_example() -> None:
+    assert krippendorff_alpha(UNITS) == pytest.approx(0.815, abs=5e-4)
 
 
 def test_alpha_by_hand() -> None:
     # Units (1, 1) and (1, 2): value 1 three times, 2 once. Coincidences of unlike values: one observed, 3 x 1 / 3 = 1
     # expected: alpha = 1 - 1 / 1 = 0, whatever the (single) distance.
-    for level in ("nominal", "ordinal", "interval"):
-        assert krippendorff_alpha([[1, 1], [1, 2]], level) == pytest.approx(0.0)
+    assert krippendorff_alpha([[1, 1], [1, 2]]) == pytest.approx(0.0)
     # Two units that contradict themselves: observed 2, expected 2 x 2 / 3 = 4/3: alpha = 1 - 3/2
-    assert krippendorff_alpha([[1, 2], [2, 1]], "ordinal") == pytest.approx(-0.5)
-    assert krippendorff_alpha([[1, 1], [2, 2]], "ordinal") == 1.0
-    assert krippendorff_alpha([[3, 3], [3, 3]], "ordinal") == 1.0, "no variation and no disagreement"
-    assert math.isnan(krippendorff_alpha([[1], []], "ordinal"))
+    assert krippendorff_alpha([[1, 2], [2, 1]]) == pytest.approx(-0.5)
+    assert krippendorff_alpha([[1, 1], [2, 2]]) == 1.0
+    assert krippendorff_alpha([[3, 3], [3, 3]]) == 1.0, "no variation and no disagreement"
+    assert math.isnan(krippendorff_alpha([[1], []]))
 
 
 def test_ordinal_distance_counts_what_lies_between() -> None:
     # Values 1, 2, 3 with totals n1 = 2, n2 = 2, n3 = 2 (Krippendorff's sum over g from c to k, less half of both ends):
     # d(1,2) = (2 + 2 - 2)^2 = 4, d(2,3) = 4, d(1,3) = (2 + 2 + 2 - 2)^2 = 16.
     # Units (1, 3), (2, 2), (1, 3): observed 2 x 16 = 32; expected (4 x 4 + 4 x 4 + 4 x 16) / 5 = 19.2
-    assert krippendorff_alpha([[1, 3], [2, 2], [1, 3]], "ordinal") == pytest.approx(1 - 32 / 19.2)
+    assert krippendorff_alpha([[1, 3], [2, 2], [1, 3]]) == pytest.approx(1 - 32 / 19.2)
 
 
 def test_alpha_does_not_ask_for_the_names_of_ordinal_values() -> None:
     stretched = [[value * value for value in unit] for unit in UNITS]
-    assert krippendorff_alpha(stretched, "ordinal") == pytest.approx(krippendorff_alpha(UNITS, "ordinal"))
-    assert krippendorff_alpha(stretched, "interval") != pytest.approx(krippendorff_alpha(UNITS, "interval"), abs=0.01)
+    assert krippendorff_alpha(stretched) == pytest.approx(krippendorff_alpha(UNITS))
 
 
 def test_fleiss_worked_example() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, tensor
 from torch.testing import assert_close
 
-from instructlit.losses import LossSum, language_loss, token_accuracy
+from instructlit.losses import LossSum, language_loss
 
 LN2 = math.log(2)
 
@@ -35,14 +35,6 @@ def test_the_first_token_is_never_a_target() -> None:
     assert loss.count == 3
     mask[0, 0] = False
     assert language_loss(readable_logits(1, 4), tensor([[2, 0, 1, 2]]), mask) == loss
-
-
-def test_accuracy_by_hand() -> None:
-    # the favourites are 2 by column 0, 0 by column 1, 2 by column 2
-    ids, mask = tensor([[2, 2, 0, 1]]), torch.ones(1, 4, dtype=torch.bool)
-    assert token_accuracy(readable_logits(1, 4), ids, mask) == (2, 3)
-    mask[0, 1] = False
-    assert token_accuracy(readable_logits(1, 4), ids, mask) == (1, 2)
 
 
 def test_a_batch_without_targets_has_loss_zero_and_a_gradient_of_zero() -> None:

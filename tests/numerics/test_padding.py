@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from instructlit.losses import language_loss, policy_loss, token_accuracy, value_loss
+from instructlit.losses import language_loss, policy_loss, value_loss
 from instructlit.ops import (
     RunningMoments,
     explained_variance,
@@ -23,7 +23,6 @@ from instructlit.ops import (
     masked_mean,
     masked_moments,
     masked_sum,
-    masked_var,
     position_ids,
     sequence_kl,
     shape_rewards,
@@ -97,7 +96,7 @@ def after_first(mask: Tensor) -> Tensor:
 CASES: dict[str, Callable[[Inputs], list[Tensor]]] = {
     "masked_sum": lambda i: [masked_sum(i.x, i.mask), masked_sum(i.x, i.mask, dim=1)],
     "masked_mean": lambda i: [masked_mean(i.x, i.mask), masked_mean(i.x, i.mask, dim=1)],
-    "masked_moments": lambda i: [*masked_moments(i.x, i.mask), masked_var(i.x, i.mask)],
+    "masked_moments": lambda i: list(masked_moments(i.x, i.mask)),
     "whiten": lambda i: [whiten(i.x, i.mask), whiten(i.x, i.mask, shift_mean=False)],
     "running_moments": moments,
     "gather_last": lambda i: [gather_last(i.x, i.mask)],
@@ -108,7 +107,6 @@ CASES: dict[str, Callable[[Inputs], list[Tensor]]] = {
     "policy_loss": lambda i: [*policy_loss(i.x, i.y, i.z, i.mask)[0], *policy_loss(i.x, i.y, i.z, i.mask)[1].values()],
     "value_loss": lambda i: [*value_loss(i.x, i.y, i.z, i.mask)[0], *value_loss(i.x, i.y, i.z, i.mask)[1].values()],
     "language_loss": lambda i: [*language_loss(i.logits, i.ids, after_first(i.mask))],
-    "token_accuracy": lambda i: [*token_accuracy(i.logits, i.ids, after_first(i.mask))],
 }
 
 

@@ -14,7 +14,7 @@ from instructlit.errors import UserError
 from instructlit.evaluation import Answer, Ask, Measure, Outcome, Question, Request, Study, Task, measured
 from instructlit.evaluation.divergence import asked_of_reference, log_ratios
 from instructlit.evaluation.intervals import Figure, wins
-from instructlit.evaluation.measures import PERCENT, check_models
+from instructlit.evaluation.measures import PERCENT, checked_baseline
 from instructlit.tools.world.folder import read_prompts
 from instructlit.types import Prompt
 from instructlit.world import respectful
@@ -111,7 +111,7 @@ class Answers(WorldTask):
         return [str(prompt.prompt) for prompt in self._prompts]
 
     def measure(self, study: Study) -> Outcome:
-        baseline = check_models(study, study.baseline, "baseline")
+        baseline = checked_baseline(study, study.baseline)
         test, probe = self.judged(study, self._prompts), self.judged(study, self._probe, len(self._prompts))
         cases = [prompt.use_case for prompt in self._prompts]
         outcome = Outcome([self._preference(study, test, baseline, cases)])

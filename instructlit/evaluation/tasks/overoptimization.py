@@ -17,7 +17,7 @@ from instructlit.errors import UserError, require
 from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.divergence import asked_of_reference, log_ratios
 from instructlit.evaluation.judging import Question, about_samples
-from instructlit.evaluation.measures import Curve, Measure, Outcome, Study, check_models, measured
+from instructlit.evaluation.measures import Curve, Measure, Outcome, Study, checked_baseline, measured
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request
 from instructlit.evaluation.task import Task
 from instructlit.evaluation.tasks.best_of_n import best_of_n, doubling, over_sqrt_kl
@@ -110,7 +110,7 @@ class Overoptimization(Task):
         return outcome
 
     def _reference(self, study: Study) -> str:
-        return check_models(study, self.reference or study.baseline, "baseline")
+        return checked_baseline(study, self.reference or study.baseline)
 
     def _asks(self, samples: int) -> list[Request]:
         """Policies and best-of-n draw from streams of their own."""

@@ -24,7 +24,7 @@ from instructlit.evaluation.measures import (
     Outcome,
     Study,
     answer_rows,
-    check_models,
+    checked_baseline,
     first_rows,
     measured,
     noted,
@@ -70,7 +70,7 @@ class Preference(Task):
         return [Ask(p.prompt, self.max_new_tokens, self.temperature) for p in self._prompts]
 
     def measure(self, study: Study) -> Outcome:
-        baseline = check_models(study, study.baseline, "baseline")
+        baseline = checked_baseline(study, study.baseline)
         outcome = Outcome()
         texts = {model: study.texts(model) for model in study.models}
         groups = [p.use_case for p in self._prompts]
