@@ -14,7 +14,8 @@ from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights, key
-from instructlit.models.backbone import Backbone, load_causal_lm, positions
+from instructlit.models.backbone import Backbone, load_causal_lm
+from instructlit.models.compatibility import positions
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.folders import check_source
 from instructlit.models.token_scores import target_scores

@@ -9,7 +9,8 @@ import torch
 from instructlit.data.collate import collate_tokens
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
-from instructlit.models.backbone import Backbone, check_scalar_model, load_scalar_model, positions
+from instructlit.models.backbone import Backbone, check_scalar_model, load_scalar_model
+from instructlit.models.compatibility import positions
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.folders import check_source
 from instructlit.ops.micro_batches import of_like_length

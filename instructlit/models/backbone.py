@@ -5,7 +5,6 @@ Unlike plain transformers: the dtype is the one asked for, dropout is off unless
 of the config, where it would keep the embedding of eos from being trained (`nn.Embedding(padding_idx=...)`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,6 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -207,82 +205,9 @@ def check_scalar_model(
     return config, trained
 
 
-def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -> int:
-    """Refuse a tokenizer with ids that the model has no embedding for, before its weights are loaded.
-
-    An embedding with more rows than the tokenizer has ids is usual: rows are padded to a round number.
-
-    Returns:
-        How many rows there are to spare; 0 where the config does not tell.
-
-    Raises:
-        UserError: the largest id of the tokenizer lies outside the model's embedding; or the model's folder comes with
-            a tokenizer for which most ids mean something else.
-    """
-    rows = getattr(_of_text(checked_config(backbone, where)), "vocab_size", None)
-    if rows is None:
-        return 0
-    vocabulary = tokenizer.get_vocab()
-    largest = max(vocabulary.values())
-    if largest >= rows:
-        outside = sorted((token for token, i in vocabulary.items() if i >= rows), key=vocabulary.__getitem__)
-        raise UserError(
-            f"the tokenizer has ids up to {largest}, the model an embedding of {rows} rows; without one are "
-            f"{', '.join(map(repr, outside[:3]))}{', …' if len(outside) > 3 else ''}",
-            where=where,
-            expected="the tokenizer the model was trained with",
-            fix=f"name the model's own tokenizer ({backbone.path}), or one whose ids the embedding holds",
-        )
-    if not backbone.random_init and (differing := _other_meaning(backbone, vocabulary)) is not None:
-        raise UserError(
-            f"the tokenizer's id of {differing!r} is {vocabulary[differing]}, which is something else to the tokenizer "
-            f"in {backbone.path}",
-            where=where,
-            expected="the tokenizer the model was trained with",
-            fix="name the model's own tokenizer in data, or a model that was trained with this one",
-        )
-    return rows - largest - 1
-
-
-def positions(config: PretrainedConfig) -> int | None:
-    """Most tokens of a row that an architecture was made for; None where its config does not tell."""
-    return getattr(_of_text(config), "max_position_embeddings", None)
-
-
-def _of_text(config: PretrainedConfig) -> PretrainedConfig:
-    """The part of a config that is of the decoder of text: all of it, but in a model that sees or hears besides."""
+def text_part(config: PretrainedConfig) -> PretrainedConfig:
+    """What of a config is of the decoder of text: all of it, but in a model that sees or hears besides."""
     return config.get_text_config(decoder=True)
-
-
-def check_positions(backbone: Backbone, lengths: Mapping[str, int], where: str = "model") -> None:
-    """Refuse rows longer than a model with a table of positions can read, before its weights are loaded; warn where
-    positions are computed (RoPE, ALiBi), and those beyond are merely ones that it was not trained on.
-
-    Args:
-        backbone: what is to be loaded.
-        lengths: most tokens of a row, by the options that bound it.
-        where: the option that holds `backbone`, for messages.
-
-    Raises:
-        UserError: a row can be longer than such a table.
-    """
-    config = checked_config(backbone, where)
-    most = positions(config)
-    computed = any(name.startswith(("rope", "rotary", "alibi")) for name in _of_text(config).to_dict())
-    for options, length in lengths.items():
-        if most is None or length <= most:
-            continue
-        fault = UserError(
-            f"rows may have {length} tokens, and {where} ({backbone.path}) has {most} positions",
-            where=options,
-            expected=f"together at most {most}" if " + " in options else f"at most {most}",
-            fix=f"lower {options.replace(' + ', ' or ')}, or name a model with more positions",
-        )
-        if not computed:
-            raise fault
-        from lightning.pytorch.utilities import rank_zero_warn  # 75 MiB that most readers of a model do not need
-
-        rank_zero_warn(f"{fault.where}: {fault.what}; beyond them it was not trained")
 
 
 def check_trainable(backbone: Backbone, where: str) -> None:
@@ -298,20 +223,6 @@ def check_trainable(backbone: Backbone, where: str) -> None:
             expected="`lora` beside it, or a folder of adapters as `path`",
             fix=f"set {where}.lora.rank, or remove `quantization`",
         )
-
-
-def _other_meaning(backbone: Backbone, vocabulary: dict[str, int]) -> str | None:
-    """A token that has another id in the folder's own tokenizer, where that is so of most that both know."""
-    folder = Path(backbone.path).expanduser()
-    if not (folder / "tokenizer_config.json").is_file():
-        return None
-    try:
-        own = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=backbone.trust_remote_code).get_vocab()
-    except Exception:  # of many kinds; whether the run's own tokenizer can be loaded is found out elsewhere
-        return None
-    shared = own.keys() & vocabulary.keys()
-    differing = [token for token in shared if own[token] != vocabulary[token]]
-    return min(differing, key=vocabulary.__getitem__) if len(differing) > len(shared) / 2 else None
 
 
 def checked_config(backbone: Backbone, where: str, *, weights: bool = True) -> PretrainedConfig:
@@ -353,7 +264,7 @@ def checked_config(backbone: Backbone, where: str, *, weights: bool = True) -> P
             )
         source = _checked_trunk(backbone.path, where, weights)
     config = load_config(source, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code, where=where)
-    text = _of_text(config)
+    text = text_part(config)
     configure_dropout(text, backbone.dropout, f"{where}.dropout")
     eos = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
     if text.pad_token_id is not None and text.pad_token_id in eos:

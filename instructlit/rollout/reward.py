@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from instructlit.data.tokenization import Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError, require
-from instructlit.models.backbone import Backbone, check_vocabulary, load_scalar_model, positions
+from instructlit.models.backbone import Backbone, load_scalar_model
+from instructlit.models.compatibility import check_vocabulary, positions
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.sharding import is_sharded

@@ -21,7 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from instructlit.data.chat import TURNS
 from instructlit.errors import UserError
-from instructlit.models.backbone import Backbone, check_vocabulary, load_scalar_model
+from instructlit.models.backbone import Backbone, load_scalar_model
+from instructlit.models.compatibility import check_vocabulary
 from instructlit.models.export import export_folder
 from instructlit.rollout import RewardModel
 from instructlit.rollout.reward import checked_scores

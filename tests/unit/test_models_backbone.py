@@ -14,7 +14,8 @@ from transformers import Gemma3Config, GPT2Config, GPTNeoXConfig, LlamaConfig, P
 
 from instructlit.errors import UserError
 from instructlit.evaluation.language_model import LanguageModel
-from instructlit.models.backbone import Backbone, check_positions, check_vocabulary, load_causal_lm, load_scalar_model
+from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
+from instructlit.models.compatibility import check_positions, check_vocabulary
 from instructlit.models.dropout import configure_dropout, disable_dropout, dropout_fields
 from instructlit.models.export import export_folder
 
