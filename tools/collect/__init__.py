@@ -1,16 +1,14 @@
 """`instructlit collect`: answers of policies to prompts, as blind tasks for labelers."""
 
 import json
-import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from instructlit.errors import UserError, counted, require
 from instructlit.rubric import MAX_OUTPUTS, MIN_OUTPUTS
 
 if TYPE_CHECKING:
-    from instructlit.labels import LabelKind
-    from instructlit.tools.collect.answers import Drawing, Source
+    from instructlit.tools.collect.answers import Source
     from instructlit.types import Prompt
 
 Select = Literal["random", "use_case", "disagreement"]
@@ -86,7 +84,8 @@ def collect(
     from instructlit.tools.answering import with_room
     from instructlit.tools.collect.answers import Drawing, draw_answers, score_answers
     from instructlit.tools.collect.journal import Journal
-    from instructlit.tools.collect.selection import at_random, evenly, of_use_cases
+    from instructlit.tools.collect.selection import chosen, most_disputed
+    from instructlit.tools.collect.tasks import identity, put_into, write
     from instructlit.tools.outputs import check_output
 
     check_output(output, *prompts)
@@ -101,13 +100,7 @@ def collect(
         kind == "comparison", seed, template, dtype, device,
     )  # fmt: skip
     asked, places = _distinct(prompts)
-    chosen = of_use_cases(asked, use_cases) if use_cases else list(range(len(asked)))
-    rng = random.Random(f"collect {seed} prompts")
-    if select == "use_case" and limit is not None:
-        chosen = evenly(asked, chosen, limit, rng)
-    elif (first := limit if select == "random" else pool) is not None:
-        chosen = at_random(chosen, first, rng)
-    rows = [(places[i], asked[i]) for i in chosen]
+    rows = [(places[i], asked[i]) for i in chosen(asked, select, limit, pool, use_cases, seed)]
     for folder, its_room in room.items():
         encoder = Encoder(load_tokenizer(folder), template)
         rows = [(place, row.prompt) for place, row in with_room(rows, encoder, its_room, max_new_tokens)]
@@ -119,94 +112,29 @@ def collect(
 
     target = Path(output)
     told = {"kind": kind, "select": select, "limit": limit, "ensemble": ensemble, "reward": reward, "round": round}
-    record = _identity(how, asked, told)
+    record = identity(how, asked, told)
     made = target.with_name(f"{target.stem}.made.json")
     if target.is_file() and made.is_file() and json.loads(made.read_text(encoding="utf-8")).get("from") == record:
         print(f"{target}: finished before")
-        _put_into(database, overlap, target)
+        put_into(database, overlap, target)
         return
     journal = Journal(target.with_name(f"{target.stem}.partial.jsonl"), record)
     drawn = draw_answers(asked, how, journal)
     kept = [row for row, wanted in enumerate(drawn) if len(wanted.answers) > 1]
     if select == "disagreement" and limit is not None:
-        kept = _most_disputed(
-            kept, [score_answers(model, asked, drawn, how, journal) for model in ensemble or []], limit
-        )
+        kept = most_disputed(kept, [score_answers(m, asked, drawn, how, journal) for m in ensemble or []], limit)
     scores = score_answers(reward, asked, drawn, how, journal) if reward else None
     if not kept:
         raise UserError(
             "no prompt has two different answers", where="--policies", fix="raise --attempts or temperatures"
         )
-    _write(target, made, record, kind, round, [(asked[i], drawn[i], scores[i] if scores else None) for i in kept], seed)
+    write(target, made, record, kind, round, [(asked[i], drawn[i], scores[i] if scores else None) for i in kept], seed)
     repeated = sum(wanted.repeated for wanted in drawn)
     answers = counted(sum(len(drawn[i].answers) for i in kept), "answer")
     print(f"{target}: {counted(len(kept), 'task')} with {answers}")
     print(f"drawn again: {counted(repeated, 'repeated answer')}; left out: {counted(len(drawn) - len(kept), 'prompt')}")
     journal.close(remove=True)
-    _put_into(database, overlap, target)
-
-
-def _put_into(database: str | None, overlap: int, target: Path) -> None:
-    """The tasks of a file into a labelling database, where one is named; policies and scores are kept from labelers."""
-    if database is None:
-        return
-    from instructlit.labelling.audit import COMMAND_LINE
-    from instructlit.labelling.database import Database
-    from instructlit.labelling.tasks import add_tasks
-    from instructlit.labels import read_tasks
-    from instructlit.labels.records import for_database
-
-    records = map(for_database, read_tasks(target))
-    with Database(database).write() as session:
-        added = add_tasks(session, COMMAND_LINE, records, overlap=overlap, source=target.name)
-    print(f"{database}: {added.new} new tasks, {added.known} there already")
-
-
-def _write(
-    target: Path, made: Path, record: dict[str, Any], kind: "LabelKind", round: int | None, rows: list[Any], seed: int
-) -> None:
-    """The tasks with their key, each in an order of its own, and the record of what they were made from."""
-    from instructlit.data.readers import file_hash
-    from instructlit.labels import Task, write_tasks
-    from instructlit.labels.records import key_file, task_id
-
-    tasks = []
-    for prompt, wanted, scores in rows:
-        order = list(range(len(wanted.answers)))
-        random.Random(f"order {seed} {prompt.prompt}").shuffle(order)
-        texts = [wanted.answers[i].text for i in order]
-        tasks.append(
-            Task(
-                task_id(kind, prompt.prompt, texts, round),
-                kind,
-                prompt.prompt,
-                texts,
-                [wanted.answers[i].policy for i in order],
-                None if scores is None else [round_to(scores[i]) for i in order],
-                round,
-                prompt.use_case,
-                prompt.user,
-            )
-        )
-    write_tasks(target, tasks)
-    told = {
-        "from": record,
-        "tasks": len(tasks),
-        "sha256": {f.name: file_hash(str(f)) for f in (target, key_file(target))},
-    }
-    made.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-
-
-def round_to(score: float) -> float:
-    """A score as the key holds it."""
-    return round(score, 6)
-
-
-def _most_disputed(kept: list[int], scores: list[list[list[float]]], limit: int) -> list[int]:
-    from instructlit.tools.collect.selection import disagreement
-
-    value = {row: disagreement([model[row] for model in scores]) for row in kept}
-    return sorted(sorted(kept, key=lambda row: (-value[row], row))[:limit])
+    put_into(database, overlap, target)
 
 
 def _distinct(files: list[str]) -> tuple[list["Prompt"], list[str]]:
@@ -218,30 +146,6 @@ def _distinct(files: list[str]) -> tuple[list["Prompt"], list[str]]:
     for where, prompt in read_prompts(files):
         found.setdefault(prompt_key(prompt.prompt), (prompt, where))
     return [prompt for prompt, _ in found.values()], [where for _, where in found.values()]
-
-
-def _identity(how: "Drawing", asked: list["Prompt"], told: dict[str, Any]) -> dict[str, Any]:
-    """All that decides the answers, the weights of the models included."""
-    import hashlib
-
-    from instructlit.data.splits import prompt_key
-    from instructlit.models.lineage import weights_digest
-
-    models = [*(source.folder for source in how.sources), *(told["ensemble"] or []), told["reward"]]
-    text = "\x00".join(prompt_key(prompt.prompt) for prompt in asked)
-    return {
-        "policies": [source.name for source in how.sources],
-        "weights_sha256": {model: weights_digest(model) for model in models if model},
-        "prompts": hashlib.sha256(text.encode("utf-8")).hexdigest(),
-        "completions": [how.least, how.most],
-        "seed": how.seed,
-        "max_new_tokens": how.max_new_tokens,
-        "batch_size": how.batch_size,
-        "attempts": how.attempts,
-        "template": how.template,
-        "dtype": how.dtype,
-        **told,
-    }
 
 
 def _source(text: str) -> "Source":

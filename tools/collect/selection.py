@@ -4,9 +4,32 @@ import math
 import random
 from collections.abc import Sequence
 from itertools import combinations, zip_longest
+from typing import Literal
 
 from instructlit.errors import UserError
 from instructlit.types import Prompt
+
+
+def chosen(
+    prompts: Sequence[Prompt],
+    select: Literal["random", "use_case", "disagreement"],
+    limit: int | None,
+    pool: int | None,
+    use_cases: Sequence[str] | None,
+    seed: int,
+) -> list[int]:
+    """Places of the prompts that are answered; where those disputed most are wanted, of the pool to look for them in.
+
+    Args:
+        prompts: all that there are.
+        select: as for the command, and so are the others.
+    """
+    places = of_use_cases(prompts, use_cases) if use_cases else list(range(len(prompts)))
+    rng = random.Random(f"collect {seed} prompts")
+    if select == "use_case" and limit is not None:
+        return evenly(prompts, places, limit, rng)
+    count = limit if select == "random" else pool
+    return places if count is None else at_random(places, count, rng)
 
 
 def of_use_cases(prompts: Sequence[Prompt], wanted: Sequence[str]) -> list[int]:
@@ -43,6 +66,18 @@ def evenly(prompts: Sequence[Prompt], places: Sequence[int], count: int, rng: ra
         rng.shuffle(group)
     dealt = [place for turn in zip_longest(*groups.values()) for place in turn if place is not None]
     return sorted(dealt[:count])
+
+
+def most_disputed(places: Sequence[int], scores: Sequence[Sequence[Sequence[float]]], limit: int) -> list[int]:
+    """`limit` of the places, those with the most disagreement, in order.
+
+    Args:
+        places: of the prompts to choose from.
+        scores: for each model the scores of every prompt's completions, by place.
+        limit: how many.
+    """
+    value = {place: disagreement([model[place] for model in scores]) for place in places}
+    return sorted(sorted(places, key=lambda place: (-value[place], place))[:limit])
 
 
 def disagreement(scores: Sequence[Sequence[float]]) -> float:

@@ -1,0 +1,85 @@
+"""The tasks that answers become: a file for labelers, its key, what they were made from, and the labelling database."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from instructlit.data.readers import file_hash
+from instructlit.data.splits import prompt_key
+from instructlit.labels import LabelKind, Task, read_tasks, write_tasks
+from instructlit.labels.records import for_database, key_file, task_id
+from instructlit.models.lineage import weights_digest
+from instructlit.tools.collect.answers import Drawing, Wanted
+from instructlit.types import Prompt
+
+
+def identity(how: Drawing, asked: list[Prompt], told: dict[str, Any]) -> dict[str, Any]:
+    """All that decides the answers, the weights of the models included."""
+    models = [*(source.folder for source in how.sources), *(told["ensemble"] or []), told["reward"]]
+    text = "\x00".join(prompt_key(prompt.prompt) for prompt in asked)
+    return {
+        "policies": [source.name for source in how.sources],
+        "weights_sha256": {model: weights_digest(model) for model in models if model},
+        "prompts": hashlib.sha256(text.encode("utf-8")).hexdigest(),
+        "completions": [how.least, how.most],
+        "seed": how.seed,
+        "max_new_tokens": how.max_new_tokens,
+        "batch_size": how.batch_size,
+        "attempts": how.attempts,
+        "template": how.template,
+        "dtype": how.dtype,
+        **told,
+    }
+
+
+def write(
+    target: Path,
+    made: Path,
+    record: dict[str, Any],
+    kind: LabelKind,
+    round_: int | None,
+    rows: list[tuple[Prompt, Wanted, list[float] | None]],
+    seed: int,
+) -> None:
+    """The tasks with their key, each in an order of its own, and the record of what they were made from."""
+    tasks = []
+    for prompt, wanted, scores in rows:
+        order = list(range(len(wanted.answers)))
+        random.Random(f"order {seed} {prompt.prompt}").shuffle(order)
+        texts = [wanted.answers[i].text for i in order]
+        tasks.append(
+            Task(
+                task_id(kind, prompt.prompt, texts, round_),
+                kind,
+                prompt.prompt,
+                texts,
+                [wanted.answers[i].policy for i in order],
+                None if scores is None else [round(scores[i], 6) for i in order],
+                round_,
+                prompt.use_case,
+                prompt.user,
+            )
+        )
+    write_tasks(target, tasks)
+    told = {
+        "from": record,
+        "tasks": len(tasks),
+        "sha256": {f.name: file_hash(str(f)) for f in (target, key_file(target))},
+    }
+    made.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def put_into(database: str | None, overlap: int, target: Path) -> None:
+    """The tasks of a file into a labelling database, where one is named; policies and scores are kept from labelers."""
+    if database is None:
+        return
+    from instructlit.labelling.audit import COMMAND_LINE
+    from instructlit.labelling.database import Database
+    from instructlit.labelling.tasks import add_tasks
+
+    records = map(for_database, read_tasks(target))
+    with Database(database).write() as session:
+        added = add_tasks(session, COMMAND_LINE, records, overlap=overlap, source=target.name)
+    print(f"{database}: {added.new} new tasks, {added.known} there already")
