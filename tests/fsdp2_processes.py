@@ -1,7 +1,5 @@
 """Starting `fsdp2_jobs.py` on one process or several, with the files its jobs read."""
 
-import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,13 +8,11 @@ from typing import Any
 
 import torch
 from conftest import make_char_tokenizer
-from stage_runs import COMPARISONS
+from processes import TESTS, environment, stage_folder
 from torch import Tensor
 
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.export import export_folder
-
-TESTS = Path(__file__).resolve().parent
 
 Left = Callable[[str, int, int], dict[str, Any]]
 """What the job of a name, on so many processes, left behind in the process of a rank."""
@@ -24,17 +20,8 @@ Left = Callable[[str, int, int], dict[str, Any]]
 
 def prepared(folder: Path, model: Path) -> Path:
     """`folder` with what the jobs read. Five held-out rows cannot be shared evenly by two processes."""
-    (folder / "model").symlink_to(model)
-    rows: dict[str, list[dict[str, Any]]] = {
-        "demonstrations": [{"prompt": f"Say {n}: ", "completion": "x" * n} for n in range(1, 25)],
-        "held_out": [{"prompt": f"Tell {n}: ", "completion": "y" * n} for n in range(1, 6)],
-        "comparisons": COMPARISONS,
-        "prompts": [{"prompt": f"prompt {n}"} for n in range(32)],
-        "held_out_prompts": [{"prompt": f"ask {n}"} for n in range(5)],
-        "text": [{"text": f"text number {n} is about {n * n}"} for n in range(60)],
-    }
-    for name, content in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    held_out = [{"prompt": f"Tell {n}: ", "completion": "y" * n} for n in range(1, 6)]
+    stage_folder(folder, model, held_out=held_out, held_out_prompts=[{"prompt": f"ask {n}"} for n in range(5)])
     torch.manual_seed(3)
     export_folder(load_scalar_model(Backbone(str(model))), make_char_tokenizer(), folder / "reward")
     return folder
@@ -42,13 +29,8 @@ def prepared(folder: Path, model: Path) -> Path:
 
 def launch(folder: Path, processes: int, jobs: list[str]) -> None:
     """Run the jobs, one after the other."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
     command = [sys.executable, str(TESTS / "fsdp2_jobs.py"), str(folder), str(processes), *jobs]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

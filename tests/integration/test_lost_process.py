@@ -1,6 +1,5 @@
 """A process of a run that is killed: the others stop within a minute and say so, whatever they are doing."""
 
-import json
 import os
 import re
 import signal
@@ -11,8 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from processes import environment, stage_folder
 
 SCRIPT = """
 import os, sys, time
@@ -60,28 +58,15 @@ if __name__ == "__main__":
 @pytest.fixture
 def folder(tmp_path: Path, tiny_llama_dir: Path) -> Path:
     (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "model").symlink_to(tiny_llama_dir)
-    rows = {
-        "demonstrations": [{"prompt": f"Say {n}: ", "completion": "x" * n} for n in range(1, 25)],
-        "comparisons": [{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}],
-        "prompts": [{"prompt": f"prompt {n}"} for n in range(32)],
-        "text": [{"text": f"text number {n} is about {n * n}"} for n in range(60)],
-    }
-    for name, content in rows.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-    return tmp_path
+    return stage_folder(tmp_path, tiny_llama_dir)
 
 
 def killed(folder: Path, launcher: list[str], where: str, victim: int) -> tuple[float, str, list[int]]:
     """Start two processes, kill one when both are at work; seconds until all are gone, their words, and their ids."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
-        "OMP_NUM_THREADS": "1",
-    }
     errors = folder / "stderr"
     with errors.open("w") as file:
         command = [*launcher, str(folder / "script.py"), where, str(folder)]
-        run = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True)
+        run = subprocess.Popen(command, cwd=folder, env=environment(), stdout=file, stderr=file, start_new_session=True)
     try:
         ids = [_when_there(folder / f"pid-{rank}", run, errors) for rank in range(2)]
         began = time.monotonic()

@@ -1,18 +1,16 @@
 """Every stage on two processes: it ends, both hold the same weights, and they are those of one process."""
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from processes import environment, stage_folder
 from safetensors.torch import load_file
 from stage_runs import COMPARISONS, STAGES
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
 import json, sys
@@ -31,55 +29,46 @@ class PlainDescent(Callback):
         pl_module.make_optimizer, pl_module.gradient_clip_norm = sgd(0.01), None
 
 
-name, devices, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+folder, devices = Path(sys.argv[1]), int(sys.argv[2])
 files = Files(folder / "model", *(folder / f"{f.name}.jsonl" for f in fields(Files)[1:]))
 options = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto", "enable_progress_bar": True}
-trainer, module = run_stage(name, files, folder / "out", False, [PlainDescent(), StageProgress()], **options)
-figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "/val/" in key}
-(folder / f"{name}-{devices}.json").write_text(json.dumps(figures))
-weights = {key: value.contiguous() for key, value in module.state_dict().items()}
-save_file(weights, folder / f"{name}-{devices}-{trainer.global_rank}.safetensors")
+for name in sys.argv[3:]:
+    trainer, module = run_stage(name, files, folder / "out", False, [PlainDescent(), StageProgress()], **options)
+    figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "/val/" in key}
+    (folder / f"{name}-{devices}.json").write_text(json.dumps(figures))
+    weights = {key: value.contiguous() for key, value in module.state_dict().items()}
+    save_file(weights, folder / f"{name}-{devices}-{trainer.global_rank}.safetensors")
 """
+
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all the processes
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Path:
-    """The script and what the stages read, under the names of `Files`."""
-    folder = tmp_path_factory.mktemp("two")
+    """Where every stage has run, on two processes and on one."""
+    comparisons = COMPARISONS[:11]  # of which 7 are held out: no number that two processes share evenly
+    folder = stage_folder(tmp_path_factory.mktemp("two"), tiny_llama_dir, comparisons=comparisons)
     (folder / "script.py").write_text(SCRIPT)
-    (folder / "model").symlink_to(tiny_llama_dir)
-    rows: dict[str, list[dict[str, Any]]] = {
-        "demonstrations": [{"prompt": f"Say {n}: ", "completion": "x" * n} for n in range(1, 25)],
-        "comparisons": COMPARISONS[:11],  # of which 7 are held out: no number that two processes share evenly
-        "prompts": [{"prompt": f"prompt {n}"} for n in range(32)],
-        "text": [{"text": f"text number {n} is about {n * n}"} for n in range(60)],
-    }
-    for name, content in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    train(folder, 2, STAGES)
+    train(folder, 1, [name for name in STAGES if name != "ppo"])
     return folder
 
 
-def train(folder: Path, name: str, devices: int) -> list[dict[str, torch.Tensor]]:
-    """The weights every process ends with."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    command = [sys.executable, str(folder / "script.py"), name, str(devices), str(folder)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+def train(folder: Path, devices: int, names: Iterable[str]) -> None:
+    """Run the stages one after the other, in processes that are started once."""
+    command = [sys.executable, str(folder / "script.py"), str(folder), str(devices), *names]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [load_file(folder / f"{name}-{devices}-{rank}.safetensors") for rank in range(devices)]
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_on_two_processes(folder: Path, name: str) -> None:
-    first, second = train(folder, name, 2)
+    first, second = (load_file(folder / f"{name}-2-{rank}.safetensors") for rank in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first), "the ranks have drifted apart"
     if name == "ppo":
         return  # each rank samples from a stream of its own: other responses than one process draws
-    (alone,) = train(folder, name, 1)
+    alone = load_file(folder / f"{name}-1-0.safetensors")
     one, two = (json.loads((folder / f"{name}-{devices}.json").read_text()) for devices in (1, 2))
     assert two == pytest.approx(one, rel=1e-4), "a held-out row was counted twice"
     for key, value in alone.items():

@@ -1,14 +1,11 @@
 """What fails on one of two processes is decided by both, or ends both: none goes on alone, none waits for ever."""
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from processes import environment, stage_folder
 
 SCRIPT = """
 import os, sys
@@ -105,24 +102,13 @@ except BaseException as error:
 @pytest.fixture
 def folder(tmp_path: Path, tiny_llama_dir: Path) -> Path:
     (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "model").symlink_to(tiny_llama_dir)
-    rows = {
-        "demonstrations": [{"prompt": f"Say {n}: ", "completion": "x" * n} for n in range(1, 25)],
-        "comparisons": [{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}],
-        "prompts": [{"prompt": f"prompt {n}"} for n in range(32)],
-        "text": [{"text": f"text number {n} is about {n * n}"} for n in range(60)],
-    }
-    for name, content in rows.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-    return tmp_path
+    return stage_folder(tmp_path, tiny_llama_dir)
 
 
 def run(folder: Path, what: str) -> tuple[int, str]:
-    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(folder / "script.py"), what, str(folder)]
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120, check=False
     )
     return done.returncode, done.stderr
 
