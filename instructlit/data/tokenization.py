@@ -99,8 +99,10 @@ class Encoder:
 
     def document(self, text: str) -> list[int]:
         """Ids of a document of the pretraining mix and the EOS that parts it from the next."""
-        ids = self._tokenizer.encode(text).ids
-        return [*ids, self.eos] if ids[-1:] != [self.eos] else ids
+        ids, _ = self._encode(text, special=True)
+        while ids[-1:] == [self.eos]:  # of the text: one is enough
+            ids.pop()
+        return [*ids, self.eos]
 
     def prompt_is_prefix(self, prompt: PromptText, example: Encoded) -> bool:
         """Whether the prompt alone has the ids with which `example`, of the same prompt, begins."""

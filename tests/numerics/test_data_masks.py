@@ -128,9 +128,10 @@ def test_one_bos_and_one_eos_in_plain_text(adds_eos: bool, completion: str) -> N
     assert encoder.example("a", "").loss_mask == [False, False, True]
 
 
+@pytest.mark.parametrize("text", ["acd", "acd</s>", "acd</s></s>", "<s>acd</s>"])
 @pytest.mark.parametrize("adds_eos", [False, True])
-def test_one_bos_and_one_eos_around_a_document(adds_eos: bool) -> None:
-    assert Encoder(bpe(bos=True, eos=adds_eos)).document("acd") == [1, 10, 12, 13, 2]
+def test_one_bos_and_one_eos_around_a_document(adds_eos: bool, text: str) -> None:
+    assert Encoder(bpe(bos=True, eos=adds_eos)).document(text) == [1, 10, 12, 13, 2]
 
 
 def test_template_writes_bos_once() -> None:
