@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import sys
 from abc import ABC, abstractmethod
 from array import array
 from contextlib import suppress
@@ -49,10 +50,10 @@ class Rows(ABC):
         """Hash of the bytes that were read when the run began, for the record of what a model was made from."""
 
     def _as_row(self, value: Any, index: int) -> dict[str, Any]:
-        """The fields that a row has, those that are null left out."""
+        """A row, which must have fields."""
         if not isinstance(value, dict):
             raise UserError(f"found {type(value).__name__}", where=self.where(index), expected="an object with fields")
-        return _without_none(value)
+        return value
 
 
 class JsonLines(Rows):
@@ -117,6 +118,8 @@ class JsonArray(Rows):
         self._rows, self._sha256 = _parse(content, path), hashlib.sha256(content).hexdigest()
         if not isinstance(self._rows, list):
             raise UserError(f"found {type(self._rows).__name__}", where=path, expected="an array of objects")
+        if not self._rows:
+            raise _no_rows(path)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -153,7 +156,7 @@ class Table(Rows):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         self._watched.check()
-        row = self._as_row(self._table[index], index)
+        row = self._as_row(_without_none(self._table[index]), index)
         return self._from_cells(row, index) if self._is_text else row
 
     def where(self, index: int) -> str:
@@ -205,9 +208,7 @@ def _messages_or_text(cell: str) -> Any:
 
 
 def _without_none(value: Any) -> Any:
-    """Arrow fills every field that some other row has, and so do the lines that pandas and `datasets` write of a table;
-    None is "no such field" again.
-    """
+    """Arrow fills every field that some other row has; None is "no such field" again."""
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list) else value
@@ -255,11 +256,35 @@ def _open(source: Source, path: str) -> Rows:
     return JsonLines(source, path)
 
 
-def _parse(data: bytes, where: str) -> Any:
+def _no_rows(path: str) -> UserError:
+    return UserError("no rows", where=path, expected="at least one row")
+
+
+def _decoded(data: bytes, where: str) -> str:
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"byte {error.start} is not UTF-8", where=where, expected="UTF-8 text") from error
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of an object of JSON but those that are null, as the lines that pandas and `datasets` write of a table
+    have them.
+    """
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise UserError("the field is there twice", where=name, expected="every field once")
+        found[name] = value
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _parse(data: bytes, where: str) -> Any:
+    text = _decoded(data, where)
+    try:
+        return json.loads(text, object_pairs_hook=_fields)
+    except UserError as error:
+        raise UserError(error.what, where=f"{where}: {error.where}", expected=error.expected) from error
     except json.JSONDecodeError as error:
         shown = data[:60].decode("utf-8", "replace").strip()
         raise UserError(
@@ -269,6 +294,9 @@ def _parse(data: bytes, where: str) -> Any:
         ) from error
     except RecursionError as error:
         raise UserError("JSON nested too deeply", where=where, expected="an object with fields") from error
+    except ValueError as error:  # the one that is left, of Python's
+        digits = f"{sys.get_int_max_str_digits():,} digits"
+        raise UserError("a number is too long to be read", where=where, expected=f"at most {digits}") from error
 
 
 def _line_of_element(text: str, index: int) -> int:
@@ -309,13 +337,13 @@ def _line_index(path: str) -> tuple[np.ndarray, np.ndarray | None, str]:
 
 
 def _columns(path: str, cells: dict[str, Any], whole: bool) -> list[str]:
-    """The names in the first line of a table.
+    """The names in the first line of a table, each of which is there once.
 
     Args:
         path: the file.
         cells: how it is cut into cells.
-        whole: see to it that every row has as many: a comma that is not in quotes would move the others to columns that
-            are not theirs.
+        whole: see to it that there are rows and every one has as many: a comma that is not in quotes would move the
+            others to columns that are not theirs.
     """
     limit = csv.field_size_limit((1 << 31) - 1)  # texts may be longer than the 128 KiB that a cell has by default
     line = 1
@@ -323,7 +351,13 @@ def _columns(path: str, cells: dict[str, Any], whole: bool) -> list[str]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True, **cells)
             columns = next(reader)
-            line = reader.line_num + 1
+            if twice := {name for name in columns if name and columns.count(name) > 1}:
+                raise UserError(
+                    f"the names {', '.join(sorted(twice))} are there twice",
+                    where=f"{path}:1",
+                    expected="every name once",
+                )
+            filled, line = not whole, reader.line_num + 1
             for row in reader if whole else ():
                 if row and len(row) != len(columns):
                     raise UserError(
@@ -333,7 +367,14 @@ def _columns(path: str, cells: dict[str, Any], whole: bool) -> list[str]:
                         fix="put text that holds a comma, a quote or a line break in double quotes; .tsv has no way to "
                         "hold a tab or a line break",
                     )
-                line = reader.line_num + 1
+                filled, line = filled or bool(row), reader.line_num + 1
+            if not filled:
+                raise _no_rows(path)
+    except UnicodeDecodeError:
+        with open(path, "rb") as file:
+            for line, data in enumerate(file, start=1):
+                _decoded(data, f"{path}:{line}")
+        raise  # never: one of the lines is not UTF-8
     except csv.Error as error:
         raise UserError(f"not CSV ({error})", where=f"{path}:{line}", expected="every quote closed") from error
     finally:
@@ -395,5 +436,5 @@ def _load_table(source: Source, path: str, sha256: str | None) -> Any:
         is_one = f"the one that it is, {table.split}" if table.split else "none: the folder is not parted into splits"
         raise UserError(f"no split {wanted!r}", where=path, expected=is_one, fix="take `split` away")
     if not len(table):
-        raise UserError("no rows", where=path, expected="at least one row")
+        raise _no_rows(path)
     return table

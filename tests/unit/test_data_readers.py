@@ -201,10 +201,17 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("text.json", b'"prompt"', "found str"),
     ("elements.json", b'[{"prompt": "p"},\n"q"]', "elements.json:2 (record 2): found str"),
     ("deep.jsonl", b"[" * 100_000, "nested too deeply"),
+    ("twice.jsonl", b'{"prompt": "p", "prompt": null}\n', "twice.jsonl:1: prompt: the field is there twice"),
+    ("turn.json", b'[{"messages": [{"content": "a", "content": "b"}]}]', "content: the field is there twice"),
+    ("long.jsonl", b'{"user": ' + b"1" * 5000 + b"}\n", "long.jsonl:1: a number is too long to be read"),
+    ("none.json", b"[]\n", "none.json: no rows"),
     ("cut.parquet", b"PAR1 and no more", "cut.parquet: could not be read"),
     ("cut.csv", b'prompt,completion\n"p,c\n', "cut.csv:2: not CSV (unexpected end of data)"),
     ("first.csv", b'prompt,completion\n"a\nb",c,d\ne,f\n', "first.csv:2: found 3 cells under 2 names"),
     ("short.csv", b'prompt,completion\n"a\nb",c\n\ne\n', "short.csv:5: found 1 cells under 2 names"),
+    ("none.csv", b"prompt,completion\n", "none.csv: no rows"),
+    ("twice.csv", b"prompt,completion,completion\na,b,c\n", "twice.csv:1: the names completion are there twice"),
+    ("latin.csv", b"prompt,completion\na,b\ncaf\xe9,c\n", "latin.csv:3: byte 3 is not UTF-8"),
     ("tab.tsv", b"prompt\tcompletion\na\tb\tc\n", ".tsv has no way to hold a tab"),
     ("data.txt", b"text", "has the ending .txt"),
     ("data.jsonl.gz", b"\x1f\x8b", "has the ending .gz"),
@@ -219,6 +226,12 @@ def test_broken_files(tmp_path: Path, name: str, content: bytes, words: str) -> 
         read_all(str(path))
     assert words in str(caught.value)
     assert name in str(caught.value)
+
+
+def test_a_field_may_be_nested_as_deep_as_json_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "deep.jsonl"
+    path.write_text('{"prompt": "p", "meta": ' + "[" * 900 + "]" * 900 + "}\n")
+    assert read_all(str(path))[0]["prompt"] == "p"
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
