@@ -56,7 +56,7 @@ class Fields:
             return str(value)
         if value is not None and not isinstance(value, str):
             self.wrong(name, f"found {_kind(value)}", "text or a whole number")
-        return value
+        return None if value is None else self.as_text(value, name)
 
     def weight(self, name: str = "weight") -> float:
         """An optional number above 0, 1 where it is not given."""

@@ -177,6 +177,7 @@ WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("misspelt", "demonstration", {"prompt": "p", "compeltion": "c"}, "completion", "did you mean 'compeltion'"),
     ("blank prompt", "demonstration", {"prompt": "  ", "completion": "c"}, "prompt", "blank"),
     ("half a surrogate", "demonstration", {"prompt": "a\ud800", "completion": "c"}, "prompt", "surrogate"),
+    ("half a surrogate as user", "prompt", {"prompt": "p", "user": "\ud800"}, "user", "surrogate"),
     ("comparison for demonstration", "demonstration", {"chosen": "a", "rejected": "b"}, "chosen", "is a comparison"),
     ("no message", "demonstration", {"messages": []}, "messages", "found a list of 0"),
     ("unknown role", "demonstration", {"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role", "'bot'"),
