@@ -39,9 +39,12 @@ _TESTS: dict[str, Callable[[dict[str, Any]], bool]] = {
 FORMATS = tuple(_TESTS)
 
 
-def detect_format(row: dict[str, Any]) -> str:
-    """The form of a row, by its fields."""
-    return next(name for name, fits in _TESTS.items() if fits(row))
+def detect_format(row: dict[str, Any], kind: Kind | None = None) -> str:
+    """The form of a row, by its fields. Where a comparison is asked for, `messages` beside a pair are not the row: they
+    are the conversation with the better answer, as UltraFeedback has it.
+    """
+    passed = "messages" if kind == "comparison" and "chosen" in row else None
+    return next(name for name, fits in _TESTS.items() if name != passed and fits(row))
 
 
 def detect_kind(row: dict[str, Any]) -> Kind:
@@ -61,7 +64,7 @@ def read_records(row: dict[str, Any], where: str, kind: Kind, form: str = "auto"
     """
     if form != "auto" and form not in _TESTS:
         raise UserError(f"found {form!r}", where="format", expected=f"auto, {', '.join(FORMATS)}")
-    found = detect_format(row) if form == "auto" else form
+    found = detect_format(row, kind) if form == "auto" else form
     fields = Fields(row, where)
     if kind == "text":
         return "native", [Text(fields.text("text"))]

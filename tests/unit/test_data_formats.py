@@ -109,6 +109,13 @@ def test_pairs(row: dict[str, Any], form: str, prompt: Any) -> None:
     assert read(row, "prompt") == Prompt(prompt)
 
 
+def test_a_pair_may_have_the_conversation_of_its_better_answer_beside_it() -> None:
+    both = {"prompt": "Hi", "chosen": [USER, ANSWER], "rejected": [USER, WORSE], "messages": [USER, ANSWER]}
+    assert detect_kind(both) == "comparison"
+    assert read(both, "comparison") == Comparison([USER], ["Hello", "What"], [1, 2])
+    assert read(both, "demonstration") == Demonstration([USER], "Hello")
+
+
 def test_transcript_answers_may_begin_alike() -> None:
     """The shared text reaches into the answers; the prompt still ends at the last turn of the assistant."""
     record = read({"chosen": HH + " Hello there", "rejected": HH + " Help"}, "comparison")
