@@ -97,6 +97,12 @@ class Fields:
             if not isinstance(entry, dict) or role not in entry or content not in entry:
                 found = f"keys {', '.join(map(repr, entry))}" if isinstance(entry, dict) else _kind(entry)
                 self.wrong(place, f"found {found}", f"a message with {role!r} and {content!r}")
+            for call in ("tool_calls", "function_call"):
+                if entry.get(call):
+                    expected = (
+                        f"a message whose {content!r} is all that it says, calls of tools as the model writes them"
+                    )
+                    self.wrong(f"{place}.{call}", f"found {_kind(entry[call])}", expected)
             who = self.role(entry[role], f"{place}.{role}", known)
             messages.append({"role": who, "content": self.as_text(entry[content], f"{place}.{content}")})
         return messages

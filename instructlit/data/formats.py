@@ -86,6 +86,10 @@ def _demonstration(fields: Fields, form: str) -> Demonstration:
     elif form in ("preference", "transcript"):
         fields.wrong("chosen", "the row is a comparison", "a demonstration: 'prompt' and 'completion'")
     else:
+        if fields.row.get("label") is False:
+            fields.wrong(
+                "label", "found False: nobody wants this completion", "demonstrations alone: leave the row out"
+            )
         prompt = fields.prompt()
         completion = fields.answer(fields.value("completion", "text"), "completion")
     return Demonstration(
