@@ -21,7 +21,7 @@ from instructlit.data.formats import Kind, Record, detect_kind, read_records
 from instructlit.data.hygiene import personal_data, prefix_hash
 from instructlit.data.progress import progress
 from instructlit.data.readers import Rows, open_source
-from instructlit.data.records import Measure
+from instructlit.data.records import Measure, naming
 from instructlit.data.sources import Source, Sources, as_sources
 from instructlit.data.splits import hash64, prompt_key
 from instructlit.data.tokenization import Encoded, Encoder
@@ -113,8 +113,9 @@ class _Counter:
         report.rows += 1
         try:
             form, records = read_records(rows[index], rows.where(index), self.target.kind, rows.source.format)
-            for record in records:
-                self._record(record)
+            with naming(rows, index):
+                for record in records:
+                    self._record(record)
             report.formats[form] += len(records)
         except UserError as error:
             report.wrong += 1

@@ -4,6 +4,7 @@ import struct
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,17 +189,24 @@ def scan(files: Sequence[Rows], coder: Coder, what: str) -> Scan:
     return Scan(list(files), coder.kind, store, reason == 0, reason, list(store.facts["reasons"]), store.facts["forms"])
 
 
+@contextmanager
+def naming(rows: Rows, index: int) -> Iterator[None]:
+    """Has an error about a record, such as a chat template's, name the file and line of its row."""
+    try:
+        yield
+    except UserError as error:
+        where = f"{rows.where(index)}: {error.where or 'prompt'}"
+        raise UserError(error.what, where=where, expected=error.expected, fix=error.fix) from error
+
+
 def _fill(writer: Writer, files: Sequence[Rows], coder: Coder, what: str) -> dict[str, Any]:
     """Writes records, sequences and ids; the facts are the reasons for dropping and the number of records by form."""
     records, sequences, ids = (writer.table(name) for name in ("records", "sequences", "ids"))
     reasons, forms, count, end = {"": 0}, Counter[str](), 0, 0
     for f, row, part, form, record in records_with_progress(files, coder.kind, f"{what}: reading and tokenising"):
-        try:
+        with naming(files[f], row):
             encoded = coder.tokenise(record)
             measured = coder.measure(record, encoded)
-        except UserError as error:
-            where = f"{files[f].where(row)}: {error.where or 'prompt'}"
-            raise UserError(error.what, where=where, expected=error.expected, fix=error.fix) from error
         for one in encoded:
             end += len(one.ids)
             ids.add(array("I", one.ids).tobytes())

@@ -78,6 +78,18 @@ def test_a_system_message_that_all_share_makes_no_near_duplicates(check: Any, js
     assert report["sources"][0]["near_duplicates"] == 1
 
 
+def test_a_row_that_the_chat_template_refuses_is_named(check: Any, jsonl: Callable[..., Path], tokenizer: str) -> None:
+    refuses = (
+        "{% for m in messages %}{{ m['content'] if m['role'] != 'system' else raise_exception('no') }}{% endfor %}"
+    )
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    file = jsonl("d", [{"prompt": "p", "completion": "c"}, {"prompt": turns, "completion": "c"}])
+    status, report = check(file, tokenizer=tokenizer, template=refuses)
+    assert status == 1
+    (told,) = report["sources"][0]["wrong_rows"]
+    assert told.startswith(f"{file}:2: prompt: the chat template refuses the roles system, user")
+
+
 def test_a_broken_line_in_the_middle(check: Any, tmp_path: Path, tokenizer: str) -> None:
     file = tmp_path / "d.jsonl"
     file.write_text('{"prompt": "p", "completion": "c"}\n{"prompt": "p", "comp\n{"prompt": "q", "completion": "c"}\n')
