@@ -199,6 +199,8 @@ def _facts(source: "SourceReport") -> dict[str, str]:
     facts |= {
         "sequences without EOS (cut)": count(source.missing_eos),
         "EOS inside a completion": count(source.eos_inside),
+        "special token in the text": count(source.special_inside),
+        "unknown token learned": count(source.unknown),
         "chat template mismatch": count(source.template_mismatch),
         "prompt merges with completion": count(source.merged_boundaries),
         "duplicates": count(source.duplicates),

@@ -4,6 +4,7 @@ Rows are read one at a time; only counts and 24 bytes a row (hashes) stay. A wro
 is read.
 """
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +91,11 @@ class _Counter:
         self.report.pairs = Pairs() if target.kind == "comparison" else None
         self.lengths: dict[str, Counter[int]] = {"prompt": Counter(), "response": Counter(), "whole": Counter()}
         self.records, self.prompts, self.prefixes = (array("Q") for _ in range(3))  # a hash of each
+        self.special: re.Pattern[str] | None = None
+        if encoder is not None:
+            tokenizer = encoder.renderer.tokenizer
+            added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+            self.special = re.compile("|".join(map(re.escape, [tokenizer.eos_token, *added])))
 
     def count(self) -> SourceReport:
         report, total = self.report, sum(map(len, self.files))
@@ -135,7 +141,10 @@ class _Counter:
                 report.dropped["blank documents"] += 1
                 return
             self.records.append(hash64(record.text))
-            self.lengths["whole"][len(self.encoder.document(record.text)) if self.encoder else len(record.text)] += 1
+            document: Sequence[Any] = self.encoder.document(record.text) if self.encoder else record.text
+            self.lengths["whole"][len(document)] += 1
+            report.unknown += self._unknown(document)
+            report.special_inside += self._special("", [record.text])
             return
         prompt = prompt_key(record.prompt)
         self.prompts.append(hash64(prompt))
@@ -144,9 +153,11 @@ class _Counter:
         report.conversations += isinstance(record.prompt, list)
         if isinstance(record, Demonstration):
             self.records.append(hash64(f"{prompt}\0{record.completion}"))
+            report.special_inside += self._special(prompt, [record.completion])
             self._example(record, record.completion, measured, sequences[:1])
         elif isinstance(record, Comparison):
             self.records.append(hash64("\0".join([prompt, record.labeler or "", *record.completions])))
+            report.special_inside += self._special(prompt, record.completions)
             assert report.pairs is not None
             responses = [
                 self._example(record, one, measured, sequences[k : k + 1]) for k, one in enumerate(record.completions)
@@ -154,6 +165,7 @@ class _Counter:
             report.pairs.add(record, responses)
         else:
             self.records.append(hash64(prompt))
+            report.special_inside += self._special(prompt, [])
             self.lengths["prompt"][len(sequences[0].ids) if sequences else len(plain_text(record.prompt))] += 1
 
     def _sequences(self, record: Record) -> list[Encoded]:
@@ -165,6 +177,20 @@ class _Counter:
         if isinstance(record, Comparison):
             return [self.encoder.example(record.prompt, completion) for completion in record.completions]
         return [Encoded(self.encoder.prompt(record.prompt), 0)]
+
+    def _special(self, prompt: str, learned: Sequence[str]) -> bool:
+        """Whether a special token is written out in a prompt or in what is learned, whose end may be an EOS."""
+        if self.special is None or self.encoder is None:
+            return False
+        ends = self.encoder.renderer.tokenizer.eos_token
+        return any(map(self.special.search, [prompt, *(text.removesuffix(ends) for text in learned)]))
+
+    def _unknown(self, ids: Sequence[Any]) -> bool:
+        """Whether the unknown token is among some ids; a tokenizer may call its EOS so too."""
+        if self.encoder is None:
+            return False
+        unknown = self.encoder.renderer.tokenizer.unk_token_id
+        return unknown is not None and unknown != self.encoder.eos and unknown in ids
 
     def _example(
         self, record: Demonstration | Comparison, completion: str, measured: Measure, sequence: list[Encoded]
@@ -178,6 +204,7 @@ class _Counter:
             prompt, response = encoded.start, len(encoded.ids) - encoded.start
             too_long = self.max_length is not None and len(encoded.ids) > self.max_length
             report.missing_eos += too_long and not measured.dropped
+            report.unknown += self._unknown(encoded.ids[encoded.start :])
             report.eos_inside += self.encoder.eos in encoded.ids[encoded.start : -1]
             report.template_mismatch += self.encoder.renderer.differs(record.prompt, completion)
             report.merged_boundaries += not self.encoder.prompt_is_prefix(record.prompt, encoded)
@@ -233,6 +260,11 @@ def _problems(source: SourceReport, data: DataModule | None) -> Iterator[Problem
     for count, what in (
         (source.missing_eos, "sequences are cut at max_length and have no EOS"),
         (source.eos_inside, "completions hold EOS before their end"),
+        (source.special_inside, "records have a special token written out in their text, which is read as that token"),
+        (
+            source.unknown,
+            "sequences hold what the tokenizer has no token for: its unknown token is learned in the place",
+        ),
         (source.template_mismatch, "examples differ from what the chat template makes of the finished conversation"),
         (source.merged_boundaries, "prompts share a token with their completion: sampling starts with other ids"),
         (source.duplicates, "records are there more than once"),

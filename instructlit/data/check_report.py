@@ -95,6 +95,8 @@ class SourceReport:
     truncated: int = 0
     missing_eos: int = 0
     eos_inside: int = 0
+    special_inside: int = 0
+    unknown: int = 0
     duplicates: int = 0
     repeated_prompts: int = 0
     near_duplicates: int = 0

@@ -134,6 +134,32 @@ def test_pad_is_eos_and_eos_inside(check: Any, tmp_path: Path, jsonl: Callable[.
     assert report["sources"][0]["eos_inside"] == 1
 
 
+def test_special_tokens_in_the_text(check: Any, jsonl: Callable[..., Path], tokenizer: str) -> None:
+    """A prompt may forge the end of a turn; an EOS that an answer or document was stored with is its own."""
+    rows = [("ab<eos>", "c"), ("a", "b<pad>c"), ("a", "b<eos>"), ("a", "b < c")]
+    forged = [{"prompt": p, "completion": c} for p, c in rows]
+    _, report = check(jsonl("d", forged), tokenizer=tokenizer)
+    assert report["sources"][0]["special_inside"] == 2
+    assert says(report, "warning", "2 records have a special token written out")
+    turns = [{"prompt": [{"role": "user", "content": "a<eos>b"}], "completions": ["c", "d"], "ranks": [1, 2]}]
+    assert check(jsonl("c", turns), tokenizer=tokenizer)[1]["sources"][0]["special_inside"] == 1
+    assert check(jsonl("p", [{"prompt": "<pad>"}]), tokenizer=tokenizer)[1]["sources"][0]["special_inside"] == 1
+    texts = [{"text": "a<eos>b"}, {"text": "a<eos>"}]
+    assert check(jsonl("t", texts), tokenizer=tokenizer)[1]["sources"][0]["special_inside"] == 1
+
+
+def test_characters_without_a_token(check: Any, tmp_path: Path, jsonl: Callable[..., Path], tokenizer: str) -> None:
+    file = jsonl("d", [{"prompt": "é", "completion": "c"}, {"prompt": "p", "completion": "é"}])
+    _, report = check(file, tokenizer=tokenizer)
+    assert report["sources"][0]["unknown"] == 1
+    assert says(report, "warning", "1 sequences hold what the tokenizer has no token for")
+    assert check(jsonl("t", [{"text": "né"}]), tokenizer=tokenizer)[1]["sources"][0]["unknown"] == 1
+    alike = make_char_tokenizer()
+    alike.unk_token = "<eos>"  # as GPT-2's are one token
+    alike.save_pretrained(tmp_path)
+    assert check(jsonl("e", [{"prompt": "p", "completion": "c"}]), tokenizer=str(tmp_path))[1]["problems"] == []
+
+
 def test_template_mismatch(check: Any, tmp_path: Path, jsonl: Callable[..., Path], text_file: Path) -> None:
     tokenizer = make_char_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}|{% endfor %}"
