@@ -109,9 +109,12 @@ class PromptData(DataModule):
         )
 
     def measure(self, record: Prompt, sequences: list[Encoded]) -> Measure:
-        """A prompt's tokens; dropped where they are too many."""
+        """A prompt's tokens; dropped where they are too many, or none (all of it is what the tokenizer takes away)."""
         tokens = len(sequences[0].ids)
-        dropped = f"over {self.max_prompt_length} tokens" if tokens > self.max_prompt_length else None
+        if tokens > self.max_prompt_length:
+            dropped = f"over {self.max_prompt_length} tokens"
+        else:
+            dropped = None if tokens else "without a token"
         personal = self.filter_personal_data and personal_data(prompt_key(record.prompt)) is not None
         return Measure(tokens, dropped=dropped, personal=personal)
 

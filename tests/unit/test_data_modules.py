@@ -11,9 +11,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import COMPARISONS, DEMONSTRATIONS, EOS_ID, PROMPTS, TEXTS
+from conftest import COMPARISONS, DEMONSTRATIONS, EOS_ID, PROMPTS, TEXTS, make_char_tokenizer
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerFast
 
 from instructlit.data import ComparisonData, DemonstrationData, PromptData, Source, TextData
 from instructlit.data.datamodule import DataModule
@@ -281,6 +283,17 @@ def test_prompts_are_cleaned(tokenizer: str, jsonl: Callable[..., Path]) -> None
     }
     off = {**options, "duplicate_prefix": 0, "max_prompts_per_user": 0}
     assert ready(PromptData(tokenizer, str(jsonl("p", rows)), **off)).report.splits[0].kept == 10
+
+
+def test_a_prompt_without_a_token_is_dropped(tmp_path: Path, jsonl: Callable[..., Path]) -> None:
+    """A policy has nothing to answer: among others its row was noise, alone it was a stack trace."""
+    core = make_char_tokenizer().backend_tokenizer
+    core.normalizer = normalizers.Replace("\u200b", "")
+    words = {"eos_token": "<eos>", "pad_token": "<pad>"}
+    PreTrainedTokenizerFast(tokenizer_object=core, **words).save_pretrained(tmp_path)
+    file = jsonl("p", [{"prompt": "\u200b"}, {"prompt": "hello"}])
+    data = PromptData(str(tmp_path), str(file), validation_fraction=0, batch_size=1, max_dropped_fraction=0.5)
+    assert ready(data).report.splits[0].dropped == {"without a token": 1}
 
 
 def test_prompts_of_one_user_stay_together(tokenizer: str, jsonl: Callable[..., Path]) -> None:
