@@ -78,7 +78,7 @@ class Checker:
         key: tuple[str, ...] = ()
         hint: Any = None
         for part in name.rstrip("+").split("."):
-            if key and key[0] not in self.groups and part in SPEC:
+            if part in SPEC and key and ".".join(key) not in self.groups:
                 key = (*key, part)
                 if part == "dict_kwargs":
                     return key, None
@@ -87,7 +87,7 @@ class Checker:
                 return (*key, part), None
             if part not in params:
                 raise self._unknown(part, key, params, f"--{name}", option=True)
-            if key and key[-1] != "init_args" and key[0] not in self.groups and self._has_class(key):
+            if key and key[-1] != "init_args" and self._has_class(key):
                 key = (*key, "init_args")
             key, hint = (*key, part), params[part].hint
             params = self._below(key, hint)
