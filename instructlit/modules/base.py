@@ -450,6 +450,7 @@ def _refuse_trainer_options(trainer: pl.Trainer) -> None:
     refused = [
         ("accumulate_grad_batches", trainer.accumulate_grad_batches not in (None, 1), "micro_batch_size"),
         ("gradient_clip_val", trainer.gradient_clip_val is not None, "gradient_clip_norm"),
+        ("gradient_clip_algorithm", trainer.gradient_clip_algorithm is not None, "gradient_clip_norm"),
     ]
     for option, is_set, ours in refused:
         if is_set:

@@ -537,6 +537,7 @@ def test_the_run_ends_at_its_episodes(tmp_path, tiny_llama_dir, char_tokenizer):
     [
         ({"accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches.*micro_batch_size"),
         ({"gradient_clip_val": 1.0}, "trainer.gradient_clip_val.*gradient_clip_norm"),
+        ({"gradient_clip_algorithm": "value"}, "trainer.gradient_clip_algorithm.*gradient_clip_norm"),
         ({"precision": "16-true"}, "trainer.precision.*bf16-mixed"),
         ({"max_steps": 0}, "trainer.max_steps: is 0.*validate"),
         ({"limit_train_batches": 0.0}, "trainer.limit_train_batches: is 0"),
