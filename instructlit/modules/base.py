@@ -75,6 +75,8 @@ class StageModule(pl.LightningModule):
     """
 
     stage: str
+    asks_data_for: tuple[str, ...] = ("tokenizer",)
+    """What the datamodule needs to have beside its loaders."""
 
     def __init__(
         self,
@@ -218,10 +220,8 @@ class StageModule(pl.LightningModule):
         if stage == TrainerFn.FITTING:
             for where, backbone in self.trained_backbones().items():
                 check_trainable(backbone, where)
-        tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-        if tokenizer is None:
-            return
-        lengths = self.row_lengths()
+        self._check_data()
+        tokenizer, lengths = self.tokenizer, self.row_lengths()
         for where, backbone in self.backbones().items():
             check_positions(backbone, lengths, where)
         spare = {where: check_vocabulary(backbone, tokenizer, where) for where, backbone in self.backbones().items()}
@@ -231,6 +231,18 @@ class StageModule(pl.LightningModule):
                 f"{where}: {rows} rows of the model's embedding belong to no id of the tokenizer. They cost memory and "
                 "can be sampled: such a token adds no text to a response."
             )
+
+    def _check_data(self) -> None:
+        """Refuse a datamodule of the user's own that would end the run where it is asked for what it does not have."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for name in self.asks_data_for:
+            if not hasattr(data, name):
+                raise UserError(
+                    f"{type(data).__name__} has no `{name}`",
+                    where="data.class_path",
+                    expected=f"what {type(self).__name__} asks its data for: {', '.join(self.asks_data_for)}",
+                    fix="add it: docs/plugging-in.md says what each is",
+                )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         try:

@@ -108,6 +108,7 @@ class PPOModule(StageModule):
     """
 
     stage = "ppo"
+    asks_data_for = ("tokenizer", "batch_size")
 
     def __init__(
         self,
@@ -349,6 +350,7 @@ class PPOModule(StageModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         first = self.self_check and self.episodes_seen == 0
+        self._check_prompts(batch["prompts"])
         rollout = self.collect(batch["prompts"])
         if first:
             check_rollout(self, rollout)
@@ -359,6 +361,17 @@ class PPOModule(StageModule):
                 if first and metrics.updates == 1:
                     check_first_minibatch(self, metrics)
         self._finish(rollout, metrics)
+
+    def _check_prompts(self, prompts: PromptBatch) -> None:
+        """Refuse a rollout of another size than the counts of episodes, updates and the KL's horizon go by."""
+        found = len(prompts) * self.trainer.world_size
+        if found != self.rollout_size:
+            raise UserError(
+                f"a batch of {found} prompts over all devices, where `batch_size` of the data says {self.rollout_size}",
+                where="data",
+                expected="as many prompts in every training batch as `batch_size` says",
+                fix="leave out what is left over at the end of an epoch: drop_last of a DataLoader",
+            )
 
     @torch.no_grad()
     def collect(self, prompts: PromptBatch) -> Rollout:

@@ -40,6 +40,7 @@ class RewardModule(StageModule):
     """
 
     stage = "reward"
+    asks_data_for = ("tokenizer", "demonstration_dataloader")
 
     def __init__(
         self,

@@ -551,6 +551,35 @@ def test_trainer_options_the_modules_replace_are_refused(tmp_path, tiny_llama_di
     assert re.search(message, str(error.value), re.DOTALL)
 
 
+@pytest.mark.parametrize(
+    ("make", "asked"),
+    [(sft_module, "tokenizer"), (reward_module, "demonstration_dataloader"), (ppo_module, "batch_size")],
+)
+def test_a_datamodule_without_what_a_stage_asks_for_is_refused_before_it_trains(
+    tmp_path, tiny_llama_dir, char_tokenizer, make, asked
+):
+    class Batches(pl.LightningDataModule):
+        tokenizer: Any
+
+        def train_dataloader(self):
+            raise AssertionError("asked for a batch")
+
+    data = Batches()
+    if asked != "tokenizer":
+        data.tokenizer = char_tokenizer
+    with pytest.raises(UserError, match=rf"^data.class_path: Batches has no `{asked}`\n.*tokenizer"):
+        trainer(tmp_path).fit(make(tiny_llama_dir), datamodule=data)
+
+
+def test_a_rollout_of_another_size_than_the_data_says_is_refused(tmp_path, tiny_llama_dir, char_tokenizer):
+    """What is left over at the end of an epoch, where a loader keeps it, would count as whole."""
+    batches = [{"prompts": prompt_batch(PROMPTS)}, {"prompts": prompt_batch(PROMPTS[:4])}]
+    module = ppo_module(tiny_llama_dir, episodes=40)
+    with pytest.raises(UserError, match=r"^data: a batch of 4 prompts .* says 8\n(.|\n)*drop_last"):
+        run(tmp_path, module, char_tokenizer, batches)
+    assert module.episodes_seen == 8
+
+
 def test_a_quantised_model_is_trained_under_adapters_alone(tmp_path, tiny_llama_dir, char_tokenizer):
     packed = Backbone(str(tiny_llama_dir), quantization="nf4")
     modules = {
