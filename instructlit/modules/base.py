@@ -13,7 +13,14 @@ from typing import Any, Protocol, Self, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -46,6 +53,30 @@ from instructlit.types import TokenBatch
 
 UNUSUAL_ROWS = 1024
 """Rows of an embedding beyond the tokenizer's ids that are more than padding to a round number."""
+
+REFUSED_CALLBACKS: dict[type[pl.Callback], tuple[str, str]] = {
+    StochasticWeightAveraging: (
+        "copies a module before its model is there, and sets the learning rate itself",
+        "PPO averages its policy by model.init_args.ema_decay",
+    ),
+    WeightAveraging: (
+        "puts averages in the place of weights unseen by the module, which exports and records them as raw",
+        "PPO averages its policy by model.init_args.ema_decay",
+    ),
+    GradientAccumulationScheduler: (
+        "has nothing to schedule: a batch is one optimiser step whatever its micro-batches",
+        "data.init_args.batch_size is what a step learns from",
+    ),
+    LearningRateFinder: (
+        "sets an attribute that is not where the learning rate comes from, and leaves the data where its trial ended",
+        "set model.init_args.optimizer.init_args.lr",
+    ),
+    BatchSizeFinder: (
+        "changes how much a step learns from",
+        "`instructlit memory` says what fits; model.init_args.micro_batch_size changes nothing else",
+    ),
+}
+"""Callbacks of Lightning's that our modules would make wrong or void: what each does, and what to do instead."""
 
 
 class MicroBatch(Protocol):
@@ -492,9 +523,7 @@ def _refuse_trainer_options(trainer: pl.Trainer) -> None:
             where="ModelCheckpoint.train_time_interval",
             fix="remove it; instructlit.callbacks.ResumeCheckpoint saves every so many batches",
         )
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        raise UserError(
-            "StochasticWeightAveraging copies a module before its model is there, and sets the learning rate itself",
-            where="trainer.callbacks",
-            fix="remove it; PPO averages its policy by model.init_args.ema_decay",
-        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for kind, (what, fix) in REFUSED_CALLBACKS.items():
+            if isinstance(callback, kind):
+                raise UserError(f"{type(callback).__name__} {what}", where="trainer.callbacks", fix=f"remove it; {fix}")

@@ -3,12 +3,20 @@
 import math
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import MAX_POSITIONS
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from stage_helpers import (
     CountVowels,
     FixedBatches,
@@ -592,9 +600,21 @@ def test_a_quantised_model_is_trained_under_adapters_alone(tmp_path, tiny_llama_
             run(tmp_path, module, char_tokenizer, [token_batch(PAIRS)])
 
 
-def test_an_average_of_a_module_without_its_model_is_refused(tmp_path, tiny_llama_dir, char_tokenizer):
-    run = trainer(tmp_path, callbacks=[StochasticWeightAveraging(1e-3)])
-    with pytest.raises(UserError, match=r"trainer.callbacks: StochasticWeightAveraging .*\n.*ema_decay"):
+@pytest.mark.parametrize(
+    ("callback", "instead"),
+    [
+        (StochasticWeightAveraging(1e-3), "ema_decay"),
+        (EMAWeightAveraging(), "ema_decay"),
+        (GradientAccumulationScheduler({0: 2}), "batch_size"),
+        (LearningRateFinder(), "optimizer.init_args.lr"),
+        (BatchSizeFinder(), "micro_batch_size"),
+    ],
+)
+def test_callbacks_that_go_behind_the_back_of_a_stage_are_refused(
+    tmp_path, tiny_llama_dir, char_tokenizer, callback, instead
+):
+    run = trainer(tmp_path, callbacks=[callback])
+    with pytest.raises(UserError, match=rf"trainer.callbacks: {type(callback).__name__} .*\n.*{instead}"):
         run.fit(sft_module(tiny_llama_dir), datamodule=FixedBatches(char_tokenizer, [token_batch(PAIRS)]))
 
 
