@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 from urllib.parse import urlsplit
@@ -50,6 +51,14 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         waiting.extend(
             e for e in (current.__cause__, None if current.__suppress_context__ else current.__context__) if e
         )
+
+
+def is_lightnings_refusal(error: BaseException) -> bool:
+    """Whether Lightning says of how it was asked that it cannot be; by names, so that it need not be imported here."""
+    if type(error).__name__ == "MisconfigurationException":
+        return True
+    innermost = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    return isinstance(error, (RuntimeError, ValueError)) and any(name.startswith("lightning.") for name in innermost)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 
-from instructlit.errors import UserError, chain, extra_of, not_installed
+from instructlit.errors import UserError, chain, extra_of, is_lightnings_refusal, not_installed
 
 DEBUG = "INSTRUCTLIT_DEBUG"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -59,7 +59,7 @@ def explain(error: BaseException) -> str | None:
     for cause in chain(error):
         if isinstance(cause, ModuleNotFoundError) and extra_of(cause.name or ""):
             return str(not_installed(cause))
-        if _is_lightnings_refusal(cause):
+        if is_lightnings_refusal(cause):
             return str(cause).strip()
         if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             what = f"nothing more can be written: {cause.strerror}"
@@ -72,14 +72,6 @@ def explain(error: BaseException) -> str | None:
             what = f"cannot be read or written: {cause.strerror}"
             return str(UserError(what, where=str(cause.filename), fix=f"{DEBUG}=1 shows where it was needed"))
     return None
-
-
-def _is_lightnings_refusal(error: BaseException) -> bool:
-    """Whether Lightning says of how it was asked that it cannot be; by names, so that it need not be imported here."""
-    if type(error).__name__ == "MisconfigurationException":
-        return True
-    innermost = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
-    return isinstance(error, ValueError) and any(name.startswith("lightning.") for name in innermost)
 
 
 def _status_of(error: SystemExit) -> int:

@@ -6,17 +6,17 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, is_lightnings_refusal
 
 T = TypeVar("T")
 
 FILE = "failed.ckpt"
-BETWEEN_STEPS = (UserError, MisconfigurationException, OSError)
-"""What no optimiser raises: the weights are whole. The second is Lightning's, for a metric that is not there, say."""
+BETWEEN_STEPS = (UserError, OSError)
+"""What no optimiser raises: the weights are whole. Nor does it raise what Lightning refuses, such as a metric that is
+not there."""
 
 
 def raise_together(trainer: pl.Trainer, fault: UserError | None) -> None:
@@ -81,7 +81,8 @@ class Rescue(pl.Callback):
         together = trainer.world_size == 1 or getattr(exception, "on_all_ranks", False)
         learnt = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and trainer.global_step > 0
         saved = getattr(exception, "saved", False)
-        if saved or not (isinstance(exception, BETWEEN_STEPS) and folder and together and learnt):
+        between = isinstance(exception, BETWEEN_STEPS) or is_lightnings_refusal(exception)
+        if saved or not (between and folder and together and learnt):
             return
         path = Path(folder) / FILE
         try:

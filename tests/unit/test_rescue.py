@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from stage_helpers import FixedBatches, sft_module, token_batch, trainer
 
 from instructlit.cli.errors import report
@@ -59,6 +59,19 @@ def test_a_metric_that_nobody_logs_does_not_cost_what_was_learnt(
     assert "sft/val/los" in str(error)
     kept = torch.load(tmp_path / "ckpt" / "failed.ckpt", weights_only=True)
     assert kept["global_step"] == 4
+
+
+def test_nor_does_one_that_early_stopping_waits_for(
+    tmp_path: Path, tiny_llama_dir: Path, char_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints, stops = ModelCheckpoint(tmp_path / "ckpt"), EarlyStopping("sft/val/los")
+    _, error = broken(tmp_path, tiny_llama_dir, char_tokenizer, checkpoints, stops)
+    assert torch.load(tmp_path / "ckpt" / "failed.ckpt", weights_only=True)["global_step"] == 4
+    capsys.readouterr()
+    assert report(error) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("instructlit: Early stopping conditioned on metric `sft/val/los` which is not available.")
+    assert "Traceback" not in said
 
 
 def test_the_message_says_it_and_one_error_is_one_message(
