@@ -82,6 +82,10 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
         raise UserError(readable(str(error))) from error
     except UserError as error:
         raise located(error, config, args) from error
+    except ValueError as error:  # jsonargparse's, with the reason among all that else could have stood there
+        if (refusal := re.search(r"Problem with given class_path '(\S+)':\s+(.+)", str(error))) is None:
+            raise
+        raise UserError(f"{refusal[1]} cannot be made: {refusal[2]}") from error
     return 0
 
 

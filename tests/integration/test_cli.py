@@ -252,6 +252,15 @@ def test_what_the_trainer_refuses_is_told_with_its_option(call: Call, words: tup
     assert (status, told in err, "Traceback" in err) == (2, True, False)
 
 
+def test_a_class_that_refuses_to_be_made_is_told_in_one_message(folder: Path, call: Call) -> None:
+    """As loggers do whose library is not installed."""
+    lines = ["from lightning.pytorch.loggers import CSVLogger", "class Needy(CSVLogger):", "    def __init__(self):"]
+    (folder / "needy.py").write_text("\n".join([*lines, "        raise ModuleNotFoundError('install the library')"]))
+    status, _, err = call("fit", "--config", "recipe.yaml", "--trainer.logger", "needy.Needy")
+    assert (status, "Traceback" in err) == (2, False)
+    assert "instructlit: needy.Needy cannot be made: install the library\n" in err
+
+
 def test_a_barebones_trainer_gets_no_progress_bar_of_ours(call: Call) -> None:
     wanted = {"barebones": "true", "logger": "false", "log_every_n_steps": "0", "enable_progress_bar": "null"}
     words = [word for option, value in wanted.items() for word in (f"--trainer.{option}", value)]
