@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
@@ -45,6 +46,10 @@ from instructlit.models.trunk import Key, Trunks
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNQUANTISED = (HEAD, "lm_head", "embed_out")
 """Layers that `quantization` leaves as they are."""
+
+_SEE_WHAT_FOLLOWS = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "cpmant", "xlnet"}
+"""Architectures that AutoModelForCausalLM has too, but whose tokens are predicted from those behind them as well: BERT
+and its kin (made decoders by their config they would still count positions in ways of their own), and three more."""
 
 
 @dataclass
@@ -122,6 +127,12 @@ def check_causal_lm(backbone: Backbone, where: str = "model") -> PretrainedConfi
             f"{backbone.path} is of the architecture {config.model_type}, which is no causal language model",
             where=f"{where}.path",
             expected="a decoder that transformers' AutoModelForCausalLM knows",
+        )
+    if config.model_type in _SEE_WHAT_FOLLOWS:
+        raise UserError(
+            f"{backbone.path} is of the architecture {config.model_type}, whose tokens see those that follow them",
+            where=f"{where}.path",
+            expected="a decoder, which predicts every token from those before it alone",
         )
     return config
 

@@ -10,7 +10,16 @@ import torch
 from conftest import EOS_ID, MAX_POSITIONS, PAD_ID, VOCABULARY, save_tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Gemma3Config, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast, T5Config
+from transformers import (
+    BertConfig,
+    Gemma3Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+    XLNetConfig,
+)
 
 from instructlit.errors import UserError
 from instructlit.evaluation.language_model import LanguageModel
@@ -224,8 +233,10 @@ def test_code_that_comes_with_a_model_is_not_run_unasked(tmp_path: Path) -> None
     [
         (T5Config(d_model=8, num_layers=1, num_heads=1, d_ff=8).to_dict(), "t5, which is no causal language model"),
         ({"model_type": "never_heard_of"}, "does not know the architecture"),
+        (BertConfig().to_dict(), "bert, whose tokens see those that follow them"),
+        (XLNetConfig().to_dict(), "xlnet, whose tokens see those that follow them"),
     ],
-    ids=["encoder-decoder", "unknown"],
+    ids=["encoder-decoder", "unknown", "encoder", "permuted"],
 )
 def test_what_is_no_language_model_is_refused(tmp_path: Path, config: dict[str, Any], words: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
