@@ -277,8 +277,8 @@ def checked_config(backbone: Backbone, where: str, *, weights: bool = True) -> P
     config = load_config(source, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code, where=where)
     text = text_part(config)
     configure_dropout(text, backbone.dropout, f"{where}.dropout")
-    eos = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
-    if text.pad_token_id is not None and text.pad_token_id in eos:
+    pad, eos = (getattr(text, name, None) for name in ("pad_token_id", "eos_token_id"))  # some have neither
+    if pad is not None and pad in (eos if isinstance(eos, list) else [eos]):
         text.pad_token_id = None
     return config
 

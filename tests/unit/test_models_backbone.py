@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     BertConfig,
+    CodeGenConfig,
     Gemma3Config,
     GPT2Config,
     GPTNeoXConfig,
@@ -126,6 +127,13 @@ def test_a_weight_that_is_missing_is_never_drawn_at_random(tiny_llama_dir: Path,
 def test_the_dtype_is_the_one_asked_for(tiny_llama_dir: Path, dtype: Any) -> None:
     model = load_causal_lm(backbone(tiny_llama_dir, dtype=dtype))
     assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
+
+
+def test_an_architecture_may_know_of_no_padding(tmp_path: Path) -> None:
+    config = CodeGenConfig(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=4, rotary_dim=4)
+    config.save_pretrained(tmp_path)
+    assert not hasattr(config, "pad_token_id")
+    assert load_causal_lm(backbone(tmp_path, attn_implementation="eager", random_init=True))
 
 
 def test_the_embedding_of_eos_is_trained_where_pad_is_eos(tiny_llama_dir: Path, tmp_path: Path) -> None:
