@@ -236,6 +236,12 @@ def takes_positions(model: nn.Module) -> bool:
     return _takes_positions(type(unwrapped(model).base_model))
 
 
+def keeps_states(model: nn.Module) -> bool:
+    """Whether layers hand on a state from token to token, into which padding before a row may find its way: not all of
+    them go by the mask (RWKV, xLSTM and RecurrentGemma do not, DeepSeek-V4 counts blocks along the columns)."""
+    return bool(getattr(unwrapped(model), "_is_stateful", False))
+
+
 @lru_cache(maxsize=64)
 def _takes_positions(trunk: type[nn.Module]) -> bool:
     return "position_ids" in inspect.signature(trunk.forward).parameters

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from instructlit.models.adapters import unwrapped
 from instructlit.models.blocks import computes_again
 from instructlit.models.last_block import only_at
-from instructlit.models.packed import Packed, lacking, pays, takes_positions
+from instructlit.models.packed import Packed, keeps_states, lacking, pays, takes_positions
 from instructlit.ops.log_probs import token_log_probs
 from instructlit.ops.masking import position_ids
 from instructlit.types import TokenBatch
@@ -74,15 +74,29 @@ def at_tokens(
         with only_at(model, places, whole.input_ids.numel()):
             found = _found(model, read, ids, places, whole.inputs)
         return _spread(found.flatten(0, 1)[places], at, mask.shape)
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long(), "use_cache": False}
-    if takes_positions(model):
-        inputs["position_ids"] = position_ids(attention_mask)
     width = mask.shape[1]
     unread = input_ids.shape[1] - width
+    if keeps_states(model):
+        # A state takes up what comes before, padding too. What comes behind changes no token of a causal model.
+        order = (~attention_mask).byte().argsort(dim=1, stable=True)
+        wide = F.pad(mask, (unread, 0))
+        input_ids, attention_mask, wide = (x.gather(1, order) for x in (input_ids, attention_mask, wide))
+        places = wide.flatten().nonzero()[:, 0]
+        found = _found(model, read, ids, places, _inputs(model, input_ids, attention_mask))
+        return _spread(found.flatten(0, 1)[places], at, mask.shape)
+    inputs = _inputs(model, input_ids, attention_mask)
     if unread:
         inputs["logits_to_keep"] = width
     with only_at(model, at + (at // width + 1) * unread, input_ids.numel()):
         return _found(model, read, ids, at, inputs)
+
+
+def _inputs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+    """The arguments of a model's forward for rows with padding."""
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long(), "use_cache": False}
+    if takes_positions(model):
+        inputs["position_ids"] = position_ids(attention_mask)
+    return inputs
 
 
 def _found(model: nn.Module, read: Read, ids: Tensor, at: Tensor, inputs: dict[str, Any]) -> Tensor:

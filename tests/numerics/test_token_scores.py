@@ -22,7 +22,7 @@ from stage_helpers import (
 )
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Gemma2Config, PreTrainedTokenizerFast
+from transformers import Gemma2Config, PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
 
 from instructlit.losses import language_loss, target_loss
 from instructlit.models import token_scores
@@ -136,6 +136,18 @@ def test_responses_are_read_at_their_temperature(
     if keep_padding:  # sums run in the same order
         torch.testing.assert_close(own, whole, rtol=1e-5, atol=1e-6)
     assert_same_gradient(own, whole)
+
+
+def test_padding_before_a_response_enters_no_state() -> None:
+    torch.manual_seed(0)
+    model = RwkvForCausalLM(RwkvConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2))
+    texts = responses()
+    found = log_probs_and_entropy(model, texts, 1.0)[0]
+    for i, (ids, mask) in enumerate(zip(texts.input_ids, texts.attention_mask, strict=True)):
+        row, length = ids[mask][None], int(texts.response_mask[i].sum())
+        alone = token_log_probs(model(row).logits[:, :-1], row[:, 1:])[0, -length:]
+        torch.testing.assert_close(found[i, :length], alone, rtol=1e-5, atol=1e-5)
+        assert not found[i, length:].any()
 
 
 def test_logits_of_a_batch_are_never_made(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
