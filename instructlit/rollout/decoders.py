@@ -3,12 +3,15 @@
 `LlamaDecoder` computes the layers of Llama's family itself, with a cache laid down beforehand, from the model's weights
 as they are now; where the forward runs in 16 bits by autocast they are cast once a rollout and not once a token.
 `llama_gpu.GPULlamaDecoder` is the same for a GPU. `ModelDecoder` calls the model's own forward and serves every other
-architecture.
+architecture whose cache can be trusted. `WholeDecoder` has none and reads every row anew for every token.
 """
 
+import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +19,12 @@ from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from instructlit.models.adapters import adapts_only, unwrapped
-from instructlit.models.packed import shows_what_it_sees
+from instructlit.models.packed import keeps_states, shows_what_it_sees
 from instructlit.models.segments import ALONE, by_segments
 from instructlit.models.sharding import is_sharded
+from instructlit.models.token_scores import at_tokens
 from instructlit.ops.gpu_kernels import kernels_run
+from instructlit.ops.log_probs import token_log_probs
 from instructlit.ops.masking import position_ids
 from instructlit.ops.micro_batches import computed_tokens, spans
 from instructlit.rollout.cache import KeyValueCache
@@ -30,6 +35,15 @@ LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 
 COLUMNS = 64
 """Places by which the cache grows: a step then reads whole tensors, of a shape that its kernels have met before."""
+
+CACHE_MISSES = {torch.float32: 1e-4}
+"""Mean difference, in nats a token, above which log-probs by a model's cache are not taken for the model's own."""
+
+CACHE_MISSES_IN_HALVES = 0.1
+"""The same in 16 bits, whose rounding alone makes a few hundredths."""
+
+_agreed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Of models that keep states: whether their cache says what they do."""
 
 
 class Decoder(ABC):
@@ -73,7 +87,7 @@ def decoder_for(model: nn.Module, slots: int, length: int) -> Decoder:
         length: most tokens of a row.
     """
     if not _is_llama(model):
-        return ModelDecoder(model)
+        return ModelDecoder(model) if _has_cache(model) else WholeDecoder(model)
     if next(model.parameters()).is_cuda:
         from instructlit.rollout.llama_gpu import GPULlamaDecoder
 
@@ -108,7 +122,7 @@ class ModelDecoder(Decoder):
         logits, self._cache = out.logits[:, -1], out.past_key_values
         self._mask, self._positions = mask, position_ids(mask)[:, -1:]
         if once:
-            _take_rows(self._cache, inverse)
+            self._cache.reorder_cache(inverse)
             logits = logits[inverse]
         return logits
 
@@ -126,8 +140,34 @@ class ModelDecoder(Decoder):
         return out.logits[:, -1]
 
     def keep(self, slots: Tensor) -> None:
-        _take_rows(self._cache, slots)
+        self._cache.reorder_cache(slots)
         self._mask, self._positions = self._mask[slots], self._positions[slots]
+
+
+class WholeDecoder(Decoder):
+    """A forward over the whole of every row for every token: slow, and right for whatever reads from left to right."""
+
+    refills = own = False
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self._ids = self._mask = torch.empty(0)
+
+    def read(self, slots: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        self._ids, self._mask = ids, mask
+        return self._logits()
+
+    def step(self, tokens: Tensor, live: Tensor) -> Tensor:
+        self._ids = torch.cat([self._ids, tokens[:, None]], dim=1)
+        self._mask = F.pad(self._mask, (0, 1), value=True)
+        return self._logits()
+
+    def keep(self, slots: Tensor) -> None:
+        self._ids, self._mask = self._ids[slots], self._mask[slots]
+
+    def _logits(self) -> Tensor:
+        last = self._mask[:, -1:]
+        return at_tokens(self.model, lambda logits, _: logits, self._ids, self._mask, self._ids[:, -1:], last)[:, 0]
 
 
 class LlamaDecoder(Decoder):
@@ -274,19 +314,56 @@ class LlamaDecoder(Decoder):
             return self._head(hidden)
 
 
-def _take_rows(cache: Any, rows: Tensor) -> None:
-    """Go on with these rows (n,) of a cache that transformers made; one may be there several times."""
-    # Layers reorder all that they hold, where `batch_select_indices` is lacking or takes the keys alone. A model's own
-    # cache that has the latter (MiniMax's) holds states beside its layers.
-    own = "batch_select_indices" in vars(type(cache))
-    (cache.batch_select_indices if own else cache.reorder_cache)(rows)
-
-
 def _different(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of prompts (n, L) each once, with its mask, and where each of the n is among them: a prompt that is there several
     times is read once."""
     rows, inverse = torch.unique(torch.cat([mask.long(), ids], dim=1), dim=0, return_inverse=True)
     return rows[:, ids.shape[1] :], rows[:, : ids.shape[1]].bool(), inverse
+
+
+def _has_cache(model: nn.Module) -> bool:
+    """Whether a model's forward has a cache whose rows can be taken out, and which says what the model does."""
+    hf: Any = unwrapped(model)
+    if "past_key_values" not in inspect.signature(type(hf).forward).parameters:
+        return False
+    # MiniMax's own cache lets no rows be taken out where the last layer is one of attention.
+    if not getattr(hf, "_supports_default_dynamic_cache", lambda: True)():
+        return False
+    if not keeps_states(model):
+        return True
+    if hf not in _agreed:
+        _agreed[hf] = _cache_agrees(model)
+    return _agreed[hf]
+
+
+@torch.no_grad()
+def _cache_agrees(model: nn.Module) -> bool:
+    """Whether two rows, one behind padding, are decoded by the cache to what the model says of the whole of them; where
+    not, a warning tells. Some architectures compute a step otherwise than many tokens at once, or count along the
+    columns."""
+    device = next(model.parameters()).device
+    rows = unwrapped(model).config.get_text_config().vocab_size  # type: ignore[union-attr]
+    ids = (torch.arange(60, device=device).view(2, 30) * 7919) % rows  # any will do, if they differ
+    mask = torch.ones(2, 24, dtype=torch.bool, device=device)
+    mask[0, :19] = False
+    if getattr(model(input_ids=ids[:, :1], use_cache=True), "past_key_values", None) is None:
+        return False
+    differences = []
+    decoders = ModelDecoder(model), WholeDecoder(model)
+    for t in range(24, 30):
+        logits = [
+            d.read(mask[:, 0].long(), ids[:, :24], mask) if t == 24 else d.step(ids[:, t - 1], mask[:, -1])
+            for d in decoders
+        ]
+        cached, whole = (token_log_probs(x, ids[:, t]) for x in logits)
+        differences.append((cached - whole).abs())
+    gap = float(torch.stack(differences).mean())
+    if gap <= CACHE_MISSES.get(logits[0].dtype, CACHE_MISSES_IN_HALVES):
+        return True
+    name = type(unwrapped(model)).__name__
+    told = f"{name} is decoded without a cache, which is slow: with it log-probs are {gap:.2g} nats a token off"
+    warnings.warn(told, stacklevel=2)
+    return False
 
 
 def _is_llama(model: nn.Module) -> bool:

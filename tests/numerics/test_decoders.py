@@ -8,12 +8,21 @@ import torch
 from decoder_helpers import CONFIGS, SHAPE, TEXTS, made, sampled
 from stage_helpers import prompt_batch
 from torch import Tensor, nn
-from transformers import Lfm2Config, LlamaConfig, MiniMaxConfig, MistralConfig, PretrainedConfig
+from transformers import (
+    BambaConfig,
+    Lfm2Config,
+    LlamaConfig,
+    MiniMaxConfig,
+    MistralConfig,
+    OpenAIGPTConfig,
+    PretrainedConfig,
+    RwkvConfig,
+)
 
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.rollout import decoders, llama
-from instructlit.rollout.decoders import LlamaDecoder, ModelDecoder, _different, decoder_for
+from instructlit.rollout.decoders import LlamaDecoder, ModelDecoder, WholeDecoder, _different, decoder_for
 from instructlit.rollout.forward import response_log_probs
 
 OTHERS: dict[str, PretrainedConfig] = {
@@ -25,7 +34,14 @@ OTHERS: dict[str, PretrainedConfig] = {
 
 HYBRIDS: dict[str, PretrainedConfig] = {
     "states in some layers": Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]),
-    "a cache of its own": MiniMaxConfig(**SHAPE, head_dim=8, block_size=16, num_local_experts=2),
+    "states that go by the mask": BambaConfig(
+        **SHAPE, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=4
+    ),
+    "states that do not": RwkvConfig(vocab_size=128, hidden_size=32, num_hidden_layers=2, eos_token_id=2),
+    "a cache of its own": MiniMaxConfig(
+        **SHAPE, head_dim=8, block_size=16, num_local_experts=2, layer_types=["linear_attention", "full_attention"]
+    ),
+    "no cache": OpenAIGPTConfig(vocab_size=128, n_embd=32, n_layer=2, n_head=2),
 }
 
 
@@ -60,7 +76,7 @@ def test_what_it_does_not_compute_is_left_to_the_model(name: str) -> None:
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_all_that_a_model_keeps_of_a_row_goes_with_it(name: str) -> None:
     model, prompts = made(HYBRIDS[name]), prompt_batch(["ab", "abcdef", "ab"])
-    decoder, tokens = ModelDecoder(model), torch.tensor([50, 99])
+    decoder, tokens = decoder_for(model, 3, 8), torch.tensor([50, 99])
     with torch.no_grad():
         decoder.read(torch.arange(3), prompts.input_ids, prompts.attention_mask)  # a prompt that is there twice, once
         decoder.keep(torch.tensor([1, 2]))
@@ -68,6 +84,31 @@ def test_all_that_a_model_keeps_of_a_row_goes_with_it(name: str) -> None:
         rows = [[*map(ord, "abcdef"), 50], [*map(ord, "ab"), 99]]
         expected = torch.cat([model(torch.tensor([row]), use_cache=False).logits[:, -1] for row in rows])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_serves_where_states_go_by_the_mask_and_says_what_the_model_does(
+    recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(decoder_for(made(HYBRIDS["states that go by the mask"]), 1, 8), ModelDecoder)
+    assert not recwarn.list
+    step = ModelDecoder.step
+    monkeypatch.setattr(ModelDecoder, "step", lambda self, tokens, live: step(self, tokens + 1, live))
+    with pytest.warns(UserWarning, match="BambaForCausalLM is decoded without a cache, .* nats a token off"):
+        decoder = decoder_for(made(HYBRIDS["states that go by the mask"]), 1, 8)
+    assert isinstance(decoder, WholeDecoder)
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_padding_before_a_row_changes_no_log_prob(name: str) -> None:
+    model = made(HYBRIDS[name])
+    got = sampled(model, 3, tokens=6)
+    torch.testing.assert_close(response_log_probs(model, got, 1.0), got.log_probs, rtol=1e-4, atol=1e-4)
+    for i, text in enumerate(TEXTS):
+        response = got.response_ids[i][got.response_mask[i]]
+        row = torch.cat([torch.tensor([*map(ord, text)]), response])
+        logits = model(row[None], use_cache=False).logits[0, len(text) - 1 : -1]
+        expected = logits.log_softmax(dim=-1).gather(1, response[:, None])[:, 0]
+        torch.testing.assert_close(got.log_probs[i][got.response_mask[i]], expected, rtol=1e-4, atol=1e-4)
 
 
 def adapted(folder: Path, targets: list[str] | str = "all-linear") -> Any:
