@@ -154,7 +154,7 @@ def test_the_server_answers_with_tls_and_ends_on_a_signal(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "nobody can sign in as owner yet"),
+        ((), "there is no database"),
         (("--host", "0.0.0.0"), "can be reached from other machines"),
         (("--host", "::"), "can be reached from other machines"),
         (("--host", "labels.example"), "can be reached from other machines"),
@@ -170,6 +170,14 @@ def test_what_the_server_refuses_is_one_message(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == [], "the file of a misspelt name would be taken for the labels"
+
+
+def test_a_server_that_nobody_can_sign_in_to_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = ("--database", str(tmp_path / "labels.db"))
+    assert run("add-labeler", "anna", *at) == 0
+    assert run(*at) == 2
+    assert "nobody can sign in as owner yet" in capsys.readouterr().err
 
 
 def test_a_port_in_use_and_a_certificate_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,6 +254,8 @@ def test_tasks_in_and_labels_out_as_training_reads_them(tmp_path: Path, capsys: 
     rows.write_text(json.dumps(sampled) + "\n" + json.dumps(sampled | {"completions": ["a"]}))
     assert run("import", str(rows), "--kind", "comparison", *at) == 2
     assert f"{rows}:2: completions: found 1 of them" in capsys.readouterr().err
+    assert run("import", str(rows), "--kind", "comparison", "--database", str(tmp_path / "new.db")) == 2
+    assert not (tmp_path / "new.db").exists(), "it is made with the first tasks"
 
 
 def test_while_files_are_read_nobody_waits_for_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

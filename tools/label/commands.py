@@ -101,12 +101,11 @@ def import_tasks(
 
         write_tasks_of(source, files, kind, round, output)
         return
-    opened = Database(database)
     checked = []
     for file in files:
         records = _rows(file, kind, gold, round) if source == "native" else _tasks(source, file, kind, round)
         checked.append((file, tasks.task_rows(records, overlap=overlap, source=Path(file).name)))
-    with opened.write() as session:
+    with Database(database).write() as session:  # made where it is not there: no row is refused from here on
         added = [(file, tasks.add_rows(session, COMMAND_LINE, rows, Path(file).name)) for file, rows in checked]
     for file, count in added:
         print(f"{file}: {count.new} new tasks, {count.known} there already")

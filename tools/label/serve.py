@@ -48,7 +48,7 @@ def label(
         hostnames: names that browsers may reach it by; other Host headers are refused. On loopback, its own names.
     """
     _check(host, port, lease_minutes, tls_certificate, tls_key, plain_http)
-    opened = Database(database)
+    opened = Database(database, create=False)
     with opened.read() as session:
         if not people.has_owner(session):
             fix = f"instructlit label add-labeler NAME --role owner --database {opened}"
