@@ -44,6 +44,7 @@ class CSVLogger(LightningCSVLogger):
         require("a whole number above 0", "CSVLogger.", flush_logs_every_n_steps=flush_logs_every_n_steps)
         super().__init__(save_dir, name or "", version, prefix, flush_logs_every_n_steps)
         self._file = "metrics.csv"
+        self._made: list[Path] = []  # folders that were not there
         self._earlier = False  # whether another's rows stand in the file, until it is known if this run goes on with it
 
     @property
@@ -60,6 +61,7 @@ class CSVLogger(LightningCSVLogger):
     def experiment(self) -> Any:
         """Lightning's writer, begun without the loss of what was written before."""
         if self._experiment is None:
+            self._made += [f for f in map(Path, (self.log_dir, self.root_dir, self.save_dir)) if not f.exists()]
             Path(self.root_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _Writer(self.log_dir, self._file)
             self._earlier = Path(self._experiment.metrics_file_path).exists()
@@ -105,6 +107,14 @@ class CSVLogger(LightningCSVLogger):
                 f"{path}: metrics cannot be written ({error.strerror}). {len(writer.metrics)} rows wait in memory and "
                 "are written when there is room again."
             )
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left; a run that was refused before it logged anything leaves no folder."""
+        super().finalize(status)
+        for folder in self._made:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:

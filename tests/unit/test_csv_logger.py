@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from instructlit.callbacks import CSVLogger
 from instructlit.callbacks.same_run import identities, take_up
+from instructlit.errors import UserError
 
 
 def logger(folder: Path) -> CSVLogger:
@@ -124,3 +125,20 @@ def test_a_line_that_was_cut_off_is_not_taken_for_a_row(tmp_path: Path) -> None:
 def test_a_fresh_folder_gets_a_file(tmp_path: Path, first: int) -> None:
     log(tmp_path, range(first, first + 2), 0.0)
     assert rows(tmp_path) == [(first, float(first)), (first + 1, first + 1.0)]
+
+
+def test_a_run_that_is_refused_over_its_data_leaves_no_folder(
+    tiny_gpt2_dir: Path, char_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    class Refused(FixedBatches):
+        def setup(self, stage: str) -> None:
+            raise UserError("is missing")
+
+    refused = Refused(char_tokenizer, [token_batch([("ab", "c")])])
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path / "runs", tmp_path / "there"):
+        own = CSVLogger(str(folder), name="sft")
+        with pytest.raises(UserError):
+            trainer(tmp_path, logger=own).fit(sft_module(tiny_gpt2_dir), refused)
+    assert list(tmp_path.iterdir()) == [tmp_path / "there"]
+    assert list((tmp_path / "there").iterdir()) == []
