@@ -29,7 +29,7 @@ from instructlit.cli.config import Config, Key, compose
 from instructlit.cli.defaults import DEFAULTS, from_signature
 from instructlit.cli.files import check_checkpoint, check_files
 from instructlit.cli.memory import out_of_memory
-from instructlit.cli.processes import take_rank
+from instructlit.cli.processes import check_slurm, take_rank
 from instructlit.cli.resume import MODES, Mode, continue_from
 from instructlit.cli.trainer import made
 from instructlit.cli.types import Parameter, import_class, parameters
@@ -257,6 +257,7 @@ class InstructCLI(LightningCLI):
         wanted = config.get("enable_progress_bar") is not False and not config.get("barebones")
         if wanted and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(StageProgress())
+        check_slurm()
         trainer = made(
             lambda: super(InstructCLI, self).instantiate_trainer(callbacks=callbacks, **kwargs), callbacks, config
         )

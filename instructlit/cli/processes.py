@@ -10,6 +10,22 @@ from lightning.pytorch.utilities import rank_zero_only
 from instructlit.errors import UserError
 
 
+def check_slurm() -> None:
+    """Refuse what SLURM has set where it does not say how many of its tasks a machine has.
+
+    Raises:
+        UserError: `SLURM_NTASKS` is over 1, as in a batch script, and `SLURM_NTASKS_PER_NODE` is not set.
+    """
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if SLURMEnvironment.detect() and int(tasks) > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise UserError(
+            f"is {tasks}, and SLURM_NTASKS_PER_NODE is not set",
+            where="SLURM_NTASKS",
+            expected="sbatch --ntasks-per-node, of as many as --trainer.devices, and srun before the command",
+            fix="for a run of one process inside an allocation put SLURM_JOB_NAME=interactive before the command",
+        )
+
+
 def take_rank(trainer: pl.Trainer) -> None:
     """Have this process be the one that the trainer takes it for. Until there is one, variables such as `RANK` say it,
     which may lie around from something else: then nobody would log or say anything.

@@ -48,7 +48,8 @@ def ids(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_sft(line: Line, tiny_llama_dir: Path, seed: int) -> None:
+def test_sft(line: Line, tiny_llama_dir: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "2")  # it is one process, whatever stands around it
     found = line("sft", DEMONSTRATIONS, "--limit", "12", "--batch_size", "4", "--seed", str(seed))
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
     losses = []

@@ -134,6 +134,16 @@ def test_more_processes_than_the_trainer_is_for_are_refused(
     assert "--trainer.strategy ddp" in err
 
 
+def test_tasks_of_slurm_that_are_not_counted_by_machine_are_refused(
+    folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    status, _, err = call("fit", "--config", "recipe.yaml")
+    assert status == 2
+    assert err.startswith("instructlit: SLURM_NTASKS: is 2, and SLURM_NTASKS_PER_NODE is not set")
+    assert "SLURM_JOB_NAME=interactive" in err
+
+
 @pytest.mark.parametrize(
     "variables",
     [

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from instructlit.callbacks import CSVLogger
 
@@ -21,6 +22,7 @@ def train(
         trainer = pl.Trainer(
             accelerator="gpu" if work.device == "cuda" else "cpu",
             devices=1,
+            plugins=[LightningEnvironment()],  # one process, whatever SLURM or torchrun have set around it
             precision=work.precision,  # type: ignore[arg-type]
             logger=CSVLogger(str(folder)),
             log_every_n_steps=1,
