@@ -114,6 +114,14 @@ class Judge(ABC):
     def identity(self) -> dict[str, Any]:
         """All that its verdicts depend on, without secrets: a stored verdict holds for the same identity."""
 
+    def check(self) -> None:  # noqa: B027 - optional
+        """Called before models reply, which may take hours: say what will keep it from a verdict, as far as that shows
+        without a question and without weights.
+
+        Raises:
+            UserError: a key that is not set, a folder that is none, a package that is not installed.
+        """
+
     def cost(self, questions: Sequence[Question]) -> str:
         """What asking these will cost, in words; "" where it costs nothing but time."""
         return ""
@@ -185,6 +193,17 @@ class Desk:
                 fix="name it under `judges` in the suite, or give --judges NAME=WHAT",
             )
         return self.judges[name]
+
+    def check(self, name: str) -> None:
+        """Say what will keep a judge from verdicts, but nothing of one that has given some: they may be all there is to
+        ask for.
+
+        Raises:
+            UserError: as `judge` and `Judge.check`.
+        """
+        judge = self.judge(name)
+        if not any(key.startswith(self._prefixes[name]) for key in self.store):
+            judge.check()
 
     def ask(self, name: str, questions: Sequence[Question]) -> list[Verdict]:
         """The verdicts on the questions, in their order; the same question twice is asked once."""

@@ -10,21 +10,26 @@ from instructlit.data.collate import collate_tokens
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.models.backbone import Backbone, check_scalar_model, load_scalar_model
-from instructlit.models.compatibility import positions
+from instructlit.models.compatibility import check_vocabulary, positions
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.folders import check_source
 from instructlit.ops.micro_batches import of_like_length
 from instructlit.types import PromptText
 
 
-def check_reward_model(model: str, where: str) -> None:
-    """Say what is wrong with the folder of a reward model before work whose scores it is wanted for.
+def check_reward_model(model: str, where: str, template: str = "auto") -> tuple[Any, Encoder]:
+    """The tokenizer of a reward model and what encodes its texts; what is wrong with its folder is said before work
+    whose scores it is wanted for.
 
     Raises:
-        UserError: no such folder, or one without a trained scalar head.
+        UserError: no such folder, one without a trained scalar head, one without the tokenizer it was trained with, a
+            template that its tokenizer has not.
     """
     check_source(model, weights=True, where=where)
-    check_scalar_model(Backbone(model), require_head=True, where=where)
+    config, _ = check_scalar_model(Backbone(model), require_head=True, where=where)
+    tokenizer = load_tokenizer(model)
+    check_vocabulary(Backbone(model), tokenizer, where)
+    return tokenizer, Encoder(tokenizer, template, positions(config))
 
 
 class RewardScores:
@@ -51,12 +56,10 @@ class RewardScores:
         tokens: int | None = None,
         where: str = "model",
     ):
-        check_source(model, weights=True, where=where)
-        tokenizer: Any = load_tokenizer(model)
+        tokenizer, self.encoder = check_reward_model(model, where, template)
         network: Any = load_scalar_model(Backbone(model, dtype=dtype), require_head=True, where=where, frozen=True)
         disable_dropout(network)
         self.network, self.device, self.size, self.tokens = network.eval().to(device), device, size, tokens
-        self.encoder = Encoder(tokenizer, template, positions(network.hf.config))
         self.pad = int(tokenizer.pad_token_id)
 
     @torch.no_grad()

@@ -89,11 +89,11 @@ class Evaluation:
         results = Results(
             titles=dict(self.titles), seed=self.seed, suite=self.suite, baseline=self.baseline, base=self.base
         )
-        requests = self._requests(results)
-        asked = {subject.name: [r for own in requests.values() for r in own] for subject in self.subjects}
-        replies = self._replies(asked, results, dry)
         verdicts = Store(self.folder / "verdicts.jsonl")
         plan = Desk(self.judges, verdicts, planning=True)
+        requests = self._requests(results, plan)
+        asked = {subject.name: [r for own in requests.values() for r in own] for subject in self.subjects}
+        replies = self._replies(asked, results, dry)
         further = self._further(requests, replies, results, plan, dry)
 
         def measure(name: str, desk: Desk) -> None:
@@ -128,11 +128,13 @@ class Evaluation:
         verdicts.close()
         return results
 
-    def _requests(self, results: Results) -> dict[str, list[Request]]:
-        """The requests of the tasks that can be had."""
+    def _requests(self, results: Results, desk: Desk) -> dict[str, list[Request]]:
+        """The requests of the tasks that can be had and judged."""
         found: dict[str, list[Request]] = {}
         for name, task in self.tasks.items():
             with _Failure(f"task {name}", results, self.tell):
+                for judge in task.judges_asked():
+                    desk.check(judge)
                 found[name] = list(task.requests())
         return found
 

@@ -15,6 +15,10 @@ class Task(ABC):
     and once in earnest. It must therefore bear verdicts without a value, as it must where a judge talks nonsense.
     """
 
+    def judges_asked(self) -> Sequence[str]:
+        """The names of the judges it puts questions to: what keeps one from a verdict is said before models reply."""
+        return []
+
     def requests(self) -> Sequence[Request]:
         """What every model is asked; nothing for a task that only looks at files or judges."""
         return []

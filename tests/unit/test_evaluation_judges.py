@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -28,12 +29,24 @@ from instructlit.evaluation.judges import (
 )
 from instructlit.evaluation.judges.text import judging_prompt, read_verdict
 from instructlit.evaluation.judging import plan_text
+from instructlit.evaluation.requests import Request
 from instructlit.evaluation.reward_scores import RewardScores
 from instructlit.evaluation.runner import Evaluation
 from instructlit.evaluation.store import Store
-from instructlit.evaluation.tasks import Preference
+from instructlit.evaluation.subjects import Subject
+from instructlit.evaluation.tasks import (
+    BestOfN,
+    FalsePremise,
+    Hallucination,
+    Overoptimization,
+    Preference,
+    RealToxicity,
+    RewardQuality,
+    TruthfulQA,
+)
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.export import export_folder
+from instructlit.tools.world.tasks import Answers, Rudeness
 
 PAIR = Question("compare", "Say hi.", ("hi", "no"))
 
@@ -546,8 +559,87 @@ def test_a_classifier_names_its_label(tmp_path: Path, char_tokenizer: Any) -> No
     with torch.no_grad():
         chance = network(input_ids=ids).logits.softmax(-1)[0, 1]
     assert found[0].value == pytest.approx(float(chance), abs=1e-5)
-    with pytest.raises(UserError, match="has no label rude"):
-        list(HuggingFaceClassifier(str(tmp_path / "c"), label="rude", device="cpu").verdicts(asked))
+    wrong = HuggingFaceClassifier(str(tmp_path / "c"), label="rude", device="cpu")
+    for look in (wrong.check, lambda: list(wrong.verdicts(asked))):
+        with pytest.raises(UserError, match="has no label rude"):
+            look()
+
+
+class Unasked(Subject):
+    """A model that is not to be asked for anything."""
+
+    def identity(self) -> str:
+        return self.name
+
+    def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, None]]:
+        raise AssertionError("hours of replies that nobody judges")
+
+
+@pytest.mark.parametrize(
+    ("task", "missing"),
+    [
+        (Preference(raters=["rater"]), "judge"),
+        (Preference(judges=["reward"], raters=["rater"]), "rater"),
+        (BestOfN(gold=[]), "reward"),
+        (BestOfN(proxy="rm"), "rm"),
+        (Overoptimization(), "gold"),
+        (Overoptimization(gold=[]), "reward"),
+        (RewardQuality(), "reward"),
+        (FalsePremise(), "judge"),
+        (Hallucination(), "judge"),
+        (RealToxicity(), "toxicity"),
+        (TruthfulQA(), "judge"),
+        (Answers(), "gold"),
+        (Rudeness(), "gold"),
+    ],
+)
+def test_a_judge_that_is_missing_is_told_before_a_model_replies(task: Task, missing: str, tmp_path: Path) -> None:
+    judges = {} if missing == "reward" else {"reward": Scripted(lambda q: None)}
+    found = Evaluation([Unasked("sft", "")], {"task": task}, judges, tmp_path).run().failures
+    assert found.keys() == {"task task"}
+    assert found["task task"].startswith(f"judge: there is no judge called {missing}\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: RewardJudge("./nowhere"), "there is no folder ./nowhere"),
+        (lambda model: RewardJudge(str(model)), "has no trained scalar head"),
+        (lambda model: LocalJudge("./nowhere"), "there is no folder ./nowhere"),
+        (lambda model: HuggingFaceClassifier("./nowhere"), "./nowhere cannot be loaded"),
+        (lambda model: EndpointJudge("m", api_key_env="NO_KEY"), "NO_KEY is not set"),
+        (lambda model: PerspectiveScorer("NO_KEY"), "NO_KEY is not set"),
+        (lambda model: PeopleJudge(str(model / "config.json")), "not JSON"),
+    ],
+)
+def test_a_judge_that_cannot_judge_is_told_before_a_model_replies(
+    make: Callable[[Path], Judge], message: str, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    tasks = {"asks": BestOfN(proxy="judge", gold=[])}
+    found = Evaluation([Unasked("sft", "")], tasks, {"judge": make(tiny_llama_dir)}, tmp_path).run().failures
+    assert found.keys() == {"task asks"}
+    assert message in found["task asks"]
+
+
+def test_a_reward_model_with_ids_that_it_has_no_row_for_is_told(reward_folder: Path, tmp_path: Path) -> None:
+    copytree(reward_folder, tmp_path / "rm")
+    tokenizer = make_char_tokenizer()
+    tokenizer.add_tokens(["more"])
+    tokenizer.save_pretrained(tmp_path / "rm")
+    judge = RewardJudge(str(tmp_path / "rm"), device="cpu")
+    for look in (judge.check, lambda: list(judge.verdicts([Question("score", "p", ("more",))]))):
+        with pytest.raises(UserError, match=r"^judge\.model: the tokenizer has ids up to 128"):
+            look()
+
+
+def test_a_judge_whose_verdicts_are_kept_needs_no_key_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = EndpointJudge("m", api_key_env="NO_KEY")
+    monkeypatch.setattr(EndpointJudge, "ask", lambda self, prompts: iter([(0, "VERDICT: A")]))
+    desk = Desk({"j": judge}, Store(tmp_path / "v.jsonl"))
+    with pytest.raises(UserError, match="NO_KEY is not set"):
+        desk.check("j")
+    desk.ask("j", [PAIR])
+    desk.check("j")
 
 
 class Asking(Task):

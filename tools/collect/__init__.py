@@ -94,7 +94,7 @@ def collect(
         check_source(source.folder, weights=True, where=source.folder)
         room[source.folder] = positions(check_causal_lm(Backbone(source.folder), source.folder))
     for model in [*(ensemble or []), *([reward] if reward else [])]:
-        check_reward_model(model, model)
+        check_reward_model(model, model, template)
     how = Drawing(
         sources, least, most, max_new_tokens, batch_size, attempts if kind == "comparison" else 1,
         kind == "comparison", seed, template, dtype, device,

@@ -48,6 +48,9 @@ class WorldTask(Task):
         self.data, self.gold, self.seed = Path(data), gold, seed
         self.samples, self.max_new_tokens = samples, max_new_tokens
 
+    def judges_asked(self) -> Sequence[str]:
+        return [self.gold]
+
     def asks(self, prompts: Sequence[Prompt], respect: bool = False, log_probs: bool = False) -> list[Request]:
         """The prompts, or the prompts with a plea for respect, as requests of one stream of random numbers a model."""
         stream = f"evaluate|{self.seed}|{{model}}|{prompts[0].prompt}|{respect}" if prompts else ""

@@ -55,7 +55,10 @@ class PerspectiveScorer(Judge):
         minutes = len(questions) / self.per_second / 60
         return f"{len(questions):,} requests, {minutes:.0f} minutes at {self.per_second:g} a second"
 
-    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+    def check(self) -> None:
+        self._key()
+
+    def _key(self) -> str:
         key = secret_key(self.api_key_env, "judge.api_key_env")
         if not key:
             raise UserError(
@@ -64,6 +67,10 @@ class PerspectiveScorer(Judge):
                 expected="an environment variable with a key of the Perspective API",
                 fix="set it, or use a classifier on this machine: --judges toxicity=detoxify:original",
             )
+        return key
+
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
+        key = self._key()
         for index, question in enumerate(questions):
             began = time.monotonic()
             yield index, self._score(question.answers[0], key)
@@ -129,12 +136,20 @@ class DetoxifyScorer(LoadedJudge):
     def identity(self) -> dict[str, Any]:
         return {"detoxify": self.model, "checkpoint": self.checkpoint and fingerprint(self.checkpoint)}
 
-    def _load(self) -> Any:
+    def check(self) -> None:
+        self._class()
+        usable_device(self.device)
+
+    @staticmethod
+    def _class() -> Any:
         try:
             from detoxify import Detoxify
         except ModuleNotFoundError as error:
             raise not_installed(error, "judge") from error
-        place = str(usable_device(self.device))
+        return Detoxify
+
+    def _load(self) -> Any:
+        Detoxify, place = self._class(), str(usable_device(self.device))
         try:
             return Detoxify(self.model, device=place) if self.checkpoint is None else Detoxify(
                 checkpoint=self.checkpoint, device=place
@@ -178,20 +193,30 @@ class HuggingFaceClassifier(LoadedJudge):
     def identity(self) -> dict[str, Any]:
         return {"classifier": fingerprint(self.model), "label": self.label}
 
+    def check(self) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        self._column(self._of(AutoConfig))
+        self._of(AutoTokenizer)
+        usable_device(self.device)
+
     def _load(self) -> tuple[Any, Any]:
         """The tokenizer and the network."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        tokenizer, network = self._of(AutoTokenizer), self._of(AutoModelForSequenceClassification)
+        return tokenizer, network.eval().to(usable_device(self.device))
+
+    def _of(self, kind: Any) -> Any:
+        """What a class of transformers' loads from the model."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.model)
-            network: Any = AutoModelForSequenceClassification.from_pretrained(self.model).eval()
+            return kind.from_pretrained(self.model)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.model} cannot be loaded: {str(error).splitlines()[0]}",
                 where="judge.model",
                 expected="folder or Hub name of a sequence classifier",
             ) from error
-        return tokenizer, network.to(usable_device(self.device))
 
     @torch.no_grad()
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:

@@ -98,6 +98,9 @@ class EndpointJudge(TextJudge):
             )
         return f"{text}: at most about {_money(price)} at the prices given"
 
+    def check(self) -> None:
+        self._authorization()
+
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         if self.max_cost is not None:
             self.cost(questions)  # whoever did not ask before is stopped here

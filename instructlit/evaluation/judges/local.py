@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import require
 from instructlit.evaluation.judges.text import TextJudge
 from instructlit.evaluation.judging import LoadedJudge
-from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model
+from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model, usable_device
 from instructlit.evaluation.requests import Answer, Ask
 from instructlit.evaluation.subjects import fingerprint
+from instructlit.models.backbone import Backbone, check_causal_lm
+from instructlit.models.folders import check_source
 
 
 class LocalJudge(LoadedJudge, TextJudge):
@@ -44,6 +47,12 @@ class LocalJudge(LoadedJudge, TextJudge):
     def identity(self) -> dict[str, Any]:
         told = {"tokens": self.max_new_tokens, "template": self.template, "dtype": self.dtype}
         return {"model": fingerprint(self.model), **told}
+
+    def check(self) -> None:
+        check_source(self.model, weights=True, where="judge.model")
+        check_causal_lm(Backbone(self.model), "judge.model")
+        load_tokenizer(self.model)
+        usable_device(self.device)
 
     def _load(self) -> LanguageModel:
         return load_language_model(

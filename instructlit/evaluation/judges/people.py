@@ -49,6 +49,9 @@ class PeopleJudge(Judge):
         # labels may grow or be corrected: what was read before is never taken for what the file says now
         return {"labels": self.labels, "state": [path.stat().st_mtime_ns for path in self._files()]}
 
+    def check(self) -> None:
+        self._known()
+
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         known = self._known()
         missing = False

@@ -8,7 +8,7 @@ from instructlit.errors import require
 from instructlit.evaluation.judges.text import judging_prompt
 from instructlit.evaluation.judging import LoadedJudge, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
-from instructlit.evaluation.reward_scores import RewardScores
+from instructlit.evaluation.reward_scores import RewardScores, check_reward_model
 from instructlit.evaluation.subjects import fingerprint
 from instructlit.types import PromptText
 
@@ -50,6 +50,10 @@ class RewardJudge(LoadedJudge):
 
     def identity(self) -> dict[str, Any]:
         return {"model": fingerprint(self.model), "template": self.template, "dtype": self.dtype}
+
+    def check(self) -> None:
+        check_reward_model(self.model, "judge.model", self.template)
+        usable_device(self.device)
 
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         block = 256

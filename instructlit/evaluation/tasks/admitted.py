@@ -58,6 +58,9 @@ class Twins(Task):
         self.max_new_tokens, self.samples_shown = max_new_tokens, samples_shown
         self._rows: list[dict[str, Any]] = []
 
+    def judges_asked(self) -> Sequence[str]:
+        return [self.judge]
+
     def requests(self) -> Sequence[Request]:
         if self.data is not None:
             self._rows = read_rows(self.data, "data", *self.fields, limit=self.limit)

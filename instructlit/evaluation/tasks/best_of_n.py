@@ -53,6 +53,9 @@ class BestOfN(Task):
         self.samples, self.temperature, self.limit, self.max_new_tokens = samples, temperature, limit, max_new_tokens
         self._prompts: list[Prompt] = []
 
+    def judges_asked(self) -> Sequence[str]:
+        return [self.proxy, *self.gold]
+
     def requests(self) -> Sequence[Request]:
         self._prompts = read_prompts(needed(self.path, "best_of_n.prompts", "prompts are"), self.limit)
         return [Ask(p.prompt, self.max_new_tokens, self.temperature, self.samples) for p in self._prompts]

@@ -52,6 +52,9 @@ class Hallucination(Task):
         self.max_new_tokens, self.samples_shown = max_new_tokens, samples_shown
         self._rows: list[dict[str, Any]] = []
 
+    def judges_asked(self) -> Sequence[str]:
+        return [self.judge]
+
     def requests(self) -> Sequence[Request]:
         rows = read_rows(
             needed(self.data, "hallucination.data", "closed-domain prompts are"), "hallucination.data", "prompt"

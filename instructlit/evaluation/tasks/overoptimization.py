@@ -70,6 +70,9 @@ class Overoptimization(Task):
         self._prompts: list[PromptText] = []
         self._logged: dict[str, list[dict[str, Any]]] = {}
 
+    def judges_asked(self) -> Sequence[str]:
+        return [*self.gold, *([self.proxy] if self.policies or self.best_of > 1 else [])]  # `runs` have its scores
+
     def requests(self) -> Sequence[Request]:
         fields = ("iteration", "prompt", "response", "score", "kl")
         self._logged = {name: read_rows(file, f"runs.{name}", *fields) for name, file in self.runs.items()}

@@ -65,6 +65,9 @@ class Preference(Task):
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self._prompts: list[Prompt] = []
 
+    def judges_asked(self) -> Sequence[str]:
+        return [*self.judges, *self.raters]
+
     def requests(self) -> Sequence[Request]:
         self._prompts = read_prompts(needed(self.path, "preference.prompts", "prompts are"), self.limit)
         return [Ask(p.prompt, self.max_new_tokens, self.temperature) for p in self._prompts]

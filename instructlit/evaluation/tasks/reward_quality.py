@@ -59,6 +59,9 @@ class RewardQuality(Task):
         self.data, self.judges = data, ["reward"] if judges is None else judges
         self.limit, self.bins = limit, bins
 
+    def judges_asked(self) -> Sequence[str]:
+        return self.judges
+
     def measure(self, study: Study) -> Outcome:
         pairs = read_pairs(needed(self.data, "reward_quality.data", "comparisons are"), self.limit)
         accuracy = Measure(

@@ -73,6 +73,9 @@ class RealToxicity(Task):
         self._texts: list[str] = []
         self._groups: list[str | None] = []
 
+    def judges_asked(self) -> Sequence[str]:
+        return [self.scorer]
+
     def requests(self) -> Sequence[Request]:
         rows = read_rows(local_or(self.data, "allenai/real-toxicity-prompts"), "toxicity.data", "prompt")
         known = sorted(((_text(row), _own(row)) for row in rows), key=lambda pair: -1.0 if pair[1] is None else pair[1])

@@ -78,6 +78,9 @@ class TruthfulQA(Task):
             raise UserError(f"{odd[0]} is no prompt of TruthfulQA", where="prompts", expected=f"of {', '.join(STYLES)}")
         self._rows: list[dict[str, Any]] = []
 
+    def judges_asked(self) -> Sequence[str]:
+        return [] if self.judge is None else [self.judge]
+
     def requests(self) -> Sequence[Request]:
         source = local_or(self.data, "truthfulqa/truthful_qa", "generation", "validation")
         self._rows = [_row(row) for row in read_rows(source, "truthfulqa.data", limit=self.limit)]
