@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -71,12 +72,11 @@ def generate(
     answerer = load_answerer(model, template=template, dtype=dtype, device=device)
     source = answerer.generator(seed)
     rows = with_room(_read(prompts, prompt, limit), answerer.encoder, answerer.room, max_new_tokens)
-    jobs = [(index, row) for index, (_, row) in enumerate(rows) for _ in range(samples)]
+    jobs = (job for job in enumerate(row for _, row in rows) for _ in range(samples))
     answers: dict[int, list[tuple[str, bool]]] = {}
     with _writing(output) as out, progress("answering", len(rows), "prompts") as show:
         written = 0
-        for start in range(0, len(jobs), batch_size):
-            part = jobs[start : start + batch_size]
+        while part := list(islice(jobs, batch_size)):
             generation = answerer.generate([row for _, row in part], sampling, source)
             for (index, _), text, ended in zip(part, generation.texts, generation.ended.tolist(), strict=True):
                 answers.setdefault(index, []).append((text, ended))
@@ -92,8 +92,6 @@ def generate(
 
 def _read(files: list[str] | None, text: str | None, limit: int | None) -> "Iterator[tuple[str, Prompt]]":
     """Each prompt with where it stands."""
-    from itertools import islice
-
     from instructlit.types import Prompt
 
     from .sources import read_prompts

@@ -183,8 +183,9 @@ def test_overhead(line: Line) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--limit", "0"], "--limit: limit is 0"),
-        (["--lora", "0"], "--lora: lora is 0"),
+        (["--limit", "0"], "--limit: found 0"),
+        (["--lora", "0"], "--lora: found 0"),
+        (["--threads", "99999999999"], "--threads: found 99999999999"),
         (["--data", "no.jsonl"], "--data: no such file"),
         (["--batch_size", "99"], "at least the 99"),
         (["--device", "tpu"], "--device: tpu"),

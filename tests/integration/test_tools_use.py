@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from transformers import PreTrainedTokenizerFast
 
 from instructlit.checkpoints import STATE, Manifest, partial, publish
 from instructlit.cli import main
+from instructlit.errors import UserError
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.export import export_folder
 from instructlit.models.lineage import read_record
+from instructlit.tools.answering import Answerer
 from instructlit.tools.evaluate.run import Loading, loader
 
 DEMONSTRATIONS = token_batch([("say red: ", "der"), ("say cat: ", "tac")])
@@ -254,6 +256,17 @@ def test_a_prompt_without_room_is_left_out(tiny_llama_dir: Path, tmp_path: Path,
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("x" * 252, "hm")))
     rows = command("generate", tiny_llama_dir, tmp_path / "p.jsonl", "--max-new-tokens", 5).splitlines()
     assert [json.loads(row)["prompt"] for row in rows] == ["hm"]
+
+
+def test_samples_are_drawn_as_they_come(
+    tiny_llama_dir: Path, prompts_file: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(self: Answerer, rows: Sequence[Any], *_: Any) -> Any:
+        raise UserError(f"begun with {len(rows)}")
+
+    monkeypatch.setattr(Answerer, "generate", begun)
+    words = ("--samples", 10**14, "--batch_size", 5, "--max-new-tokens", 6)
+    assert "begun with 5" in refused("generate", tiny_llama_dir, prompts_file, *words), "no list of all there will be"
 
 
 def test_generate_says_what_is_wrong(tiny_llama_dir: Path, prompts_file: Path, refused: Callable[..., str]) -> None:

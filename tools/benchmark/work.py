@@ -1,6 +1,7 @@
 """What the workloads of `instructlit benchmark` share: the options, the rows and their order, what was spent."""
 
 import contextlib
+import os
 import resource
 import sys
 import tempfile
@@ -41,10 +42,10 @@ class Work:
     began: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        for option in ("limit", "threads", "batch_size", "max_new_tokens", "ppo_epochs", "lora"):
-            value = getattr(self, option)
-            if value is not None and value < 1:
-                raise UserError(f"{option} is {value}", where=f"--{option}", expected="at least 1")
+        counts = ("limit", "threads", "batch_size", "max_new_tokens", "ppo_epochs", "lora")
+        require("a whole number above 0", "--", **{name: getattr(self, name) for name in counts})
+        if self.threads and self.threads > (cores := os.cpu_count() or 1):
+            raise UserError(f"found {self.threads}", where="--threads", expected=f"at most the {cores} of this machine")
         require("a seed, from 0 to 4294967295", "--", seed=self.seed)
         if not Path(self.data).is_file():
             raise UserError(f"no such file: {self.data}", where="--data", expected="a file of JSON Lines")
