@@ -433,7 +433,12 @@ def test_other_hosts_are_refused(browse: Browse) -> None:
 
 
 def test_a_body_that_says_it_is_too_large_is_refused(browse: Browse) -> None:
-    assert browse("anna").submit("/next", kind="x" * MAX_BODY).status_code == 413
+    anna = browse("anna")
+    page = anna.submit("/next", kind="x" * MAX_BODY)
+    assert page.status_code == 413
+    assert "That is too large: at most 2 MB." in page.text
+    anna.headers["accept"] = "application/json"  # a script of a page can tell it on, too
+    assert anna.submit("/next", kind="x" * MAX_BODY).json()["error"] == "That is too large: at most 2 MB."
 
 
 def test_a_body_that_does_not_say_so_is_cut_while_it_arrives(site: Site) -> None:

@@ -75,7 +75,7 @@ def open_as(browser: Any, address: str, file_database: Database) -> Iterator[Ope
     yield window
     for context in contexts:
         context.close()
-    expected = ("ERR_INTERNET_DISCONNECTED", "401", "403", "409", "ERR_FAILED")
+    expected = ("ERR_INTERNET_DISCONNECTED", "401", "403", "409", "413", "502", "ERR_FAILED")
     assert [text for text in complaints if not any(word in text for word in expected)] == []
 
 
@@ -268,6 +268,33 @@ def test_a_lost_connection_is_said_and_made_good(open_as: Open, file_database: D
     saved(page)
     with file_database.read() as session:
         assert session.scalars(select(Assignment)).one().answer["completion"] == "written in a tunnel"
+
+
+@pytest.mark.parametrize("status", [200, 502])
+def test_a_reply_that_is_none_of_ours_costs_no_text(open_as: Open, file_database: Database, status: int) -> None:
+    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
+    page = open_as("anna")
+    begin(page, "demonstration")
+    page.route("**/draft", lambda route: route.fulfill(status=status, content_type="text/html", body="<p>A proxy's."))
+    page.fill("#completion", "kept")
+    playwright.expect(page.locator("#status")).to_contain_text("Not saved: the server cannot save now")
+    page.unroute("**/draft")
+    saved(page)
+    page.click("#go")
+    page.wait_for_url("**/?none=demonstration")
+    assert [record["completion"] for record in label_records(file_database)] == ["kept"]
+
+
+def test_what_is_too_large_to_send_is_told_and_stays(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
+    page = open_as("anna")
+    begin(page, "demonstration")
+    page.evaluate("document.querySelector('#notes').value = '汉'.repeat(2 ** 18)")
+    page.fill("#completion", "kept")
+    playwright.expect(page.locator("#conflict")).to_contain_text("That is too large: at most 2 MB.")
+    page.fill("#notes", "")
+    saved(page)
+    playwright.expect(page.locator("#conflict")).to_be_hidden()
 
 
 def test_hostile_text_does_nothing_in_a_real_browser(open_as: Open, file_database: Database) -> None:

@@ -79,7 +79,8 @@ def _refused(request: Request, error: UserError) -> Response:
 
 
 def _http_error(request: Request, error: HTTPException) -> Response:
-    what = {404: "There is no such page.", 413: "That is too large."}.get(error.status_code, "That cannot be done.")
+    told = {404: "There is no such page.", 413: f"That is too large: {error.detail}."}
+    what = told.get(error.status_code, "That cannot be done.")
     return _say(request, error.status_code, what)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from instructlit.labelling.people import digest
@@ -55,14 +55,15 @@ class Guard:
             return
         limit = MAX_UPLOAD if scope["path"] == UPLOAD_PATH else MAX_BODY
         announced = Headers(scope=scope).get("content-length", "0")
+        too_large = not announced.isdecimal() or int(announced) > limit
         taken = 0
 
         async def receive_within() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > limit:
-                raise HTTPException(413)  # the application answers with its page for it
+            if too_large or taken > limit:
+                raise HTTPException(413, f"at most {limit // 2**20} MB")  # the application answers with its page for it
             return message
 
         async def send_guarded(message: Message) -> None:
@@ -72,10 +73,6 @@ class Guard:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        if not announced.isdecimal() or int(announced) > limit:
-            response = PlainTextResponse(f"At most {limit // 2**20} MB.", status_code=413)
-            await response(scope, receive, send_guarded)
-            return
         await self.app(scope, receive_within, send_guarded)
 
 

@@ -75,21 +75,23 @@ async function send() {
   field("seconds").value = (spent / 1000).toFixed(1);
   if (!field("nonce").value) field("nonce").value = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
   dirty = false;
-  let response;
+  let response, reply;
+  let fault = "no connection";
   try {
     response = await post();
     if ([401, 403].includes(response.status) && (await renewed())) response = await post();
+    fault = "the server cannot save now";
     if (response.status >= 500) throw new Error(response.statusText);
+    reply = await response.json(); // a page, as of a proxy or of a network's own sign-in, is no reply of ours
   } catch {
     dirty = true; // the nonce stays: by it the server knows a save of this page that was stored after all
-    say("Not saved: no connection. Trying again …", "failed");
+    say(`Not saved: ${fault}. Trying again …`, "failed");
     clearTimeout(timer);
     timer = setTimeout(flush, retry);
     retry = Math.min(retry * 2, 15_000);
     return false;
   }
   retry = 1_000;
-  const reply = await response.json();
   if (!response.ok) {
     dirty = true; // while it stands no form leaves the page, and closing it asks
     refuse(response.status, reply);
