@@ -221,6 +221,22 @@ def test_what_is_pressed_twice_or_held_down_is_sent_once(open_as: Open, file_dat
     assert [each for each in sent if each in ("POST undo", "POST page")] == ["POST undo", "POST page"]
 
 
+def test_a_page_whose_leaving_was_stopped_can_be_left(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
+    page = open_as("anna")
+    page.clock.install()
+    begin(page, "demonstration")
+    page.fill("#completion", "One.")
+    saved(page)
+    page.route("**/page", lambda route: route.abort("aborted"))
+    with page.expect_event("requestfailed"):
+        page.click("#go", no_wait_after=True)
+    page.unroute("**/page")
+    page.clock.fast_forward(30_000)
+    page.click("#go")
+    page.wait_for_url("**/?none=demonstration")
+
+
 def test_a_second_window_is_told_and_the_first_ones_text_stays(open_as: Open, file_database: Database) -> None:
     add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
     page = open_as("anna")

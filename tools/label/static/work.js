@@ -144,6 +144,7 @@ for (const each of document.querySelectorAll("form[method=post]")) {
   each.addEventListener("submit", async (event) => {
     if (!leaving && !dirty && !sending) {
       leaving = true;
+      setTimeout(() => { leaving = false; }, 30_000); // still here: somebody stopped it, and may want to go all the same
       return;
     }
     event.preventDefault();
