@@ -328,6 +328,25 @@ def test_hostile_text_does_nothing_in_a_real_browser(open_as: Open, file_databas
     assert all(pages)
 
 
+def test_each_text_is_read_in_its_own_direction(open_as: Open, file_database: Database) -> None:
+    arabic = "مرحبا بالعالم."
+    add_tasks(
+        file_database,
+        {"kind": "evaluation", "prompt": arabic, "completions": [arabic, "b", "c"], "priority": 1},
+        {"kind": "evaluation", "prompt": [{"role": "user", "content": arabic}], "completions": ["a", "b", "c"]},
+    )
+    page = open_as("anna")
+    begin(page, "evaluation")
+    for text in page.get_by_text(arabic).all():
+        assert text.evaluate("each => getComputedStyle(each).direction") == "rtl"
+    for key in "123":
+        page.keyboard.press(key)
+    saved(page)
+    page.click("#go")
+    page.wait_for_url("**/work/*?done=*")
+    assert page.locator(".prompt .rendered").evaluate("each => getComputedStyle(each).direction") == "rtl"
+
+
 def test_without_scripts_the_work_can_be_done_all_the_same(open_as: Open, file_database: Database) -> None:
     add_tasks(file_database, {"kind": "evaluation", "prompt": "Which?", "completions": ["a", "b", "c"]})
     page = open_as("anna", java_script_enabled=False)
