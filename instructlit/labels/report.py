@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import combinations
 from typing import Any
 
 from instructlit.agreement import Share, fleiss_kappa, krippendorff_alpha, pair_agreement, pairwise, share
@@ -38,11 +37,10 @@ def each_labeler(shared: Iterable[Sequence[Label]]) -> dict[str, Share]:
     """How often each labeler orders a pair as another labeler of the same task does."""
     counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for group in shared:
-        ranks = rankings(group)
-        for i, j in combinations(range(len(group)), 2):
-            found = pair_agreement(ranks[i], ranks[j])
-            counts[group[i].labeler].append(found)
-            counts[group[j].labeler].append(found)
+        given = list(zip(group, rankings(group), strict=True))
+        for label, ours in given:
+            found = [pair_agreement(ours, theirs) for other, theirs in given if other is not label]
+            counts[label.labeler].append((sum(agree for agree, _ in found), sum(total for _, total in found)))
     return {name: share(found) for name, found in counts.items()}
 
 

@@ -268,6 +268,16 @@ def test_agreement_report_by_hand() -> None:
     assert found["alpha_ratings"] is None
 
 
+def test_a_labeler_s_tasks_are_counted_once_whoever_else_labelled_them() -> None:
+    names = ("anna", "bob", "carl")
+    ranks = {"t1": ([1, 2, 3], [1, 2, 3], [1, 3, 2]), "t2": ([1, 2, 3], [3, 2, 1], [1, 2, 3])}
+    found = agreement_report(label(task, name, each[i]) for task, each in ranks.items() for i, name in enumerate(names))
+    anna = found["labelers"]["anna"]
+    assert (anna["agreement"], anna["pairs"], anna["tasks"]) == (pytest.approx(8 / 12), 12, 2)
+    # of a ratio of sums over the two tasks, which have 5 and 3 of 6: 2 / 1 * (1 + 1) / 12**2
+    assert anna["half_width"] == pytest.approx(1.959964 / 6, abs=1e-6)
+
+
 def test_nobody_agrees_with_themselves() -> None:
     labels = [label(ranks=[3, 2, 1]), label(), label(labeler="bob")]
     found = agreement_report(labels)
