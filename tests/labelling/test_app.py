@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 from label_helpers import NO, add_people, add_tasks, comparisons, label, label_records
-from sqlalchemy import select
+from sqlalchemy import event, select
 from starlette.testclient import TestClient
 
 from instructlit.labelling import people
@@ -563,6 +563,29 @@ def test_the_dashboard_of_real_labels(browse: Browse, site: Site) -> None:
     assert "3 of 3 tasks have all their labels" in page
     assert "67 %" in page  # 2 of 3 pairs on every task
     assert page.count("2 of 3 pairs agreed") == 3
+
+
+def test_a_full_disk_is_told_and_is_no_fault_of_ours(
+    browse: Browse, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_tasks(site.database, {"kind": "demonstration", "prompt": "Write."})
+    anna = browse("anna")
+    work = f"/work/{start(anna, 'demonstration')}"
+    draft = {"version": 0, "completion": "long " * 20_000}
+
+    def fill(connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")  # no more than there are
+
+    event.listen(site.database.engine, "begin", fill)
+    page = anna.submit(f"{work}/page", go="submit", **draft)
+    assert page.status_code == 503
+    assert "The database cannot be used now, and nothing was changed." in page.text
+    assert "Tell the owner, whose server says why, and try again later.<" in page.text
+    assert capsys.readouterr().err == f"{site.database}: database or disk is full\n"
+    event.remove(site.database.engine, "begin", fill)
+    site.database.engine.dispose()
+    assert anna.submit(f"{work}/page", go="submit", **draft).status_code == 303
+    assert len(label_records(site.database)) == 1
 
 
 def test_a_fault_of_ours_shows_nothing_of_it(browse: Browse, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

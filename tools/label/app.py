@@ -1,10 +1,12 @@
 """The application: middleware, routes, and what becomes of errors."""
 
+import sys
+
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
@@ -16,7 +18,7 @@ from instructlit.tools.label import labeling, owner, owner_tasks, sign_in
 from instructlit.tools.label.security import Guard, check_csrf
 from instructlit.tools.label.site import FOLDER, SignInNeeded, Site, to
 
-_FAULT = ("Something went wrong here, and it has been written down.", "Try again in a moment.")
+_FAULT = ("Something went wrong here, and it has been written down.", "try again in a moment")
 _STATUS = {NotFound: 404, NotAllowed: 403, Stale: 409, Invalid: 422}
 _TITLES = {
     403: "Not allowed",
@@ -24,7 +26,7 @@ _TITLES = {
     405: "Not found",
     409: "Changed elsewhere",
     422: "Not complete",
-    503: "Busy",
+    503: "Not now",
     500: "Our fault",
 }
 
@@ -47,7 +49,7 @@ def create_app(site: Site, hosts: list[str] | None = None) -> ASGIApp:
     app.add_exception_handler(
         RequestValidationError, lambda request, error: _say(request, 404, "There is no such page.")
     )
-    app.add_exception_handler(DBAPIError, _database_error)  # type: ignore[arg-type]
+    app.add_exception_handler(OperationalError, _database_error)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, lambda request, error: _say(request, 500, *_FAULT))
     if hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
@@ -84,7 +86,11 @@ def _http_error(request: Request, error: HTTPException) -> Response:
     return _say(request, error.status_code, what)
 
 
-def _database_error(request: Request, error: DBAPIError) -> Response:
+def _database_error(request: Request, error: OperationalError) -> Response:
+    """The database is busy, its disk is full, or its server is gone: the next attempt may find it well again."""
     if is_busy(error):
-        return _say(request, 503, "The database is busy.", "Try again in a moment; nothing is lost.")
-    raise error
+        return _say(request, 503, "The database is busy.", "try again in a moment; nothing is lost")
+    reason = str(error.orig).strip().splitlines()[0]
+    print(f"{request.app.state.site.database}: {reason}", file=sys.stderr, flush=True)
+    what = "The database cannot be used now, and nothing was changed."
+    return _say(request, 503, what, "tell the owner, whose server says why, and try again later")
