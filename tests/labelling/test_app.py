@@ -494,13 +494,13 @@ def test_an_import_is_whole_or_not_at_all(browse: Browse, site: Site) -> None:
 
     def upload(data: bytes, **fields):
         form = {"csrf": olga.csrf, "kind": "comparison", "overlap": "2"} | fields
-        return olga.post("/owner/import", data=form, files={"file": ("<i>rows.jsonl", data)})
+        return olga.post("/owner/import", data=form, files={"file": ("rows<i>.jsonl", data)})
 
     good = json.dumps({"prompt": "p", "completions": ["a", "b"], "policy": "sft", "temperature": 0.7}).encode()
     for bad in (b"[1]", b"{", b'{"prompt": "p", "completions": ["a"]}', b"\xff", b"[" * 100_000):
         reply = upload(good + b"\n" + bad)
         assert reply.status_code == 422
-        assert "&lt;i&gt;rows.jsonl:2" in reply.text
+        assert ">rows&lt;i&gt;.jsonl:2" in reply.text
     with site.database.read() as session:
         assert session.scalars(select(Task)).all() == []
     assert "1 new tasks" in upload(good + b"\n\n").text

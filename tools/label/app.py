@@ -77,7 +77,8 @@ def _sign_in_needed(request: Request) -> Response:
 def _refused(request: Request, error: UserError) -> Response:
     parts = (error.where, error.what, error.expected and f"expected {error.expected}")
     what = ": ".join(part for part in parts if part)
-    return _say(request, _STATUS.get(type(error), 400), f"{what[:1].upper()}{what[1:]}", error.fix)
+    what = what if error.where else f"{what[:1].upper()}{what[1:]}"  # the name of a file stays as it is
+    return _say(request, _STATUS.get(type(error), 400), what, error.fix)
 
 
 def _http_error(request: Request, error: HTTPException) -> Response:
