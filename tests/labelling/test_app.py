@@ -565,6 +565,11 @@ def test_the_dashboard_of_real_labels(browse: Browse, site: Site) -> None:
     assert page.count("2 of 3 pairs agreed") == 3
 
 
+def test_a_coefficient_that_rounds_to_none_has_no_sign(site: Site) -> None:
+    coefficient = site.templates.get_template("macros.html").module.coefficient  # type: ignore[attr-defined]
+    assert [coefficient(value) for value in (-0.004, 0.004, -0.006, 1.0)] == ["0.00", "0.00", "-0.01", "1.00"]
+
+
 def test_a_full_disk_is_told_and_is_no_fault_of_ours(
     browse: Browse, site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
