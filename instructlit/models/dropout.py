@@ -3,6 +3,8 @@
 Source: Ouyang et al. 2022 (InstructGPT), appendix C.1: residual dropout of 0.2 for SFT.
 """
 
+from typing import Any
+
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -16,11 +18,7 @@ _OTHER_MARKS = ("dropout", "pdrop", "layerdrop")
 
 def dropout_fields(config: PretrainedConfig) -> list[str]:
     """The fields of an architecture's config that set a dropout rate, in alphabetical order."""
-    return sorted(
-        name
-        for name, value in config.to_dict().items()
-        if any(mark in name for mark in _OTHER_MARKS) and not isinstance(value, bool) and isinstance(value, int | float)
-    )
+    return sorted(name for name, value in config.to_dict().items() if _is_rate(name, value))
 
 
 def configure_dropout(config: PretrainedConfig, rate: float, where: str) -> None:
@@ -48,11 +46,21 @@ def configure_dropout(config: PretrainedConfig, rate: float, where: str) -> None
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout rate in `model` to 0, in place: two forward passes agree, in training mode too.
 
-    Rates live in `nn.Dropout` modules and, for attention, in plain attributes of the attention modules.
+    Rates live in `nn.Dropout` modules, in plain attributes of other modules, and in configs that a forward asks.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout_p", "hidden_dropout", "activation_dropout", "dropout", "layerdrop"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        config = getattr(module, "config", None)
+        if isinstance(config, PretrainedConfig):
+            _clear(config, dropout_fields(config))
+        _clear(module, [name for name, value in vars(module).items() if _is_rate(name, value)])
+
+
+def _is_rate(name: str, value: Any) -> bool:
+    return any(mark in name for mark in _OTHER_MARKS) and not isinstance(value, bool) and isinstance(value, int | float)
+
+
+def _clear(holder: Any, names: list[str]) -> None:
+    for name in names:
+        setattr(holder, name, 0.0)

@@ -11,13 +11,16 @@ from conftest import EOS_ID, MAX_POSITIONS, PAD_ID, VOCABULARY, save_tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     CodeGenConfig,
+    FalconConfig,
     Gemma3Config,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
+    Starcoder2Config,
     T5Config,
     XLNetConfig,
 )
@@ -91,6 +94,18 @@ def test_disable_dropout_reaches_every_kind(tiny_gpt2_dir: Path) -> None:
     ids = torch.arange(40, 60)[None]
     assert torch.equal(model(ids).logits, model(ids).logits)
     assert model.extra.attention_dropout == 0.0
+
+
+@pytest.mark.parametrize("kind", [FalconConfig, Starcoder2Config])
+def test_disable_dropout_reaches_rates_that_a_forward_looks_up(kind: type[Any]) -> None:
+    """Falcon asks its config at every forward; Starcoder 2 has a name of its own for the rate."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = kind(vocab_size=64, bos_token_id=None, eos_token_id=2, **shape)
+    configure_dropout(config, 0.5, "model.dropout")
+    model, ids = AutoModelForCausalLM.from_config(config).train(), torch.arange(40, 60)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    disable_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)
 
 
 # -- weights -------------------------------------------------------------------------------------------------------
