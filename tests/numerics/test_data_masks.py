@@ -65,6 +65,18 @@ def test_eos_is_learned_where_pad_is_eos(char_tokenizer_pad_is_eos: PreTrainedTo
     assert batch.loss_mask.tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]]
 
 
+def test_eos_is_read_where_pad_is_eos(char_tokenizer_pad_is_eos: PreTrainedTokenizerFast) -> None:
+    """Checklist 1, of comparisons, whose scores are read at EOS, and of prompts in which an earlier turn ends so."""
+    encoder = Encoder(char_tokenizer_pad_is_eos)
+    rows = [encoder.example("a", "bc"), encoder.example("a", "b")]
+    batch = collate_comparisons([EncodedComparison(rows, [1, 2], None)], EOS)
+    assert batch.input_ids.tolist() == [[A, B, C, EOS], [A, B, EOS, EOS]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert batch.response_mask.tolist() == [[0, 1, 1, 1], [0, 1, 1, 0]]
+    prompts = collate_prompts([EncodedPrompt([A, EOS, B], Prompt("")), EncodedPrompt([EOS, B], Prompt(""))], EOS)
+    assert prompts.attention_mask.tolist() == [[1, 1, 1], [0, 1, 1]]
+
+
 @pytest.mark.parametrize(("limit", "ids", "mask"), [(4, [A, B, C, D], [0, 0, 1, 1]), (3, [A, B, C], [0, 0, 1])])
 def test_truncation_gains_no_eos(
     char_tokenizer: PreTrainedTokenizerFast, limit: int, ids: list[int], mask: list[int]
