@@ -36,7 +36,8 @@ class Comparison:
     """K >= 2 completions of one prompt in one labeler's order.
 
     `ranks[k]` belongs to `completions[k]`: 1 is best and equal ranks are a tie. `ratings` are 1 (worst) to 7. `weight`
-    is how often the row comes in an epoch.
+    is how often the row comes in an epoch. `ended` tells which completions ended by themselves: one that was cut at a
+    limit has no EOS; None takes all for ended.
     """
 
     prompt: PromptText
@@ -49,6 +50,12 @@ class Comparison:
     use_case: str | None = None
     user: str | None = None
     weight: float = 1.0
+    ended: list[bool] | None = None
+
+    @property
+    def ends(self) -> list[bool]:
+        """Whether each completion ended, which is taken for granted where nobody knows."""
+        return self.ended or [True] * len(self.completions)
 
 
 @dataclass(unsafe_hash=True)

@@ -115,13 +115,18 @@ class Sheet:
         return Label(
             task.task, task.kind, task.prompt, labeler, task.completions, ranks, ratings,
             policy=task.policy, round=task.round, skipped=skipped, use_case=task.use_case, user=task.user,
+            ended=task.ended,
         )  # fmt: skip
 
     def _both_orders(self, pair: tuple[str, str]) -> tuple[Question, Question]:
-        return (Question("compare", self.task.prompt, pair), Question("compare", self.task.prompt, pair[::-1]))
+        return self._question("compare", *pair), self._question("compare", *pair[::-1])
 
     def _single(self, way: By, text: str) -> Question:
-        return Question(way, self.task.prompt, (text,))
+        return self._question(way, text)
+
+    def _question(self, way: By, *texts: str) -> Question:
+        ended = dict(zip(self.task.completions, self.task.ended or (), strict=False))
+        return Question(way, self.task.prompt, texts, ended=tuple(ended.get(text, True) for text in texts))
 
     def _values(self, way: By, verdicts: dict[str, Verdict]) -> dict[str, float] | None:
         """The score or rating of each text; None where one is missing, since the others then have no place for it."""

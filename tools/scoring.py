@@ -1,7 +1,7 @@
 """A reward model's scores of text, and how often it orders pairs as labelers did."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, repeat
 from typing import Any
 
 import torch
@@ -24,7 +24,13 @@ class Scorer(RewardScores):
 
     def ordered(self, records: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[int]]:
         """For each comparison row the pairs it orders as the labeler did, and the pairs the labeler did not tie."""
-        flat = self.scores([(row["prompt"], text, True) for row in records for text in row["completions"]])
+        flat = self.scores(
+            [
+                (row["prompt"], text, end)
+                for row in records
+                for text, end in zip(row["completions"], row.get("ended") or repeat(True), strict=False)
+            ]
+        )
         right, pairs, start = [], [], 0
         for row in records:
             one = ordered_pairs(flat[start : start + len(row["ranks"])], row["ranks"])

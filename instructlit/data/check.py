@@ -16,7 +16,7 @@ import numpy as np
 
 from instructlit.data.chat import plain_text
 from instructlit.data.check_report import CheckReport, Lengths, Pairs, Problem, SourceReport
-from instructlit.data.comparisons import ComparisonData
+from instructlit.data.comparisons import ComparisonData, encoded_completions
 from instructlit.data.datamodule import DataModule
 from instructlit.data.formats import Kind, Record, detect_kind, read_records
 from instructlit.data.hygiene import personal_data, prefix_hash
@@ -175,7 +175,7 @@ class _Counter:
         if isinstance(record, Demonstration):
             return [self.encoder.example(record.prompt, record.completion)]
         if isinstance(record, Comparison):
-            return [self.encoder.example(record.prompt, completion) for completion in record.completions]
+            return encoded_completions(self.encoder, record)
         return [Encoded(self.encoder.prompt(record.prompt), 0)]
 
     def _special(self, prompt: str, learned: Sequence[str]) -> bool:

@@ -10,9 +10,15 @@ from instructlit.data.demonstrations import demonstration_coder, measure_demonst
 from instructlit.data.records import Coder, Measure, RecordDataset, scan
 from instructlit.data.sampling import PlannedLoader
 from instructlit.data.sources import Sources
-from instructlit.data.tokenization import Encoded
+from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.errors import require
 from instructlit.types import Comparison, ComparisonBatch
+
+
+def encoded_completions(encoder: Encoder, record: Comparison) -> list[Encoded]:
+    """Each completion behind the prompt, with EOS where it ended, as a policy's response is scored."""
+    completions = zip(record.completions, record.ends, strict=True)
+    return [encoder.example(record.prompt, completion, ended) for completion, ended in completions]
 
 
 class ComparisonData(DataModule):
@@ -74,11 +80,11 @@ class ComparisonData(DataModule):
         self.demonstrations, self.length_bucketing = demonstrations, length_bucketing
 
     def coder(self) -> Coder:
-        """Prompt, completion and EOS, for each completion."""
+        """Prompt, completion and, where it ended, EOS, for each completion."""
         encoder, how = self.encoder, self.encoder.identity
         return Coder(
             "comparison",
-            lambda record: [encoder.example(record.prompt, completion) for completion in record.completions],
+            lambda record: encoded_completions(encoder, record),
             self.measure,
             how=how and {**how, "max_prompt_length": self.max_prompt_length},
         )

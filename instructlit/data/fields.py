@@ -144,6 +144,15 @@ class Fields:
                 self.wrong(f"{name}[{i}]", f"found {_kind(number)}", expected)
         return list(value)
 
+    def truths(self, name: str, length: int) -> list[bool]:
+        """A list of `length` true or false values."""
+        expected, value = f"{length} values, each true or false", self.row.get(name)
+        if not isinstance(value, list):
+            self.wrong(name, f"found {_kind(value)}", expected)
+        if len(value) != length or not all(isinstance(entry, bool) for entry in value):
+            self.wrong(name, f"found {value!r:.60}", expected)
+        return list(value)
+
     def objects(self, value: Any, name: str) -> list[dict[str, Any]]:
         """`value` as a list of objects."""
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):

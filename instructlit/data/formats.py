@@ -132,6 +132,7 @@ def _native_comparison(fields: Fields) -> Comparison:
         fields.wrong("ranks", f"the best rank is {min(ranks)}", "ranks that start at 1")
     ratings = fields.integers("ratings", k, 1, 7, "ratings") if "ratings" in fields else None
     flags = fields.flags("flags", k) if "flags" in fields else None
+    ended = fields.truths("ended", k) if "ended" in fields else None
     return Comparison(
         prompt,
         completions,
@@ -143,6 +144,7 @@ def _native_comparison(fields: Fields) -> Comparison:
         use_case=fields.name("use_case"),
         user=fields.name("user"),
         weight=fields.weight(),
+        ended=ended,
     )
 
 

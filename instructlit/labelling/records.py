@@ -100,8 +100,12 @@ def label_row(record: dict[str, Any]) -> dict[str, Any]:
     row["task"] = _own_id(record["extra"]) or record["key"][:16]
     if record["kind"] == "demonstration":
         row.pop("completions")
-    elif any(record["policies"]):
+        return row
+    if any(record["policies"]):
         row["policy"] = [name or "unknown" for name in record["policies"]]
+    ended = record["extra"].get("ended")  # of a task of ours, or of a file of `instructlit generate`
+    if isinstance(ended, list) and [type(end) for end in ended] == [bool] * len(record["completions"]):
+        row["ended"] = ended
     return row
 
 

@@ -94,6 +94,7 @@ def row(label: Label, weight: float = 1.0) -> dict[str, Any]:
         "ratings": label.ratings if label.ratings and None not in label.ratings else None,
         "flags": label.flags,
         "policy": label.policy,
+        "ended": label.ended,
         "use_case": label.use_case,
         "user": label.user,
         "weight": weight if weight != 1.0 else None,

@@ -1,7 +1,8 @@
 """Tasks for labelers and the labels they give, as records and as JSON Lines.
 
-A file of tasks is blind: which policy wrote a completion, and how a reward model scored it, stand in a file of their
-own beside it (`tasks.jsonl` and `tasks.key.jsonl`). Whoever has the tasks alone cannot tell the policies apart.
+A file of tasks is blind: which policy wrote a completion, whether it ended, and how a reward model scored it, stand in
+a file of their own beside it (`tasks.jsonl` and `tasks.key.jsonl`). Whoever has the tasks alone cannot tell the
+policies apart.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ LabelKind = Literal["comparison", "demonstration", "evaluation"]
 KINDS = get_args(LabelKind)
 V = TypeVar("V")
 
-_HIDDEN = ("policy", "scores")
+_HIDDEN = ("policy", "scores", "ended")
 """Fields of a task that no labeler may see."""
 
 
@@ -41,6 +42,7 @@ class Task:
         round: the round of the loop it belongs to, from 1.
         use_case: as in the prompt's file.
         user: who sent the prompt.
+        ended: of each whether it ended by itself, rather than at a limit; None where all did, or nobody knows.
     """
 
     task: str
@@ -52,6 +54,7 @@ class Task:
     round: int | None = None
     use_case: str | None = None
     user: str | None = None
+    ended: list[bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Label:
         use_case: of the prompt.
         user: who sent the prompt.
         instructions: the version of the instructions that the labeler saw.
+        ended: as in a `Task`.
     """
 
     task: str
@@ -93,6 +97,7 @@ class Label:
     use_case: str | None = None
     user: str | None = None
     instructions: int | None = None
+    ended: list[bool] | None = None
 
 
 def task_id(kind: str, prompt: PromptText, completions: Iterable[str], round: int | None = None) -> str:
@@ -108,7 +113,9 @@ def for_database(task: Task) -> dict[str, Any]:
     """
     told = {"kind": task.kind, "prompt": task.prompt, "completions": task.completions, "policies": task.policy}
     about = {"use_case": task.use_case, "user": task.user, "round": task.round}
-    extra = {"instructlit_task": task.task, "scores": task.scores}
+    extra: dict[str, Any] = {"instructlit_task": task.task, "scores": task.scores}
+    if task.ended is not None:
+        extra["ended"] = task.ended
     return {name: value for name, value in {**told, **about, "extra": extra}.items() if value is not None}
 
 
@@ -174,17 +181,18 @@ def with_policies(labels: Iterable[Label], tasks: Iterable[Task]) -> list[Label]
         task = known.get(label.task) or known.get(_question(label))
         if task is None:
             raise UserError("no such task", where=f"label of task {label.task!r}", expected="a task of the given file")
-        policy = None
-        if task.policy is not None and task.kind != "demonstration":
-            if sorted(label.completions) != sorted(task.completions):
-                raise UserError(
-                    "the label has other completions than its task",
-                    where=f"label of task {label.task!r} by {label.labeler!r}",
-                    expected="labels of this very file of tasks",
-                )
-            policy = in_order(label.completions, task.completions, task.policy)
-        told = {"round": task.round, "use_case": task.use_case, "user": task.user}
-        found.append(replace(label, task=task.task, kind=task.kind, policy=policy, **told))
+        hidden = {"policy": task.policy, "ended": task.ended} if task.kind != "demonstration" else {}
+        if any(hidden.values()) and sorted(label.completions) != sorted(task.completions):
+            raise UserError(
+                "the label has other completions than its task",
+                where=f"label of task {label.task!r} by {label.labeler!r}",
+                expected="labels of this very file of tasks",
+            )
+        told: dict[str, Any] = {
+            name: values and in_order(label.completions, task.completions, values) for name, values in hidden.items()
+        }
+        told |= {"round": task.round, "use_case": task.use_case, "user": task.user}
+        found.append(replace(label, task=task.task, kind=task.kind, **({"policy": None} | told)))
     return found
 
 
@@ -218,6 +226,7 @@ def parse_task(row: dict[str, Any], where: str) -> Task:
         completions=completions,
         policy=_texts(given, "policy", len(completions)),
         scores=_numbers(given, "scores", len(completions)),
+        ended=given.truths("ended", len(completions)) if row.get("ended") is not None else None,
         round=_count(given, "round"),
         use_case=given.name("use_case"),
         user=given.name("user"),
@@ -254,6 +263,7 @@ def parse_label(row: dict[str, Any], where: str) -> Label:
         ratings=_ratings(given, k),
         flags=given.flags("flags", k) if row.get("flags") is not None else None,
         policy=_texts(given, "policy", k),
+        ended=given.truths("ended", k) if row.get("ended") is not None else None,
         round=_count(given, "round"),
         seconds=seconds[0] if seconds else None,
         skipped=skipped,

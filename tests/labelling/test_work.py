@@ -402,6 +402,9 @@ def test_a_record_comes_out_as_it_went_in(database: Database) -> None:
     assert row["policy"] == ["p", "q", "r"]
     assert row["prompt"] == prompt
     assert row["task"] == record["key"][:16], "the same in every database"
+    assert "ended" not in row
+    for said, known in (([True, False, True], True), ([True, False], False), ("no", False)):  # a row may say anything
+        assert records.label_row(record | {"extra": {"ended": said}}).get("ended") == (said if known else None)
 
 
 @pytest.mark.parametrize(

@@ -165,22 +165,26 @@ def test_scores_and_disagreement(folder: Path, tiny_llama_dir: Path, char_tokeni
         reward_folder(folder / f"rm{seed}", tiny_llama_dir, char_tokenizer, seed)
     words = ["sft", "--prompts", "prompts.jsonl", "--reward", "rm1", "--completions", "3"]
     assert collect(*words, "--output", "all.jsonl") == 0
+    assert any(task.ended for task in read_tasks("all.jsonl")), "some were cut off"
     scored = {str(task.prompt): task for task in read_tasks("all.jsonl")}
     models = [Scorer(f"rm{seed}", torch.device("cpu")) for seed in (1, 2)]
     value = {}
     for prompt, task in scored.items():
         assert task.scores is not None
-        rows = []
-        for text, score in zip(task.completions, task.scores, strict=True):  # whether it ended is not in the file
-            either = [(task.prompt, text, True), (task.prompt, text, False)]
-            near = [abs(own - score) < 1e-4 for own in models[0].scores(either)]
-            assert any(near), "a score stands beside its completion"
-            rows.append(either[near.index(True)])
+        rows = list(zip([task.prompt] * 3, task.completions, task.ended or [True] * 3, strict=True))
+        assert task.scores == pytest.approx(models[0].scores(rows), abs=1e-4), "a score stands beside its completion"
         value[prompt] = disagreement([model.scores(rows) for model in models])
     chosen = ["--select", "disagreement", "--ensemble", "rm1", "rm2", "--limit", "4"]
     assert collect(*words, *chosen, "--output", "some.jsonl") == 0
     most = sorted(value, key=lambda prompt: -value[prompt])[:4]
     assert {str(task.prompt) for task in read_tasks("some.jsonl")} == set(most)
+
+
+def test_what_labelers_ordered_is_scored_as_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scorer, "scores", lambda self, rows: [float(ended) for _, _, ended in rows])
+    row = {"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]}
+    scorer = Scorer.__new__(Scorer)  # without its model
+    assert scorer.ordered([row, row | {"ended": [False, True]}]) == ([0.5, 1.0], [1, 1])
 
 
 def test_a_policy_that_cannot_answer_is_told_before_others_do(

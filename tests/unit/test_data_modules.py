@@ -94,6 +94,21 @@ def test_comparisons_keep_a_prompts_completions_together(tokenizer: str, compari
             assert (prompt, completions, tuple(batch.ranks[rows].tolist()), batch.labelers[p]) in expected
 
 
+@pytest.mark.parametrize(("length", "learned"), [(16, ["xyz$", "xy", "x$"]), (4, ["xyz", "xy", "x$"])])
+def test_a_completion_that_was_cut_off_has_no_eos(
+    tokenizer: str, jsonl: Callable[..., Path], length: int, learned: list[str]
+) -> None:
+    """Where the policy was cut off, as its response is scored, and where `max_length` cuts."""
+    row = {"prompt": "a", "completions": ["xyz", "xy", "x"], "ranks": [1, 2, 3], "ended": [True, False, True]}
+    data = ready(
+        ComparisonData(tokenizer, str(jsonl("c", [row])), validation_fraction=0, batch_size=1, max_length=length)
+    )
+    (batch,) = data.train_dataloader()
+    as_tokens = TokenBatch(batch.input_ids, batch.attention_mask, batch.response_mask)
+    assert [text_of(as_tokens, i, True) for i in range(3)] == learned
+    assert data.report.splits[0].truncated == (length == 4)
+
+
 def test_ties_stay_and_a_prompt_of_nothing_but_ties_goes(tokenizer: str, jsonl: Callable[..., Path]) -> None:
     rows = [
         {"prompt": "a", "completions": ["x", "y", "y"], "ranks": [1, 1, 2]},

@@ -438,6 +438,18 @@ def test_labelers_of_one_prompt_are_one_unit(tmp_path: Path) -> None:
     assert [p.unit for p in pairs] == [0] * 5 + [1] * 5 + [2] * 5
 
 
+def test_the_quality_of_a_reward_model_is_that_of_answers_as_they_ended(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1], "ended": [True, False]}]
+    asked: list[Question] = []
+
+    def score(question: Question) -> float:
+        asked.append(question)
+        return 0.0
+
+    run(RewardQuality(write(tmp_path / "c.jsonl", rows), ["rm"]), tmp_path, {}, {"rm": score})
+    assert {q.answers: q.ended for q in asked} == {("a",): (True,), ("b",): (False,)}
+
+
 def test_reward_quality_of_rewardbench_files(tmp_path: Path) -> None:
     rows = [
         {"prompt": f"p{i}", "chosen": "good", "rejected": "bad", "subset": "easy" if i < 3 else "hard"}

@@ -91,6 +91,14 @@ def test_ratings_are_kept_as_ratings(tmp_path: Path) -> None:
     assert (label.ranks, label.ratings) == ([1, 2], [4, 1])
 
 
+@pytest.mark.parametrize("by", ["score", "compare"])
+def test_a_judge_is_told_which_were_cut_off(tmp_path: Path, by: Any) -> None:
+    write_tasks(tmp_path / "tasks.jsonl", [Task("t", "comparison", "p", ["aa", "b"], ended=[False, True])])
+    (label,) = run("lengthy", str(tmp_path / "tasks.jsonl"), tmp_path, by=by)
+    assert label.ended == [False, True]
+    assert [q.ended for q in asked] == [tuple(text == "b" for text in q.answers) for q in asked]
+
+
 def test_equal_texts_tie_without_being_asked(tmp_path: Path) -> None:
     first, second = run("lengthy", tasks_file(tmp_path, ["aa", "aa"], ["aa", "b", "aa"]), tmp_path, by="compare")
     assert first.ranks == [1, 1]

@@ -1,6 +1,7 @@
 """Labels as records, the files made of them, and how labelers' weights and disputes count."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,13 @@ def test_tasks_are_blind_and_come_back_whole(tmp_path: Path) -> None:
     tasks = [
         Task("a", "comparison", "Say a.", ["a", "b"], ["models/sft", "models/ppo"], [0.5, -1.0], 2, "chat", "u1"),
         Task("b", "demonstration", CHAT, round=2),
+        Task("c", "comparison", "Say c.", ["c", "d"], ended=[True, False]),
     ]
     write_tasks(path, tasks)
     text = path.read_text()
     assert "models/" not in text
     assert "0.5" not in text
+    assert "ended" not in text
     assert json.loads(key_file(path).read_text().splitlines()[0])["policy"] == ["models/sft", "models/ppo"]
     assert read_tasks(path) == tasks
     key_file(path).unlink()
@@ -47,7 +50,12 @@ def test_tasks_are_blind_and_come_back_whole(tmp_path: Path) -> None:
 def test_labels_come_back_whole(tmp_path: Path) -> None:
     labels = [
         label(
-            ratings=[7, None, 1], flags=[{"hallucination": True}, {}, {}], seconds=12.5, round=1, policy=["x", "y", "z"]
+            ratings=[7, None, 1],
+            flags=[{"hallucination": True}, {}, {}],
+            seconds=12.5,
+            round=1,
+            policy=["x", "y", "z"],
+            ended=[True, False, True],
         ),
         Label("d", "demonstration", CHAT, "bob", ["Hello!"], use_case="chat", user="u"),
         Label("s", "comparison", "p", "bob", ["x", "y"], skipped="unclear", reported=["private"]),
@@ -77,6 +85,9 @@ def test_rows_of_the_labelling_database_are_labels() -> None:
     given = for_database(task)
     assert given["policies"] == ["m1", "m2"]
     assert given["extra"] == {"instructlit_task": "id", "scores": [0.1, 0.2]}
+    cut = replace(task, ended=[False, True])
+    assert for_database(cut)["extra"]["ended"] == [False, True]
+    assert with_policies([parse_label({**row, "completions": ["b", "a"]}, "x")], [cut])[0].ended == [True, False]
     assert with_policies([parse_label({**row, "policies": None}, "x")], [task])[0].task == "id", (
         "found by what was asked"
     )
@@ -112,6 +123,8 @@ def test_an_export_of_the_database_finds_its_tasks() -> None:
         ({"ratings": [1]}, "3 ratings"),
         ({"policy": ["a"]}, "policy"),
         ({"seconds": "long"}, "seconds"),
+        ({"ended": [True, 1, False]}, "ended: found [True, 1, False]"),
+        ({"ended": [True]}, "ended"),
         ({"round": 1.5}, "round"),
         ({"flags": [{"x": 1}, {}, {}]}, "flags"),
     ],
@@ -318,6 +331,7 @@ def test_a_row_tells_everything_about_its_label() -> None:
     told: dict[str, Any] = {
         "labeler": "anna", "ratings": [7, 3], "flags": [{"harmful": False}, {"harmful": True}], "policy": ["a", "b"],
         "use_case": "chat", "user": "u", "round": 2, "seconds": 9.5, "instructions": 4,
+        "ended": [True, False],
     }  # fmt: skip
     (made,) = export([Label("t", "comparison", "p", completions=["x", "y"], ranks=[1, 2], **told)], 0.0).train[
         "comparison"

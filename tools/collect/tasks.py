@@ -48,7 +48,7 @@ def write(
     for prompt, wanted, scores in rows:
         order = list(range(len(wanted.answers)))
         random.Random(f"order {seed} {prompt.prompt}").shuffle(order)
-        texts = [wanted.answers[i].text for i in order]
+        texts, ended = [wanted.answers[i].text for i in order], [wanted.answers[i].ended for i in order]
         tasks.append(
             Task(
                 task_id(kind, prompt.prompt, texts, round_),
@@ -60,6 +60,7 @@ def write(
                 round_,
                 prompt.use_case,
                 prompt.user,
+                None if all(ended) else ended,
             )
         )
     write_tasks(target, tasks)

@@ -52,6 +52,7 @@ def answers(world: World, task: Task, labelers: int, seed: int) -> list[Label]:
                 "ratings": ranking.ratings,
                 "flags": ranking.flags,
                 "policy": task.policy,
+                "ended": task.ended,
             }
         about = {"round": task.round, "use_case": task.use_case, "user": task.user}
         found.append(Label(task.task, task.kind, task.prompt, labeler.name, **given, **about))

@@ -35,6 +35,7 @@ class Pair:
     labeler: str | None = None
     margin: int | None = None  # ranks between the two
     subset: str | None = None
+    ended: tuple[bool, bool] = (True, True)
 
 
 class RewardQuality(Task):
@@ -127,8 +128,8 @@ class RewardQuality(Task):
     @staticmethod
     def _differences(study: Study, judge: str, pairs: Sequence[Pair]) -> np.ndarray:
         """(pairs,) score of the chosen answer minus that of the rejected one; nan where there is no score."""
-        asked = [Question("score", p.prompt, (p.chosen,)) for p in pairs]
-        asked += [Question("score", p.prompt, (p.rejected,)) for p in pairs]
+        asked = [Question("score", p.prompt, (p.chosen,), ended=p.ended[:1]) for p in pairs]
+        asked += [Question("score", p.prompt, (p.rejected,), ended=p.ended[1:]) for p in pairs]
         scores = np.array([np.nan if v.value is None else v.value for v in study.desk.ask(judge, asked)])
         return scores[: len(pairs)] - scores[len(pairs) :]
 
@@ -192,7 +193,8 @@ def read_pairs(data: Place, limit: int | None) -> list[Pair]:
                     if first < second:
                         margin = second - first if len(record.ranks) > 2 else None
                         texts = record.completions[a], record.completions[b]
-                        found.append(Pair(record.prompt, *texts, unit, record.labeler, margin, subset))
+                        ended = record.ends[a], record.ends[b]
+                        found.append(Pair(record.prompt, *texts, unit, record.labeler, margin, subset, ended))
     if not found:
         raise UserError("there is no pair that is not tied", where="reward.data", expected="comparisons")
     return found
