@@ -1,14 +1,18 @@
 """PPO's options reach what they are named for: a step's length, the penalty, the clips, the rates, the streams."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from stage_helpers import FixedBatches, Recorder, ppo_module, prompt_batch, sgd, trainer, weights
 
 from instructlit.losses import policy_loss, value_loss
-from instructlit.models.backbone import Backbone
+from instructlit.models.adapters import Lora
+from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.models.schedules import LinearToZero
 from instructlit.modules import PPOModule
 from instructlit.ops import AdaptiveKL, FixedKL, shape_rewards
+from instructlit.rollout import Sampling
 from instructlit.rollout.forward import response_values
 
 PROMPTS = {"prompts": prompt_batch(["ab", "say hello ", "x", "count to 3 ", "1", "qq", "mnop", "r"])}
@@ -42,6 +46,44 @@ def test_each_gradient_is_cut_down_on_its_own_and_told_as_it_was(tmp_path, tiny_
     assert min(steps) > 0.01
     assert norms[0] != pytest.approx(norms[1], rel=0.1)
     assert moved(0.01) == (pytest.approx([0.01, 0.01], rel=1e-2), pytest.approx(norms, rel=1e-4))
+
+
+@torch.no_grad()
+def by_hand(model, rollout, temperature):
+    """Log-probs (B, R) and entropies (B, R) of a rollout's tokens, row by row without padding; zero elsewhere."""
+    found = torch.zeros(2, *rollout.response_ids.shape)
+    for row, (prompt, mask) in enumerate(zip(rollout.prompt_mask, rollout.response_mask, strict=True)):
+        said = rollout.response_ids[row][mask]
+        ids = torch.cat([rollout.prompt_ids[row][prompt], said])
+        log_probs = (model(input_ids=ids[None]).logits[0, -len(said) - 1 : -1] / temperature).log_softmax(-1)
+        found[0, row, mask] = log_probs.gather(1, said[:, None])[:, 0]
+        found[1, row, mask] = -(log_probs.exp() * log_probs).sum(-1)
+    return found
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["a reference of its own", "adapters off"])
+def test_every_log_prob_is_at_the_sampling_temperature(
+    tmp_path, tiny_llama_dir, tiny_gpt2_dir, char_tokenizer, adapters
+):
+    """Sampler, trainer, update and reference (checklist 14): at 1 none could be told from another."""
+    whole, other = Backbone(str(tiny_llama_dir)), Backbone(str(tiny_gpt2_dir))
+    models = {"policy": replace(whole, lora=Lora(rank=2))} if adapters else {"policy": whole, "reference": other}
+    sampling = Sampling(max_new_tokens=6, temperature=0.7)
+    module = ppo_module(tiny_llama_dir, sampling=sampling, minibatch_size=8, sampler_correction=2.0, **models)
+    (row,) = run(tmp_path, module, char_tokenizer)
+    made = module.last_rollout
+    assert made is not None
+    log_probs, entropies = by_hand(load_causal_lm(whole).eval(), made, 0.7)
+    reference = log_probs if adapters else by_hand(load_causal_lm(other).eval(), made, 0.7)[0]
+    for found, expected in (
+        (made.sampled_log_probs, log_probs),
+        (made.old_log_probs, log_probs),
+        (made.ref_log_probs, reference),
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert row["ppo/policy/ratio_mean"] == pytest.approx(1, abs=1e-4)
+    assert row["ppo/policy/entropy"] == pytest.approx(float(entropies.sum() / made.response_mask.sum()), abs=1e-4)
+    assert (by_hand(load_causal_lm(whole).eval(), made, 1.0)[0] - log_probs).abs().max() > 0.1
 
 
 def test_the_kl_coefficient_weighs_the_penalty(tmp_path, tiny_llama_dir, tiny_gpt2_dir, char_tokenizer):
