@@ -250,6 +250,7 @@ def test_greedy_answers_are_those_of_the_model_itself(tiny_llama_dir: Path, comm
     expected = "".join(chr(i) for i in said if i > 2).strip()
     assert 2 not in said  # the end would cut the comparison short
     assert json.loads(line)["completions"] == [expected]
+    assert json.loads(line)["ended"] == [False]
 
 
 def test_a_prompt_without_room_is_left_out(tiny_llama_dir: Path, tmp_path: Path, command: Callable[..., str]) -> None:

@@ -120,14 +120,16 @@ def test_with_as_many_ids_of_other_meaning_it_reads_the_text(tmp_path, char_toke
     core = json.loads(char_tokenizer.backend_tokenizer.to_str())
     core["model"]["vocab"] |= {"a": ord("b"), "b": ord("a")}
     other = Tokenizer.from_str(json.dumps(core))
-    swapped = PreTrainedTokenizerFast(tokenizer_object=other, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+    # padding is EOS, which still counts where a text ends
+    swapped = PreTrainedTokenizerFast(tokenizer_object=other, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>")
     model = load_scalar_model(Backbone(str(llama(tmp_path / "base", 128))))
     folder = export_folder(model, swapped, tmp_path / "reward")
     reward = RewardModel(Backbone(str(folder)))
     reward.prepare(CPU, char_tokenizer)
     assert reward.reads_text
-    found = checked_scores(reward, sampled(char_tokenizer, [("say ", "abb", True)])).item()
-    assert found == pytest.approx(direct(folder, swapped, "say ", "abb", ended=True), abs=1e-5)
+    texts = ("abb", "abbabb")
+    found = checked_scores(reward, sampled(char_tokenizer, [("say ", text, True) for text in texts])).tolist()
+    assert found == pytest.approx([direct(folder, swapped, "say ", text, ended=True) for text in texts], abs=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from stage_helpers import FixedBatches, Recorder, ppo_module, prompt_batch, sgd, trainer, weights
+from torch import nn
 
 from instructlit.losses import policy_loss, value_loss
 from instructlit.models.adapters import Lora
@@ -104,6 +105,24 @@ def test_the_kl_coefficient_is_steered_by_the_episodes_of_a_rollout(tmp_path, ti
     assert row["ppo/objective/kl_coefficient"] == pytest.approx(0.1), "what the rollout was shaped by"
 
 
+def test_the_kl_coefficient_is_steered_by_the_episodes_of_all_ranks(tmp_path, tiny_llama_dir, char_tokenizer):
+    """A rank sees eight of sixteen: the batch size of the data is over all of them."""
+    module = ppo_module(tiny_llama_dir, kl=AdaptiveKL(0.1, horizon=50), episodes=32)
+    data = FixedBatches(char_tokenizer, [PROMPTS])
+    data.batch_size = 16
+    trainer(tmp_path).fit(module, datamodule=data)
+    assert module.episodes_seen == 16
+    assert module.kl.coefficient == pytest.approx(0.1 * (1 - 0.2 * 16 / 50))
+
+
+@pytest.mark.parametrize("network", ["policy", "value", "reference"])
+def test_the_dropout_of_each_network_is_off(tiny_gpt2_dir, network):
+    noisy = Backbone(str(tiny_gpt2_dir), dropout=0.5)
+    module = ppo_module(tiny_gpt2_dir, **{network: noisy})
+    module.configure_model()
+    assert all(part.p == 0 for model in module._models() for part in model.modules() if isinstance(part, nn.Dropout))
+
+
 def test_a_second_pass_is_held_to_the_rollout(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
     """By each clip of its own, and weighed by the policy that was sampled from."""
     module = ppo_module(
@@ -186,6 +205,8 @@ def test_every_batch_and_rank_of_a_validation_draws_numbers_of_its_own(
         module = ppo_module(tiny_llama_dir)
         trainer(tmp_path).validate(module, datamodule=data, verbose=False)
         texts = tuple(row["response"] for row in module.validation_rows)
+        assert any(not row["ended"] for row in module.validation_rows)
+        assert all(row["ended"] or row["length"] == 6 for row in module.validation_rows), "a cut one has 6 tokens"
         return [texts[:8], texts[8:]]
 
     assert batches(0) == batches(0), "looks compare"

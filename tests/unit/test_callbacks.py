@@ -275,6 +275,12 @@ def test_a_metric_out_of_bounds_warns_once_until_it_was_back(tmp_path: Path) -> 
     assert alerts.outside == set()
 
 
+def test_an_engine_that_drifts_from_the_trainer_warns(tmp_path: Path) -> None:
+    """Checklist 35: by log-probs a tenth of a nat a token apart."""
+    with pytest.warns(UserWarning, match="ppo/engine/gap is 0.2, above 0.1"):
+        fit(tmp_path, Toy({"ppo/engine/gap": [0.05, 0.2]}), [InvariantAlerts()], max_steps=2)
+
+
 def test_a_number_that_is_not_finite_warns_whatever_its_name(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="my/own is nan"):
         fit(tmp_path, Toy({"my/own": [1.0, math.nan]}), [InvariantAlerts()], max_steps=2)
