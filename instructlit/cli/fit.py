@@ -271,5 +271,3 @@ def quiet() -> None:
     """Take Lightning's advertisements, and a warning about its own internals, out of what a user reads."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-    # Our modules step their optimiser inside the batch; what is saved after it is just what is meant to be saved.
-    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")

@@ -47,6 +47,7 @@ from instructlit.modules.rescue import Rescue, have_validated_again
 from instructlit.modules.settings import advance, with_own_settings
 from instructlit.modules.step_log import log_again
 from instructlit.modules.strategy import FSDP2Strategy
+from instructlit.modules.turns import Turns
 from instructlit.modules.unvalidated import tell_unvalidated
 from instructlit.ops.micro_batches import computed_tokens, spans
 from instructlit.types import TokenBatch
@@ -243,7 +244,7 @@ class StageModule(pl.LightningModule):
         # The first hook that is called: Lightning refuses these options later, but cannot say what to set instead.
         _refuse_trainer_options(self.trainer)
         held = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return [kind() for kind in (Rescue, Lifeline) if kind not in held]
+        return [kind() for kind in (Turns, Rescue, Lifeline) if kind not in held]
 
     def setup(self, stage: str) -> None:
         for logger in self.trainer.loggers:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
@@ -300,24 +299,9 @@ class PPOModule(StageModule):
                 where="model.init_args.minibatch_size",
                 expected="a divisor of data.init_args.batch_size and a multiple of the number of devices",
             )
-        self._check_saving()
         self.kl.check(self.rollout_size)
         if isinstance(self.engine, ExternalEngine) and self.engine.folder is not None:
             check_no_source(self.engine.folder, read_from(self), "model.init_args.engine.init_args.folder")
-
-    def _check_saving(self) -> None:
-        """Refuse a `ModelCheckpoint` that would let most of its turns go by."""
-        updates = self.updates_per_batch
-        for callback in self.trainer.checkpoint_callbacks:
-            every = callback._every_n_train_steps if isinstance(callback, ModelCheckpoint) else 0
-            if every and every % updates and updates % every:
-                raise UserError(
-                    f"{every} updates end within a rollout, which has {updates}, and only the end of one is looked at: "
-                    f"one rollout in {math.lcm(every, updates) // updates} would be saved",
-                    where="ModelCheckpoint.every_n_train_steps",
-                    expected=f"a multiple of {updates}, the updates of a rollout, or null",
-                    fix="leave it out to save after each validation; trainer.val_check_interval counts rollouts",
-                )
 
     def on_fit_start(self) -> None:
         self._prepare()

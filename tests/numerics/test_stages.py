@@ -625,19 +625,48 @@ def test_saving_by_the_clock_is_refused(tmp_path, tiny_llama_dir, char_tokenizer
         run.fit(sft_module(tiny_llama_dir), datamodule=FixedBatches(char_tokenizer, [token_batch(PAIRS)]))
 
 
-def test_ppo_saves_every_so_many_updates_where_a_rollout_ends_with_them(tmp_path, tiny_llama_dir, char_tokenizer):
-    def saved(every: int) -> list[str]:
-        """Of two rollouts with six updates each."""
-        saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=every, save_top_k=-1)
+def test_ppo_saves_after_the_rollout_that_reaches_every_so_many_updates(tmp_path, tiny_llama_dir, char_tokenizer):
+    def saved(every: int, skipped: int | None = None) -> set[str]:
+        """Of three rollouts with six updates each, of which one may be skipped."""
+        folder = tmp_path / f"{every} {skipped}"
+        saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1)
         run = trainer(tmp_path, max_epochs=-1, enable_checkpointing=True, callbacks=[saver])
-        batches = [{"prompts": prompt_batch(PROMPTS)}] * 2
-        module = ppo_module(tiny_llama_dir, episodes=2 * len(PROMPTS), minibatch_size=4, ppo_epochs=3)
+        batches = [{"prompts": prompt_batch(PROMPTS)}] * 3
+        module = ppo_module(tiny_llama_dir, episodes=3 * len(PROMPTS), minibatch_size=4, ppo_epochs=3)
+        passes, updates = module.guard.passes, iter(range(18))
+        module.guard.passes = lambda figures, step, batch: next(updates) != skipped and passes(figures, step, batch)
         run.fit(module, datamodule=FixedBatches(char_tokenizer, batches))
-        return [path.stem for path in tmp_path.glob("step=*.ckpt")]
+        return {path.stem for path in folder.glob("step=*.ckpt")}
 
-    assert saved(12) == ["step=12"]
-    with pytest.raises(UserError, match=r"every_n_train_steps: 4 updates .* one rollout in 2 .*\n.* multiple of 6"):
-        saved(4)
+    assert saved(6) == {"step=6", "step=12", "step=18"}
+    assert saved(6, skipped=2) == {"step=11", "step=17"}
+    assert saved(8) == {"step=12", "step=18"}
+
+
+@pytest.mark.parametrize("interval", [1, 1.0], ids=["within an epoch", "at its end"])
+def test_what_is_saved_every_so_many_steps_has_the_score_of_its_own_validation(
+    tmp_path, tiny_llama_dir, char_tokenizer, interval
+):
+    class Validations(pl.Callback):
+        scores = {}
+
+        def on_validation_end(self, trainer, *_):
+            self.scores[trainer.global_step] = trainer.callback_metrics["sft/val/loss"].item()
+
+    seen = Validations()
+    savers = [ModelCheckpoint(tmp_path / str(monitor), "{step}", monitor, save_top_k=-1, every_n_train_steps=2)
+              for monitor in ("sft/val/loss", None)]  # fmt: skip
+    run = trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[seen, *savers],
+                  val_check_interval=interval)  # fmt: skip
+    batch = token_batch(PAIRS)
+    run.fit(sft_module(tiny_llama_dir), datamodule=FixedBatches(char_tokenizer, [batch] * 2, [batch]))
+    for step in (2, 4):
+        scored, plain = (torch.load(f"{saver.dirpath}/step={step}.ckpt", weights_only=True) for saver in savers)
+        (score,) = [kept["current_score"] for key, kept in scored["callbacks"].items() if "'sft/val/loss'" in key]
+        assert score.item() == seen.scores[step]
+        # a run that goes on from either takes the validation for done, and it is
+        for kept in (scored, plain):
+            assert kept["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["current"]["completed"] == 1
 
 
 def test_a_run_that_only_time_ends_has_no_length_for_a_schedule(tmp_path, tiny_llama_dir, char_tokenizer):
