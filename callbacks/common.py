@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
@@ -82,6 +83,14 @@ def say(text: str) -> None:
     """A line for the user, apart from what the run prints; said once, by the first process."""
     if rank_zero_only.rank == 0:
         print(f"instructlit: {text}", file=sys.stderr, flush=True)
+
+
+def put_file_aside(path: Path) -> None:
+    """Keep what an earlier run has written to a file under another name beside it."""
+    number = 1
+    while (kept := path.with_name(f"{path.stem}-earlier-{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(kept)
 
 
 def peak_memory_gib(device: torch.device) -> float:

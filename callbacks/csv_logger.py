@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from instructlit.callbacks.common import put_file_aside
 from instructlit.errors import require
 
 
@@ -120,10 +121,7 @@ class CSVLogger(LightningCSVLogger):
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Logs a row; the first one of a run that is not continued puts aside what was in the folder."""
         if self.experiment is not None and self._earlier:
-            path, number = Path(self.experiment.metrics_file_path), 1
-            while (kept := path.with_name(f"{path.stem}-earlier-{number}.csv")).exists():
-                number += 1
-            path.rename(kept)
+            put_file_aside(Path(self.experiment.metrics_file_path))
             self._earlier = False
         super().log_metrics(metrics, step)
 

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from instructlit.callbacks.common import gathered, logger_step, rehearses, stage_name, wandb_loggers
+from instructlit.callbacks.common import gathered, logger_step, put_file_aside, rehearses, stage_name, wandb_loggers
 from instructlit.errors import UserError, require
 from instructlit.types import PromptText
 
@@ -21,8 +21,9 @@ class SampleTable(pl.Callback):
     """Writes the rows a module leaves in `validation_rows` (prompt, response, score, KL, length, whether it ended).
 
     Rows go to `dirpath/name.jsonl`, one JSON object a response, with `iteration`, the optimiser steps taken by then. A
-    resumed run drops what it is about to do again, so that each iteration stands there once. The look that Lightning
-    takes before training (`num_sanity_val_steps`, -1 for all prompts) is iteration 0. `validate` writes none.
+    resumed run drops what it is about to do again, so that each iteration stands there once; one that begins anew puts
+    the file aside, as `ppo_validation-earlier-1.jsonl`. The look that Lightning takes before training
+    (`num_sanity_val_steps`, -1 for all prompts) is iteration 0. `validate` writes none.
 
     Where a W&B logger is at work each validation also becomes a table in which `before` is the response to the same
     prompt at the first look.
@@ -111,7 +112,8 @@ class SampleTable(pl.Callback):
         """Begin the file anew, or leave in it what a resumed run has done."""
         if trainer.is_global_zero and not self._taken_up and not rehearses(trainer):
             if trainer.ckpt_path is None:
-                self.path(module).unlink(missing_ok=True)
+                if self.path(module).is_file():
+                    put_file_aside(self.path(module))
             else:
                 self._keep(self.path(module), lambda iteration: iteration <= trainer.global_step)
         self._taken_up = True

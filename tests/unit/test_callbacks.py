@@ -237,10 +237,14 @@ def test_a_file_in_the_way_of_the_folder_is_said_before_training(tmp_path: Path,
     assert float(module.weight) == 0.0
 
 
-def test_a_fresh_run_begins_its_file_anew(tmp_path: Path) -> None:
+def test_a_fresh_run_begins_its_file_anew_and_keeps_the_earlier_ones(tmp_path: Path) -> None:
     fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], num_sanity_val_steps=1)
+    earlier = (tmp_path / "toy_validation.jsonl").read_text()
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], max_steps=4)
     fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], max_steps=2)
     assert [row["iteration"] for row in rows_of(tmp_path / "toy_validation.jsonl")] == [2, 2, 2]
+    assert (tmp_path / "toy_validation-earlier-1.jsonl").read_text() == earlier
+    assert {row["iteration"] for row in rows_of(tmp_path / "toy_validation-earlier-2.jsonl")} == {2, 4}
 
 
 def test_a_line_that_was_cut_off_is_not_kept(tmp_path: Path) -> None:
