@@ -186,7 +186,8 @@ def test_a_validation_that_failed_is_run_again(stages: dict[str, Stage], tmp_pat
     def validated(name: str, resume: Path | None = None, fail: bool = False) -> tuple[dict[str, Any], list[dict]]:
         pl.seed_everything(11, verbose=False)
         seen = Validations(fail)
-        callbacks = [seen, ModelCheckpoint(tmp_path / name, save_top_k=0)]
+        by_steps = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=7, save_top_k=-1)
+        callbacks = [seen, ModelCheckpoint(tmp_path / name, save_top_k=0), by_steps]
         often: dict[str, Any] = {"val_check_interval": interval, "check_val_every_n_epoch": None, "max_epochs": 2}
         run = trainer(tmp_path, enable_checkpointing=True, callbacks=callbacks, **often)
         module, data = stages["ppo"]()
@@ -201,6 +202,8 @@ def test_a_validation_that_failed_is_run_again(stages: dict[str, Stage], tmp_pat
     assert rows[-1]["ppo/val/score"]
     assert again == rows
     assert differences(state(whole), state(resumed)) == []
+    saved = {name: {file.name for file in (tmp_path / name).glob("step=*")} for name in ("whole", "failed", "resumed")}
+    assert saved["failed"] | saved["resumed"] == saved["whole"]
 
 
 @pytest.mark.parametrize("schedule", [LinearToZero, None])
