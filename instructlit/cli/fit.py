@@ -13,10 +13,12 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import yaml
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -50,6 +52,9 @@ What a part may hold, one sentence for each option:
 
 The Trainer's own options follow.
 """
+
+# A config is written with every default, and the default of a text may be an enum's member, as in Lightning's Timer.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
 def run(name: str, layers: list[Config], args: list[str]) -> int:

@@ -276,11 +276,22 @@ class PPOModule(StageModule):
         """Optimiser steps of one training batch."""
         return self.ppo_epochs * (self.rollout_size // self.minibatch_size)
 
+    @property
+    def rollouts(self) -> int:
+        """Training batches of the whole run: until its episodes are sampled, or the Trainer's own limits end it."""
+        trainer = self.trainer
+        ends: list[float] = [-(-self.episodes // self.rollout_size)]
+        if trainer.max_steps >= 0:  # in updates, looked at where a rollout ends
+            ends.append(-(-trainer.max_steps // self.updates_per_batch))
+        if trainer.max_epochs not in (None, -1) and trainer.estimated_stepping_batches:  # which has batches counted
+            ends.append(trainer.max_epochs * trainer.num_training_batches)  # type: ignore[operator]
+        return int(min(ends))
+
     def total_updates(self) -> int:
-        return -(-self.episodes // self.rollout_size) * self.updates_per_batch
+        return self.rollouts * self.updates_per_batch
 
     def progress(self) -> tuple[int, int, str]:
-        return self.episodes_seen, self.episodes, "episode"
+        return self.episodes_seen, min(self.episodes, self.rollouts * self.rollout_size), "episode"
 
     def setup(self, stage: str) -> None:
         if isinstance(self.trainer.strategy, FSDPStrategy):

@@ -6,6 +6,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class TextReward(RewardFunction):
         scores = []
         for self.row, (prompt, text) in enumerate(zip(responses.prompts, responses.texts, strict=True)):
             value = self.reward(prompt.prompt, text)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are Real too
                 raise UserError(
                     f"returned {value!r} for {told(responses, self.row)}",
                     where=f"{class_path(self)}.reward",

@@ -164,9 +164,11 @@ def test_variables_that_lie_around_take_no_log_from_a_run(
 
 
 def test_print_config_shows_everything_and_runs_nothing(folder: Path, call: Call) -> None:
-    status, out, _ = call("fit", "--config", "recipe.yaml", "--trainer.max_steps", "7", "--print_config")
+    timer = "--trainer.callbacks+=lightning.pytorch.callbacks.Timer"  # whose default for a string is an enum's member
+    status, out, _ = call("fit", "--config", "recipe.yaml", "--trainer.max_steps", "7", timer, "--print_config")
     assert status == 0
     shown = yaml.safe_load(out)
+    assert shown["trainer"]["callbacks"][-1]["init_args"]["interval"] == "step"
     assert shown["trainer"]["max_steps"] == 7
     assert shown["trainer"]["use_distributed_sampler"] is False
     assert shown["seed_everything"] == 0

@@ -39,7 +39,7 @@ from instructlit.losses import language_loss
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.export import export_folder
 from instructlit.models.scalar import ScalarModel
-from instructlit.models.schedules import ConstantWithWarmup, CosineToFraction
+from instructlit.models.schedules import ConstantWithWarmup, CosineToFraction, LinearToZero
 from instructlit.modules import RewardModule, SFTModule
 from instructlit.modules.invariants import InvariantError
 from instructlit.ops import AdaptiveKL
@@ -538,6 +538,29 @@ def test_the_run_ends_at_its_episodes(tmp_path, tiny_llama_dir, char_tokenizer):
     module = ppo_module(tiny_llama_dir, episodes=32)
     rows = run(tmp_path, module, char_tokenizer, batches, max_epochs=-1)
     assert [row["ppo/episodes"] for row in rows] == [8, 16, 24, 32]
+
+
+@pytest.mark.parametrize(
+    ("options", "rollouts"),
+    [
+        ({"max_epochs": -1}, 4),
+        ({"max_epochs": -1, "max_steps": 4}, 2),
+        ({"max_epochs": -1, "max_steps": 5}, 3),  # the rollout that holds the fifth update is finished
+        ({"max_epochs": 1}, 3),
+        ({"max_epochs": 3, "limit_train_batches": 1}, 3),
+        ({"max_epochs": 3, "max_steps": 2}, 1),
+    ],
+)
+def test_the_schedule_and_the_bar_end_where_the_run_does(
+    tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch, options, rollouts
+):
+    batches = [{"prompts": prompt_batch(PROMPTS)}] * 3
+    module = ppo_module(tiny_llama_dir, episodes=32, lr_scheduler=LinearToZero)
+    ends: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(module, "on_train_end", lambda: ends.append((module.progress(), module.learning_rate())))
+    rows = run(tmp_path, module, char_tokenizer, batches, **options)
+    assert len(rows) == rollouts
+    assert ends == [((8 * rollouts, 8 * rollouts, "episode"), 0.0)]
 
 
 @pytest.mark.parametrize(

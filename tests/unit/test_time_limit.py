@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -148,6 +149,14 @@ class Raises(TextReward):
         return {"a": 1.0, "b": 2.0}[response]
 
 
+class Returns(TextReward):
+    def __init__(self, *values: Any):
+        self.values = iter(values)
+
+    def reward(self, prompt: Any, response: str) -> float:
+        return next(self.values)
+
+
 class Whole(RewardFunction):
     def __init__(self, scores: Any):
         self.scores = scores
@@ -177,6 +186,11 @@ def test_who_raises_is_named_with_line_and_response() -> None:
     assert f"raised KeyError: 'c' ({__file__}:{line}) for response 2: 'c' to the prompt 'three'" in error.what
 
 
+@pytest.mark.parametrize("value", ["1", None, True, np.bool_(True), 1j])
+def test_what_is_no_number_is_named_with_its_response(value: Any) -> None:
+    assert "for response 1: 'b' to the prompt 'two'" in fault(Returns(0.0, value, 0.0)).what
+
+
 @pytest.mark.parametrize(
     ("scores", "found"),
     [
@@ -197,4 +211,6 @@ def test_nonsense_is_named_with_what_was_expected(scores: Any, found: str) -> No
 
 
 def test_other_numbers_are_taken() -> None:
+    numbers = Returns(np.float32(1.5), np.int64(2), 3)
+    assert checked_scores(numbers, responses(), 5.0).tolist() == [1.5, 2.0, 3.0]
     assert checked_scores(Whole(torch.tensor([1, 2, 3])), responses(), 5.0).tolist() == [1.0, 2.0, 3.0]
