@@ -45,26 +45,52 @@ class Share:
         return f"{100 * self.value:.1f} ± {width}"
 
 
-def share(counts: Iterable[tuple[float, float]]) -> Share:
-    """The pooled share of (successes, trials) of each unit. The units, not the trials, are taken as independent.
-
-    The variance is that of a ratio of sums (Cochran 1977, section 2.11), and the interval 1.96 standard errors to both
-    sides ("error bars throughout the paper are 95 % confidence intervals", arXiv 2203.02155, figure 1). Where every
-    trial ends alike that would be no width at all; then it is the reach of Wilson's interval for as many trials as
-    units.
+class Tally:
+    """Successes of trials, added up unit by unit. The units, not the trials, are taken as independent: what one labeler
+    says of the pairs of one prompt hangs together.
     """
-    kept = [(s, n) for s, n in counts if n > 0]
-    trials = sum(n for _, n in kept)
-    if not trials:
-        return Share(math.nan, math.nan, 0, 0)
-    value = sum(s for s, _ in kept) / trials
-    units = len(kept)
-    if value in (0.0, 1.0):
-        return Share(value, Z**2 / (units + Z**2), round(trials), units)
-    if units == 1:
-        return Share(value, math.nan, round(trials), units)
-    variance = units / (units - 1) * sum((s - value * n) ** 2 for s, n in kept) / trials**2
-    return Share(value, Z * math.sqrt(variance), round(trials), units)
+
+    def __init__(self) -> None:
+        self.successes = self.trials = self.units = 0
+        self._squares = (0, 0, 0)  # sums over units of s * s, s * n and n * n
+
+    def add(self, successes: int, trials: int) -> None:
+        """Count all of a unit; one without trials says nothing."""
+        if not trials:
+            return
+        self.successes, self.trials, self.units = self.successes + successes, self.trials + trials, self.units + 1
+        products = (successes * successes, successes * trials, trials * trials)
+        ss, sn, nn = (old + new for old, new in zip(self._squares, products, strict=True))
+        self._squares = ss, sn, nn
+
+    @property
+    def share(self) -> Share:
+        """The pooled share.
+
+        The variance is that of a ratio of sums (Cochran 1977, section 2.11), and the interval 1.96 standard errors to
+        both sides ("error bars throughout the paper are 95 % confidence intervals", arXiv 2203.02155, figure 1). Where
+        every trial ends alike that would be no width at all; then it is the reach of Wilson's interval for as many
+        trials as units.
+        """
+        if not self.trials:
+            return Share(math.nan, math.nan, 0, 0)
+        value, units = self.successes / self.trials, self.units
+        if value in (0.0, 1.0):
+            return Share(value, Z**2 / (units + Z**2), self.trials, units)
+        if units == 1:
+            return Share(value, math.nan, self.trials, units)
+        ss, sn, nn = self._squares
+        squares = max(ss - 2 * value * sn + value**2 * nn, 0.0)  # the sum over units of (s - value * n) ** 2
+        variance = units / (units - 1) * squares / self.trials**2
+        return Share(value, Z * math.sqrt(variance), self.trials, units)
+
+
+def share(counts: Iterable[tuple[int, int]]) -> Share:
+    """The pooled share of (successes, trials) of each unit."""
+    tally = Tally()
+    for successes, trials in counts:
+        tally.add(successes, trials)
+    return tally.share
 
 
 def pairwise(units: Iterable[Sequence[Sequence[int]]]) -> Share:

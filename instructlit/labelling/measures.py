@@ -1,8 +1,8 @@
 """What labels say about labelers: agreement, speed, position and length bias. Pure functions of label records.
 
 A pair of completions counts where both sides order it: two labelers agree on it where they put the same one first, and
-pairs that either calls a tie are left out (their share is told). Intervals are Wilson's over pairs. Krippendorff's
-alpha and Fleiss' kappa are over outputs that two people or more have judged.
+pairs that either calls a tie are left out (their share is told). Intervals take tasks, not pairs, as independent.
+Krippendorff's alpha and Fleiss' kappa are over outputs that two people or more have judged.
 """
 
 import math
@@ -13,34 +13,12 @@ from itertools import combinations
 from statistics import median
 from typing import Any
 
-from instructlit.agreement import fleiss_kappa, krippendorff_alpha, pair_agreement
-from instructlit.intervals import wilson_interval
+from instructlit.agreement import Tally, fleiss_kappa, krippendorff_alpha, pair_agreement
 
 Record = Mapping[str, Any]
+Counts = dict[Tally, list[int]]
+"""Of one task, for every tally that it adds to: successes and trials."""
 _DAY = 24 * 3600
-
-
-@dataclass
-class Share:
-    """Hits of trials, with the interval."""
-
-    hits: int = 0
-    trials: int = 0
-
-    def add(self, hits: int, trials: int) -> None:
-        """Count more."""
-        self.hits += hits
-        self.trials += trials
-
-    @property
-    def value(self) -> float | None:
-        """The share, or None where there was no trial."""
-        return self.hits / self.trials if self.trials else None
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Its 95 % interval; (0, 1) without trials."""
-        return wilson_interval(self.hits, self.trials)
 
 
 @dataclass
@@ -50,11 +28,11 @@ class LabelerMeasures:
     """
 
     seconds: list[float] = field(default_factory=list)
-    others: Share = field(default_factory=Share)
-    gold: Share = field(default_factory=Share)
-    first: Share = field(default_factory=Share)
-    longer: Share = field(default_factory=Share)
-    ties: Share = field(default_factory=Share)
+    others: Tally = field(default_factory=Tally)
+    gold: Tally = field(default_factory=Tally)
+    first: Tally = field(default_factory=Tally)
+    longer: Tally = field(default_factory=Tally)
+    ties: Tally = field(default_factory=Tally)
 
     @property
     def median_seconds(self) -> float | None:
@@ -70,7 +48,8 @@ class Dispute:
     kind: str
     prompt: Any
     labelers: int
-    agreement: Share
+    agreed: int  # pairs of outputs, over every two labelers
+    pairs: int
     rating_gap: int
 
 
@@ -80,11 +59,11 @@ class Measures:
 
     labels: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # by kind
     days: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # days since 1970 (UTC): labels handed in
-    agreement: dict[str, Share] = field(default_factory=lambda: defaultdict(Share))  # by kind
-    flag_agreement: Share = field(default_factory=Share)
+    agreement: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))  # by kind
+    flag_agreement: Tally = field(default_factory=Tally)
     labelers: dict[str, LabelerMeasures] = field(default_factory=lambda: defaultdict(LabelerMeasures))
-    first: Share = field(default_factory=Share)
-    longer: Share = field(default_factory=Share)
+    first: Tally = field(default_factory=Tally)
+    longer: Tally = field(default_factory=Tally)
     disputes: list[Dispute] = field(default_factory=list)
     alpha_ranks: float = math.nan  # Krippendorff's, ordinal; nan where no output has two labelers
     alpha_ratings: float = math.nan
@@ -97,18 +76,28 @@ def measure(records: Iterable[Record]) -> Measures:
     by_task: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         by_task[record["task"]].append(record)
-        _count(found, record)
     for labels in by_task.values():
-        _compare(found, labels)
+        counts: Counts = defaultdict(lambda: [0, 0])
+        for record in labels:
+            _count(found, counts, record)
+        _compare(found, counts, labels)
+        for tally, (successes, trials) in counts.items():
+            tally.add(successes, trials)
     shared = [labels for labels in by_task.values() if len(labels) > 1]
     found.alpha_ranks = krippendorff_alpha(_columns(shared, "ranks"))
     found.alpha_ratings = krippendorff_alpha(_columns(shared, "ratings"))
     found.kappa_flags = {name: fleiss_kappa(units) for name, units in sorted(_flags(shared).items())}
-    found.disputes.sort(key=lambda dispute: (dispute.agreement.value or 0.0, -dispute.rating_gap))
+    found.disputes.sort(key=lambda dispute: (dispute.agreed / max(dispute.pairs, 1), -dispute.rating_gap))
     return found
 
 
-def _count(found: Measures, record: Record) -> None:
+def _add(counts: Counts, tally: Tally, successes: int, trials: int) -> None:
+    row = counts[tally]
+    row[0], row[1] = row[0] + successes, row[1] + trials
+
+
+def _count(found: Measures, counts: Counts, record: Record) -> None:
+    """One label by itself."""
     labeler = found.labelers[record["labeler"]]
     found.labels[record["kind"]] += 1
     found.days[int(record["submitted_at"] // _DAY)] += 1
@@ -117,40 +106,40 @@ def _count(found: Measures, record: Record) -> None:
     if "ranks" not in record:
         return
     if record["gold"] is not None:
-        labeler.gold.add(*pair_agreement(record["ranks"], record["gold"]))
+        _add(counts, labeler.gold, *pair_agreement(record["ranks"], record["gold"]))
     ranks, lengths = record["ranks"], [len(text) for text in record["completions"]]
     for earlier, later in combinations(record["order"] or range(len(ranks)), 2):
         tie = ranks[earlier] == ranks[later]
-        labeler.ties.add(tie, 1)
+        _add(counts, labeler.ties, tie, 1)
         if tie:
             continue
-        for share in (labeler.first, found.first) if record["order"] else ():
-            share.add(ranks[earlier] < ranks[later], 1)
+        for tally in (labeler.first, found.first) if record["order"] else ():
+            _add(counts, tally, ranks[earlier] < ranks[later], 1)
         if lengths[earlier] != lengths[later]:
             longer_won = (ranks[earlier] < ranks[later]) == (lengths[earlier] > lengths[later])
-            for share in (labeler.longer, found.longer):
-                share.add(longer_won, 1)
+            for tally in (labeler.longer, found.longer):
+                _add(counts, tally, longer_won, 1)
 
 
-def _compare(found: Measures, labels: list[Record]) -> None:
+def _compare(found: Measures, counts: Counts, labels: list[Record]) -> None:
     """Everybody on one task against everybody else on it."""
-    on_task, gap = Share(), 0
+    kind, gap = labels[0]["kind"], 0
     for ours, theirs in combinations(labels, 2):
         if "ranks" in ours:
             agreed, both = pair_agreement(ours["ranks"], theirs["ranks"])
-            for share in (on_task, found.agreement[ours["kind"]]):
-                share.add(agreed, both)
-            for name in (ours["labeler"], theirs["labeler"]):
-                found.labelers[name].others.add(agreed, both)
+            labelers = (found.labelers[one["labeler"]] for one in (ours, theirs))
+            for tally in (found.agreement[kind], *(labeler.others for labeler in labelers)):
+                _add(counts, tally, agreed, both)
         if "ratings" in ours and "ratings" in theirs:
             gap = max(gap, *(abs(a - b) for a, b in zip(ours["ratings"], theirs["ratings"], strict=True)))
         if "flags" in ours and "flags" in theirs:
             for mine, other in zip(ours["flags"], theirs["flags"], strict=True):
                 common = mine.keys() & other.keys()
-                found.flag_agreement.add(sum(mine[name] == other[name] for name in common), len(common))
-    if (on_task.trials and on_task.hits < on_task.trials) or gap >= 3:
+                _add(counts, found.flag_agreement, sum(mine[name] == other[name] for name in common), len(common))
+    agreed, pairs = counts[found.agreement[kind]]
+    if agreed < pairs or gap >= 3:
         first = labels[0]
-        found.disputes.append(Dispute(first["task"], first["kind"], first["prompt"], len(labels), on_task, gap))
+        found.disputes.append(Dispute(first["task"], kind, first["prompt"], len(labels), agreed, pairs, gap))
 
 
 def _columns(shared: Iterable[Sequence[Record]], name: str) -> Iterator[tuple[Any, ...]]:
