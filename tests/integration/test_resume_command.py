@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from instructlit.checkpoints import checkpoints, claim, finished
 from instructlit.cli import main
 
 Call = Callable[..., tuple[int, str]]
+Outcome = tuple[bytes, list[dict[str, str]]]
+"""Weights and metrics, bit for bit."""
 
 
 class Trouble(pl.Callback):
@@ -72,19 +75,39 @@ def recipe(model: Path, tokenizer: Path, train: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="module")
+def write_recipe(tiny_gpt2_dir: Path, char_tokenizer_dir: Path, demonstrations_file: Path) -> Callable[[Path], None]:
+    """Puts `recipe.yaml` and its data into a folder."""
+
+    def write(folder: Path) -> None:
+        train = folder / "train.jsonl"
+        train.write_text("".join(demonstrations_file.read_text().splitlines(keepends=True)[:20]))
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(tiny_gpt2_dir, char_tokenizer_dir, train)))
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def unbroken(write_recipe: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    write_recipe(folder)
+    with chdir(folder):
+        assert main(["fit", "--config", "recipe.yaml"]) == 0
+    found = outcome(folder)
+    assert len(found[1]) == 13, "ten batches and three validations"
+    return found
+
+
 @pytest.fixture
 def command(
-    tiny_gpt2_dir: Path,
-    char_tokenizer_dir: Path,
-    demonstrations_file: Path,
+    write_recipe: Callable[[Path], None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Call:
     """`fit` in a folder; `trouble` happens on the way. Returns the status and what was said on stderr."""
-    train = tmp_path / "train.jsonl"
-    train.write_text("".join(demonstrations_file.read_text().splitlines(keepends=True)[:20]))
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(tiny_gpt2_dir, char_tokenizer_dir, train)))
+    write_recipe(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parent)])
 
     def run(folder: str, *words: str, trouble: tuple[str, int] | None = None) -> tuple[int, str]:
@@ -103,8 +126,7 @@ def command(
     return run
 
 
-def outcome(folder: Path) -> tuple[bytes, list[dict[str, str]]]:
-    """Weights and metrics, bit for bit."""
+def outcome(folder: Path) -> Outcome:
     (log,) = (folder / "runs").rglob("metrics.csv")
     with log.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -113,25 +135,24 @@ def outcome(folder: Path) -> tuple[bytes, list[dict[str, str]]]:
 
 # batch 4 is between two validations, 6 was followed by one, 5 ends an epoch
 @pytest.mark.parametrize("at", [5, 6, 7, 8])
-def test_a_stopped_run_ends_where_an_unbroken_one_does(command: Call, tmp_path: Path, at: int) -> None:
-    assert command("whole")[0] == 0
+def test_a_stopped_run_ends_where_an_unbroken_one_does(
+    command: Call, unbroken: Outcome, tmp_path: Path, at: int
+) -> None:
     assert command("stopped", trouble=("power cut", at))[0] == 1
     kept = at - at % 2
     assert checkpoints(tmp_path / "stopped" / "resume")[0].name == f"batch-{kept:08d}"
     status, said = command("stopped")
     assert (status, f"going on after batch {kept}" in said) == (0, True)
-    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
-    assert len(outcome(tmp_path / "whole")[1]) == 13, "ten batches and three validations"
+    assert outcome(tmp_path / "stopped") == unbroken
     status, said = command("stopped")
     assert (status, "this run came to its end before" in said) == (0, True)
 
 
-def test_sigterm_saves_and_ends_with_its_own_status(command: Call, tmp_path: Path) -> None:
-    assert command("whole")[0] == 0
+def test_sigterm_saves_and_ends_with_its_own_status(command: Call, unbroken: Outcome, tmp_path: Path) -> None:
     assert command("stopped", trouble=("sigterm", 6))[0] == 75
     assert checkpoints(tmp_path / "stopped" / "resume")[0].name == "batch-00000007"
     assert command("stopped")[0] == 0
-    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "stopped") == unbroken
 
 
 def test_an_early_stop_that_waits_for_min_steps_hinders_no_checkpoint_and_is_remembered(
@@ -167,14 +188,13 @@ def test_other_settings_or_data_are_refused_or_said(command: Call, tmp_path: Pat
     assert "going on after batch 4" in said
 
 
-def test_starting_anew_keeps_what_was_there(command: Call, tmp_path: Path) -> None:
+def test_starting_anew_keeps_what_was_there(command: Call, unbroken: Outcome, tmp_path: Path) -> None:
     command("run", trouble=("power cut", 5))
     status, said = command("run", "--resume", "never")
     assert status == 0
     assert "kept in resume-earlier-1" in said
     assert len(checkpoints(tmp_path / "run" / "resume-earlier-1")) == 2
-    assert command("whole")[0] == 0
-    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == outcome(tmp_path / "whole")[0]
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == unbroken[0]
 
 
 def test_a_run_that_ended_is_left_alone_until_something_else_is_asked_of_it(command: Call, tmp_path: Path) -> None:
@@ -240,8 +260,7 @@ def test_a_rehearsal_writes_nothing_over_what_a_run_has_written(command: Call, t
     assert files() == written
 
 
-def test_a_damaged_checkpoint_is_named_and_skipped(command: Call, tmp_path: Path) -> None:
-    command("whole")
+def test_a_damaged_checkpoint_is_named_and_skipped(command: Call, unbroken: Outcome, tmp_path: Path) -> None:
     command("run", trouble=("power cut", 7))
     newest, older = checkpoints(tmp_path / "run" / "resume")
     state = newest / "state.ckpt"
@@ -250,13 +269,12 @@ def test_a_damaged_checkpoint_is_named_and_skipped(command: Call, tmp_path: Path
     assert status == 0
     assert f"resume/{newest.name} is skipped: state.ckpt has" in said
     assert f"going on after batch 4, from resume/{older.name}" in said
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "run") == unbroken
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(
-    command: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Call, unbroken: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command("whole")
     own = pl.Trainer.save_checkpoint
 
     def full(trainer: pl.Trainer, path: Path, **options: Any) -> None:
@@ -274,4 +292,4 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     monkeypatch.undo()
     monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parent)])
     assert command("run")[0] == 0
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "run") == unbroken
