@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ from safetensors.torch import load_file
 from stage_runs import COMPARISONS, STAGES
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 from dataclasses import fields
 from pathlib import Path
+from forks import forked
 from lightning.pytorch import Callback
 from safetensors.torch import save_file
 from stage_helpers import sgd
@@ -29,10 +29,16 @@ class PlainDescent(Callback):
         pl_module.make_optimizer, pl_module.gradient_clip_norm = sgd(0.01), None
 
 
-folder, devices = Path(sys.argv[1]), int(sys.argv[2])
+folder, devices = Path(sys.argv[1]), 2
+if "LOCAL_RANK" not in os.environ:
+    alone = [name for name in sys.argv[2:] if name != "ppo"]
+    if (status := forked([sys.argv[1], *alone], seconds=300)) is None:
+        devices = 1
+    elif status:
+        sys.exit(f"on one process: status {status}")
 files = Files(folder / "model", *(folder / f"{f.name}.jsonl" for f in fields(Files)[1:]))
 options = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto", "enable_progress_bar": True}
-for name in sys.argv[3:]:
+for name in sys.argv[2:]:
     trainer, module = run_stage(name, files, folder / "out", False, [PlainDescent(), StageProgress()], **options)
     figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "/val/" in key}
     (folder / f"{name}-{devices}.json").write_text(json.dumps(figures))
@@ -45,20 +51,14 @@ pytestmark = pytest.mark.timeout(900)  # the first test waits for all the proces
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Path:
-    """Where every stage has run, on two processes and on one."""
+    """Where every stage has run, on one process, which is a fork, and on two."""
     comparisons = COMPARISONS[:11]  # of which 7 are held out: no number that two processes share evenly
     folder = stage_folder(tmp_path_factory.mktemp("two"), tiny_llama_dir, comparisons=comparisons)
     (folder / "script.py").write_text(SCRIPT)
-    train(folder, 2, STAGES)
-    train(folder, 1, [name for name in STAGES if name != "ppo"])
-    return folder
-
-
-def train(folder: Path, devices: int, names: Iterable[str]) -> None:
-    """Run the stages one after the other, in processes that are started once."""
-    command = [sys.executable, str(folder / "script.py"), str(folder), str(devices), *names]
+    command = [sys.executable, str(folder / "script.py"), str(folder), *STAGES]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 import lightning.pytorch as pl
 import torch
+from forks import forked
 from lightning.pytorch.callbacks import ModelCheckpoint
 import stage_runs
 from stage_runs import Files, Shortness
@@ -23,8 +25,18 @@ from instructlit.losses import LossSum
 from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.rollout import WorkerEngine
 
-what, folder = sys.argv[1], Path(sys.argv[2])
 rank = int(os.environ.get("LOCAL_RANK", "0"))
+for what in sys.argv[2:]:
+    folder = Path(sys.argv[1]) / what
+    if rank == 0 and (status := forked([sys.argv[1], what], seconds=300)) is not None:
+        (folder / "status").write_text(str(status))
+        continue
+    if rank == 0:
+        os.chdir(folder)
+        os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    break
+else:
+    sys.exit()
 
 
 class Fault(pl.Callback):
@@ -99,22 +111,29 @@ except BaseException as error:
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path, tiny_llama_dir: Path) -> Path:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    return stage_folder(tmp_path, tiny_llama_dir)
+CASES = ["nan", "reward", "loading", "sampling", "row"]
+Ended = Callable[[str], tuple[Path, int, str]]
+"""The folder, status and stderr of a case's run."""
+
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all the processes
 
 
-def run(folder: Path, what: str) -> tuple[int, str]:
-    command = [sys.executable, str(folder / "script.py"), what, str(folder)]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120, check=False
-    )
-    return done.returncode, done.stderr
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Ended:
+    """Every case run in two processes of its own; the first of them is a fork, the second Lightning starts."""
+    root = tmp_path_factory.mktemp("fail")
+    (root / "script.py").write_text(SCRIPT)
+    for what in CASES:
+        (root / what).mkdir()
+        stage_folder(root / what, tiny_llama_dir)
+    command = [sys.executable, str(root / "script.py"), str(root), *CASES]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=800, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return lambda what: (root / what, int((root / what / "status").read_text()), (root / what / "stderr").read_text())
 
 
-def test_a_gradient_that_is_not_finite_on_one_is_skipped_by_both(folder: Path) -> None:
-    status, said = run(folder, "nan")
+def test_a_gradient_that_is_not_finite_on_one_is_skipped_by_both(ended: Ended) -> None:
+    folder, status, said = ended("nan")
     assert status == 0, said[-3000:]
     first, second = ((folder / f"end-{rank}").read_text() for rank in range(2))
     assert first == second
@@ -126,8 +145,8 @@ def test_a_gradient_that_is_not_finite_on_one_is_skipped_by_both(folder: Path) -
     assert len(lines) == 4, "the rows of both processes' shares"
 
 
-def test_a_reward_that_fails_on_one_ends_both_with_one_message_and_a_checkpoint(folder: Path) -> None:
-    status, said = run(folder, "reward")
+def test_a_reward_that_fails_on_one_ends_both_with_one_message_and_a_checkpoint(ended: Ended) -> None:
+    folder, status, said = ended("reward")
     assert status == 2, said[-3000:]
     assert said.count("the scoring service is away") == 1, said[-3000:]
     assert "Fails.reward: raised ConnectionError" in said
@@ -136,9 +155,9 @@ def test_a_reward_that_fails_on_one_ends_both_with_one_message_and_a_checkpoint(
 
 
 @pytest.mark.parametrize("when", ["loading", "sampling"])
-def test_engines_outside_have_the_weights_of_every_step_and_one_that_ends_ends_both(folder: Path, when: str) -> None:
+def test_engines_outside_have_the_weights_of_every_step_and_one_that_ends_ends_both(ended: Ended, when: str) -> None:
     """Each process has a worker of its own, which reads the weights that the first has written."""
-    status, said = run(folder, when)
+    folder, status, said = ended(when)
     assert status == 2, said[-3000:]
     told = [(folder / f"gaps-{rank}").read_text().splitlines() for rank in range(2)]
     assert len(told[0]) == len(told[1]) == 2, "rollouts before the worker was gone"
@@ -149,8 +168,8 @@ def test_engines_outside_have_the_weights_of_every_step_and_one_that_ends_ends_b
     assert (folder / "ckpt" / "failed.ckpt").is_file()
 
 
-def test_a_row_that_cannot_be_read_on_one_ends_the_other_too(folder: Path) -> None:
-    status, said = run(folder, "row")
+def test_a_row_that_cannot_be_read_on_one_ends_the_other_too(ended: Ended) -> None:
+    folder, status, said = ended("row")
     assert status != 0
     assert "instructlit: d.jsonl: the file was changed" in said, said[-3000:]
     assert "instructlit: process 1 of the run stopped with an error of its own" in said, said[-3000:]
