@@ -1,12 +1,14 @@
 """Short runs of every stage on one process or on several under FSDP2, and what they leave behind.
 
-`python fsdp2_jobs.py FOLDER PROCESSES JOB ...` runs the named jobs one after the other; each process writes
-`FOLDER/JOB-PROCESSES-RANK.pt`. On one process nothing is cut, unless the job is of the second kind:
+`python fsdp2_jobs.py FOLDER PROCESSES:JOB,JOB ...` runs the named jobs one after the other; each process writes
+`FOLDER/JOB-PROCESSES-RANK.pt`. What is named together runs in the same processes; the first of each lot is a fork, as
+the imports take longer than most jobs. On one process nothing is cut, unless the job is of the second kind:
 
 `JOB@whole` trains six batches, `JOB@half` three, each with a checkpoint after every batch, and `JOB@from2` goes on for
 three from what `JOB@half` left on two processes.
 """
 
+import os
 import sys
 import zlib
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from forks import forked
 from lightning.pytorch.callbacks import ModelCheckpoint
 from stage_helpers import Recorder, sgd
 from stage_runs import Shortness
@@ -358,7 +361,13 @@ def export_fault(module: PPOModule) -> str:
 
 
 if __name__ == "__main__":
-    root, count = Path(sys.argv[1]), int(sys.argv[2])
-    for name in sys.argv[3:]:
-        finished, trained, records = run(name, root, count)
-        torch.save(left(trained, records), root / f"{name}-{count}-{finished.global_rank}.pt")
+    for word in sys.argv[2:]:
+        if "LOCAL_RANK" not in os.environ and (status := forked([sys.argv[1], word], seconds=600)) is not None:
+            if status:
+                sys.exit(f"{word}: status {status}")
+            continue
+        root, (processes, _, jobs) = Path(sys.argv[1]), word.partition(":")
+        for name in jobs.split(","):
+            finished, trained, records = run(name, root, int(processes))
+            torch.save(left(trained, records), root / f"{name}-{processes}-{finished.global_rank}.pt")
+        break

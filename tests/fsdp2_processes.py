@@ -27,10 +27,11 @@ def prepared(folder: Path, model: Path) -> Path:
     return folder
 
 
-def launch(folder: Path, processes: int, jobs: list[str]) -> None:
-    """Run the jobs, one after the other."""
-    command = [sys.executable, str(TESTS / "fsdp2_jobs.py"), str(folder), str(processes), *jobs]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600)
+def launch(folder: Path, *runs: tuple[int, list[str]]) -> None:
+    """Run jobs on so many processes, one run after the other."""
+    words = [f"{processes}:{','.join(jobs)}" for processes, jobs in runs]
+    command = [sys.executable, str(TESTS / "fsdp2_jobs.py"), str(folder), *words]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

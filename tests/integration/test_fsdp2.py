@@ -35,8 +35,7 @@ pytestmark = pytest.mark.timeout(900)  # the first test waits for all the proces
 def left(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Left:
     """All jobs, run once."""
     folder = prepared(tmp_path_factory.mktemp("fsdp2"), tiny_llama_dir)
-    launch(folder, 1, ALONE)
-    launch(folder, 2, [*TOGETHER, *ODD])
+    launch(folder, (1, ALONE), (2, [*TOGETHER, *ODD]))
     return left_in(folder)
 
 

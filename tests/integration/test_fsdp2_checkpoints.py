@@ -41,9 +41,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Pa
     folder = prepared(tmp_path_factory.mktemp("checkpoints"), tiny_llama_dir)
     halves = [f"{job}@half" for job in JOBS]
     wholes, resumed = ([f"{job}@{how}" for job in JOBS] for how in ("whole", "resumed"))
-    launch(folder, 2, [*wholes, *halves, *resumed, "sft_best"])
-    launch(folder, 1, [*halves, *(f"{job}@from2" for job in JOBS), "sft_best"])
-    launch(folder, 2, [f"{job}@from1" for job in JOBS])
+    from1, from2 = ([f"{job}@from{n}" for job in JOBS] for n in (1, 2))
+    launch(
+        folder,
+        (1, [*halves, "sft_best"]),
+        (2, [*wholes, *halves, *resumed, *from1, "sft_best"]),
+        (1, from2),
+    )
     return folder
 
 
