@@ -100,7 +100,7 @@ def value_loss(
     check_same_shape(mask, values=values, old_values=old_values, returns=returns)
     values, old_values, returns = (zero_outside(x, mask) for x in (values, old_values, returns))
     reach = math.inf if clip is None else clip
-    held = old_values + (values - old_values).clamp(-reach, reach)
+    held = values.clamp(old_values - reach, old_values + reach)  # a value within reach as it is, to its last bit
     free_error, held_error = (values - returns).square(), (held - returns).square()
     loss = LossSum(masked_sum(torch.maximum(free_error, held_error), mask) / 2, mask.sum().float())
     with torch.no_grad():

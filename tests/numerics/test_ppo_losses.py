@@ -131,6 +131,14 @@ def test_value_loss_is_held_around_the_rollout_value_and_not_around_the_return()
     assert statistics["clip_fraction"] == 0
 
 
+def test_a_value_within_reach_is_not_held_by_its_last_bit() -> None:
+    """Values near 0, as of a fresh head: in float32 the way there and back ends beside where it began."""
+    generator = torch.Generator().manual_seed(0)
+    values, old, returns = torch.rand(3, 64, 64, generator=generator) / 10
+    _, statistics = value_loss(values, old, returns, torch.ones(64, 64, dtype=torch.bool))
+    assert statistics["clip_fraction"] == 0
+
+
 @pytest.mark.parametrize("sizes", [[1] * 8, [3, 5]])
 def test_micro_batches_change_no_gradient(sizes: list[int]) -> None:
     weight = torch.randn(4, dtype=torch.float64, requires_grad=True)
