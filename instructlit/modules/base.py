@@ -8,6 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
+from numbers import Number
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -312,9 +313,15 @@ class StageModule(pl.LightningModule):
             self._random_state = None
 
     def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **options: Any) -> None:
-        """As Lightning's, but quicker from the second step on where no option is given."""
-        if args or options or not log_again(self, dictionary):
-            super().log_dict(dictionary, *args, **options)
+        """As Lightning's, but quicker from the second step on where no option is given, and with numbers in float32
+        whatever the precision: in 16 bits 411 episodes would be 412.
+        """
+        figures = {
+            name: torch.tensor(value, dtype=torch.float32, device=self.device) if isinstance(value, Number) else value
+            for name, value in dictionary.items()
+        }
+        if args or options or not log_again(self, figures):
+            super().log_dict(figures, *args, **options)
 
     def on_validation_start(self) -> None:
         if not self.trainer.sanity_checking:  # a run may go on with the validation that failed
@@ -397,7 +404,7 @@ class StageModule(pl.LightningModule):
             weight: factor on the gradient, not on the value returned.
         """
         count = count.clamp_min(1)
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)  # under bf16-true the default has 16 bits
         for part in self.in_step(parts):
             part_total = loss(part).total
             self._backward(part_total * weight / count)

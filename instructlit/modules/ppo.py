@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from instructlit.errors import Range, UserError, require
 from instructlit.losses import LossSum, policy_loss, sampler_weights, target_loss, value_loss
@@ -31,6 +30,7 @@ from instructlit.models.token_scores import target_log_probs
 from instructlit.models.trunk import Trunks
 from instructlit.modules.base import StageModule, read_from
 from instructlit.modules.invariants import check_first_minibatch, check_rollout
+from instructlit.modules.mean import Mean
 from instructlit.modules.nonfinite import NonFinite
 from instructlit.modules.ppo_metrics import UpdateMetrics, rollout_metrics
 from instructlit.modules.random_state import on_every_rank
@@ -158,7 +158,7 @@ class PPOModule(StageModule):
         self.generator: torch.Generator | None = None
         self.validation_rows: list[dict[str, Any]] = []
         # Over responses: Lightning's own mean over ranks is wrong where they have different numbers of them.
-        self.validation_means = nn.ModuleDict({name: MeanMetric() for name in ("score", "kl", "length")})
+        self.validation_means = nn.ModuleDict({name: Mean() for name in ("score", "kl", "length")})
         self.engine_synced = False  # whether the engine has the policy's weights as they are
         self.last_rollout: Rollout | None = None  # for callbacks to look at
         self._resumed: dict[str, Any] | None = None
@@ -511,7 +511,7 @@ class PPOModule(StageModule):
         lengths = generation.response_mask.sum(dim=1)
         for name, values in {"score": scores, "kl": kl, "length": lengths.float()}.items():
             mean: Any = self.validation_means[name]
-            mean.update(values)
+            mean.update(values.sum(), len(values))
             self.log(f"ppo/{self.held_out}/{name}", mean, on_epoch=True, prog_bar=name == "score")
         self.validation_rows += _sample_rows(generation, scores, kl, lengths, self.episodes_seen)
 

@@ -23,7 +23,7 @@ class UpdateMetrics:
     """
 
     def __init__(self, device: torch.device):
-        zero = torch.zeros((), device=device)
+        zero = torch.zeros((), dtype=torch.float32, device=device)  # under bf16-true the default has 16 bits
         self.sums: dict[str, Tensor] = defaultdict(lambda: zero)
         self.tokens: dict[str, Tensor] = dict.fromkeys(("policy", "value", "engine", "sampler"), zero)
         self.means: dict[str, Tensor] = defaultdict(lambda: zero)
@@ -95,7 +95,7 @@ def rollout_metrics(rollout: Rollout, beta: float, reduce: Reduce) -> dict[str, 
         "objective/score_std": variance.sqrt(),
         "objective/kl": kl / count,
         "objective/reward": reward / count,
-        "objective/kl_coefficient": torch.tensor(beta),
+        "objective/kl_coefficient": torch.tensor(beta, dtype=torch.float32),
         "response/length": length / count,
         "response/eos_fraction": ended / count,
         "value/explained_variance": explained_variance(rollout.values, rollout.returns, mask, reduce),

@@ -3,13 +3,13 @@
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from instructlit.losses import LossSum, target_loss
 from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.models.schedules import CosineToFraction
 from instructlit.models.token_scores import target_log_probs, target_scores
 from instructlit.modules.base import StageModule
+from instructlit.modules.mean import Mean
 from instructlit.modules.nonfinite import NonFinite
 from instructlit.ops.log_probs import token_log_probs
 from instructlit.types import TokenBatch
@@ -52,8 +52,8 @@ class SFTModule(StageModule):
         self._backbone = policy
         self.metric_prefix = metric_prefix
         self.policy: nn.Module | None = None
-        self.validation_loss = MeanMetric()
-        self.validation_accuracy = MeanMetric()
+        self.validation_loss = Mean()
+        self.validation_accuracy = Mean()
 
     @property
     def backbone(self) -> Backbone:
@@ -88,8 +88,8 @@ class SFTModule(StageModule):
         for part in self.in_step(self.token_micro_batches(batch)):
             log_probs, hits = target_scores(self.trained_model, part, _log_probs_and_hits).unbind(-1)
             loss = target_loss(log_probs, part.loss_mask[:, 1:])
-            self.validation_loss.update(loss.mean(), weight=loss.count)
-            self.validation_accuracy.update(hits.sum() / loss.count.clamp_min(1), weight=loss.count)
+            self.validation_loss.update(loss.total, loss.count)
+            self.validation_accuracy.update(hits.sum(), loss.count)
         self.log(f"{self.metric_prefix}/{self.held_out}/loss", self.validation_loss, prog_bar=True)
         self.log(f"{self.metric_prefix}/{self.held_out}/token_accuracy", self.validation_accuracy)
 

@@ -5,12 +5,10 @@ through everything that the metric holds to move it to the value's device: some 
 `log` has taken up a metric all that a further step needs is to hand its place the new number.
 """
 
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 
 
@@ -19,7 +17,7 @@ def log_again(module: pl.LightningModule, figures: Mapping[str, Any]) -> bool:
 
     Args:
         module: the one in training.
-        figures: tensors () or numbers by name.
+        figures: tensors () by name.
 
     Returns:
         False, with nothing logged, where one of them is new, was reset since (at the end of an epoch), is something
@@ -32,11 +30,7 @@ def log_again(module: pl.LightningModule, figures: Mapping[str, Any]) -> bool:
     if not all(_plain(place, value) for place, value in zip(places, figures.values(), strict=True)):
         return False
     for place, value in zip(places, figures.values(), strict=True):
-        if isinstance(value, Tensor):
-            value = value.detach().reshape(())
-        else:
-            value = torch.tensor(value, dtype=torch.get_default_dtype(), device=module.device)
-        place.forward(value, 1)
+        place.forward(value.detach().reshape(()), 1)
     return True
 
 
@@ -45,5 +39,5 @@ def _plain(place: Any, value: Any) -> bool:
     if place is None or place.has_reset or not place.is_tensor:
         return False
     meta = place.meta
-    number = isinstance(value, numbers.Number) or (isinstance(value, Tensor) and value.numel() == 1)
+    number = isinstance(value, Tensor) and value.numel() == 1
     return number and meta.on_step and not meta.on_epoch and meta.logger and not (meta.prog_bar or meta.sync.should)

@@ -102,7 +102,7 @@ def _padded(samples: Sequence[Sample], longest: int, eos: int, pad: int) -> tupl
     """
     width = max(len(ids) for ids, _ in samples)
     response_ids = torch.full((len(samples), width), pad, dtype=torch.int64)
-    log_probs = torch.zeros(len(samples), width)
+    log_probs = torch.zeros(len(samples), width, dtype=torch.float32)  # under bf16-true the default has 16 bits
     for row, (ids, values) in enumerate(samples):
         whole = ids[-1:] == [eos] or len(ids) == longest
         if not whole or len(ids) > longest or len(ids) != len(values):
@@ -114,5 +114,5 @@ def _padded(samples: Sequence[Sample], longest: int, eos: int, pad: int) -> tupl
                 fix="give the engine room for prompt and response (vLLM: --max-model-len)",
             )
         response_ids[row, : len(ids)] = torch.tensor(ids)
-        log_probs[row, : len(ids)] = torch.tensor(values)
+        log_probs[row, : len(ids)] = torch.tensor(values, dtype=torch.float32)
     return response_ids, log_probs

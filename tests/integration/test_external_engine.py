@@ -23,6 +23,7 @@ from instructlit.errors import UserError
 from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.modules.invariants import InvariantError
 from instructlit.rollout import CachedEngine, ExternalEngine, Sampling, VLLMServer, WorkerEngine
+from instructlit.rollout.external import _padded
 from instructlit.rollout.forward import response_log_probs
 from instructlit.rollout.worker_process import _Worker
 
@@ -52,6 +53,16 @@ def changed(model: Any) -> Any:
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model
+
+
+def test_log_probs_are_float32_where_the_default_is_not() -> None:
+    """Under `precision: bf16-true` Lightning makes 16 bits the default while a batch is trained on."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        _, log_probs = _padded([([5, 2], [-5.01, -0.003]), ([6, 2], [-1.0, -2.0])], 2, 2, 0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(log_probs, torch.tensor([[-5.01, -0.003], [-1.0, -2.0]]))
 
 
 def check_samples(engine: ExternalEngine, model: Any, tokenizer: PreTrainedTokenizerFast) -> None:

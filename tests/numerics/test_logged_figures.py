@@ -14,7 +14,9 @@ from stage_helpers import (
     ppo_module,
     prompt_batch,
     sft_module,
+    sgd,
     text_batch,
+    token_batch,
     trainer,
     weights,
 )
@@ -22,8 +24,10 @@ from torch import Tensor, tensor
 
 from instructlit.losses import language_loss
 from instructlit.models.backbone import Backbone, load_causal_lm
+from instructlit.modules.mean import Mean
 from instructlit.modules.ppo_metrics import UpdateMetrics, rollout_metrics
 from instructlit.modules.reward_metrics import PairMetrics
+from instructlit.ops import FixedKL
 from instructlit.rollout import CachedEngine, Sampling
 from instructlit.types import ComparisonBatch, Rollout, TokenBatch
 
@@ -81,6 +85,46 @@ def test_validation_is_over_tokens_and_a_prediction_over_those_of_its_row(tmp_pa
     assert figures["sft/val/loss"] == pytest.approx(-(first + second).item() / 10, rel=1e-5)
     assert figures["sft/val/token_accuracy"] == pytest.approx((0 + 9) / 10)
     torch.testing.assert_close(module.predict_step(batch, 0), torch.stack([first, second / 9]))
+
+
+def test_weights_in_16_bits_leave_the_figures_of_sft_their_digits(tmp_path, tiny_llama_dir, char_tokenizer):
+    """In bf16 the sums of losses and tokens stand still after some of these micro-batches and batches."""
+    rows = [("ab", "c" * (20 + n % 9)) for n in range(40)]
+    recorder, module = Recorder(), sft_module(tiny_llama_dir, micro_batch_size=1, optimizer=sgd(0.0))
+    data = FixedBatches(char_tokenizer, [token_batch(rows)], [token_batch([row]) for row in rows])
+    fit = trainer(tmp_path, precision="bf16-true", callbacks=[recorder])
+    fit.fit(module, datamodule=data)
+    with torch.no_grad():
+        losses = [-module.predict_step(token_batch([row]), 0).item() * (len(row[1]) + 1) for row in rows]
+    expected = sum(losses) / sum(len(completion) + 1 for _, completion in rows)
+    assert recorder.rows[0]["sft/train/loss"] == pytest.approx(expected, rel=1e-4)
+    assert float(fit.callback_metrics["sft/val/loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_weights_in_16_bits_leave_the_figures_of_ppo_their_digits(tmp_path, tiny_llama_dir, char_tokenizer):
+    """257 episodes would be 256 in bf16, a rate of 0.00123 and a coefficient of 0.021 others, and a count of tokens."""
+    recorder, prompts = Recorder(), prompt_batch(["ab"] * 257)
+    rate, kl = sgd(0.00123), FixedKL(0.021)
+    module = ppo_module(
+        tiny_llama_dir, episodes=257, minibatch_size=257, micro_batch_size=20, kl=kl, optimizer=rate, self_check=False
+    )
+    data = FixedBatches(char_tokenizer, [{"prompts": prompts}], [prompts] * 2)
+    fit = trainer(tmp_path, precision="bf16-true", callbacks=[recorder])
+    fit.fit(module, datamodule=data)
+    (row,) = recorder.rows
+    assert row["ppo/episodes"] == 257
+    assert row["ppo/lr"] == pytest.approx(0.00123)
+    assert row["ppo/objective/kl_coefficient"] == pytest.approx(0.021)
+    assert row["ppo/policy/ratio_mean"] == pytest.approx(1, abs=1e-4)
+    lengths = [sample["length"] for sample in module.validation_rows]
+    assert float(fit.callback_metrics["ppo/val/length"]) == pytest.approx(sum(lengths) / len(lengths))
+
+
+def test_a_validation_keeps_its_nan() -> None:
+    mean = Mean()
+    mean.update(tensor(math.nan), 2)
+    mean.update(tensor(6.0), 3)
+    assert mean.compute().isnan()
 
 
 def rollout(**given: Any) -> Rollout:
