@@ -14,6 +14,7 @@ from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import CosineToFraction
 from instructlit.modules.base import StageModule
 from instructlit.modules.nonfinite import NonFinite
+from instructlit.modules.random_state import on_every_rank
 from instructlit.modules.reward_metrics import PairMetrics
 from instructlit.ops.micro_batches import spans
 from instructlit.types import ComparisonBatch
@@ -124,6 +125,8 @@ class RewardModule(StageModule):
         self.validation_step(batch, batch_idx)
 
     def _log_pairs(self) -> None:
+        for names in on_every_rank(self.validation_pairs.names):  # those whose pairs were all on other ranks too
+            self.validation_pairs.names |= names
         figures = self.validation_pairs.compute()
         self.log_dict({f"reward/{self.held_out}/{name}": value for name, value in figures.items()}, sync_dist=False)
 

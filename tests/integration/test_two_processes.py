@@ -52,7 +52,8 @@ pytestmark = pytest.mark.timeout(900)  # the first test waits for all the proces
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Path:
     """Where every stage has run, on one process, which is a fork, and on two."""
-    comparisons = COMPARISONS[:11]  # of which 7 are held out: no number that two processes share evenly
+    # 11, of which 7 are held out: no number that two processes share evenly; what a labeler ranked is on one of them
+    comparisons = [row | {"labeler": f"labeler{n}"} for n, row in enumerate(COMPARISONS[:11])]
     folder = stage_folder(tmp_path_factory.mktemp("two"), tiny_llama_dir, comparisons=comparisons)
     (folder / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(folder / "script.py"), str(folder), *STAGES]
