@@ -21,12 +21,12 @@ def last_answer(fields: Fields, turns: list[Message], name: str = "messages") ->
         )
     if len(turns) < 2:
         fields.wrong(name, "found the answer alone", "at least one message before the answer")
-    return turns[:-1], turns[-1]["content"]
+    return fields.spoken(turns[:-1], name), turns[-1]["content"]
 
 
-def before_answer(turns: list[Message]) -> list[Message]:
+def before_answer(fields: Fields, turns: list[Message], name: str = "messages") -> list[Message]:
     """The conversation without the answer it may end with."""
-    return turns[:-1] if turns[-1]["role"] == "assistant" and len(turns) > 1 else turns
+    return fields.spoken(turns[:-1] if turns[-1]["role"] == "assistant" and len(turns) > 1 else turns, name)
 
 
 def sharegpt_turns(fields: Fields) -> list[Message]:
@@ -53,7 +53,7 @@ def sharegpt_pair(fields: Fields) -> tuple[list[Message], str, str]:
         if message["role"] != "assistant":
             fields.wrong(name, f"found a message of the {message['role']}", "the assistant's message")
         answers.append(message["content"])
-    return turns, answers[0], answers[1]
+    return fields.spoken(turns, "conversations"), answers[0], answers[1]
 
 
 def is_transcript(chosen: Any, rejected: Any) -> bool:
@@ -70,7 +70,8 @@ def transcript_pair(fields: Fields) -> tuple[list[Message], str, str]:
             "chosen", "it shares no turn of the assistant with 'rejected'", f"the same dialogue up to {_ANSWER!r}"
         )
     start = cut + len(_ANSWER)
-    return _dialogue(chosen[:cut]), chosen[start:].removeprefix(" "), rejected[start:].removeprefix(" ")
+    prompt = fields.spoken(_dialogue(chosen[:cut]), "chosen")
+    return prompt, chosen[start:].removeprefix(" "), rejected[start:].removeprefix(" ")
 
 
 def _shared(first: str, second: str) -> str:

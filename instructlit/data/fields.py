@@ -82,6 +82,12 @@ class Fields:
         messages = self.messages(value, name)
         if messages[-1]["role"] == "assistant":
             self.wrong(name, "the last message is the assistant's", "messages that end before the assistant's turn")
+        return self.spoken(messages, name)
+
+    def spoken(self, messages: list[Message], name: str) -> list[Message]:
+        """The messages of a prompt, which as little as one of text may be blank."""
+        if not any(message["content"].strip() for message in messages):
+            self.wrong(name, "every message of the prompt is blank", "a message that says something")
         return messages
 
     def messages(

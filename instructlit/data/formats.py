@@ -161,9 +161,10 @@ def _policy(fields: Fields, k: int) -> list[str] | str | None:
 
 def _prompt(fields: Fields, form: str) -> Prompt:
     if form == "messages":
-        prompt: PromptText = conversations.before_answer(fields.messages(fields.value("messages", ""), "messages"))
+        turns = fields.messages(fields.value("messages", ""), "messages")
+        prompt: PromptText = conversations.before_answer(fields, turns)
     elif form == "sharegpt":
-        prompt = conversations.before_answer(conversations.sharegpt_turns(fields))
+        prompt = conversations.before_answer(fields, conversations.sharegpt_turns(fields), "conversations")
     elif form == "alpaca":
         prompt = _alpaca_prompt(fields)
     elif form == "transcript":

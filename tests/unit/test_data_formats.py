@@ -12,6 +12,7 @@ from instructlit.errors import UserError
 from instructlit.types import Comparison, Demonstration, Prompt, Text
 
 USER = {"role": "user", "content": "Hi"}
+BLANK = {"role": "user", "content": " \n"}
 ANSWER = {"role": "assistant", "content": "Hello"}
 WORSE = {"role": "assistant", "content": "What"}
 
@@ -183,6 +184,23 @@ WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("missing", "demonstration", {"prompt": "p"}, "completion", "missing; it has 'prompt'"),
     ("misspelt", "demonstration", {"prompt": "p", "compeltion": "c"}, "completion", "did you mean 'compeltion'"),
     ("blank prompt", "demonstration", {"prompt": "  ", "completion": "c"}, "prompt", "blank"),
+    ("blank messages", "prompt", {"prompt": [BLANK]}, "prompt", "every message of the prompt is blank"),
+    ("blank before the answer", "demonstration", {"messages": [BLANK, ANSWER]}, "messages", "is blank"),
+    ("blank messages as prompt", "prompt", {"messages": [BLANK, ANSWER]}, "messages", "is blank"),
+    (
+        "blank turns of ShareGPT",
+        "comparison",
+        {"conversations": [{"from": "human", "value": ""}], "chosen": "a", "rejected": "b"},
+        "conversations",
+        "is blank",
+    ),
+    (
+        "blank transcript",
+        "comparison",
+        {"chosen": "\n\nHuman: \n\nAssistant: a", "rejected": "\n\nHuman: \n\nAssistant: b"},
+        "chosen",
+        "is blank",
+    ),
     ("half a surrogate", "demonstration", {"prompt": "a\ud800", "completion": "c"}, "prompt", "surrogate"),
     ("half a surrogate as user", "prompt", {"prompt": "p", "user": "\ud800"}, "user", "surrogate"),
     ("comparison for demonstration", "demonstration", {"chosen": "a", "rejected": "b"}, "chosen", "is a comparison"),
