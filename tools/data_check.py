@@ -199,6 +199,7 @@ def _facts(source: "SourceReport") -> dict[str, str]:
     facts |= {
         "sequences without EOS (cut)": count(source.missing_eos),
         "EOS inside a completion": count(source.eos_inside),
+        "later turns inside a completion": count(source.later_turns),
         "special token in the text": count(source.special_inside),
         "unknown token learned": count(source.unknown),
         "chat template mismatch": count(source.template_mismatch),

@@ -17,6 +17,7 @@ import numpy as np
 from instructlit.data.chat import plain_text
 from instructlit.data.check_report import CheckReport, Lengths, Pairs, Problem, SourceReport
 from instructlit.data.comparisons import ComparisonData, encoded_completions
+from instructlit.data.conversations import LATER_TURN
 from instructlit.data.datamodule import DataModule
 from instructlit.data.formats import Kind, Record, detect_kind, read_records
 from instructlit.data.hygiene import personal_data, prefix_hash
@@ -197,6 +198,7 @@ class _Counter:
     ) -> int:
         """Counts one sequence, given where there is a tokenizer; the length of its response."""
         report = self.report
+        report.later_turns += LATER_TURN in completion
         if self.encoder is None:
             prompt, response = len(plain_text(record.prompt)), len(completion)
         else:
@@ -260,6 +262,10 @@ def _problems(source: SourceReport, data: DataModule | None) -> Iterator[Problem
     for count, what in (
         (source.missing_eos, "sequences are cut at max_length and have no EOS"),
         (source.eos_inside, "completions hold EOS before their end"),
+        (
+            source.later_turns,
+            f"completions go on with a turn of the user ({LATER_TURN!r}): it is learned as the assistant's words",
+        ),
         (source.special_inside, "records have a special token written out in their text, which is read as that token"),
         (
             source.unknown,

@@ -95,6 +95,7 @@ class SourceReport:
     truncated: int = 0
     missing_eos: int = 0
     eos_inside: int = 0
+    later_turns: int = 0
     special_inside: int = 0
     unknown: int = 0
     duplicates: int = 0

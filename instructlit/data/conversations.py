@@ -11,6 +11,8 @@ _SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "
 _TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ANSWER = "\n\nAssistant:"
+LATER_TURN = "\n\nHuman:"
+"""How a turn of the user begins in a transcript; in an answer it is one that the dialogue went on with."""
 
 
 def last_answer(fields: Fields, turns: list[Message], name: str = "messages") -> tuple[list[Message], str]:

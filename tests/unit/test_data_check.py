@@ -182,6 +182,20 @@ def test_conversations_without_a_template(check: Any, jsonl: Callable[..., Path]
     assert says(report, "note", "1 prompts are conversations")
 
 
+@pytest.mark.parametrize("tokenized", [False, True])
+def test_dialogues_that_part_before_their_last_turn(
+    check: Any, jsonl: Callable[..., Path], tokenizer: str, tokenized: bool
+) -> None:
+    """The prompt of a transcript is what both share: of the second row the chosen text goes on with two turns more."""
+    start = "\n\nHuman: Hi\n\nAssistant: "
+    further = "Hello\n\nHuman: More\n\nAssistant: End"
+    rows = [{"chosen": start + one, "rejected": start + "What"} for one in ("Hello", further)]
+    _, report = check(jsonl("c", rows), tokenizer=tokenizer if tokenized else None)
+    assert report["sources"][0]["formats"] == {"transcript": 2}
+    assert report["sources"][0]["later_turns"] == 1
+    assert says(report, "warning", "1 completions go on with a turn of the user ('\\n\\nHuman:')")
+
+
 def test_pairs_by_hand() -> None:
     """Lengths 3, 2, 2, 1, 2 with ranks 1, 2, 2, 3, 3 and the last text equal to the second."""
     pairs = Pairs()
