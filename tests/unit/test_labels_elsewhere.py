@@ -110,7 +110,11 @@ def test_what_an_export_leaves_out_does_not_come_into_the_database(run: Run) -> 
 
     given = [label("fit", [1, 2]), label("fit", [2, 1]), label("unfit", [1, 2], reported=["private"])]
     write_labels("given.jsonl", [*given, replace(given[2], labeler="bob", reported=[])])
-    told = run("labels", "import", "given.jsonl", "--source", "native", "--database", "labels.db")
+    into = ("labels", "import", "given.jsonl", "--source", "native", "--database", "labels.db")
+    assert "there is no database `labels.db`" in run(*into, status=2)
+    assert not Path("labels.db").exists(), "a misspelt name would stand for labels that nobody else sees"
+    run("label", "add-labeler", "owner", "--role", "owner")
+    told = run(*into)
     assert "1 new labels" in told
     assert "left out: 2 of a prompt reported as unfit\nleft out: 1 revised later by the same labeler" in told
     run("labels", "export", "--database", "labels.db", "--to", "labels", "--output", ".")

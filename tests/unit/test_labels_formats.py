@@ -185,6 +185,7 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
         if not find_spec("sqlalchemy"):
             continue
         at = ("--database", tmp_path / f"{tool}.db")
+        run("label", "add-labeler", "owner", "--role", "owner", *at)
         words = ("labels", "import", tmp_path / f"{tool}.json", "--source", tool, "--tasks", tasks, *at)
         assert f"{len(found)} new labels, 0 by" in run(*words)
         assert f"0 new labels, {len(found)} by" in run(*words), "what is there stays"

@@ -33,7 +33,7 @@ def labels_import(
         output: file of labels to write; `labels.jsonl` where no database is given.
         tasks: the files of tasks that were labelled there, with their keys beside them: which policy wrote what.
         labeler: whose labels they are, where the format does not say (TRL).
-        database: labelling database: a file, or the URL of a PostgreSQL server.
+        database: labelling database: a file, or the URL of a PostgreSQL server; `instructlit label` makes one.
     """
     from instructlit.labels.argilla import from_argilla
     from instructlit.labels.label_studio import from_label_studio
@@ -79,7 +79,7 @@ def _put_into(database: str, labels: list[Label], known: dict[str, Any], source:
     from instructlit.labelling.intake import add_labels
 
     kept, left_out = usable(labels)
-    opened = Database(database)
+    opened = Database(database, create=False)
     with opened.write() as session:
         added = add_labels(session, COMMAND_LINE, _records(kept, known), source)
     opened.close()
