@@ -63,7 +63,7 @@ def explain(error: BaseException) -> str | None:
             return str(cause).strip()
         if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             what = f"nothing more can be written: {cause.strerror}"
-            return str(UserError(what, where=cause.filename, fix="make room, then go on from the last checkpoint"))
+            return str(UserError(what, where=cause.filename, fix="make room, then give the same command again"))
         if isinstance(cause, FileNotFoundError) and cause.filename is not None:
             return str(
                 UserError(f"there is no file or folder `{cause.filename}`", fix=f"{DEBUG}=1 shows where it was needed")

@@ -1,5 +1,7 @@
 """Which errors are the user's, what is printed for them, and with which exit status."""
 
+import errno
+
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -70,6 +72,13 @@ def test_other_mistakes_of_the_user() -> None:
     for error in (FileExistsError(17, "File exists", "data"), PermissionError(13, "Permission denied", "data")):
         assert f"data: cannot be read or written: {error.strerror}" in (explain(error) or "")
     assert explain(PermissionError(13, "Permission denied")) is None  # nothing says of what
+
+
+def test_what_a_full_disk_advises_holds_for_commands_without_checkpoints() -> None:
+    told = explain(OSError(errno.ENOSPC, "No space left on device"))
+    assert told == (
+        "nothing more can be written: No space left on device\n  to do: make room, then give the same command again"
+    )
 
 
 def test_a_refusal_of_lightnings_is_a_mistake_of_the_user_and_a_value_error_of_ours_is_none() -> None:
