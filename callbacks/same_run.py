@@ -24,6 +24,8 @@ FREE = {
 """Settings that may change between two starts: none of them changes what is computed. The number of processes, which
 `devices` and `num_nodes` make, is compared by itself."""
 
+THREADS = "number of threads (OMP_NUM_THREADS)"
+
 EXACT = ("torch", "transformers", "peft", "bitsandbytes", "instructlit")
 """Packages whose versions decide the last bits of a number."""
 
@@ -35,7 +37,7 @@ def what_it_depends_on(config: dict[str, Any], trainer: pl.Trainer, module: pl.L
     found["number of processes"] = trainer.world_size
     found["device"] = device
     if device == "cpu" and trainer.world_size == 1:  # Lightning shares the cores out to several, after this is asked
-        found["number of threads (OMP_NUM_THREADS)"] = torch.get_num_threads()
+        found[THREADS] = torch.get_num_threads()
     found |= {f"version of {name}": number for name, number in versions().items() if name in EXACT}
     for role, path in getattr(module, "parents", dict)().items():
         folder = Path(path).expanduser()
@@ -63,6 +65,8 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines = []
     for key in [*then, *(key for key in now if key not in then)]:
         before, after = then.get(key), now.get(key)
+        if key == THREADS and None in (before, after):  # told by the device or the number of processes
+            continue
         if before != after:
             shown = key.removeprefix("config.")
             if shown.startswith("weights of"):

@@ -26,6 +26,7 @@ from instructlit.callbacks import (
 )
 from instructlit.callbacks.common import run_seed
 from instructlit.callbacks.progress import _clock
+from instructlit.callbacks.same_run import THREADS, differences
 from instructlit.errors import UserError
 from instructlit.modules.invariants import InvariantError
 from instructlit.types import TokenBatch
@@ -467,3 +468,11 @@ def test_a_process_that_is_lost_while_a_checkpoint_is_saved_is_no_full_disk(
     module = pl.LightningModule()
     with pytest.raises(UserError if told else RuntimeError, match=told or "Connection closed"):
         saver._save(run, module, 7)
+
+
+def test_threads_that_one_start_does_not_tell_are_no_difference() -> None:
+    """They are told of one process on a CPU alone; that there are more, or another device, says it all."""
+    one, two = {"number of processes": 1, THREADS: 4}, {"number of processes": 2}
+    assert differences(one, two) == ["number of processes: was 1, is 2"]
+    assert differences(two, one) == ["number of processes: was 2, is 1"]
+    assert differences(one, one | {THREADS: 2}) == [f"{THREADS}: was 4, is 2"]
