@@ -501,6 +501,9 @@ def test_an_import_is_whole_or_not_at_all(browse: Browse, site: Site) -> None:
         reply = upload(good + b"\n" + bad)
         assert reply.status_code == 422
         assert ">rows&lt;i&gt;.jsonl:2" in reply.text
+    empty = upload(b"\n")
+    assert empty.status_code == 422
+    assert "there is no row in it" in empty.text
     with site.database.read() as session:
         assert session.scalars(select(Task)).all() == []
     assert "1 new tasks" in upload(good + b"\n\n").text

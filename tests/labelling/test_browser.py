@@ -254,6 +254,15 @@ def test_a_second_window_is_told_and_the_first_ones_text_stays(open_as: Open, fi
     assert other.input_value("#completion") == "from the second"
 
 
+def test_what_is_wrong_and_what_helps_are_two_sentences(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
+    page = open_as("anna")
+    begin(page, "demonstration")
+    page.route("**/draft", lambda route: route.fulfill(status=403, json={"error": "It has expired", "fix": "repeat"}))
+    page.fill("#completion", "typed")
+    playwright.expect(page.locator("#conflict")).to_have_text("It has expired. Repeat.")
+
+
 def test_an_ended_session_costs_no_text(open_as: Open, file_database: Database) -> None:
     add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
     page = open_as("anna")
@@ -370,6 +379,16 @@ def test_no_page_is_wider_than_a_phone(open_as: Open, file_database: Database) -
         for path in paths:
             page.goto(path)
             assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+
+
+def test_no_word_of_the_list_of_tasks_breaks_on_a_phone(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, *comparisons(1), {"kind": "demonstration", "prompt": "Write."})
+    page = open_as("olga", "owner", viewport={"width": 360, "height": 740})
+    page.goto("/owner/tasks")
+    cells = page.locator("td:nth-child(2), td:nth-child(3)")
+    lines = "(cell, range) => { range.selectNodeContents(cell); return range.getClientRects().length; }"
+    found = cells.evaluate_all(f"cells => cells.map((cell) => ({lines})(cell, document.createRange()))")
+    assert found == [1] * 4, "a line each"
 
 
 def test_a_wide_table_keeps_its_names_in_sight_on_a_phone(open_as: Open, file_database: Database) -> None:

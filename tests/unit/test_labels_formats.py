@@ -16,6 +16,7 @@ from instructlit.labels import Label, Task, read_labels, write_labels, write_tas
 from instructlit.labels.argilla import from_argilla, to_argilla
 from instructlit.labels.label_studio import from_label_studio, labeling_config, to_label_studio
 from instructlit.labels.trl import from_pairs, pair_task, to_pairs
+from instructlit.tools.labels.agreement import _number
 
 CHAT = [{"role": "user", "content": "Say <hello> & bye."}]
 TASKS = [
@@ -215,6 +216,10 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([str(word) for word in again]) == 2, "a file that is read is not written over"
     assert main(["labels", "import", str(tasks), "--source", "argilla"]) == 2
     assert "tasks.jsonl:1: fields" in capsys.readouterr().err
+
+
+def test_a_coefficient_that_rounds_to_none_has_no_sign() -> None:
+    assert [_number(value) for value in (-0.0004, 0.0, -0.0006)] == ["0.000", "0.000", "-0.001"]
 
 
 def test_an_export_of_nothing_says_what_is_lacking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,8 +45,9 @@ def parsed_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[
     """The objects of JSON Lines, each with its place.
 
     Raises:
-        Invalid: a line that is no JSON object.
+        Invalid: a line that is no JSON object, or no line at all.
     """
+    empty = True
     for number, line in enumerate(lines, 1):
         where = f"{name}:{number}"
         if not line.strip():
@@ -57,7 +58,10 @@ def parsed_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[
             raise Invalid("this line is not JSON", where=where, expected="one JSON object a line, UTF-8") from error
         if not isinstance(row, dict):
             raise Invalid("this line is no object", where=where, expected="one JSON object a line")
+        empty = False
         yield where, row
+    if empty:
+        raise Invalid("there is no row in it", where=name, expected="one JSON object a line")
 
 
 def exported(session: Session, kind: str, gold: bool = False) -> Iterator[str]:

@@ -52,4 +52,4 @@ def _share(found: dict[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"
+    return "not defined" if value is None else f"{value:z.3f}"  # no -0.000

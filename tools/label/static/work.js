@@ -113,7 +113,8 @@ async function send() {
 function refuse(code, reply) {
   say("Not saved", "failed");
   conflict.hidden = false;
-  conflict.textContent = `${reply.error} ${reply.fix ?? ""} `;
+  const fix = reply.fix ? `${reply.fix[0].toUpperCase()}${reply.fix.slice(1)}` : "";
+  conflict.textContent = [reply.error, fix].filter(Boolean).map((text) => text.replace(/\.?$/, ". ")).join("");
   if (code === 409) {
     const reload = document.createElement("button");
     reload.type = "button";
