@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from instructlit.callbacks.common import put_file_aside
-from instructlit.errors import require
+from instructlit.errors import counted, require
 
 
 class CSVLogger(LightningCSVLogger):
@@ -105,8 +105,8 @@ class CSVLogger(LightningCSVLogger):
             with suppress(OSError):  # half a row must not stand before the next one
                 path.write_bytes(before) if before is not None else os.truncate(path, size)
             rank_zero_warn(
-                f"{path}: metrics cannot be written ({error.strerror}). {len(writer.metrics)} rows wait in memory and "
-                "are written when there is room again."
+                f"{path}: metrics cannot be written ({error.strerror}). Waiting in memory: "
+                f"{counted(len(writer.metrics), 'row')}, written when there is room again."
             )
 
     @rank_zero_only

@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 from instructlit.evaluation.judging import Desk, Judge, Question, Verdict, plan_text
 from instructlit.evaluation.store import Store
 from instructlit.labels import Label, Task, read_tasks, write_labels
@@ -73,7 +73,7 @@ def judge(
     verdicts = {question.key: verdict for question, verdict in zip(questions, answers, strict=True)}
     labels = [sheet.label(way, verdicts, labeler or one.title) for sheet in asked]
     write_labels(output, labels)
-    print(f"{output}: {len(labels)} labels by {labeler or one.title}")
+    print(f"{output}: {counted(len(labels), 'label')} by {labeler or one.title}")
     if desk.unreadable[NAME]:
         skipped = sum(label.skipped is not None for label in labels)
         said = f"{desk.unreadable[NAME]} verdicts were unreadable, such as {desk.examples[NAME]!r:.100}"

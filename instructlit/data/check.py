@@ -27,7 +27,7 @@ from instructlit.data.records import Measure, naming
 from instructlit.data.sources import Source, Sources, as_sources
 from instructlit.data.splits import hash64, prompt_key
 from instructlit.data.tokenization import Encoded, Encoder
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 from instructlit.types import Comparison, Demonstration, Text
 
 _TOLD = 5  # wrong rows that are shown in full
@@ -250,7 +250,7 @@ def _problems(source: SourceReport, data: DataModule | None) -> Iterator[Problem
         return Problem(level, source.name, what)
 
     if source.wrong:
-        yield say("fatal", f"{source.wrong:,} wrong rows; the first: {source.wrong_rows[0]}")
+        yield say("fatal", f"{counted(source.wrong, 'wrong row')}; the first: {source.wrong_rows[0]}")
     if source.records and not source.kept:
         yield say("fatal", "nothing is left to train on")
     elif data is not None and source.records:
@@ -259,31 +259,32 @@ def _problems(source: SourceReport, data: DataModule | None) -> Iterator[Problem
         if lost > data.options.max_dropped_fraction * source.records:
             limit = f"max_dropped_fraction ({data.options.max_dropped_fraction:.0%})"
             yield say("fatal", f"{lost:,} of {source.records:,} would be dropped, more than {limit}")
-    for count, what in (
-        (source.missing_eos, "sequences are cut at max_length and have no EOS"),
-        (source.eos_inside, "completions hold EOS before their end"),
+    for count, noun, what in (
+        (source.missing_eos, "sequence", "cut at max_length, without EOS"),
+        (source.eos_inside, "completion", "with EOS before the end"),
         (
             source.later_turns,
-            f"completions go on with a turn of the user ({LATER_TURN!r}): it is learned as the assistant's words",
+            "completion",
+            f"with a later turn of the user ({LATER_TURN!r}): it is learned as the assistant's words",
         ),
-        (source.special_inside, "records have a special token written out in their text, which is read as that token"),
+        (source.special_inside, "record", "with a special token written out in the text, which is read as that token"),
         (
             source.unknown,
-            "sequences hold what the tokenizer has no token for: its unknown token is learned in the place",
+            "sequence",
+            "with what the tokenizer has no token for: its unknown token is learned in the place",
         ),
-        (source.template_mismatch, "examples differ from what the chat template makes of the finished conversation"),
-        (source.merged_boundaries, "prompts share a token with their completion: sampling starts with other ids"),
-        (source.duplicates, "records are there more than once"),
-        (source.personal_data if source.kind == "prompt" else 0, "prompts seem to hold personal data"),
+        (source.template_mismatch, "example", "unlike what the chat template makes of the finished conversation"),
+        (source.merged_boundaries, "prompt", "sharing a token with the completion: sampling starts with other ids"),
+        (source.duplicates, "record", "there more than once"),
+        (source.personal_data if source.kind == "prompt" else 0, "prompt", "with what seems to be personal data"),
     ):
         if count:
-            yield say("warning", f"{count:,} {what}")
+            yield say("warning", f"{counted(count, noun)} {what}")
     if source.conversations and data is not None and not data.encoder.renderer.uses_template:
-        yield say(
-            "note", f"{source.conversations:,} prompts are conversations and there is no chat template: plain layout"
-        )
+        prompts = counted(source.conversations, "prompt")
+        yield say("note", f"{prompts} of messages, and there is no chat template: plain layout")
     if source.pairs and source.pairs.equal_but_ranked:
-        yield say("note", f"{source.pairs.equal_but_ranked:,} pairs are the same text with different ranks")
+        yield say("note", f"{counted(source.pairs.equal_but_ranked, 'pair')} of the same text with different ranks")
     if source.pairs and source.pairs.length_accuracy and source.pairs.length_accuracy[1] > 0.6:
         share, low, high = source.pairs.length_accuracy
         yield say("warning", f'"the longer wins" is right for {share:.1%} of the pairs ({low:.1%} to {high:.1%})')
@@ -295,7 +296,7 @@ def _shared(report: CheckReport) -> None:
     for first, second in combinations(named, 2):
         if shared := len(np.intersect1d(first.prompts, second.prompts, assume_unique=True)):
             report.shared_prompts[f"{first.name}, {second.name}"] = shared
-            what = f"{shared:,} prompts are in {second.name} too"
+            what = f"{counted(shared, 'prompt')} in {second.name} too"
             report.problems.append(Problem("warning", first.name, what))
 
 

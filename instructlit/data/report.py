@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 
 
 @dataclass
@@ -25,7 +25,8 @@ class SplitReport:
 
     def line(self) -> str:
         """The report in one line."""
-        parts = [f"{self.name}: {self.kept:,} {self.kind}s of {self.rows:,} rows, {self.tokens:,} tokens"]
+        kept, rows = counted(self.kept, self.kind), counted(self.rows, "row")
+        parts = [f"{self.name}: {kept} of {rows}, {counted(self.tokens, 'token')}"]
         if self.truncated:
             parts.append(f"{self.truncated:,} truncated (kept, without EOS)")
         if self.dropped:
@@ -41,14 +42,14 @@ class SplitReport:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.dropped.most_common())
         if not self.kept:
             raise UserError(
-                f"nothing of the {self.records:,} {self.kind}s is left: {reasons or 'none were found'}",
+                f"nothing of {counted(self.records, self.kind)} is left: {reasons or 'none were found'}",
                 where=self.name,
                 expected="at least one that can be learned from",
             )
         lost = sum(n for reason, n in self.dropped.items() if reason not in hygiene)
         if lost > max_dropped_fraction * self.records:
             raise UserError(
-                f"{lost:,} of {self.records:,} {self.kind}s would be dropped: {reasons}",
+                f"{lost:,} of {counted(self.records, self.kind)} would be dropped: {reasons}",
                 where=self.name,
                 expected=f"at most {max_dropped_fraction:.0%} (max_dropped_fraction)",
                 fix="raise max_length or max_prompt_length, clean the data, or allow more with max_dropped_fraction",
@@ -66,7 +67,7 @@ class DataReport:
         """One line for each split, and a warning where one is due."""
         lines = [split.line() for split in self.splits]
         if self.shared_prompts:
-            lines.append(f"warning: {self.shared_prompts:,} prompts of validation are in training too")
+            lines.append(f"warning: training has {counted(self.shared_prompts, 'prompt')} of validation too")
         return lines
 
     def as_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 
 _BUCKET_BATCHES = 50
 
@@ -66,7 +66,7 @@ class ShuffledPlan:
         self._batches = rows // batch_size
         if not self._batches:
             raise UserError(
-                f"{rows} rows are less than one batch of {batch_size}",
+                f"{counted(rows, 'row')}: less than one batch of {batch_size}",
                 where="batch_size",
                 expected="at least one whole batch",
                 fix="lower batch_size or add data",

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from instructlit.data.chat import plain_text
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 from instructlit.evaluation.requests import Answer, Reply
 from instructlit.evaluation.store import Store
 from instructlit.types import PromptText
@@ -249,7 +249,8 @@ def plan_text(desk: Desk) -> list[str]:
         if not questions:
             continue
         cost = desk.judges[name].cost(list(questions.values()))
-        lines.append(f"{name} ({desk.judges[name].title}): {len(questions):,} questions{f'; {cost}' if cost else ''}")
+        asked = counted(len(questions), "question")
+        lines.append(f"{name} ({desk.judges[name].title}): {asked}{f'; {cost}' if cost else ''}")
     return lines
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 from instructlit.evaluation.judging import Desk, Judge, plan_text
 from instructlit.evaluation.measures import Outcome, Study
 from instructlit.evaluation.requests import Ask, Reply, Request, as_row, from_row, key
@@ -170,7 +170,7 @@ class Evaluation:
         if not missing or (dry and subject.stored):
             if missing:
                 results.unmade += len(missing)
-                self.tell(f"{subject.name}: {len(missing)} of {len(own)} replies to be made")
+                self.tell(f"{subject.name}: {len(missing):,} of {counted(len(own), 'reply', 'replies')} to be made")
             return found
         done = len(own) - len(missing)
         for count, (index, reply) in enumerate(subject.replies([own[name] for name in missing]), start=1):
@@ -178,7 +178,7 @@ class Evaluation:
             if subject.stored:
                 store.put(names[missing[index]], None if reply is None else as_row(reply), model=subject.name)
             if count % 200 == 0 or count == len(missing):
-                self.tell(f"{subject.name}: {done + count} of {len(own)} requests")
+                self.tell(f"{subject.name}: {done + count:,} of {counted(len(own), 'request')}")
         return found
 
     def _further(
@@ -228,7 +228,8 @@ class Evaluation:
 def _unanswered(study: Study) -> list[str]:
     """A sentence for every model without a reply to some of the requests: of a file without that very prompt, say."""
     missing = {model: sum(reply is None for reply in own) for model, own in study.replies.items()}
-    return [f"{model}: no reply to {n} of {len(study.replies[model])} requests" for model, n in missing.items() if n]
+    told = {model: counted(len(own), "request") for model, own in study.replies.items()}
+    return [f"{model}: no reply to {n:,} of {told[model]}" for model, n in missing.items() if n]
 
 
 class _Failure:

@@ -506,8 +506,8 @@ def test_an_import_is_whole_or_not_at_all(browse: Browse, site: Site) -> None:
     assert "there is no row in it" in empty.text
     with site.database.read() as session:
         assert session.scalars(select(Task)).all() == []
-    assert "1 new tasks" in upload(good + b"\n\n").text
-    assert "1 were there already" in upload(good).text
+    assert "1 new task." in upload(good + b"\n\n").text
+    assert "1 there already" in upload(good).text
     with site.database.read() as session:
         task = session.scalars(select(Task)).one()
         assert (task.overlap, task.policies, task.extra) == (2, ["sft", "sft"], {"temperature": 0.7})

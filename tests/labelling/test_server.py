@@ -244,7 +244,7 @@ def test_tasks_in_and_labels_out_as_training_reads_them(tmp_path: Path, capsys: 
     assert (record.labeler, record.policy, record.user) == ("anna", ["models/sft"] * 2, "u")  # type: ignore[union-attr]
     assert json.loads(out.read_text())["round"] == 2
     assert main(["labels", "agreement", *at]) == 0
-    assert "0 of 1 ranked tasks" in capsys.readouterr().out
+    assert "0 of 1 ranked task with two labelers" in capsys.readouterr().out
     assert main(["labels", "export", "--output", str(out.parent), "--database", str(tmp_path / "none.db")]) == 2
     assert "there is no database" in capsys.readouterr().err
     assert run("import", str(rows), str(tmp_path / "missing.jsonl"), "--kind", "comparison", *at) == 2

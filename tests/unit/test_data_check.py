@@ -122,7 +122,7 @@ def test_duplicates_and_shared_prompts(check: Any, jsonl: Callable[..., Path], t
     assert report["sources"][0]["duplicates"] == 3
     assert report["sources"][0]["prompts"] == 16
     assert report["shared_prompts"] == {"train, validation": 2}
-    assert says(report, "warning", "2 prompts are in validation too")
+    assert says(report, "warning", "2 prompts in validation too")
 
 
 def test_pad_is_eos_and_eos_inside(check: Any, tmp_path: Path, jsonl: Callable[..., Path]) -> None:
@@ -140,7 +140,7 @@ def test_special_tokens_in_the_text(check: Any, jsonl: Callable[..., Path], toke
     forged = [{"prompt": p, "completion": c} for p, c in rows]
     _, report = check(jsonl("d", forged), tokenizer=tokenizer)
     assert report["sources"][0]["special_inside"] == 2
-    assert says(report, "warning", "2 records have a special token written out")
+    assert says(report, "warning", "2 records with a special token written out")
     turns = [{"prompt": [{"role": "user", "content": "a<eos>b"}], "completions": ["c", "d"], "ranks": [1, 2]}]
     assert check(jsonl("c", turns), tokenizer=tokenizer)[1]["sources"][0]["special_inside"] == 1
     assert check(jsonl("p", [{"prompt": "<pad>"}]), tokenizer=tokenizer)[1]["sources"][0]["special_inside"] == 1
@@ -152,7 +152,7 @@ def test_characters_without_a_token(check: Any, tmp_path: Path, jsonl: Callable[
     file = jsonl("d", [{"prompt": "é", "completion": "c"}, {"prompt": "p", "completion": "é"}])
     _, report = check(file, tokenizer=tokenizer)
     assert report["sources"][0]["unknown"] == 1
-    assert says(report, "warning", "1 sequences hold what the tokenizer has no token for")
+    assert says(report, "warning", "1 sequence with what the tokenizer has no token for")
     assert check(jsonl("t", [{"text": "né"}]), tokenizer=tokenizer)[1]["sources"][0]["unknown"] == 1
     alike = make_char_tokenizer()
     alike.unk_token = "<eos>"  # as GPT-2's are one token
@@ -167,7 +167,7 @@ def test_template_mismatch(check: Any, tmp_path: Path, jsonl: Callable[..., Path
     file = jsonl("d", [{"prompt": "p", "completion": " c"}, {"prompt": "q", "completion": "c"}])
     _, report = check(file, tokenizer=str(tmp_path))
     assert report["sources"][0]["template_mismatch"] == 1
-    assert says(report, "warning", "1 examples differ from what the chat template makes")
+    assert says(report, "warning", "1 example unlike what the chat template makes")
     assert says(report, "warning", "does not end a turn with EOS")
     assert says(report, "warning", "takes no generation prompt")
     _, report = check(file, tokenizer=str(tmp_path), template="plain")
@@ -179,7 +179,7 @@ def test_conversations_without_a_template(check: Any, jsonl: Callable[..., Path]
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     _, report = check(jsonl("d", [{"messages": turns}]), tokenizer=tokenizer)
     assert report["sources"][0]["formats"] == {"messages": 1}
-    assert says(report, "note", "1 prompts are conversations")
+    assert says(report, "note", "1 prompt of messages")
 
 
 @pytest.mark.parametrize("tokenized", [False, True])
@@ -193,7 +193,7 @@ def test_dialogues_that_part_before_their_last_turn(
     _, report = check(jsonl("c", rows), tokenizer=tokenizer if tokenized else None)
     assert report["sources"][0]["formats"] == {"transcript": 2}
     assert report["sources"][0]["later_turns"] == 1
-    assert says(report, "warning", "1 completions go on with a turn of the user ('\\n\\nHuman:')")
+    assert says(report, "warning", "1 completion with a later turn of the user ('\\n\\nHuman:')")
 
 
 def test_pairs_by_hand() -> None:
@@ -284,7 +284,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str], jsonl: Callable[..., Path
     file = jsonl("c", [*COMPARISONS, {"prompt": "p", "completions": ["a"], "ranks": [1]}])
     assert data_check([str(file)], tokenizer=tokenizer) == 1
     out = capsys.readouterr().out
-    for words in ("comparisons", "form: native", "tied pairs", '"longer wins" is right', "fatal: train: 1 wrong rows"):
+    for words in ("comparisons", "form: native", "tied pairs", '"longer wins" is right', "fatal: train: 1 wrong row;"):
         assert words in out
 
 

@@ -75,7 +75,7 @@ def test_shared_prompts_are_said(tokenizer: str, demonstrations_file: Path, capl
     with caplog.at_level(logging.INFO):
         data = ready(DemonstrationData(tokenizer, file, validation=file, batch_size=4, max_length=64))
     assert data.report.shared_prompts == 16
-    assert "16 prompts of validation are in training too" in caplog.text
+    assert "training has 16 prompts of validation too" in caplog.text
     assert "train: 16 demonstrations of 16 rows" in caplog.text
 
 
@@ -174,7 +174,7 @@ def test_rows_with_nothing_to_learn_are_dropped_loudly(tokenizer: str, jsonl: Ca
 
 def test_nothing_left_says_why(tokenizer: str, jsonl: Callable[..., Path]) -> None:
     file = str(jsonl("d", long_rows(5, 5)))
-    with pytest.raises(UserError, match=r"train: nothing of the 5 demonstrations is left: .*over 8 tokens"):
+    with pytest.raises(UserError, match=r"train: nothing of 5 demonstrations is left: .*over 8 tokens"):
         ready(DemonstrationData(tokenizer, file, max_length=16, batch_size=1, max_dropped_fraction=1.0))
 
 

@@ -84,7 +84,7 @@ def test_unshuffled_keeps_the_order() -> None:
 
 
 def test_less_than_a_batch_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"3 rows are less than one batch of 4"):
+    with pytest.raises(UserError, match=r"3 rows: less than one batch of 4"):
         ShuffledPlan([rows(3)], 4)
 
 

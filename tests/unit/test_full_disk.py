@@ -37,7 +37,7 @@ def test_metrics_wait_until_there_is_room(tmp_path: Path, column: str) -> None:
     logger.log_metrics({column: 3.0}, 3)
     with (
         no_room_beyond(path.stat().st_size + 2),
-        pytest.warns(UserWarning, match=r"cannot be written .*1 rows wait"),
+        pytest.warns(UserWarning, match=r"cannot be written .*in memory: 1 row,"),
     ):
         logger.save()
     assert path.read_text() == before

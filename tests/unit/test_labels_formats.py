@@ -199,7 +199,7 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
             assert rows[0] == rows[1]
     assert (tmp_path / "label_studio.xml").is_file()
     told = run("labels", "agreement", labels)
-    assert "100.0 ± 79.3 % (2 pairs, 1 tasks)" in told, "a pair that anna ties does not count"
+    assert "100.0 ± 79.3 % (2 pairs, 1 task)" in told, "a pair that anna ties does not count"
     out = run("labels", "export", labels, "--tasks", tasks, "--output", tmp_path / "data", "--weights", '{"anna": 2}')
     assert "comparisons.jsonl: 2 rows by 2 labelers" in out
     rows = [json.loads(line) for line in (tmp_path / "data" / "comparisons.jsonl").read_text().splitlines()]

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
-from instructlit.errors import UserError, require
+from instructlit.errors import UserError, counted, require
 from instructlit.models.backbone import Backbone
 
 D = TypeVar("D")
@@ -135,7 +135,9 @@ class InOrder:
     def __init__(self, order: np.ndarray, batch_size: int):
         self.order, self.batch_size = order, batch_size
         if len(order) < batch_size:
-            raise UserError(f"{len(order)} rows", where="--data", expected=f"at least the {batch_size} of a batch")
+            raise UserError(
+                counted(len(order), "row"), where="--data", expected=f"at least the {batch_size} of a batch"
+            )
 
     def __len__(self) -> int:
         return len(self.order) // self.batch_size

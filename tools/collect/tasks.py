@@ -8,6 +8,7 @@ from typing import Any
 
 from instructlit.data.readers import file_hash
 from instructlit.data.splits import prompt_key
+from instructlit.errors import counted
 from instructlit.labels import LabelKind, Task, read_tasks, write_tasks
 from instructlit.labels.records import for_database, key_file, task_id
 from instructlit.models.lineage import weights_digest
@@ -83,4 +84,4 @@ def put_into(database: str | None, overlap: int, target: Path) -> None:
     records = map(for_database, read_tasks(target))
     with Database(database).write() as session:
         added = add_tasks(session, COMMAND_LINE, records, overlap=overlap, source=target.name)
-    print(f"{database}: {added.new} new tasks, {added.known} there already")
+    print(f"{database}: {counted(added.new, 'new task')}, {added.known} there already")

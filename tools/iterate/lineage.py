@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from instructlit.data.readers import file_hash
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 from instructlit.labels import read_labels, read_tasks
 from instructlit.models.lineage import read_record, weights_digest
 from instructlit.tools.iterate.picture import picture
@@ -68,12 +68,11 @@ def _round(folder: Path, home: Path) -> Iterator[Node]:
         given = read_labels(labels)
         people = len({label.labeler for label in given})
         name = _name(folder, labels)
-        yield Node(
-            name, f"{len(given)} labels by {people} labelers", file_hash(str(labels)), {_name(folder, tasks): "asks"}
-        )
+        told = f"{counted(len(given), 'label')} by {counted(people, 'labeler')}"
+        yield Node(name, told, file_hash(str(labels)), {_name(folder, tasks): "asks"})
     for data in sorted(home.glob("data/*.jsonl")):
         rows = sum(1 for line in data.open("rb") if line.strip())
-        yield Node(_name(folder, data), f"{rows} rows", file_hash(str(data)), {_name(folder, labels): "says"})
+        yield Node(_name(folder, data), counted(rows, "row"), file_hash(str(data)), {_name(folder, labels): "says"})
     records = {model: read_record(model) for model in sorted(home.glob("models/*/"))}
     for model in sorted(records, key=lambda model: records[model].get("stage") != "reward"):
         if records[model]:
@@ -86,13 +85,13 @@ def _tasks(folder: Path, home: Path, path: Path) -> Iterator[Node]:
     made = path.with_name(f"{path.stem}.made.json")
     record: dict[str, Any] = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
     digests = record.get("from", {}).get("weights_sha256", {})
-    node = Node(_name(folder, path), f"{len(found)} tasks", file_hash(str(path)))
+    node = Node(_name(folder, path), counted(len(found), "task"), file_hash(str(path)))
     if record.get("sha256", {}).get(path.name, node.sha256) != node.sha256:
         node.changed.append("is not the file that was collected")
     for source, count in sorted(wrote.items()):
         model = home / (source.rpartition("@")[0] or source)
         name = _name(folder, model)
-        node.parents[name] = f"wrote {count} answers"
+        node.parents[name] = f"wrote {counted(count, 'answer')}"
         _compare(node, f"weights of {name}", digests.get(source.rpartition("@")[0] or source), weights_digest(model))
         yield _outside(name, model)
     yield node

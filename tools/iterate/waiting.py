@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from instructlit.data.readers import file_hash
 from instructlit.data.splits import is_held_out
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 from instructlit.labels import Label, read_labels, read_tasks, write_labels
 from instructlit.labels.records import for_database, parse_label, with_policies
 
@@ -105,7 +105,7 @@ class _Database:
         with self._opened() as database, database.write() as session:
             added = add_tasks(session, COMMAND_LINE, self.records, overlap=labelers, source=str(tasks))
             want_labels(session, COMMAND_LINE, taken_in(session, self.records), labelers)
-        print(f"{database}: {added.new} new tasks, {added.known} there already")
+        print(f"{database}: {counted(added.new, 'new task')}, {added.known} there already")
 
     def look(self) -> Standing:
         """What the database holds now; writes the file when all is there."""
@@ -150,4 +150,4 @@ class _Database:
             raise UserError("every task was withdrawn", where=database, expected="labels")
         write_labels(self.labels, with_policies(labels, self.known))
         self.made.write_text(json.dumps(self.made_from) + "\n", encoding="utf-8")
-        print(f"{self.labels}: {len(labels)} labels out of {database}")
+        print(f"{self.labels}: {counted(len(labels), 'label')} out of {database}")

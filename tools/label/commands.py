@@ -108,7 +108,7 @@ def import_tasks(
     with Database(database).write() as session:  # made where it is not there: no row is refused from here on
         added = [(file, tasks.add_rows(session, COMMAND_LINE, rows, Path(file).name)) for file, rows in checked]
     for file, count in added:
-        print(f"{file}: {count.new} new tasks, {count.known} there already")
+        print(f"{file}: {counted(count.new, 'new task')}, {count.known} there already")
 
 
 def _tasks(source: Source, file: str, kind: Kind | None, round: int | None) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 from instructlit.labelling.questions import Kind
 from instructlit.labels import Task, write_tasks
 from instructlit.labels.argilla import argilla_task
@@ -50,4 +50,7 @@ def write_tasks_of(source: str, files: Sequence[str], kind: Kind | None, round: 
     if not found:
         raise UserError("no task in it", where=", ".join(files), expected="tasks to label")
     write_tasks(output, found.values())
-    print(f"{output}: {len(found)} tasks" + (f", {count - len(found)} there twice" if count > len(found) else ""))
+    print(
+        f"{output}: {counted(len(found), 'task')}"
+        + (f", {count - len(found)} there twice" if count > len(found) else "")
+    )

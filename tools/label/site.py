@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.datastructures import FormData
 
+from instructlit.errors import counted
 from instructlit.labelling import people
 from instructlit.labelling.answers import letter
 from instructlit.labelling.audit import COMMAND_LINE
@@ -74,6 +75,7 @@ class Site:
             "excerpt": excerpt,
             "prompt_text": prompt_text,
             "when": when,
+            "counted": counted,
             "duration": duration,
         }
 

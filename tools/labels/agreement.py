@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from instructlit.agreement import Share
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 from instructlit.labels.report import agreement_report
 from instructlit.tools.labels.sources import labels_of
 
@@ -33,7 +33,7 @@ def labels_agreement(
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{found['overlapping_tasks']} of {found['tasks']} ranked tasks have two labelers or more")
+    print(f"{found['overlapping_tasks']} of {counted(found['tasks'], 'ranked task')} with two labelers or more")
     print(f"pairs ordered alike: {_share(found['pairwise'])}")
     for name in ("alpha_ranks", "alpha_ratings"):
         print(f"Krippendorff's alpha, ordinal, {name.removeprefix('alpha_')}: {_number(found[name])}")
@@ -48,7 +48,7 @@ def _share(found: dict[str, Any]) -> str:
         return "nothing to compare"
     width = math.nan if found["half_width"] is None else found["half_width"]
     share = Share(found["agreement"], width, found["pairs"], found["tasks"])
-    return f"{share} ({share.pairs} pairs, {share.units} tasks)"
+    return f"{share} ({counted(share.pairs, 'pair')}, {counted(share.units, 'task')})"
 
 
 def _number(value: float | None) -> str:

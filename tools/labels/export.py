@@ -69,7 +69,7 @@ def labels_export(
     if to == "labels":
         check_output(folder / "labels.jsonl", *(labels or []), *(tasks or []))
         write_labels(folder / "labels.jsonl", given)
-        print(f"{folder / 'labels.jsonl'}: {len(given)} labels")
+        print(f"{folder / 'labels.jsonl'}: {counted(len(given), 'label')}")
         return
     found = export(given, validation_fraction, weights, min_agreement)
     _tell_absent(weights or {}, {label.labeler for label in given})
@@ -117,7 +117,7 @@ def _for_tool(to: str, tasks: list[Task], labels: list[Label], folder: Path) -> 
         )
         _write_array(folder / "argilla.json", list(to_argilla(tasks, labels)))
         for what, count in lost.items():
-            print(f"not told to Argilla: {count} labels {what}")
+            print(f"not told to Argilla: {counted(count, 'label')} {what}")
         return
     from instructlit.labels.label_studio import labeling_config, to_label_studio
 
@@ -144,4 +144,4 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 def _write_array(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    print(f"{path}: {len(rows)} tasks")
+    print(f"{path}: {counted(len(rows), 'task')}")

@@ -83,7 +83,7 @@ def _put_into(database: str, labels: list[Label], known: dict[str, Any], source:
     with opened.write() as session:
         added = add_labels(session, COMMAND_LINE, _records(kept, known), source)
     opened.close()
-    print(f"{opened}: {added.new} new labels, {added.known} by labelers who were there already")
+    print(f"{opened}: {counted(added.new, 'new label')}, {added.known} by labelers who were there already")
     for reason, count in sorted(left_out.items()):
         print(f"left out: {count} {reason}")
 

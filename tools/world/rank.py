@@ -2,7 +2,7 @@
 
 import random
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 from instructlit.labels import Label, Task, read_tasks, write_labels
 from instructlit.tools.outputs import check_output
 from instructlit.world import World, rank_completions
@@ -32,7 +32,7 @@ def world_rank(
         raise UserError(f"found {labelers}", where="--labelers", expected=f"1 to {len(team.labelers)}")
     labels = [label for task in read_tasks(tasks) for label in answers(team, task, labelers, seed)]
     write_labels(output, labels)
-    print(f"{output}: {len(labels)} labels by simulated labelers")
+    print(f"{output}: {counted(len(labels), 'label')} by simulated labelers")
 
 
 def answers(world: World, task: Task, labelers: int, seed: int) -> list[Label]:

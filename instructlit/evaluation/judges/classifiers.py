@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from instructlit.errors import UserError, not_installed, require, require_address
+from instructlit.errors import UserError, counted, not_installed, require, require_address
 from instructlit.evaluation.judging import Judge, Kind, LoadedJudge, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
 from instructlit.evaluation.subjects import fingerprint
@@ -53,7 +53,7 @@ class PerspectiveScorer(Judge):
 
     def cost(self, questions: Sequence[Question]) -> str:
         minutes = len(questions) / self.per_second / 60
-        return f"{len(questions):,} requests, {minutes:.0f} minutes at {self.per_second:g} a second"
+        return f"{counted(len(questions), 'request')}, {minutes:.0f} minutes at {self.per_second:g} a second"
 
     def check(self) -> None:
         self._key()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from instructlit.errors import UserError, require, require_address
+from instructlit.errors import UserError, counted, require, require_address
 from instructlit.evaluation.judges.text import TextJudge, judging_prompt
 from instructlit.evaluation.judging import Question, Verdict
 from instructlit.http import NoAnswer, post, secret_key
@@ -80,7 +80,7 @@ class EndpointJudge(TextJudge):
         """
         read = sum(len(judging_prompt(q)) for q in questions) // _CHARACTERS_A_TOKEN
         written = len(questions) * self.max_tokens
-        text = f"{len(questions):,} calls, about {read:,} tokens to read and at most {written:,} to write"
+        text = f"{counted(len(questions), 'call')}, about {read:,} tokens to read and at most {written:,} to write"
         if self.price_in is None or self.price_out is None:
             if self.max_cost is not None:
                 raise UserError(

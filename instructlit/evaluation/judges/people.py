@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from instructlit.errors import counted
 from instructlit.evaluation.datasets import read_rows
 from instructlit.evaluation.judging import Judge, Question, Verdict
 from instructlit.evaluation.store import write_text
@@ -59,7 +60,7 @@ class PeopleJudge(Judge):
             said = [_said(question, row) for row in known.get(_spelled(question.prompt), [])]
             values = [value for value in said if value is not None]
             if values:
-                yield index, Verdict(sum(values) / len(values), f"{len(values)} labelers")
+                yield index, Verdict(sum(values) / len(values), counted(len(values), "labeler"))
                 continue
             self._wait(question)
             missing = True
