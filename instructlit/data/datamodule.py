@@ -184,10 +184,8 @@ class DataModule(pl.LightningDataModule):
     def _add(self, name: str, scanned: Scan, chosen: np.ndarray) -> None:
         part = replace(scanned, kept=scanned.kept & chosen)
         report = part.report(name)
-        if name == "train":
+        if name == "train" or chosen.all():
             report.require(self.options.max_dropped_fraction, self.hygiene_reasons)
-        elif chosen.all():
-            report.require(1.0, self.hygiene_reasons)
         elif not report.kept:
             reasons = ", ".join(scanned.reasons[i] for i in np.unique(scanned.reason[chosen]))
             raise UserError(

@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from instructlit.data import ComparisonData, DemonstrationData, PromptData, Source, TextData
 from instructlit.data.datamodule import DataModule
 from instructlit.data.splits import hash64, prompt_key
+from instructlit.data.tokenization import Encoded
 from instructlit.errors import UserError
-from instructlit.types import ComparisonBatch, PromptBatch, TokenBatch
+from instructlit.types import Comparison, ComparisonBatch, PromptBatch, TokenBatch
 
 
 @pytest.fixture
@@ -170,6 +171,55 @@ def test_rows_with_nothing_to_learn_are_dropped_loudly(tokenizer: str, jsonl: Ca
     assert (text_of(batch, 0), text_of(batch, 0, True)) == ("pccccccc", "ccccccc")
     with pytest.raises(UserError, match="1 of 2 demonstrations would be dropped: 1 with no token left to learn"):
         ready(DemonstrationData(tokenizer, file, **options))
+
+
+@pytest.mark.parametrize("option", ["validation", "test"])
+def test_files_to_look_at_are_held_to_the_same_share(
+    tokenizer: str, demonstrations_file: Path, jsonl: Callable[..., Path], option: str
+) -> None:
+    """Checklist 3: figures of the few rows that are left would be taken for those of all, as `data check` says."""
+    options: dict[str, Any] = {"batch_size": 4, option: str(jsonl("d", long_rows(9, 4)))}
+    train = str(demonstrations_file)
+    with pytest.raises(UserError, match=rf"^{option}: 5 of 9 demonstrations would be dropped: .*\n.*at most 20%"):
+        ready(DemonstrationData(tokenizer, train, max_length=64, **options))
+    data = ready(DemonstrationData(tokenizer, train, max_length=64, max_dropped_fraction=0.6, **options))
+    assert len(data.splits[option].rows) == 4
+
+
+def test_a_comparison_goes_with_any_completion_that_cannot_be_scored(
+    tokenizer: str, jsonl: Callable[..., Path]
+) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": p, "completions": ["", "x"], "ranks": [2, 1]} for p in "ab"]
+    rows[0]["ended"] = [False, True]  # cut off before its first token
+    options: dict[str, Any] = {"validation_fraction": 0, "batch_size": 1, "max_length": 16}
+    file = str(jsonl("c", rows))
+    with pytest.raises(UserError, match="1 of 2 comparisons would be dropped: 1 with no token left to learn"):
+        ready(ComparisonData(tokenizer, file, **options))
+    data = ready(ComparisonData(tokenizer, file, max_dropped_fraction=0.5, **options))
+    assert [data.splits["train"].dataset.record(int(i)).prompt for i in data.splits["train"].rows] == ["b"]
+
+
+def test_a_comparisons_prompt_is_as_long_as_before_any_of_its_completions(tokenizer: str) -> None:
+    """A token that a completion shares with the prompt is the completion's, so that the lengths may differ."""
+    data = ComparisonData(tokenizer, "x", max_length=16)
+    record = Comparison("p", ["x", "y"], [1, 2])
+    reasons = [data.measure(record, [Encoded([5] * 12, n) for n in starts]).dropped for starts in ((8, 7), (7, 9))]
+    assert reasons == [None, "with a prompt over 8 tokens"]
+
+
+def test_demonstrations_of_the_shift_are_held_to_the_limits_of_the_others(
+    tokenizer: str, comparisons_file: Path, jsonl: Callable[..., Path]
+) -> None:
+    rows = [{"prompt": "p" * n, "completion": "c"} for n in (20, 21, 22, 23)]
+    options: dict[str, Any] = {"batch_size": 2, "max_length": 64, "demonstrations": str(jsonl("d", rows))}
+    lost = r"^demonstrations: 2 of 4 demonstrations would be dropped: 2 with a prompt over 21 tokens\n.*at most 20%"
+    with pytest.raises(UserError, match=lost):
+        ready(ComparisonData(tokenizer, str(comparisons_file), max_prompt_length=21, **options))
+    options |= {"max_prompt_length": 21, "max_dropped_fraction": 0.5}
+    data = ready(ComparisonData(tokenizer, str(comparisons_file), **options))
+    assert [text_of(batch, i) for batch in data.demonstration_dataloader() for i in range(len(batch))] == [
+        "p" * n + "c$" for n in (20, 21)
+    ]
 
 
 def test_nothing_left_says_why(tokenizer: str, jsonl: Callable[..., Path]) -> None:
