@@ -150,6 +150,22 @@ def test_until_ended_responses_differ_scores_are_only_moved(char_tokenizer, rule
     assert ruled(ids, [1.7, 1.7, -0.3]) == pytest.approx([1, 1, -3]), "mean 1.2, standard deviation 0.5"
 
 
+def test_scores_are_normalised_by_those_of_all_ranks_before_the_missing_eos_rule(char_tokenizer, on_ranks) -> None:
+    """A cut response loses the penalty as it is given, not over the standard deviation."""
+    ids, none = tensor([[97, 2], [97, 2], [97, 2], [97, 98]]), torch.zeros(4, 2)
+    got, scores = as_generation(prompt_batch(["x"] * 4), ids, none, char_tokenizer), tensor([1.0, 1, 7, 5])
+
+    def ruled(rows: torch.Tensor, reduce) -> torch.Tensor:
+        part, shaping = none[rows], Shaping(missing_eos="subtract", missing_eos_value=1.5, normalize_scores=True)
+        made = build_rollout(got.rows(rows), scores[rows], part, part, shaping, 0.0, RunningMoments(), reduce)
+        return made.rewards.sum(dim=1)
+
+    # mean 3 and variance 8 of the three that ended
+    expected = [-(0.5**0.5), -(0.5**0.5), 2**0.5, 0.5**0.5 - 1.5]
+    for ranks in (1, 2):
+        assert torch.cat(on_ranks(ruled, torch.arange(4).chunk(ranks))).tolist() == pytest.approx(expected)
+
+
 W = 6**-0.5  # a variance of 6 whitened
 
 

@@ -134,17 +134,17 @@ def rollout(**given: Any) -> Rollout:
 
 
 def test_a_rollout_by_hand() -> None:
-    """Three responses of 3, 2 and 3 tokens; the last one was cut, the first ends with its third token."""
+    """Three responses of 3, 2 and 3 tokens; the last was cut, the first ends with its third; padding holds junk."""
     figures = rollout_metrics(
         rollout(
             response_mask=columns_up_to([3, 2, 3], 3),
             ended=tensor([True, True, False]),
-            old_log_probs=tensor([[-1.0, -2, -1], [-1, -1, 0], [-2, -1, -1]]),
+            old_log_probs=tensor([[-1.0, -2, -1], [-1, -1, -9], [-2, -1, -1]]),
             ref_log_probs=tensor([[-2.0, -2, -2], [-1, -2, 0], [-2, -1, -1]]),
             scores=tensor([1.0, 2.0, 6.0]),
-            rewards=tensor([[-0.1, 0.0, 0.9], [0.0, 1.9, 0.0], [0.0, 0.0, 6.0]]),
-            values=tensor([[1.0, 1, 1], [1, 3, 0], [3, 3, 3]]),
-            returns=tensor([[3.0, 1, 3], [1, 5, 0], [3, 5, 3]]),
+            rewards=tensor([[-0.1, 0.0, 0.9], [0.0, 1.9, 70.0], [0.0, 0.0, 6.0]]),
+            values=tensor([[1.0, 1, 1], [1, 3, 50], [3, 3, 3]]),
+            returns=tensor([[3.0, 1, 3], [1, 5, 80], [3, 5, 3]]),
         ),
         beta=0.1,
         reduce=lambda sums: sums,

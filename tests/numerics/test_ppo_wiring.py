@@ -12,8 +12,8 @@ from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.models.schedules import LinearToZero
 from instructlit.modules import PPOModule
-from instructlit.ops import AdaptiveKL, FixedKL, shape_rewards
-from instructlit.rollout import Sampling
+from instructlit.ops import AdaptiveKL, FixedKL, RunningMoments, gae, shape_rewards, whiten
+from instructlit.rollout import Sampling, Shaping
 from instructlit.rollout.forward import response_values
 
 PROMPTS = {"prompts": prompt_batch(["ab", "say hello ", "x", "count to 3 ", "1", "qq", "mnop", "r"])}
@@ -116,6 +116,24 @@ def test_the_kl_coefficient_is_steered_by_the_episodes_of_all_ranks(
     trainer(tmp_path).fit(module, datamodule=data)
     assert module.episodes_seen == 16
     assert module.kl.coefficient == pytest.approx(0.1 * (1 - 0.2 * 16 / 50))
+
+
+def test_a_rollout_is_shaped_by_the_statistics_of_all_ranks(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
+    """Whatever the other ranks add to the sums is in the whitening and in the moments of the scores (checklist 20)."""
+    shaping = Shaping(missing_eos="keep", whiten_rewards=True, normalize_scores=True)
+    module = ppo_module(tiny_llama_dir, shaping=shaping, self_check=False)
+    monkeypatch.setattr(module, "sum_over_ranks", lambda x: x + 1)
+    run(tmp_path, module, char_tokenizer)
+    made, moments = module.last_rollout, RunningMoments()
+    assert made is not None
+    moments.update(made.scores, made.ended, reduce=lambda x: x + 1)
+    scores, mask = moments.normalized(made.scores), made.response_mask
+    rewards = shape_rewards(scores, made.old_log_probs, made.ref_log_probs, mask, module.kl.coefficient)
+    rewards = whiten(rewards, mask, shift_mean=False, reduce=lambda x: x + 1)
+    advantages, returns = gae(rewards, made.values, mask)
+    expected = (rewards, whiten(advantages, mask, reduce=lambda x: x + 1), returns)
+    for found, own in zip((made.rewards, made.advantages, made.returns), expected, strict=True):
+        torch.testing.assert_close(found, own, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("network", ["policy", "value", "reference"])
