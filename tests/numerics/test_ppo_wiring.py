@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stage_helpers import FixedBatches, Recorder, ppo_module, prompt_batch, sgd, trainer, weights
+from stage_helpers import FixedBatches, Recorder, ppo_module, prompt_batch, sgd, text_batch, trainer, weights
 from torch import nn
 
 from instructlit.losses import policy_loss, value_loss
@@ -134,6 +134,26 @@ def test_a_rollout_is_shaped_by_the_statistics_of_all_ranks(tmp_path, tiny_llama
     expected = (rewards, whiten(advantages, mask, reduce=lambda x: x + 1), returns)
     for found, own in zip((made.rewards, made.advantages, made.returns), expected, strict=True):
         torch.testing.assert_close(found, own, atol=1e-5, rtol=1e-5)
+
+
+def test_an_update_is_over_the_tokens_of_all_ranks(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
+    """Beside a rank with as many tokens and as much text, a rank's own part of the gradient is half (checklist 27)."""
+
+    def moved(ranks):
+        torch.manual_seed(0)  # draws the value network's head
+        module = ppo_module(tiny_llama_dir, minibatch_size=8, micro_batch_size=3)
+        monkeypatch.setattr(module, "sum_over_ranks", lambda x: ranks * x)
+        module.configure_model()
+        models = module.trained_model, module.value_model
+        before = [weights(model) for model in models]
+        torch.manual_seed(3)
+        batch = PROMPTS | {"pretraining": text_batch(["some text", "and more of it"])}
+        trainer(tmp_path).fit(module, datamodule=FixedBatches(char_tokenizer, [batch]))
+        return [weights(model) - start for model, start in zip(models, before, strict=True)]
+
+    for whole, half in zip(moved(1), moved(2), strict=True):
+        torch.testing.assert_close(half, whole / 2, atol=2e-6, rtol=0)
+        assert whole.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("network", ["policy", "value", "reference"])
