@@ -45,6 +45,19 @@ def test_the_demonstrations_average_zero(tmp_path, tiny_gpt2_dir, char_tokenizer
     assert moved.total.item() == pytest.approx(loss.total.item(), abs=1e-4)
 
 
+def test_it_is_found_anew_over_the_one_that_is_there_and_the_demonstrations_of_all_ranks(
+    tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch
+):
+    """A validation has set one before the end of training does."""
+    module = fit(tmp_path, reward_module(tiny_llama_dir), char_tokenizer, RANKED)
+    assert abs(float(module.trained_model.shift)) > 1e-3
+    assert scores(module).mean().item() == pytest.approx(0, abs=1e-5)
+    other = torch.tensor([8.0, 1.0])  # of another rank: one demonstration, scored 8
+    monkeypatch.setattr(module, "sum_over_ranks", lambda total: total + other)
+    module.centre_on_demonstrations()
+    assert scores(module).mean().item() == pytest.approx(-8 / 8, abs=1e-5)
+
+
 def test_it_is_that_of_the_batches_asked_for(tmp_path, tiny_llama_dir, char_tokenizer):
     found = scores(fit(tmp_path, reward_module(tiny_llama_dir, shift_batches=1), char_tokenizer))
     assert found[:3].mean().item() == pytest.approx(0, abs=1e-5)

@@ -480,6 +480,11 @@ class NotANumber(CountVowels):
         return float("nan")
 
 
+class Endless(CountVowels):
+    def reward(self, prompt, response):
+        return float("-inf")
+
+
 class Nothing(CountVowels):
     def reward(self, prompt, response):
         return None
@@ -490,6 +495,7 @@ class Nothing(CountVowels):
     [
         (Fails(), "test_stages.Fails.reward: raised RuntimeError: the scoring service is away .*test_stages.py:"),
         (NotANumber(), "test_stages.NotANumber.score: returned nan for response 0"),
+        (Endless(), "test_stages.Endless.score: returned -inf for response 0"),
         (Nothing(), "test_stages.Nothing.reward: returned None for response 0"),
     ],
 )
