@@ -199,19 +199,22 @@ def checked_scores(reward: RewardFunction, responses: Responses, seconds: float 
             expected=error.expected,
             fix=error.fix,
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a reward that leaves would end the run as if it were done
         raise UserError(
             f"raised {type(error).__name__}: {error} ({_raised_at(reward, error)}) for {told(responses, reward.row)}",
             where=f"{name}.score" if reward.row is None else f"{name}.reward",
             expected="a score for every response",
             fix="INSTRUCTLIT_DEBUG=1 shows the stack trace; a reward that may fail has to try again itself",
         ) from error
-    if not isinstance(scores, Tensor) or scores.shape != (len(responses),):
+    fits = isinstance(scores, Tensor) and scores.shape == (len(responses),)
+    if not fits or scores.is_complex() or scores.is_meta:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        if fits:  # nothing real can be read from it
+            got = scores.dtype if scores.is_complex() else "a tensor without numbers, on the meta device"
         raise UserError(
             f"returned {got} for {told(responses, None)}",
             where=f"{name}.score",
-            expected=f"a tensor of shape ({len(responses)},), one score a response",
+            expected=f"a tensor of shape ({len(responses)},), one real score a response",
         )
     scores = scores.to(responses.response_ids.device, torch.float32)
     bad = (~torch.isfinite(scores)).nonzero()

@@ -162,7 +162,7 @@ class Whole(RewardFunction):
         self.scores = scores
 
     def score(self, responses: Responses) -> Tensor:
-        if isinstance(self.scores, Exception):
+        if isinstance(self.scores, BaseException):
             raise self.scores
         return self.scores
 
@@ -197,9 +197,12 @@ def test_what_is_no_number_is_named_with_its_response(value: Any) -> None:
         ([1.0, 2.0, 3.0], "returned list for 3 responses"),
         (torch.zeros(3, 1), r"returned \(3, 1\)"),
         (torch.zeros(2), r"returned \(2,\)"),
+        (torch.ones(3, dtype=torch.complex64), "returned torch.complex64 for 3 responses"),
+        (torch.ones(3, device="meta"), "returned a tensor without numbers, on the meta device for 3 responses"),
         (torch.tensor([0.0, torch.nan, 1.0]), "returned nan for response 1: 'b' to the prompt 'two'"),
         (torch.tensor([0.0, 1.0, -torch.inf]), "returned -inf for response 2"),
         (ConnectionError("away"), "raised ConnectionError: away .* for 3 responses, the first: 'a'"),
+        (SystemExit(0), "raised SystemExit: 0 .* for 3 responses, the first: 'a'"),
     ],
 )
 def test_nonsense_is_named_with_what_was_expected(scores: Any, found: str) -> None:
