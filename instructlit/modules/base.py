@@ -41,6 +41,7 @@ from instructlit.models.packed import can_pack
 from instructlit.models.sharded_optimizer import over_shards
 from instructlit.models.sharding import shard
 from instructlit.models.shards import whole
+from instructlit.modules.batches import check_batch
 from instructlit.modules.lifeline import Lifeline
 from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.modules.random_state import on_every_rank, own_share, random_state, restore_random_state
@@ -51,7 +52,7 @@ from instructlit.modules.strategy import FSDP2Strategy
 from instructlit.modules.turns import Turns
 from instructlit.modules.unvalidated import tell_unvalidated
 from instructlit.ops.micro_batches import computed_tokens, spans
-from instructlit.types import TokenBatch
+from instructlit.types import Batch, TokenBatch
 
 UNUSUAL_ROWS = 1024
 """Rows of an embedding beyond the tokenizer's ids that are more than padding to a round number."""
@@ -110,6 +111,8 @@ class StageModule(pl.LightningModule):
     stage: str
     asks_data_for: tuple[str, ...] = ("tokenizer",)
     """What the datamodule needs to have beside its loaders."""
+    batch_kind: type[Batch] | None = None
+    """What its loaders yield; None, for stages of the user's own, is not looked at."""
 
     def __init__(
         self,
@@ -304,7 +307,23 @@ class StageModule(pl.LightningModule):
         self._updates_done = 0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.check_training_batch(batch)
         self._take_up_random_state()
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.batch_kind is not None:
+            check_batch(batch, self.batch_kind, "a held-out batch")
+
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+
+    def check_training_batch(self, batch: Any) -> None:
+        """Refuse what the stage could not train on.
+
+        Raises:
+            UserError: naming what was found and what should have come.
+        """
+        if self.batch_kind is not None:
+            check_batch(batch, self.batch_kind, "a training batch")
 
     def _take_up_random_state(self) -> None:
         """Go on from the checkpoint's, once all that draws random numbers on the way to it (checks, loaders) has."""

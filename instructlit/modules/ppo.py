@@ -29,6 +29,7 @@ from instructlit.models.sharding import gathered, is_sharded
 from instructlit.models.token_scores import target_log_probs
 from instructlit.models.trunk import Trunks
 from instructlit.modules.base import StageModule, read_from
+from instructlit.modules.batches import check_batch, unfit
 from instructlit.modules.invariants import check_first_minibatch, check_rollout
 from instructlit.modules.mean import Mean
 from instructlit.modules.nonfinite import NonFinite
@@ -108,6 +109,7 @@ class PPOModule(StageModule):
 
     stage = "ppo"
     asks_data_for = ("tokenizer", "batch_size")
+    batch_kind = PromptBatch
 
     def __init__(
         self,
@@ -345,7 +347,6 @@ class PPOModule(StageModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         first = self.self_check and self.episodes_seen == 0
-        self._check_prompts(batch["prompts"])
         rollout = self.collect(batch["prompts"])
         if first:
             check_rollout(self, rollout)
@@ -357,9 +358,17 @@ class PPOModule(StageModule):
                     check_first_minibatch(self, metrics)
         self._finish(rollout, metrics)
 
-    def _check_prompts(self, prompts: PromptBatch) -> None:
-        """Refuse a rollout of another size than the counts of episodes, updates and the KL's horizon go by."""
-        found = len(prompts) * self.trainer.world_size
+    def check_training_batch(self, batch: Any) -> None:
+        if not isinstance(batch, dict) or "prompts" not in batch:
+            raise unfit(
+                f"a training batch, a {type(batch).__name__}, has no `prompts`",
+                '{"prompts": PromptBatch}, in PPO-ptx with "pretraining": TokenBatch',
+            )
+        check_batch(batch["prompts"], PromptBatch, "`prompts` of a training batch")
+        if batch.get("pretraining") is not None:
+            check_batch(batch["pretraining"], TokenBatch, "`pretraining` of a training batch")
+        # The counts of episodes and updates and the KL's horizon go by it.
+        found = len(batch["prompts"]) * self.trainer.world_size
         if found != self.rollout_size:
             raise UserError(
                 f"a batch of {found} prompts over all devices, where `batch_size` of the data says {self.rollout_size}",

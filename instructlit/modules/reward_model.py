@@ -13,11 +13,12 @@ from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import CosineToFraction
 from instructlit.modules.base import StageModule
+from instructlit.modules.batches import check_batch
 from instructlit.modules.nonfinite import NonFinite
 from instructlit.modules.random_state import on_every_rank
 from instructlit.modules.reward_metrics import PairMetrics
 from instructlit.ops.micro_batches import spans
-from instructlit.types import ComparisonBatch
+from instructlit.types import ComparisonBatch, TokenBatch
 
 
 class RewardModule(StageModule):
@@ -42,6 +43,7 @@ class RewardModule(StageModule):
 
     stage = "reward"
     asks_data_for = ("tokenizer", "demonstration_dataloader")
+    batch_kind = ComparisonBatch
 
     def __init__(
         self,
@@ -153,6 +155,7 @@ class RewardModule(StageModule):
         for index, batch in enumerate(loader):
             if self.shift_batches is not None and index >= self.shift_batches:
                 break
+            check_batch(batch, TokenBatch, "a batch of demonstrations")
             batch = batch.to(self.device)
             scores = model.score(batch.input_ids, batch.attention_mask)
             total += torch.stack([scores.double().sum(), torch.tensor(len(scores), device=self.device)])

@@ -34,6 +34,7 @@ class SFTModule(StageModule):
     """
 
     stage = "sft"
+    batch_kind = TokenBatch
 
     def __init__(
         self,

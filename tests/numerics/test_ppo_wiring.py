@@ -113,6 +113,7 @@ def test_the_kl_coefficient_is_steered_by_the_episodes_of_all_ranks(
     monkeypatch.setattr(module, "_check_prompts", lambda prompts: None)  # there is one rank only, which sees half
     data = FixedBatches(char_tokenizer, [PROMPTS])
     data.batch_size = 16
+    module.check_training_batch = lambda batch: None  # there is no other rank with the other eight
     trainer(tmp_path).fit(module, datamodule=data)
     assert module.episodes_seen == 16
     assert module.kl.coefficient == pytest.approx(0.1 * (1 - 0.2 * 16 / 50))

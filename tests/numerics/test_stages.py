@@ -1,6 +1,7 @@
 """What one optimiser step does: equivalences of micro-batches, gradients put together by hand, the first minibatch."""
 
 import math
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -645,6 +646,40 @@ def test_callbacks_that_go_behind_the_back_of_a_stage_are_refused(
     run = trainer(tmp_path, callbacks=[callback])
     with pytest.raises(UserError, match=rf"trainer.callbacks: {type(callback).__name__} .*\n.*{instead}"):
         run.fit(sft_module(tiny_llama_dir), datamodule=FixedBatches(char_tokenizer, [token_batch(PAIRS)]))
+
+
+@pytest.mark.parametrize(
+    ("stage", "batch", "found"),
+    [
+        ("sft", vars(token_batch(PAIRS)), "a training batch is a dict\n.*TokenBatch"),
+        ("sft", replace(token_batch(PAIRS), loss_mask=torch.ones(8, 17)), "`loss_mask` of .* is torch.float32"),
+        ("sft", replace(token_batch(PAIRS), input_ids=[[1]]), "`input_ids` of a training batch is list"),
+        ("reward", token_batch(PAIRS), "a training batch is a TokenBatch\n.*ComparisonBatch"),
+        ("ppo", prompt_batch(PROMPTS), "a training batch, a PromptBatch, has no `prompts`"),
+        ("ppo", {"prompts": PROMPTS}, "`prompts` of a training batch is a list\n.*PromptBatch"),
+        (
+            "ppo",
+            {"prompts": prompt_batch(PROMPTS), "pretraining": TEXTS},
+            "`pretraining` of a training batch is a list",
+        ),
+    ],
+)
+def test_a_batch_of_another_kind_is_refused(stage, batch, found, tmp_path, tiny_llama_dir, char_tokenizer):
+    module = {"sft": sft_module, "reward": reward_module, "ppo": ppo_module}[stage](tiny_llama_dir)
+    data = FixedBatches(char_tokenizer, [token_batch(PAIRS)])
+    data.train = [batch]
+    with pytest.raises(UserError, match=f"data.class_path: {found}"):
+        trainer(tmp_path).fit(module, datamodule=data)
+
+
+def test_held_out_batches_and_demonstrations_of_another_kind_are_refused(tmp_path, tiny_llama_dir, char_tokenizer):
+    ranked = comparison_batch(RANKED)
+    looks = FixedBatches(char_tokenizer, [ranked], validation=[token_batch(PAIRS)])
+    with pytest.raises(UserError, match="a held-out batch is a TokenBatch"):
+        trainer(tmp_path).validate(reward_module(tiny_llama_dir), datamodule=looks)
+    data = FixedBatches(char_tokenizer, [ranked], demonstrations=[ranked])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="a batch of demonstrations is a ComparisonBatch"):
+        trainer(tmp_path).fit(reward_module(tiny_llama_dir), datamodule=data)
 
 
 def test_saving_by_the_clock_is_refused(tmp_path, tiny_llama_dir, char_tokenizer):
