@@ -15,10 +15,12 @@ from typing import Any, Protocol, Self, TypeVar
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     BatchSizeFinder,
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -30,7 +32,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim import LBFGS, Optimizer, SparseAdam
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from instructlit.errors import UserError, require
 from instructlit.losses import LossSum
@@ -78,8 +81,23 @@ REFUSED_CALLBACKS: dict[type[pl.Callback], tuple[str, str]] = {
         "changes how much a step learns from",
         "`instructlit memory` says what fits; model.init_args.micro_batch_size changes nothing else",
     ),
+    BaseFinetuning: (
+        "freezes layers of a module before its model is there",
+        "adapters (`lora` of a backbone) train few weights",
+    ),
+    ModelPruning: (
+        "looks for weights before a module's model is there",
+        "prune the model folder that the run exports",
+    ),
 }
 """Callbacks of Lightning's that our modules would make wrong or void: what each does, and what to do instead."""
+
+
+REFUSED_OPTIMIZERS: dict[type[Optimizer], str] = {
+    LBFGS: "computes the loss several times a step, and a step here has its gradient before it begins",
+    SparseAdam: "takes sparse gradients alone, and those of a language model are dense",
+}
+"""Optimisers of torch's that would end in an error at their first step, and why."""
 
 
 class MicroBatch(Protocol):
@@ -271,6 +289,13 @@ class StageModule(pl.LightningModule):
     def _check_data(self) -> None:
         """Refuse a datamodule of the user's own that would end the run where it is asked for what it does not have."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is None:
+            raise UserError(
+                "none is given, and loaders alone do not tell the tokenizer",
+                where="datamodule",
+                expected=f"one with what {type(self).__name__} asks for: {', '.join(self.asks_data_for)}",
+                fix="put the loaders into a LightningDataModule: docs/plugging-in.md has an example",
+            )
         for name in self.asks_data_for:
             if not hasattr(data, name):
                 raise UserError(
@@ -285,6 +310,11 @@ class StageModule(pl.LightningModule):
             made = self.make_optimizer(self.parameter_groups())  # type: ignore[arg-type]
         except ValueError as error:  # "Invalid learning rate: -1"
             raise UserError(str(error), where="model.init_args.optimizer") from error
+        for kind, why in REFUSED_OPTIMIZERS.items():
+            if isinstance(made, kind):
+                raise UserError(
+                    f"{type(made).__name__} {why}", where="model.init_args.optimizer", fix="use torch.optim.AdamW, say"
+                )
         optimizer = with_own_settings(over_shards(made))
         if self.make_lr_scheduler is None:
             return optimizer
@@ -298,7 +328,18 @@ class StageModule(pl.LightningModule):
             )
         if hasattr(scheduler, "set_total_steps"):
             scheduler.set_total_steps(self.total_updates())  # type: ignore[union-attr]
+        self._check_length(scheduler)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[return-value,typeddict-item]
+
+    def _check_length(self, scheduler: LRScheduler) -> None:
+        """Refuse torch's one schedule that ends in an error where the run is longer than it."""
+        if isinstance(scheduler, OneCycleLR) and (updates := self.total_updates()) and scheduler.total_steps < updates:
+            raise UserError(
+                f"OneCycleLR ends after {scheduler.total_steps} steps, and the run has {updates}",
+                where="model.init_args.lr_scheduler",
+                expected=f"total_steps of at least {updates}",
+                fix="raise it, or lower trainer.max_steps",
+            )
 
     def on_train_start(self) -> None:
         tell_unvalidated(self)

@@ -11,11 +11,13 @@ import pytest
 import torch
 from conftest import MAX_POSITIONS
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
     BatchSizeFinder,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
 )
 from stage_helpers import (
@@ -638,6 +640,8 @@ def test_a_quantised_model_is_trained_under_adapters_alone(tmp_path, tiny_llama_
         (GradientAccumulationScheduler({0: 2}), "batch_size"),
         (LearningRateFinder(), "optimizer.init_args.lr"),
         (BatchSizeFinder(), "micro_batch_size"),
+        (BackboneFinetuning(), "lora"),
+        (ModelPruning("l1_unstructured"), "exports"),
     ],
 )
 def test_callbacks_that_go_behind_the_back_of_a_stage_are_refused(
@@ -754,6 +758,29 @@ def test_what_an_optimizer_refuses_is_told_with_its_option(tmp_path, tiny_llama_
     module = sft_module(tiny_llama_dir, optimizer=partial(torch.optim.AdamW, lr=-1.0))
     with pytest.raises(UserError, match=r"model\.init_args\.optimizer: Invalid learning rate: -1"):
         run(tmp_path, module, char_tokenizer, [token_batch(PAIRS)])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_an_optimizer_that_cannot_take_a_step_is_refused(tmp_path, tiny_llama_dir, char_tokenizer, kind):
+    module = sft_module(tiny_llama_dir, optimizer=kind)
+    with pytest.raises(UserError, match=rf"model\.init_args\.optimizer: {kind.__name__} "):
+        run(tmp_path, module, char_tokenizer, [token_batch(PAIRS)])
+
+
+def test_a_cycle_shorter_than_the_run_is_refused_before_it(tmp_path, tiny_llama_dir, char_tokenizer):
+    def fit(steps):
+        cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-3, total_steps=steps)
+        return run(tmp_path, sft_module(tiny_llama_dir, lr_scheduler=cycle), char_tokenizer, [token_batch(PAIRS)] * 3)
+
+    with pytest.raises(UserError, match="OneCycleLR ends after 2 steps, and the run has 3"):
+        fit(2)
+    assert len(fit(3)) == 3
+
+
+def test_loaders_without_a_datamodule_are_refused(tmp_path, tiny_llama_dir, char_tokenizer):
+    loader = FixedBatches(char_tokenizer, [token_batch(PAIRS)]).train_dataloader()
+    with pytest.raises(UserError, match="datamodule: none is given"):
+        trainer(tmp_path).fit(sft_module(tiny_llama_dir), loader)
 
 
 def test_a_schedule_that_waits_for_a_metric_is_refused(tmp_path, tiny_llama_dir, char_tokenizer):
