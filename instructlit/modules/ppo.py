@@ -313,6 +313,9 @@ class PPOModule(StageModule):
                 expected="a divisor of data.init_args.batch_size and a multiple of the number of devices",
             )
         self.kl.check(self.rollout_size)
+        if batches := int(self.trainer.fast_dev_run):  # type: ignore[attr-defined]
+            # Lightning has set as many optimiser steps.
+            self.trainer.fit_loop.epoch_loop.max_steps = batches * self.updates_per_batch
         if isinstance(self.engine, ExternalEngine) and self.engine.folder is not None:
             check_no_source(self.engine.folder, read_from(self), "model.init_args.engine.init_args.folder")
 

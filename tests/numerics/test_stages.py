@@ -783,6 +783,15 @@ def test_loaders_without_a_datamodule_are_refused(tmp_path, tiny_llama_dir, char
         trainer(tmp_path).fit(sft_module(tiny_llama_dir), loader)
 
 
+def test_a_rehearsal_of_ppo_has_as_many_rollouts_as_it_says(tmp_path, tiny_llama_dir, char_tokenizer):
+    """Of two updates each, and it comes to its validation."""
+    batches, look = [{"prompts": prompt_batch(PROMPTS)}] * 3, [prompt_batch(PROMPTS)]
+    module, data = ppo_module(tiny_llama_dir, episodes=80), FixedBatches(char_tokenizer, batches, look)
+    trainer(tmp_path, fast_dev_run=2).fit(module, datamodule=data)
+    assert module.episodes_seen == 2 * len(PROMPTS)
+    assert len(module.validation_rows) == len(PROMPTS)
+
+
 def test_a_schedule_that_waits_for_a_metric_is_refused(tmp_path, tiny_llama_dir, char_tokenizer):
     module = sft_module(tiny_llama_dir, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     with pytest.raises(UserError, match=r"model\.init_args\.lr_scheduler: ReduceLROnPlateau follows a metric"):
