@@ -62,6 +62,8 @@ class Checker:
         key, hint = self._resolve(name)
         if value is None or hint is None:
             return None
+        if value == "null" and (problem := unfit(None, hint, f"--{name}")):
+            raise problem
         if key[-1] == "class_path" or (classes_of(hint) and not value.lstrip().startswith(("{", "["))):
             number = takes_words(hint) and not all(part.isidentifier() for part in value.split("."))  # such as 0.25
             if "." not in value or value.endswith(FILES) or number:
@@ -239,7 +241,7 @@ def unfit(value: Any, hint: Any, where: str, text: bool = False) -> UserError | 
     near = suggest(value, hint)
     quoted = isinstance(value, (bool, int, float)) and str in members(hint)
     return UserError(
-        f"`{value}` {problem}",
+        f"`{'null' if value is None else value}` {problem}",
         where=where,
         expected=describe(hint) + (f" (did you mean {near}?)" if near else ""),
         fix=f'quote it: "{value}"' if quoted else None,
@@ -247,6 +249,8 @@ def unfit(value: Any, hint: Any, where: str, text: bool = False) -> UserError | 
 
 
 def _misfit(value: Any, hint: Any, text: bool) -> str | None:
+    if value is None and classes_of(hint) and type(None) not in members(hint):
+        return "is not valid here"  # which jsonargparse takes for a value that is not given
     try:
         parser = _value_parser(hint)
     except TypeError:  # a type that cannot be hashed

@@ -189,6 +189,9 @@ def readable(message: str) -> str:
     reasons = [
         line for line in lines[1:] if not line.startswith(("Given value", "Errors:", "Subtypes:", "Does not validate"))
     ]
+    needed = re.search(r"the following arguments are required: .+", message)
+    if needed:  # alternatives that follow it, such as null, are none
+        reasons = [needed[0]]
     return "\n  ".join([lines[0], *reasons[-1:]]) if lines else message
 
 

@@ -53,7 +53,8 @@ def parameters(component: Callable[..., Any]) -> dict[str, Parameter] | None:
     named = [p for p in found if p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
     if any(p.kind is kinds.VAR_KEYWORD for p in found):
         return None
-    return {p.name: Parameter(p.annotation, p.default is kinds.empty) for p in named}
+    hints = {p.name: Union[p.annotation, None] if p.default is None else p.annotation for p in named}  # noqa: UP007
+    return {p.name: Parameter(hints[p.name], p.default is kinds.empty) for p in named}
 
 
 def members(hint: Any) -> list[Any]:

@@ -258,3 +258,14 @@ def test_an_error_about_an_argument_is_told_with_its_place(folder: Path) -> None
 def test_what_is_left_of_a_message_that_was_not_foreseen() -> None:
     text = 'Parser key "x":\n  Does not validate\n  Errors:\n    - Expected a int\n  Given value: y'
     assert readable(text) == 'Parser key "x":\n  Expected a int'
+
+
+@pytest.mark.parametrize("args", [(), ("--model.optimizer=null",)])
+def test_a_null_in_the_place_of_a_class_is_named(args: tuple[str, ...], folder: Path) -> None:
+    overlay = "{}" if args else "model: {init_args: {optimizer: null}}"
+    assert "`null` is not valid here\n  expected: a class_path of Optimizer" in mistake(overlay, *args)
+
+
+def test_arguments_that_a_class_needs_are_named_and_not_the_last_alternative() -> None:
+    told = "Parser key 'a':\n  - the following arguments are required: x, y\n  - Expected a <class 'NoneType'>"
+    assert readable(told).endswith("  the following arguments are required: x, y")
