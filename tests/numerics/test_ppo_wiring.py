@@ -105,15 +105,12 @@ def test_the_kl_coefficient_is_steered_by_the_episodes_of_a_rollout(tmp_path, ti
     assert row["ppo/objective/kl_coefficient"] == pytest.approx(0.1), "what the rollout was shaped by"
 
 
-def test_the_kl_coefficient_is_steered_by_the_episodes_of_all_ranks(
-    tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch
-):
+def test_the_kl_coefficient_is_steered_by_the_episodes_of_all_ranks(tmp_path, tiny_llama_dir, char_tokenizer):
     """A rank sees eight of sixteen: the batch size of the data is over all of them."""
     module = ppo_module(tiny_llama_dir, kl=AdaptiveKL(0.1, horizon=50), episodes=32)
-    monkeypatch.setattr(module, "_check_prompts", lambda prompts: None)  # there is one rank only, which sees half
+    module.check_training_batch = lambda batch: None  # there is one rank only, which sees half
     data = FixedBatches(char_tokenizer, [PROMPTS])
     data.batch_size = 16
-    module.check_training_batch = lambda batch: None  # there is no other rank with the other eight
     trainer(tmp_path).fit(module, datamodule=data)
     assert module.episodes_seen == 16
     assert module.kl.coefficient == pytest.approx(0.1 * (1 - 0.2 * 16 / 50))
