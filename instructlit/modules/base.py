@@ -49,6 +49,7 @@ from instructlit.modules.lifeline import Lifeline
 from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.modules.random_state import on_every_rank, own_share, random_state, restore_random_state
 from instructlit.modules.rescue import Rescue, have_validated_again
+from instructlit.modules.savable import check_savable
 from instructlit.modules.settings import advance, with_own_settings
 from instructlit.modules.step_log import log_again
 from instructlit.modules.strategy import FSDP2Strategy
@@ -342,6 +343,7 @@ class StageModule(pl.LightningModule):
             )
 
     def on_train_start(self) -> None:
+        check_savable(self)
         tell_unvalidated(self)
         if self._updates_done and (schedule := self.lr_schedulers()):
             advance(schedule, self._updates_done)  # type: ignore[arg-type]

@@ -798,6 +798,37 @@ def test_a_schedule_that_waits_for_a_metric_is_refused(tmp_path, tiny_llama_dir,
         run(tmp_path, module, char_tokenizer, [token_batch(PAIRS)])
 
 
+class Keeper(pl.Callback):
+    """Keeps something in every checkpoint."""
+
+    def __init__(self, kept: Any):
+        self.kept = kept
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept}
+
+
+@pytest.mark.parametrize(
+    ("kept", "schedule", "message"),
+    [
+        (Keeper(1), None, "trainer.callbacks: the state of Keeper .*: it holds a .*test_stages.Keeper"),
+        (lambda: 1, None, "trainer.callbacks: the state of Keeper .* pickle"),
+        (1, partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=math.sqrt), "lr_scheduler: the state of LambdaLR"),
+    ],
+)
+def test_what_a_checkpoint_could_not_give_back_is_told_before_anything_is_trained(
+    tmp_path, tiny_llama_dir, char_tokenizer, kept, schedule, message
+):
+    module = sft_module(tiny_llama_dir, lr_scheduler=schedule)
+    callbacks = [Keeper(kept), ModelCheckpoint(tmp_path)]
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True).fit(
+            module, datamodule=FixedBatches(char_tokenizer, [token_batch(PAIRS)])
+        )
+    assert module.trainer.global_step == 0
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
 @pytest.mark.parametrize(
     ("stage", "options"),
     [
