@@ -7,6 +7,7 @@ for <pad>, 1 for <unk> and 2 for <eos>. An expected id in a test can then be rea
 import json
 import os
 import random
+import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ MAX_POSITIONS = 256
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # tests are small and run side by side
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a suite started in the background hands that on to
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the processes that its tests interrupt
     # the same examples on every machine, and no verdict on how busy it is
     settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
     settings.load_profile("suite")
