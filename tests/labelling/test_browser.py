@@ -93,6 +93,15 @@ def begin(page: Any, kind: str = "comparison") -> str:
     return page.url
 
 
+@pytest.fixture
+def page(open_as: Open, file_database: Database) -> Any:
+    """That of a demonstration that anna has begun, the one task that there is."""
+    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
+    window = open_as("anna")
+    begin(window, "demonstration")
+    return window
+
+
 def hand_in_in_vain(page: Any) -> None:
     for _ in range(2):
         with page.expect_response("**/draft"):
@@ -182,10 +191,7 @@ def drag_by_finger(page: Any, path: list[tuple[float, float]]) -> None:
     touch("touchEnd")
 
 
-def test_what_is_typed_is_saved_and_undone_across_a_reload(open_as: Open, file_database: Database) -> None:
-    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
-    page = open_as("anna")
-    begin(page, "demonstration")
+def test_what_is_typed_is_saved_and_undone_across_a_reload(page: Any) -> None:
     for text in ("One.", "One. Two."):
         page.fill("#completion", text)
         saved(page)
@@ -254,19 +260,13 @@ def test_a_second_window_is_told_and_the_first_ones_text_stays(open_as: Open, fi
     assert other.input_value("#completion") == "from the second"
 
 
-def test_what_is_wrong_and_what_helps_are_two_sentences(open_as: Open, file_database: Database) -> None:
-    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
-    page = open_as("anna")
-    begin(page, "demonstration")
+def test_what_is_wrong_and_what_helps_are_two_sentences(page: Any) -> None:
     page.route("**/draft", lambda route: route.fulfill(status=403, json={"error": "It has expired", "fix": "repeat"}))
     page.fill("#completion", "typed")
     playwright.expect(page.locator("#conflict")).to_have_text("It has expired. Repeat.")
 
 
-def test_an_ended_session_costs_no_text(open_as: Open, file_database: Database) -> None:
-    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
-    page = open_as("anna")
-    begin(page, "demonstration")
+def test_an_ended_session_costs_no_text(page: Any, file_database: Database) -> None:
     with file_database.write() as session:
         session.execute(update(Login).values(expires_at=0.0))
         token = people.new_token(session, "test", people.find_person(session, "anna"))
@@ -282,10 +282,7 @@ def test_an_ended_session_costs_no_text(open_as: Open, file_database: Database) 
     assert [record["completion"] for record in label_records(file_database)] == ["typed too late, and more"]
 
 
-def test_a_lost_connection_is_said_and_made_good(open_as: Open, file_database: Database) -> None:
-    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
-    page = open_as("anna")
-    begin(page, "demonstration")
+def test_a_lost_connection_is_said_and_made_good(page: Any, file_database: Database) -> None:
     page.context.set_offline(True)
     page.fill("#completion", "written in a tunnel")
     playwright.expect(page.locator("#status")).to_contain_text("Not saved")
@@ -296,10 +293,7 @@ def test_a_lost_connection_is_said_and_made_good(open_as: Open, file_database: D
 
 
 @pytest.mark.parametrize("status", [200, 502])
-def test_a_reply_that_is_none_of_ours_costs_no_text(open_as: Open, file_database: Database, status: int) -> None:
-    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
-    page = open_as("anna")
-    begin(page, "demonstration")
+def test_a_reply_that_is_none_of_ours_costs_no_text(page: Any, file_database: Database, status: int) -> None:
     page.route("**/draft", lambda route: route.fulfill(status=status, content_type="text/html", body="<p>A proxy's."))
     page.fill("#completion", "kept")
     playwright.expect(page.locator("#status")).to_contain_text("Not saved: the server cannot save now")
@@ -310,10 +304,7 @@ def test_a_reply_that_is_none_of_ours_costs_no_text(open_as: Open, file_database
     assert [record["completion"] for record in label_records(file_database)] == ["kept"]
 
 
-def test_what_is_too_large_to_send_is_told_and_stays(open_as: Open, file_database: Database) -> None:
-    add_tasks(file_database, {"kind": "demonstration", "prompt": "Write."})
-    page = open_as("anna")
-    begin(page, "demonstration")
+def test_what_is_too_large_to_send_is_told_and_stays(page: Any) -> None:
     page.evaluate("document.querySelector('#notes').value = '汉'.repeat(2 ** 18)")
     page.fill("#completion", "kept")
     playwright.expect(page.locator("#conflict")).to_contain_text("That is too large: at most 2 MB.")
