@@ -67,28 +67,27 @@ def at_tokens(
     # As numbers and not as a mask, which a device would be waited for again and again to count.
     at = mask.flatten().nonzero()[:, 0]
     ids = ids.flatten()[at]
-    if pays(model, attention_mask):
-        # tokens that are read in the order of the rows, among all tokens in that order
-        places = F.pad(mask, (input_ids.shape[1] - mask.shape[1], 0))[attention_mask].nonzero()[:, 0]
-        whole = Packed.of(input_ids, attention_mask)
-        with only_at(model, places, whole.input_ids.numel()):
-            found = _found(model, read, ids, places, whole.inputs)
-        return _spread(found.flatten(0, 1)[places], at, mask.shape)
     width = mask.shape[1]
     unread = input_ids.shape[1] - width
-    if keeps_states(model):
+    packed = pays(model, attention_mask)
+    if not packed and not keeps_states(model):
+        inputs = _inputs(model, input_ids, attention_mask)
+        if unread:
+            inputs["logits_to_keep"] = width
+        with only_at(model, at + (at // width + 1) * unread, input_ids.numel()):
+            return _found(model, read, ids, at, inputs)
+    wide = F.pad(mask, (unread, 0))
+    if packed:
+        # tokens that are read in the order of the rows, among all tokens in that order
+        places, inputs = wide[attention_mask].nonzero()[:, 0], Packed.of(input_ids, attention_mask).inputs
+    else:
         # A state takes up what comes before, padding too. What comes behind changes no token of a causal model.
         order = (~attention_mask).byte().argsort(dim=1, stable=True)
-        wide = F.pad(mask, (unread, 0))
         input_ids, attention_mask, wide = (x.gather(1, order) for x in (input_ids, attention_mask, wide))
-        places = wide.flatten().nonzero()[:, 0]
-        found = _found(model, read, ids, places, _inputs(model, input_ids, attention_mask))
-        return _spread(found.flatten(0, 1)[places], at, mask.shape)
-    inputs = _inputs(model, input_ids, attention_mask)
-    if unread:
-        inputs["logits_to_keep"] = width
-    with only_at(model, at + (at // width + 1) * unread, input_ids.numel()):
-        return _found(model, read, ids, at, inputs)
+        places, inputs = wide.flatten().nonzero()[:, 0], _inputs(model, input_ids, attention_mask)
+    with only_at(model, places, inputs["input_ids"].numel()):
+        found = _found(model, read, ids, places, inputs)
+    return _spread(found.flatten(0, 1)[places], at, mask.shape)
 
 
 def _inputs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
