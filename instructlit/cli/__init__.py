@@ -6,6 +6,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+SPINS = "1000"
+"""How often a thread of GNU OpenMP that waits for the others looks before it sleeps. The library's own 300,000 are
+milliseconds: where another program wants the core too, the thread that is waited for does not get it, at each of the
+thousands of small sums of a step. Sleeping at once costs a quiet machine a fifth."""
+
 LIGHTNING = "instructlit.cli.fit:run"
 TOOLS = "instructlit.tools"
 
@@ -73,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        let_waiting_threads_sleep()
         if not words or words[0] in ("-h", "--help", "help"):
             print(help_text())
             return 0
@@ -162,3 +168,11 @@ def add_working_directory() -> None:
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
+
+
+def let_waiting_threads_sleep() -> None:
+    """Have torch's CPU threads share their cores with other programs, unless the caller's environment says how they
+    wait. The library reads it as torch is imported, which no command has done yet; processes that it starts inherit it.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = SPINS

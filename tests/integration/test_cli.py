@@ -1,6 +1,7 @@
 """The command as a user calls it: from a folder of their own, with a module of their own."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,26 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
     assert "heavy: []" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("own", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+    ids=["nothing said", "a number", "a policy"],
+)
+def test_threads_that_wait_sleep_soon_unless_the_caller_says_how_they_wait(own: dict[str, str], spins: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    program = "from instructlit.cli import main; main(['--version']); import torch"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | own | {"OMP_DISPLAY_ENV": "VERBOSE"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)  # by each copy of the library
+    assert told
+    assert set(told) == {spins}
 
 
 def test_a_module_in_the_working_directory_trains(tmp_path: Path) -> None:

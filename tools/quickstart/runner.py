@@ -25,12 +25,6 @@ from instructlit.tools.quickstart.attempt import Attempt, Stamp
 from instructlit.tools.quickstart.process import Job, run_logged
 from instructlit.tools.quickstart.stages import Stage
 
-SPINS = "1000"
-"""How often a thread of GNU OpenMP that waits for the others looks before it sleeps. At the library's own 300,000 a
-stage takes half as long again where other programs keep the cores busy; where it sleeps at once a fifth longer on a
-quiet machine, for the tiny models' sums are short. With this many it is within a tenth of the better of the two.
-"""
-
 
 class Runner:
     """The stages of one run folder.
@@ -56,7 +50,7 @@ class Runner:
         self.folder, self.plan, self.configs, self.program = folder, list(plan), configs, list(program)
         self.brief = brief
         self._told: set[str] = set()  # stages of which something has been said
-        self.environment = {"GOMP_SPINCOUNT": SPINS, **os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
 
     def run(self) -> dict[str, float]:
         """Brings every stage to its end and returns the seconds each took, over all attempts.
