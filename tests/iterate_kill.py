@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from instructlit.data.readers import file_hash
+from instructlit.data.rows import file_hash
 from instructlit.models.lineage import weights_digest
 
 SMALL = {

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from instructlit.data.readers import Rows
+from instructlit.data.rows import Rows
 from instructlit.data.store import Store, Writer, explained
 
 VARIABLE = "INSTRUCTLIT_CACHE"

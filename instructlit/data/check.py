@@ -22,8 +22,9 @@ from instructlit.data.datamodule import DataModule
 from instructlit.data.formats import Kind, Record, detect_kind, read_records
 from instructlit.data.hygiene import personal_data, prefix_hash
 from instructlit.data.progress import progress
-from instructlit.data.readers import Rows, open_source
+from instructlit.data.readers import open_source
 from instructlit.data.records import Measure, naming
+from instructlit.data.rows import Rows
 from instructlit.data.sources import Source, Sources, as_sources
 from instructlit.data.splits import hash64, prompt_key
 from instructlit.data.tokenization import Encoded, Encoder

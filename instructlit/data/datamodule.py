@@ -13,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from instructlit.data.formats import Kind
 from instructlit.data.packing import Blocks, Documents, block_report, tokenise
 from instructlit.data.places import listed, place
-from instructlit.data.readers import Rows, open_source
+from instructlit.data.readers import open_source
 from instructlit.data.records import Coder, Measure, RecordDataset, Scan, scan
 from instructlit.data.report import DataReport
+from instructlit.data.rows import Rows
 from instructlit.data.sampling import EvenPlan, Plan, PlannedLoader, ResumableDataLoader, ShuffledPlan, repeated
 from instructlit.data.sources import Sources, as_sources
 from instructlit.data.splits import held_out

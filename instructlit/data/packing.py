@@ -9,9 +9,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from instructlit.data.cache import kept, key_of
-from instructlit.data.readers import Rows
 from instructlit.data.records import ID, records_with_progress
 from instructlit.data.report import SplitReport
+from instructlit.data.rows import Rows
 from instructlit.data.splits import hash64, held_out
 from instructlit.data.store import Store, Writer
 from instructlit.data.tokenization import Encoded, Encoder

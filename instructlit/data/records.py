@@ -15,8 +15,8 @@ from instructlit.data.cache import kept, key_of
 from instructlit.data.formats import Kind, Record, read_records
 from instructlit.data.hygiene import prefix_hash
 from instructlit.data.progress import progress
-from instructlit.data.readers import Rows
 from instructlit.data.report import SplitReport
+from instructlit.data.rows import Rows
 from instructlit.data.splits import hash64, prompt_key
 from instructlit.data.store import Store, Writer
 from instructlit.data.tokenization import Encoded

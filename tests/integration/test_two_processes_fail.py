@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import stage_runs
 from stage_runs import Files, Shortness
 from instructlit.cli.errors import report
-from instructlit.data.readers import JsonLines
+from instructlit.data.json_rows import JsonLines
 from instructlit.errors import UserError
 from instructlit.losses import LossSum
 from instructlit.modules.nonfinite import NonFinite, StepGuard

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
-from instructlit.data.readers import JsonArray, JsonLines, Table, open_source
+from instructlit.data.json_rows import JsonArray, JsonLines
+from instructlit.data.readers import open_source
 from instructlit.data.sources import Source, Sources, as_sources
+from instructlit.data.tables import Table
 from instructlit.errors import UserError
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"p{i}", "completion": "é\n" * i} for i in range(5)]

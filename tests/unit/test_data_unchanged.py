@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from stage_helpers import sft_module, trainer
 
 from instructlit.data import DemonstrationData, TextData
-from instructlit.data.readers import Rows, file_hash, open_source
+from instructlit.data.readers import open_source
+from instructlit.data.rows import Rows, file_hash
 from instructlit.data.sources import Source
 from instructlit.data.store import Table
 from instructlit.errors import UserError

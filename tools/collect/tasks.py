@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from instructlit.data.readers import file_hash
+from instructlit.data.rows import file_hash
 from instructlit.data.splits import prompt_key
 from instructlit.errors import counted
 from instructlit.labels import LabelKind, Task, read_tasks, write_tasks

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from instructlit.data.readers import file_hash
+from instructlit.data.rows import file_hash
 from instructlit.errors import UserError, counted
 from instructlit.labels import read_labels, read_tasks
 from instructlit.models.lineage import read_record, weights_digest

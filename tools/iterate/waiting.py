@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instructlit.data.readers import file_hash
+from instructlit.data.rows import file_hash
 from instructlit.data.splits import is_held_out
 from instructlit.errors import UserError, counted
 from instructlit.labels import Label, read_labels, read_tasks, write_labels
