@@ -14,26 +14,13 @@ from typing import Any, Protocol, Self, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import (
-    BaseFinetuning,
-    BatchSizeFinder,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    ModelCheckpoint,
-    ModelPruning,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, distributed, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import LBFGS, Optimizer, SparseAdam
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from instructlit.errors import UserError, require
 from instructlit.losses import LossSum
@@ -43,11 +30,12 @@ from instructlit.models.compatibility import check_positions, check_vocabulary
 from instructlit.models.packed import can_pack
 from instructlit.models.sharded_optimizer import over_shards
 from instructlit.models.sharding import shard
-from instructlit.models.shards import whole
 from instructlit.modules.batches import check_batch
+from instructlit.modules.gradients import clip_gradient, sum_gradients
 from instructlit.modules.lifeline import Lifeline
 from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.modules.random_state import on_every_rank, own_share, random_state, restore_random_state
+from instructlit.modules.refusals import check_datamodule, check_optimizer, check_schedule, check_trainer
 from instructlit.modules.rescue import Rescue, have_validated_again
 from instructlit.modules.savable import check_savable
 from instructlit.modules.settings import advance, with_own_settings
@@ -60,45 +48,6 @@ from instructlit.types import Batch, TokenBatch
 
 UNUSUAL_ROWS = 1024
 """Rows of an embedding beyond the tokenizer's ids that are more than padding to a round number."""
-
-REFUSED_CALLBACKS: dict[type[pl.Callback], tuple[str, str]] = {
-    StochasticWeightAveraging: (
-        "copies a module before its model is there, and sets the learning rate itself",
-        "PPO averages its policy by model.init_args.ema_decay",
-    ),
-    WeightAveraging: (
-        "puts averages in the place of weights unseen by the module, which exports and records them as raw",
-        "PPO averages its policy by model.init_args.ema_decay",
-    ),
-    GradientAccumulationScheduler: (
-        "has nothing to schedule: a batch is one optimiser step whatever its micro-batches",
-        "data.init_args.batch_size is what a step learns from",
-    ),
-    LearningRateFinder: (
-        "sets an attribute that is not where the learning rate comes from, and leaves the data where its trial ended",
-        "set model.init_args.optimizer.init_args.lr",
-    ),
-    BatchSizeFinder: (
-        "changes how much a step learns from",
-        "`instructlit memory` says what fits; model.init_args.micro_batch_size changes nothing else",
-    ),
-    BaseFinetuning: (
-        "freezes layers of a module before its model is there",
-        "adapters (`lora` of a backbone) train few weights",
-    ),
-    ModelPruning: (
-        "looks for weights before a module's model is there",
-        "prune the model folder that the run exports",
-    ),
-}
-"""Callbacks of Lightning's that our modules would make wrong or void: what each does, and what to do instead."""
-
-
-REFUSED_OPTIMIZERS: dict[type[Optimizer], str] = {
-    LBFGS: "computes the loss several times a step, and a step here has its gradient before it begins",
-    SparseAdam: "takes sparse gradients alone, and those of a language model are dense",
-}
-"""Optimisers of torch's that would end in an error at their first step, and why."""
 
 
 class MicroBatch(Protocol):
@@ -265,7 +214,7 @@ class StageModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         # The first hook that is called: Lightning refuses these options later, but cannot say what to set instead.
-        _refuse_trainer_options(self.trainer)
+        check_trainer(self.trainer)
         held = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         return [kind() for kind in (Turns, Rescue, Lifeline) if kind not in held]
 
@@ -275,7 +224,7 @@ class StageModule(pl.LightningModule):
         if stage == TrainerFn.FITTING:
             for where, backbone in self.trained_backbones().items():
                 check_trainable(backbone, where)
-        self._check_data()
+        check_datamodule(self)
         tokenizer, lengths = self.tokenizer, self.row_lengths()
         for where, backbone in self.backbones().items():
             check_positions(backbone, lengths, where)
@@ -287,60 +236,20 @@ class StageModule(pl.LightningModule):
                 "can be sampled: such a token adds no text to a response."
             )
 
-    def _check_data(self) -> None:
-        """Refuse a datamodule of the user's own that would end the run where it is asked for what it does not have."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is None:
-            raise UserError(
-                "none is given, and loaders alone do not tell the tokenizer",
-                where="datamodule",
-                expected=f"one with what {type(self).__name__} asks for: {', '.join(self.asks_data_for)}",
-                fix="put the loaders into a LightningDataModule: docs/plugging-in.md has an example",
-            )
-        for name in self.asks_data_for:
-            if not hasattr(data, name):
-                raise UserError(
-                    f"{type(data).__name__} has no `{name}`",
-                    where="data.class_path",
-                    expected=f"what {type(self).__name__} asks its data for: {', '.join(self.asks_data_for)}",
-                    fix="add it: docs/plugging-in.md says what each is",
-                )
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         try:
             made = self.make_optimizer(self.parameter_groups())  # type: ignore[arg-type]
         except ValueError as error:  # "Invalid learning rate: -1"
             raise UserError(str(error), where="model.init_args.optimizer") from error
-        for kind, why in REFUSED_OPTIMIZERS.items():
-            if isinstance(made, kind):
-                raise UserError(
-                    f"{type(made).__name__} {why}", where="model.init_args.optimizer", fix="use torch.optim.AdamW, say"
-                )
+        check_optimizer(made)
         optimizer = with_own_settings(over_shards(made))
         if self.make_lr_scheduler is None:
             return optimizer
         scheduler = self.make_lr_scheduler(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise UserError(
-                "ReduceLROnPlateau follows a metric, and a schedule is stepped with every update",
-                where="model.init_args.lr_scheduler",
-                expected="one that follows the number of updates",
-                fix="use one of instructlit.models.schedules or another of torch.optim.lr_scheduler",
-            )
         if hasattr(scheduler, "set_total_steps"):
             scheduler.set_total_steps(self.total_updates())  # type: ignore[union-attr]
-        self._check_length(scheduler)
+        check_schedule(scheduler, self.total_updates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[return-value,typeddict-item]
-
-    def _check_length(self, scheduler: LRScheduler) -> None:
-        """Refuse torch's one schedule that ends in an error where the run is longer than it."""
-        if isinstance(scheduler, OneCycleLR) and (updates := self.total_updates()) and scheduler.total_steps < updates:
-            raise UserError(
-                f"OneCycleLR ends after {scheduler.total_steps} steps, and the run has {updates}",
-                where="model.init_args.lr_scheduler",
-                expected=f"total_steps of at least {updates}",
-                fix="raise it, or lower trainer.max_steps",
-            )
 
     def on_train_start(self) -> None:
         check_savable(self)
@@ -489,10 +398,11 @@ class StageModule(pl.LightningModule):
                 not taken, as `nonfinite` says, and `guard.in_a_row` is above 0.
         """
         models = list(models)
-        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+        root = self.trainer.strategy.model
+        if isinstance(root, DistributedDataParallel):
             sum_gradients(models)
         optimizer = self.optimizers()
-        norms = [self._clip(model) for model in models]
+        norms = [clip_gradient(root, model, self.gradient_clip_norm) for model in models]
         figures = {**losses, **{f"gradient norm {i}": norm for i, norm in enumerate(norms, start=1)}}
         taken = self.guard.passes(figures, self.trainer.global_step, self._batch_in_use)
         if taken:
@@ -501,15 +411,6 @@ class StageModule(pl.LightningModule):
         if taken and (scheduler := self.lr_schedulers()):
             scheduler.step()  # type: ignore[union-attr,call-arg]
         return norms
-
-    def _clip(self, model: nn.Module) -> Tensor:
-        """The gradient's norm before it is cut down."""
-        root, bound = self.trainer.strategy.model, self.gradient_clip_norm
-        if isinstance(root, FullyShardedDataParallel):  # whose parameters are this rank's parts, and look like wholes
-            return root.clip_grad_norm_(float("inf") if bound is None else bound)
-        if bound is None:  # a factor of 1 would be written to every gradient
-            return whole(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
-        return whole(nn.utils.clip_grad_norm_(model.parameters(), bound))
 
     def _backward(self, loss: Tensor) -> None:
         """Adds the gradient of this rank's share of a loss that is a sum over ranks."""
@@ -539,61 +440,3 @@ def read_from(module: pl.LightningModule) -> list[str]:
     """
     tokenizer = getattr(getattr(module.trainer, "datamodule", None), "tokenizer", None)
     return [*getattr(module, "parents", dict)().values(), getattr(tokenizer, "name_or_path", "")]
-
-
-def sum_gradients(models: Iterable[nn.Module]) -> None:
-    """Replace every gradient by its sum over all ranks; one that only some ranks have counts as 0 on the others."""
-    parameters = [p for model in models for p in model.parameters() if p.requires_grad]
-    present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device)
-    distributed.all_reduce(present, op=distributed.ReduceOp.MAX)
-    works = []
-    for parameter, somewhere in zip(parameters, present.tolist(), strict=True):
-        if somewhere:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            works.append(distributed.all_reduce(parameter.grad, async_op=True))
-    for work in works:
-        work.wait()
-
-
-def _refuse_trainer_options(trainer: pl.Trainer) -> None:
-    """Trainer options whose work the modules do themselves, and would otherwise be ignored or done twice, and those
-    with which nothing would be trained.
-    """
-    refused = [
-        ("accumulate_grad_batches", trainer.accumulate_grad_batches not in (None, 1), "micro_batch_size"),
-        ("gradient_clip_val", trainer.gradient_clip_val is not None, "gradient_clip_norm"),
-        ("gradient_clip_algorithm", trainer.gradient_clip_algorithm is not None, "gradient_clip_norm"),
-    ]
-    for option, is_set, ours in refused:
-        if is_set:
-            raise UserError(
-                "is not used here: a batch is one optimiser step whatever its micro-batches",
-                where=f"trainer.{option}",
-                fix=f"remove it and set model.init_args.{ours}",
-            )
-    for option in ("max_steps", "max_epochs", "limit_train_batches"):
-        if trainer.state.fn == TrainerFn.FITTING and getattr(trainer, option) == 0:
-            raise UserError(
-                "is 0, so that nothing would be trained",
-                where=f"trainer.{option}",
-                fix="remove it; `instructlit validate` looks at a model as it is",
-            )
-    if str(trainer.precision).startswith("16"):
-        raise UserError(
-            f"{trainer.precision} overflows unless losses are scaled, which the count of a step does not allow for",
-            where="trainer.precision",
-            expected="32-true, bf16-mixed or bf16-true",
-            fix="set trainer.precision: bf16-mixed",
-        )
-    savers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    if any(saver._train_time_interval is not None for saver in savers):
-        raise UserError(
-            "Lightning does not look at the time where a module optimises by hand: nothing would be saved",
-            where="ModelCheckpoint.train_time_interval",
-            fix="remove it; instructlit.callbacks.ResumeCheckpoint saves every so many batches",
-        )
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for kind, (what, fix) in REFUSED_CALLBACKS.items():
-            if isinstance(callback, kind):
-                raise UserError(f"{type(callback).__name__} {what}", where="trainer.callbacks", fix=f"remove it; {fix}")

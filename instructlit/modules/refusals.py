@@ -1,0 +1,173 @@
+"""What a stage cannot train with, of Lightning's, of torch's or of the user's own: one message each, before anything is
+trained.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import LBFGS, Optimizer, SparseAdam
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+
+from instructlit.errors import UserError
+
+if TYPE_CHECKING:
+    from instructlit.modules.base import StageModule
+
+REFUSED_CALLBACKS: dict[type[pl.Callback], tuple[str, str]] = {
+    StochasticWeightAveraging: (
+        "copies a module before its model is there, and sets the learning rate itself",
+        "PPO averages its policy by model.init_args.ema_decay",
+    ),
+    WeightAveraging: (
+        "puts averages in the place of weights unseen by the module, which exports and records them as raw",
+        "PPO averages its policy by model.init_args.ema_decay",
+    ),
+    GradientAccumulationScheduler: (
+        "has nothing to schedule: a batch is one optimiser step whatever its micro-batches",
+        "data.init_args.batch_size is what a step learns from",
+    ),
+    LearningRateFinder: (
+        "sets an attribute that is not where the learning rate comes from, and leaves the data where its trial ended",
+        "set model.init_args.optimizer.init_args.lr",
+    ),
+    BatchSizeFinder: (
+        "changes how much a step learns from",
+        "`instructlit memory` says what fits; model.init_args.micro_batch_size changes nothing else",
+    ),
+    BaseFinetuning: (
+        "freezes layers of a module before its model is there",
+        "adapters (`lora` of a backbone) train few weights",
+    ),
+    ModelPruning: (
+        "looks for weights before a module's model is there",
+        "prune the model folder that the run exports",
+    ),
+}
+"""Callbacks of Lightning's that our modules would make wrong or void: what each does, and what to do instead."""
+
+REFUSED_OPTIMIZERS: dict[type[Optimizer], str] = {
+    LBFGS: "computes the loss several times a step, and a step here has its gradient before it begins",
+    SparseAdam: "takes sparse gradients alone, and those of a language model are dense",
+}
+"""Optimisers of torch's that would end in an error at their first step, and why."""
+
+
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Trainer options whose work the modules do themselves, and would otherwise be ignored or done twice, and those
+    with which nothing would be trained.
+
+    Raises:
+        UserError: for the first of them.
+    """
+    refused = [
+        ("accumulate_grad_batches", trainer.accumulate_grad_batches not in (None, 1), "micro_batch_size"),
+        ("gradient_clip_val", trainer.gradient_clip_val is not None, "gradient_clip_norm"),
+        ("gradient_clip_algorithm", trainer.gradient_clip_algorithm is not None, "gradient_clip_norm"),
+    ]
+    for option, is_set, ours in refused:
+        if is_set:
+            raise UserError(
+                "is not used here: a batch is one optimiser step whatever its micro-batches",
+                where=f"trainer.{option}",
+                fix=f"remove it and set model.init_args.{ours}",
+            )
+    for option in ("max_steps", "max_epochs", "limit_train_batches"):
+        if trainer.state.fn == TrainerFn.FITTING and getattr(trainer, option) == 0:
+            raise UserError(
+                "is 0, so that nothing would be trained",
+                where=f"trainer.{option}",
+                fix="remove it; `instructlit validate` looks at a model as it is",
+            )
+    if str(trainer.precision).startswith("16"):
+        raise UserError(
+            f"{trainer.precision} overflows unless losses are scaled, which the count of a step does not allow for",
+            where="trainer.precision",
+            expected="32-true, bf16-mixed or bf16-true",
+            fix="set trainer.precision: bf16-mixed",
+        )
+    savers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    if any(saver._train_time_interval is not None for saver in savers):
+        raise UserError(
+            "Lightning does not look at the time where a module optimises by hand: nothing would be saved",
+            where="ModelCheckpoint.train_time_interval",
+            fix="remove it; instructlit.callbacks.ResumeCheckpoint saves every so many batches",
+        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for kind, (what, fix) in REFUSED_CALLBACKS.items():
+            if isinstance(callback, kind):
+                raise UserError(f"{type(callback).__name__} {what}", where="trainer.callbacks", fix=f"remove it; {fix}")
+
+
+def check_datamodule(module: "StageModule") -> None:
+    """Refuse a datamodule of the user's own that would end the run where it is asked for what it does not have.
+
+    Raises:
+        UserError: there is none, or it lacks something.
+    """
+    data = module.trainer.datamodule  # type: ignore[attr-defined]
+    if data is None:
+        raise UserError(
+            "none is given, and loaders alone do not tell the tokenizer",
+            where="datamodule",
+            expected=f"one with what {type(module).__name__} asks for: {', '.join(module.asks_data_for)}",
+            fix="put the loaders into a LightningDataModule: docs/plugging-in.md has an example",
+        )
+    for name in module.asks_data_for:
+        if not hasattr(data, name):
+            raise UserError(
+                f"{type(data).__name__} has no `{name}`",
+                where="data.class_path",
+                expected=f"what {type(module).__name__} asks its data for: {', '.join(module.asks_data_for)}",
+                fix="add it: docs/plugging-in.md says what each is",
+            )
+
+
+def check_optimizer(made: Optimizer) -> None:
+    """Refuse torch's optimisers that would end in an error at their first step.
+
+    Raises:
+        UserError: it is one of them.
+    """
+    for kind, why in REFUSED_OPTIMIZERS.items():
+        if isinstance(made, kind):
+            raise UserError(
+                f"{type(made).__name__} {why}", where="model.init_args.optimizer", fix="use torch.optim.AdamW, say"
+            )
+
+
+def check_schedule(scheduler: Any, total_updates: Callable[[], int | None]) -> None:
+    """Refuse torch's schedules that cannot follow the updates of the run.
+
+    Args:
+        scheduler: what was made.
+        total_updates: tells the optimiser steps of the run, as `StageModule.total_updates`.
+
+    Raises:
+        UserError: it follows a metric, or ends in an error where the run is longer than it.
+    """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise UserError(
+            "ReduceLROnPlateau follows a metric, and a schedule is stepped with every update",
+            where="model.init_args.lr_scheduler",
+            expected="one that follows the number of updates",
+            fix="use one of instructlit.models.schedules or another of torch.optim.lr_scheduler",
+        )
+    if isinstance(scheduler, OneCycleLR) and (updates := total_updates()) and scheduler.total_steps < updates:
+        raise UserError(
+            f"OneCycleLR ends after {scheduler.total_steps} steps, and the run has {updates}",
+            where="model.init_args.lr_scheduler",
+            expected=f"total_steps of at least {updates}",
+            fix="raise it, or lower trainer.max_steps",
+        )
