@@ -15,6 +15,7 @@ from instructlit.errors import UserError, require
 from instructlit.models.sharding import gathered
 from instructlit.modules.rescue import together
 from instructlit.rollout import CachedEngine, GenerationEngine, RewardFunction, Sampling, checked_scores
+from instructlit.rollout.samples import sample_rows
 from instructlit.types import Prompt, PromptBatch
 
 
@@ -87,18 +88,7 @@ class ScoreSamples(pl.Callback):
             prompts = batch.to(pl_module.device)
             responses = self.engine.generate(pl_module.trained_model, prompts, self.sampling, tokenizer, generator)  # type: ignore[arg-type]
             scores = checked_scores(self.reward, responses, self.reward_timeout)
-            lengths = responses.response_mask.sum(dim=1)
-            rows += [
-                {"episodes": done, "prompt": p.prompt, "response": t, "score": s, "kl": None, "length": n, "ended": e}
-                for p, t, s, n, e in zip(
-                    responses.prompts,
-                    responses.texts,
-                    scores.tolist(),
-                    lengths.tolist(),
-                    responses.ended.tolist(),
-                    strict=True,
-                )
-            ]
+            rows += sample_rows(responses, scores, None, done)
         return rows
 
     def _read(self, encoder: Encoder, pad_id: int) -> list[PromptBatch]:

@@ -7,33 +7,27 @@ value clip (0.2) are not in the paper; they are those of its ancestors. A respon
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
-from instructlit.errors import Range, UserError, require
 from instructlit.losses import LossSum, policy_loss, sampler_weights, target_loss, value_loss
 from instructlit.models.adapters import reference_view
-from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
-from instructlit.models.dropout import disable_dropout
-from instructlit.models.ema import EMA
-from instructlit.models.export import check_no_source, export_folder
+from instructlit.models.backbone import Backbone
+from instructlit.models.export import check_no_source
 from instructlit.models.packed import can_pack
-from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import ConstantWithWarmup
-from instructlit.models.sharding import gathered, is_sharded
+from instructlit.models.sharding import gathered
 from instructlit.models.token_scores import target_log_probs
-from instructlit.models.trunk import Trunks
-from instructlit.modules.base import StageModule, read_from
-from instructlit.modules.batches import check_batch, unfit
+from instructlit.modules.actor_critic import ActorCritic
+from instructlit.modules.base import read_from
 from instructlit.modules.invariants import check_first_minibatch, check_rollout
 from instructlit.modules.mean import Mean
 from instructlit.modules.nonfinite import NonFinite
 from instructlit.modules.ppo_metrics import UpdateMetrics, rollout_metrics
+from instructlit.modules.ppo_refusals import check_options, check_rollout_batch, check_sizes, check_strategy
 from instructlit.modules.random_state import on_every_rank
 from instructlit.modules.rescue import together
 from instructlit.ops.kl import sequence_kl
@@ -44,7 +38,6 @@ from instructlit.rollout import (
     ExternalEngine,
     GenerationEngine,
     RewardFunction,
-    RewardModel,
     Sampling,
     Shaping,
     build_rollout,
@@ -58,19 +51,11 @@ from instructlit.rollout.forward import (
     response_log_probs,
     response_values,
 )
+from instructlit.rollout.samples import sample_rows
 from instructlit.types import Generation, PromptBatch, Responses, Rollout, TokenBatch
 
-RANGES: dict[Range, tuple[str, ...]] = {
-    "a whole number above 0": ("episodes", "minibatch_size", "ppo_epochs"),
-    "a number above 0": ("clip", "value_clip", "reward_timeout"),
-    "a finite number above 0": ("max_kl",),
-    "a finite number, 0 or more": ("value_learning_rate", "pretraining_coefficient"),
-    "a number of at least 0 and below 1": ("ema_decay",),
-}
-"""Options of `PPOModule` by what they have to be."""
 
-
-class PPOModule(StageModule):
+class PPOModule(ActorCritic):
     """One training batch is one rollout: sample, score, estimate advantages, then update in minibatches.
 
     Args:
@@ -142,19 +127,26 @@ class PPOModule(StageModule):
         nonfinite: NonFinite = NonFinite(),  # noqa: B008
         self_check: bool = True,
     ):
-        super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite, micro_batch_tokens)
-        self.policy_backbone, self.value_backbone, self.reference_backbone = policy, value, reference
-        self.reward, self.sampling, self.shaping, self.kl, self.engine = reward, sampling, shaping, kl, engine
+        super().__init__(
+            policy,
+            reward,
+            value,
+            reference,
+            value_learning_rate,
+            ema_decay,
+            optimizer,
+            lr_scheduler,
+            micro_batch_size,
+            gradient_clip_norm,
+            nonfinite,
+            micro_batch_tokens,
+        )
+        self.sampling, self.shaping, self.kl, self.engine = sampling, shaping, kl, engine
         self.episodes, self.minibatch_size, self.ppo_epochs = episodes, minibatch_size, ppo_epochs
         self.clip, self.value_clip = clip, value_clip
-        self.pretraining_coefficient, self.ema_decay, self.max_kl = pretraining_coefficient, ema_decay, max_kl
-        self.value_learning_rate, self.self_check = value_learning_rate, self_check
+        self.pretraining_coefficient, self.max_kl, self.self_check = pretraining_coefficient, max_kl, self_check
         self.reward_timeout, self.sampler_correction = reward_timeout, sampler_correction
-        self._check_options()
-        self.policy: nn.Module | None = None
-        self.value: ScalarModel | None = None
-        self.frozen_reference: list[nn.Module] = []  # in a list: not ours to save, move or shard as a submodule
-        self.ema: EMA | None = None
+        check_options(self)
         self.moments = RunningMoments()
         self.episodes_seen = 0
         self.generator: torch.Generator | None = None
@@ -165,106 +157,12 @@ class PPOModule(StageModule):
         self.last_rollout: Rollout | None = None  # for callbacks to look at
         self._resumed: dict[str, Any] | None = None
 
-    def _check_options(self) -> None:
-        """Refuse what would teach nothing, or nonsense."""
-        for expected, options in RANGES.items():
-            require(expected, "model.init_args.", **{name: getattr(self, name) for name in options})
-        if self.sampling.greedy:
-            raise UserError(
-                "greedy decoding gives PPO nothing to learn from: every sample of a prompt is the same",
-                where="model.init_args.sampling.greedy",
-                expected="false",
-            )
-        if self.sampler_correction is not None and not self.sampler_correction >= 1:  # of NaN neither holds
-            raise UserError(
-                f"found {self.sampler_correction}",
-                where="model.init_args.sampler_correction",
-                expected="at least 1: the largest weight of a token",
-            )
-
-    # -- models ----------------------------------------------------------------------------------------------------
-
-    @property
-    def backbone(self) -> Backbone:
-        return self.policy_backbone
-
-    @property
-    def trained_model(self) -> nn.Module:
-        assert self.policy is not None
-        return self.policy
-
-    @property
-    def value_model(self) -> ScalarModel:
-        assert self.value is not None
-        return self.value
-
-    def backbones(self) -> dict[str, Backbone]:
-        named = {"policy": self.policy_backbone, "value": self.value_backbone, "reference": self.reference_backbone}
-        return {f"model.init_args.{name}": backbone for name, backbone in named.items() if backbone is not None}
-
-    def trained_backbones(self) -> dict[str, Backbone]:
-        return {where: b for where, b in self.backbones().items() if b is not self.reference_backbone}
-
-    @property
-    def frozen_reference_backbone(self) -> Backbone | None:
-        """The reference's, where it is a model of its own: None where it is the policy without its adapters."""
-        return self.reference_backbone or (None if self.policy_backbone.lora else self.policy_backbone)
-
     def row_lengths(self) -> dict[str, int]:
         lengths, prompt = super().row_lengths(), "data.init_args.max_prompt_length"
         if prompt in lengths:
             both = f"{prompt} + model.init_args.sampling.max_new_tokens"
             lengths[both] = lengths.pop(prompt) + self.sampling.max_new_tokens
         return lengths
-
-    def parents(self) -> dict[str, str]:
-        found = {"policy": self.policy_backbone.path, "value": self.value_backbone.path}
-        if self.reference_backbone:
-            found["reference"] = self.reference_backbone.path
-        if (model := getattr(self.reward, "model", None)) and isinstance(model, Backbone):
-            found["reward"] = model.path
-        return found
-
-    def configure_model(self) -> None:
-        if self.policy is not None:
-            return
-        trunks = None if self.sharded else Trunks()  # a sharded parameter belongs to one model
-        self.policy = load_causal_lm(self.policy_backbone, "model.init_args.policy", trunks=trunks)
-        self.value = load_scalar_model(self.value_backbone, where="model.init_args.value", trunks=trunks)
-        if backbone := self.frozen_reference_backbone:
-            reference = load_causal_lm(backbone, "model.init_args.reference", trunks=trunks, frozen=True)
-            self.frozen_reference = [reference]
-        if isinstance(self.reward, RewardModel):
-            self.reward.trunks = trunks
-        for name, model in zip(("policy", "value", "reference"), self._models(), strict=False):
-            disable_dropout(model)  # a ratio compares two passes over the same tokens: noise would pass for learning
-            self.placed(model, f"model.init_args.{name}")
-
-    def _models(self) -> list[nn.Module]:
-        return [self.trained_model, self.value_model, *self.frozen_reference]
-
-    @property
-    def reference_model(self) -> nn.Module:
-        """The frozen reference; the policy itself where that is the policy with its adapters off."""
-        return self.frozen_reference[0] if self.frozen_reference else self.trained_model
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [
-            {"params": [p for p in self.trained_model.parameters() if p.requires_grad]},
-            {"params": [p for p in self.value_model.parameters() if p.requires_grad], "lr": self.value_learning_rate},
-        ]
-
-    def export(self, path: str | Path, record: dict[str, Any], merge: bool = True) -> list[Path]:
-        """The policy at `path` and, where one is kept, its moving average beside it at `path`-ema."""
-        folders = super().export(path, record, merge)
-        if self.ema is not None:
-            average, record = Path(f"{path}-ema"), record | {"weights": "ema"}
-            with self.ema.swapped():
-                folders.append(export_folder(self.trained_model, self.tokenizer, average, record, merge=merge))
-        return folders
-
-    def export_folders(self, path: str | Path) -> list[Path]:
-        return [Path(path), *([Path(f"{path}-ema")] if self.ema_decay is not None else [])]
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
@@ -296,22 +194,9 @@ class PPOModule(StageModule):
         return self.episodes_seen, min(self.episodes, self.rollouts * self.rollout_size), "episode"
 
     def setup(self, stage: str) -> None:
-        if isinstance(self.trainer.strategy, FSDPStrategy):
-            raise UserError(
-                "FSDPStrategy gathers weights in every forward, so that ranks whose responses differ in length would "
-                "wait for each other for ever",
-                where="trainer.strategy",
-                expected="a strategy that gathers them once a rollout, or whole copies",
-                fix="use --config configs/strategy/fsdp2.yaml, or ddp.yaml",
-            )
+        check_strategy(self)
         super().setup(stage)
-        if self.rollout_size % self.minibatch_size or self.minibatch_size % self.trainer.world_size:
-            raise UserError(
-                f"minibatch_size is {self.minibatch_size}, a rollout {self.rollout_size}, "
-                f"on {self.trainer.world_size} devices",
-                where="model.init_args.minibatch_size",
-                expected="a divisor of data.init_args.batch_size and a multiple of the number of devices",
-            )
+        check_sizes(self)
         self.kl.check(self.rollout_size)
         if batches := int(self.trainer.fast_dev_run):  # type: ignore[attr-defined]
             # Lightning has set as many optimiser steps.
@@ -320,9 +205,7 @@ class PPOModule(StageModule):
             check_no_source(self.engine.folder, read_from(self), "model.init_args.engine.init_args.folder")
 
     def on_fit_start(self) -> None:
-        self._prepare()
-        if self.ema_decay is not None:
-            self.ema = EMA(self.trained_model, self.ema_decay)
+        super().on_fit_start()
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(torch.initial_seed() % 2**31 + 100_003 * self.global_rank)
         if self._resumed is not None:
@@ -330,23 +213,14 @@ class PPOModule(StageModule):
 
     def on_validation_start(self) -> None:
         super().on_validation_start()
-        self._prepare()
+        self.place_frozen()
         self.validation_rows = []
 
     def on_test_start(self) -> None:
-        self._prepare()
+        self.place_frozen()
         self.validation_rows = []
 
     on_predict_start = on_test_start
-
-    def _prepare(self) -> None:
-        """Bring what is frozen to the device."""
-        for model in self.frozen_reference:
-            if not is_sharded(model):
-                model.to(self.device)
-        self.reward.prepare(self.device, self.tokenizer)
-        for model in self.reward.networks():
-            self.placed(model, "model.init_args.reward")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         first = self.self_check and self.episodes_seen == 0
@@ -362,23 +236,7 @@ class PPOModule(StageModule):
         self._finish(rollout, metrics)
 
     def check_training_batch(self, batch: Any) -> None:
-        if not isinstance(batch, dict) or "prompts" not in batch:
-            raise unfit(
-                f"a training batch, a {type(batch).__name__}, has no `prompts`",
-                '{"prompts": PromptBatch}, in PPO-ptx with "pretraining": TokenBatch',
-            )
-        check_batch(batch["prompts"], PromptBatch, "`prompts` of a training batch")
-        if batch.get("pretraining") is not None:
-            check_batch(batch["pretraining"], TokenBatch, "`pretraining` of a training batch")
-        # The counts of episodes and updates and the KL's horizon go by it.
-        found = len(batch["prompts"]) * self.trainer.world_size
-        if found != self.rollout_size:
-            raise UserError(
-                f"a batch of {found} prompts over all devices, where `batch_size` of the data says {self.rollout_size}",
-                where="data",
-                expected="as many prompts in every training batch as `batch_size` says",
-                fix="leave out what is left over at the end of an epoch: drop_last of a DataLoader",
-            )
+        check_rollout_batch(self, batch)
 
     @torch.no_grad()
     def collect(self, prompts: PromptBatch) -> Rollout:
@@ -520,20 +378,19 @@ class PPOModule(StageModule):
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         generation, scores = self._sample(batch, self._look(batch_idx))
         kl = self._kl(generation)
-        lengths = generation.response_mask.sum(dim=1)
-        for name, values in {"score": scores, "kl": kl, "length": lengths.float()}.items():
+        lengths = generation.response_mask.sum(dim=1).float()
+        for name, values in {"score": scores, "kl": kl, "length": lengths}.items():
             mean: Any = self.validation_means[name]
             mean.update(values.sum(), len(values))
             self.log(f"ppo/{self.held_out}/{name}", mean, on_epoch=True, prog_bar=name == "score")
-        self.validation_rows += _sample_rows(generation, scores, kl, lengths, self.episodes_seen)
+        self.validation_rows += sample_rows(generation, scores, kl, self.episodes_seen)
 
     test_step = validation_step
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """The samples of a batch with score, KL and length; another seed of the run draws others."""
         generation, scores = self._sample(batch, self._look(batch_idx, torch.initial_seed()))
-        lengths = generation.response_mask.sum(dim=1)
-        return _sample_rows(generation, scores, self._kl(generation), lengths, self.episodes_seen)
+        return sample_rows(generation, scores, self._kl(generation), self.episodes_seen)
 
     def _look(self, batch_idx: int, seed: int = 0) -> torch.Generator:
         """One for each batch and rank, so that looking changes nothing and looks compare."""
@@ -553,7 +410,7 @@ class PPOModule(StageModule):
             "episodes_seen": self.episodes_seen,
             "kl": self.kl.state_dict(),
             "moments": self.moments.state_dict(),
-            "ema": self._ema_state(),
+            "ema": self.ema_state(),
             "generators": on_every_rank(self.generator.get_state() if self.generator is not None else None),
         }
 
@@ -564,15 +421,6 @@ class PPOModule(StageModule):
         if self.sharded:  # such a strategy reads a checkpoint only after `on_fit_start`
             self._restore(kept)
 
-    def _ema_state(self) -> dict[str, Any] | None:
-        if self.ema is None:
-            return None
-        return self.ema.counters() if self.sharded else self.ema.state_dict()
-
-    def sharded_state(self) -> dict[str, Tensor]:
-        average = self.ema.state_dict()["average"] if self.ema is not None else {}
-        return {f"ema.{name}": value for name, value in average.items()}
-
     def _restore(self, state: dict[str, Any]) -> None:
         self.kl.load_state_dict(state["kl"])
         self.moments.load_state_dict(state["moments"])
@@ -582,29 +430,3 @@ class PPOModule(StageModule):
         if self.generator is not None and self.global_rank < len(generators):
             self.generator.set_state(generators[self.global_rank].cpu())
         self._resumed = None
-
-
-def _sample_rows(
-    generation: Generation, scores: Tensor, kl: Tensor, lengths: Tensor, episodes: int
-) -> list[dict[str, Any]]:
-    columns = zip(
-        generation.prompts,
-        generation.texts,
-        scores.tolist(),
-        kl.tolist(),
-        lengths.tolist(),
-        generation.ended.tolist(),
-        strict=True,
-    )
-    return [
-        {
-            "episodes": episodes,
-            "prompt": prompt.prompt,
-            "response": text,
-            "score": score,
-            "kl": nats,
-            "length": length,
-            "ended": ended,
-        }
-        for prompt, text, score, nats, length, ended in columns
-    ]

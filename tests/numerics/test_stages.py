@@ -438,7 +438,7 @@ def test_a_cap_below_one_is_refused(tiny_llama_dir):
 
 
 def test_dropout_fails_the_self_check(tmp_path, tiny_gpt2_dir, char_tokenizer, monkeypatch):
-    monkeypatch.setattr("instructlit.modules.ppo.disable_dropout", lambda model: None)
+    monkeypatch.setattr("instructlit.modules.actor_critic.disable_dropout", lambda model: None)
     with pytest.raises(InvariantError):
         ppo_rows(tmp_path, tiny_gpt2_dir, char_tokenizer, policy=Backbone(str(tiny_gpt2_dir), dropout=0.3))
 
