@@ -9,7 +9,8 @@ import torch
 from instructlit.data.collate import collate_tokens
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
-from instructlit.models.backbone import Backbone, check_scalar_model, load_scalar_model
+from instructlit.models.architecture import check_scalar_model
+from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.compatibility import check_vocabulary, positions
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.folders import check_source

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.pytorch_utils import Conv1D
 
 from instructlit.models.adapters import HEAD, Lora, add_lora, unwrapped, without_layers
-from instructlit.models.backbone import UNQUANTISED, Backbone, checked_config, options_of
+from instructlit.models.architecture import checked_config
+from instructlit.models.backbone import UNQUANTISED, Backbone, options_of
 from instructlit.models.folders import adapter_config
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from transformers import AutoTokenizer, PretrainedConfig
 
 from instructlit.errors import UserError
-from instructlit.models.backbone import Backbone, checked_config, text_part
+from instructlit.models.architecture import checked_config, text_part
+from instructlit.models.backbone import Backbone
 
 
 def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -> int:

@@ -25,7 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 from instructlit.errors import UserError, require
 from instructlit.losses import LossSum
 from instructlit.models.adapters import frozen_state_names
-from instructlit.models.backbone import Backbone, check_trainable
+from instructlit.models.architecture import check_trainable
+from instructlit.models.backbone import Backbone
 from instructlit.models.compatibility import check_positions, check_vocabulary
 from instructlit.models.packed import can_pack
 from instructlit.models.sharded_optimizer import over_shards

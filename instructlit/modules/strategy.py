@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.device_mesh import init_device_mesh
 
 from instructlit.errors import UserError
-from instructlit.models.backbone import DTYPES
+from instructlit.models.architecture import DTYPES
 from instructlit.models.sharding import Plan, is_sharded
 
 METADATA = "meta.pt"

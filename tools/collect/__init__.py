@@ -78,7 +78,8 @@ def collect(
     from instructlit.data.tokenization import Encoder
     from instructlit.data.tokenizers import load_tokenizer
     from instructlit.evaluation.reward_scores import check_reward_model
-    from instructlit.models.backbone import Backbone, check_causal_lm
+    from instructlit.models.architecture import check_causal_lm
+    from instructlit.models.backbone import Backbone
     from instructlit.models.compatibility import positions
     from instructlit.models.folders import check_source
     from instructlit.tools.answering import with_room

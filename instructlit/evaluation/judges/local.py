@@ -10,7 +10,8 @@ from instructlit.evaluation.judging import LoadedJudge
 from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model, usable_device
 from instructlit.evaluation.requests import Answer, Ask
 from instructlit.evaluation.subjects import fingerprint
-from instructlit.models.backbone import Backbone, check_causal_lm
+from instructlit.models.architecture import check_causal_lm
+from instructlit.models.backbone import Backbone
 from instructlit.models.folders import check_source
 
 
