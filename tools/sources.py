@@ -30,6 +30,13 @@ def parse_source(text: str) -> tuple[str, float]:
     return folder, value
 
 
+def source_name(folder: str, temperature: float) -> str:
+    """What `parse_source` reads: the folder, with `@` and the temperature where that is not 1, or where there is an `@`
+    in the folder's own name.
+    """
+    return folder if temperature == 1.0 and "@" not in folder else f"{folder}@{temperature:g}"
+
+
 def read_prompts(files: Sequence[str]) -> Iterator[tuple[str, Prompt]]:
     """Each prompt of files in any of the forms that training reads, with where it stands.
 

@@ -11,8 +11,9 @@ from instructlit.evaluation import Ask, Desk, Measure, Question, Study
 from instructlit.evaluation.store import Store
 from instructlit.tools.evaluate.run import Loading, subject
 from instructlit.tools.evaluate.suite import read_suite
+from instructlit.tools.sources import parse_source, source_name
 from instructlit.tools.world.gold import CRITERIA, GoldJudge
-from instructlit.tools.world.label import parse_source, summary
+from instructlit.tools.world.label import summary
 from instructlit.tools.world.tasks import pooled
 from instructlit.world import Sizes, World, prompted
 
@@ -26,6 +27,11 @@ def test_a_source_is_a_folder_and_a_temperature() -> None:
     for wrong in ("models/sft@hot", "models/sft@0", "models/sft@-1", "models/sft@nan", "models/sft@inf"):
         with pytest.raises(UserError, match="is not a temperature"):
             parse_source(wrong)
+
+
+@pytest.mark.parametrize("told", [("models/sft", 1.0), ("models/sft", 1.3), ("a@b/model", 1.0), ("a@b/model", 0.5)])
+def test_the_name_of_a_source_is_read_as_that_source(told: tuple[str, float]) -> None:
+    assert parse_source(source_name(*told)) == told
 
 
 def test_summary_counts_pairs_and_ties() -> None:

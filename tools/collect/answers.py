@@ -16,6 +16,7 @@ from instructlit.rollout.engine import Sampling
 from instructlit.tools.answering import Answerer, Dtype, load_answerer
 from instructlit.tools.collect.journal import Journal
 from instructlit.tools.scoring import Scorer
+from instructlit.tools.sources import source_name
 from instructlit.types import Prompt
 
 
@@ -28,8 +29,8 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What it is called in lineage: the folder, with `@` and the temperature where that is not 1."""
-        return self.folder if self.temperature == 1.0 else f"{self.folder}@{self.temperature:g}"
+        """What it is called in lineage."""
+        return source_name(self.folder, self.temperature)
 
 
 @dataclass(frozen=True)

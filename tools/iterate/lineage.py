@@ -14,6 +14,7 @@ from instructlit.errors import UserError, counted
 from instructlit.labels import read_labels, read_tasks
 from instructlit.models.lineage import read_record, weights_digest
 from instructlit.tools.iterate.picture import picture
+from instructlit.tools.sources import parse_source
 
 SHORT = 12
 """Characters of a hash that are shown."""
@@ -89,10 +90,11 @@ def _tasks(folder: Path, home: Path, path: Path) -> Iterator[Node]:
     if record.get("sha256", {}).get(path.name, node.sha256) != node.sha256:
         node.changed.append("is not the file that was collected")
     for source, count in sorted(wrote.items()):
-        model = home / (source.rpartition("@")[0] or source)
+        written, _ = parse_source(source)
+        model = home / written
         name = _name(folder, model)
         node.parents[name] = f"wrote {counted(count, 'answer')}"
-        _compare(node, f"weights of {name}", digests.get(source.rpartition("@")[0] or source), weights_digest(model))
+        _compare(node, f"weights of {name}", digests.get(written), weights_digest(model))
         yield _outside(name, model)
     yield node
 

@@ -13,7 +13,7 @@ from instructlit.cli.config import Config
 from instructlit.tools.iterate.config import PEOPLE, ROUNDS, Loop
 from instructlit.tools.iterate.recipes import moved
 from instructlit.tools.quickstart.stages import Stage
-from instructlit.tools.sources import parse_source
+from instructlit.tools.sources import parse_source, source_name
 
 CONTEST = "contest"
 """The folder of a round in which its policy meets the one before."""
@@ -224,7 +224,7 @@ class Planner:
                 path = f"../../{self.policy(number - 1)}"
             else:
                 path = self._input(self.loop.sft if name == "sft" else name)
-            found.append(path if temperature == 1.0 else f"{path}@{temperature:g}")
+            found.append(source_name(path, temperature))
         return list(dict.fromkeys(found))
 
     def _ensemble(self, number: int) -> list[str]:
