@@ -32,14 +32,13 @@ def memory(
             accelerator says, and a GPU where that is not "cpu".
         json: print bytes as JSON instead of the table.
     """
-    from instructlit.errors import UserError
+    from instructlit.errors import require
     from instructlit.memory import best, estimate, fitting
     from instructlit.memory.shapes import Shapes
     from instructlit.memory.table import parsed_size
 
     size = parsed_size(fit, "--fit") if fit else None
-    if devices is not None and devices < 1:
-        raise UserError(f"devices is {devices}", where="--devices", expected="at least 1")
+    require("a whole number above 0", "--", devices=devices)
     run, shapes = _run(config, devices, completions, stand_in, device), Shapes()
     found = estimate(run, shapes)
     fits = size is None or found.peak <= size

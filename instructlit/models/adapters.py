@@ -91,8 +91,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) ->
     """
     from peft import LoraConfig, get_peft_model
 
-    if lora.rank < 1:
-        raise UserError(f"rank is {lora.rank}", where=f"{where}.lora", expected="a rank of at least 1")
+    require("a whole number above 0", f"{where}.lora.", rank=lora.rank)
     require("a finite number above 0", f"{where}.lora.", alpha=lora.alpha)
     require("a number from 0 to 1", f"{where}.lora.", dropout=lora.dropout)
     config = LoraConfig(

@@ -11,7 +11,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 
 
 class Schedule(LRScheduler):
@@ -33,13 +33,10 @@ class Schedule(LRScheduler):
         initial_fraction: float = 0.1,
         total_steps: int | None = None,
     ):
-        name = type(self).__name__
-        if warmup_steps < 0:
-            raise UserError(f"warmup_steps is {warmup_steps}", where=name, expected="a number of updates, 0 for none")
-        if not 0.0 <= initial_fraction <= 1.0:
-            raise UserError(f"initial_fraction is {initial_fraction}", where=name, expected="a number from 0 to 1")
-        if total_steps is not None and total_steps < 1:
-            raise UserError(f"total_steps is {total_steps}", where=name, expected="at least 1, or nothing")
+        name = f"{type(self).__name__}."
+        require("a whole number, 0 or more", name, warmup_steps=warmup_steps)
+        require("a number from 0 to 1", name, initial_fraction=initial_fraction)
+        require("a whole number above 0", name, total_steps=total_steps)
         self.warmup_steps = warmup_steps
         self.initial_fraction = initial_fraction
         self.total_steps = total_steps
@@ -121,10 +118,7 @@ class CosineToFraction(Schedule):
         initial_fraction: float = 0.1,
         total_steps: int | None = None,
     ):
-        if not 0.0 <= final_fraction <= 1.0:
-            raise UserError(
-                f"final_fraction is {final_fraction}", where=type(self).__name__, expected="a number from 0 to 1"
-            )
+        require("a number from 0 to 1", f"{type(self).__name__}.", final_fraction=final_fraction)
         self.final_fraction = final_fraction
         super().__init__(optimizer, warmup_steps, initial_fraction, total_steps)
 

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 
 
 @dataclass
@@ -31,8 +31,7 @@ class NonFinite:
     def __post_init__(self) -> None:
         if self.action not in ("stop", "skip"):
             raise UserError(f"action is {self.action!r}", where="nonfinite.action", expected="stop or skip")
-        if self.max_in_a_row < 1:
-            raise UserError(f"found {self.max_in_a_row}", where="nonfinite.max_in_a_row", expected="at least 1")
+        require("a whole number above 0", "nonfinite.", max_in_a_row=self.max_in_a_row)
 
 
 class StepGuard:

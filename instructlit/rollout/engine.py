@@ -71,10 +71,7 @@ class Sampling:
                 expected="a finite number above 0",
                 fix="for greedy decoding in an evaluation set greedy: true",
             )
-        if self.max_new_tokens < 1:
-            raise UserError(
-                f"max_new_tokens is {self.max_new_tokens}", where="sampling.max_new_tokens", expected="at least 1"
-            )
+        require("a whole number above 0", "sampling.", max_new_tokens=self.max_new_tokens)
 
 
 class GenerationEngine(ABC):

@@ -206,8 +206,8 @@ def test_a_checkpoint_is_loaded_with_its_average(place: Path, tiny_llama_dir: Pa
         (["a=sft.jsonl", "--suite", "suite.yaml", "--judges", "j=function:none.at"], "none.at cannot be imported"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--baseline", "b"], "b is none of the models"),
         (["a=missing.jsonl", "--suite", "suite.yaml"], "no such file: missing.jsonl"),
-        (["a=sft.jsonl", "--suite", "suite.yaml", "--limit", "0"], "limit is 0"),
-        (["a=sft.jsonl", "--options", "perplexity.limit=-1"], "task perplexity: limit is -1"),
+        (["a=sft.jsonl", "--suite", "suite.yaml", "--limit", "0"], "limit: found 0"),
+        (["a=sft.jsonl", "--options", "perplexity.limit=-1"], "task perplexity: limit: found -1"),
         (["a=sft.jsonl", "--options", "perplexity.limit=["], "--options perplexity.limit=[: `[` is not valid here"),
     ],
 )

@@ -141,11 +141,9 @@ def test_wrong_layer_names_list_the_right_ones(tiny_llama_dir: Path) -> None:
         load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(target_modules=["q_prj"])), "policy")
     with pytest.raises(UserError, match="to do: v_prj is in no layer's name"):
         load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(target_modules=["q_proj", "v_prj"])), "policy")
-    for option, value in (("alpha", 0.0), ("alpha", -4.0), ("dropout", -1.0), ("dropout", 2.0)):
+    for option, value in (("alpha", 0.0), ("alpha", -4.0), ("dropout", -1.0), ("dropout", 2.0), ("rank", 0)):
         with pytest.raises(UserError, match=rf"^policy\.lora\.{option}: found {value}"):
             load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(**{option: value})), "policy")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="rank is 0"):
-        load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(rank=0)))
 
 
 def test_adapters_on_adapters_are_refused(

@@ -22,8 +22,9 @@ from instructlit.evaluation.judges import (
     PerspectiveScorer,
     RewardJudge,
 )
-from instructlit.evaluation.tasks import Perplexity, RewardQuality
+from instructlit.evaluation.tasks import BestOfN, Perplexity, RewardQuality
 from instructlit.models.backbone import Backbone
+from instructlit.modules.nonfinite import NonFinite
 from instructlit.rollout import CachedEngine, RewardModel, Sampling, Shaping, VLLMServer, WorkerEngine
 
 
@@ -113,6 +114,8 @@ def test_of_temperatures(value: float) -> None:
         Sampling(temperature=value)
     with pytest.raises(UserError, match=rf"^temperature: found {value}"):
         Ask("a question", temperature=value)
+    with pytest.raises(UserError, match=rf"^temperature: found {value}"):
+        BestOfN(temperature=value)
 
 
 def test_a_penalty_below_0_would_be_a_prize() -> None:
@@ -178,6 +181,8 @@ def test_more_bars_than_wandb_takes() -> None:
         (partial(Ask, "a question"), "samples"),
         (Perplexity, "characters"),
         (RewardQuality, "bins"),
+        (Sampling, "sampling.max_new_tokens"),
+        (NonFinite, "nonfinite.max_in_a_row"),
     ],
 )
 def test_of_engines_rewards_and_evaluations(make: Callable[..., Any], option: str, value: int) -> None:

@@ -13,7 +13,7 @@ from instructlit.cli.check import unfit, unknown
 from instructlit.cli.config import read
 from instructlit.cli.fit import readable
 from instructlit.cli.types import describe, import_class, parameters
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.evaluation.judging import Judge
 from instructlit.evaluation.task import Task
 
@@ -117,8 +117,8 @@ def chosen(
         for key, value in (("limit", limit), ("seed", seed)):
             if value is not None and takes(specs[name]["class_path"], key):
                 specs[name]["init_args"][key] = value
-        if isinstance(most := specs[name]["init_args"].get("limit"), int) and most < 1:
-            raise UserError(f"limit is {most}", where=f"task {name}", expected="at least 1")
+        if isinstance(most := specs[name]["init_args"].get("limit"), int):
+            require("a whole number above 0", f"task {name}: ", limit=most)
         found[name] = built(Task, specs[name], f"task {name}")
     return found
 

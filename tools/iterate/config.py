@@ -10,7 +10,7 @@ from instructlit.cli import split_command
 from instructlit.cli.check import unfit, unknown
 from instructlit.cli.config import find, read
 from instructlit.cli.types import describe
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 
 PEOPLE = "people"
 ROUNDS = "rounds"
@@ -139,9 +139,7 @@ def _check_value(key: str, value: Any, hints: dict[str, Any], where: str) -> Non
 
 
 def _check(loop: Loop) -> None:
-    for name in ("rounds", "labelers"):
-        if getattr(loop, name) < 1:
-            raise UserError(f"found {getattr(loop, name)}", where=name, expected="1 or more")
+    require("a whole number above 0", rounds=loop.rounds, labelers=loop.labelers)
     if min(loop.limits, default=0) < 1:
         raise UserError(f"found {loop.limit}", where="limit", expected="1 or more in every round")
     if not 0 < loop.age_decay <= 1:

@@ -3,7 +3,7 @@
 import json
 from typing import Literal
 
-from instructlit.errors import UserError
+from instructlit.errors import require
 
 StageName = Literal["pretrain", "sft", "reward", "ppo", "ppo_ptx"]
 
@@ -36,9 +36,7 @@ def soak(
     from instructlit.tools.soak.run import Soak
 
     check_folder(output)
-    for name, value in (("kills", kills), ("batches", batches)):
-        if value < 1:
-            raise UserError(f"found {value}", where=f"--{name}", expected="a whole number above 0")
+    require("a whole number above 0", "--", kills=kills, batches=batches)
     report = Soak(stage, kills, seed, output, batches, config or []).run()
     print(json.dumps(report))
     if report["differences"]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, require
 from instructlit.evaluation import intervals
 from instructlit.evaluation.datasets import needed
 from instructlit.evaluation.judging import about_samples
@@ -45,10 +45,9 @@ class BestOfN(Task):
         limit: int | None = None,
         max_new_tokens: int = 256,
     ):
-        if samples < 2 or temperature <= 0:
-            raise UserError(
-                "best-of-n needs samples that differ", where="samples", expected="2 at least, temperature above 0"
-            )
+        require("a finite number above 0", temperature=temperature)
+        if samples < 2:
+            raise UserError(f"found {samples}", where="samples", expected="at least 2, of which the best is taken")
         self.path, self.proxy, self.gold = prompts, proxy, ["gold"] if gold is None else gold
         self.samples, self.temperature, self.limit, self.max_new_tokens = samples, temperature, limit, max_new_tokens
         self._prompts: list[Prompt] = []
