@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from instructlit.cli.config import Config, Key, plain
 from instructlit.cli.types import (
     Parameter,
+    admits_null,
     classes_of,
     dataclasses_of,
     describe,
@@ -249,8 +250,11 @@ def unfit(value: Any, hint: Any, where: str, text: bool = False) -> UserError | 
 
 
 def _misfit(value: Any, hint: Any, text: bool) -> str | None:
-    if value is None and classes_of(hint) and type(None) not in members(hint):
-        return "is not valid here"  # which jsonargparse takes for a value that is not given
+    # jsonargparse takes null for a value that is not given, and anything but text for a dataclass that needs no key.
+    if value is None and not admits_null(hint):
+        return "is not valid here"
+    if not text and dataclasses_of(hint) == members(hint) and not isinstance(value, dict):
+        return "is not valid here"
     try:
         parser = _value_parser(hint)
     except TypeError:  # a type that cannot be hashed

@@ -109,6 +109,12 @@ def is_open(hint: Any) -> bool:
     )
 
 
+def admits_null(hint: Any) -> bool:
+    """True where null is a value of `hint`."""
+    literals = [arg for m in members(hint) if get_origin(m) is Literal for arg in get_args(m)]
+    return is_open(hint) or None in literals or type(None) in members(hint)
+
+
 def import_class(path: str, wanted: list[type], where: str) -> Any:
     """What `class_path: path` names.
 
@@ -143,6 +149,8 @@ def import_class(path: str, wanted: list[type], where: str) -> Any:
             expected=f"did you mean {module_name}.{near}?" if near else None,
         )
     found = getattr(module, name)
+    if not callable(found):
+        raise UserError(f"{path} is no class", where=where, expected="the whole path, package.module.Class")
     if isinstance(found, type) and wanted and not issubclass(found, tuple(wanted)):
         names = " or ".join(f"{c.__module__}.{c.__name__}" for c in wanted)
         raise UserError(f"{path} is not a {wanted[0].__name__}", where=where, expected=f"a class derived from {names}")

@@ -101,6 +101,20 @@ def test_a_misspelt_key(folder: Path, overlay: str, place: str, near: str) -> No
         ("model: {init_args: {policy: {revision: 8}}}", "8", 'quote it: "8"'),
         ("model: {init_args: {policy: {path: no}}}", "False", "quote it"),
         ("model: {init_args: {policy: base}}", "base", "the keys of Net"),
+        ("model: {init_args: {policy: {path: null}}}", "null", "text"),
+        ("model: {init_args: {policy: {dtype: null}}}", "null", "one of float32, bfloat16"),
+        ("data: {init_args: {batch_size: null}}", "null", "a whole number"),
+        ("data: {init_args: {train: [null]}}", "null", "text or"),
+        ("trainer: {max_steps: null}", "null", "a whole number"),
+        ("seed_everything: null", "null", "a whole number"),
+        *(
+            (
+                f"model: {{class_path: instructlit.modules.SFTModule, init_args: {{nonfinite: {value}}}}}",
+                shown,
+                "the keys of NonFinite",
+            )
+            for value, shown in (("true", "True"), ("[]", "[]"), ("3", "3"))
+        ),
     ],
 )
 def test_a_wrong_type(folder: Path, overlay: str, value: str, expected: str) -> None:
@@ -118,6 +132,7 @@ def test_a_wrong_type(folder: Path, overlay: str, value: str, expected: str) -> 
         ("model: {init_args: {optimizer: {class_path: torch.optim.AdamWW}}}", "did you mean torch.optim.AdamW?"),
         ("model: {class_path: cli_stand_inn.Module}", "did you mean cli_stand_in?"),
         ("model: {class_path: torch.optim.AdamW}", "is not a LightningModule"),
+        ("model: {init_args: {optimizer: torch.optim}}", "torch.optim is no class"),
         ("trainer: {callbacks: [{init_args: {monitor: x}}]}", "names no class"),
         ("data: {init_args: {train: [{weight: 2}]}}", "`path` is needed"),
         ("model: {init_args: {reference: {dtype: float32}}}", "`path` is needed"),
