@@ -9,6 +9,7 @@ import inspect
 import operator
 import types
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
@@ -16,13 +17,14 @@ from instructlit.errors import UserError, extra_of, nearest
 
 _LISTS = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable)
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
-_PLAIN = (str, int, float, bool, complex, bytes, type(None), object)
+_PLAIN = (str, int, float, bool, complex, bytes, timedelta, type(None), object)
 _WORDS = {
     str: "text",
     int: "a whole number",
     float: "a number",
     bool: "true or false",
     type(None): "null",
+    timedelta: 'a duration in quotes, such as "1:30:00"',
     Path: "a path",
     dict: "a mapping",
     list: "a list",

@@ -126,6 +126,13 @@ def test_a_wrong_type(folder: Path, overlay: str, value: str, expected: str) -> 
     assert "Parser key" not in message
 
 
+def test_a_duration_is_no_class(folder: Path) -> None:
+    overlay = "trainer: {strategy: {class_path: instructlit.modules.FSDP2Strategy, init_args: {timeout: %s}}}"
+    Path("over.yaml").write_text(overlay % "0:30:00")  # as a saved config has it
+    check("fit", composed([read("recipe.yaml"), read("over.yaml")]))
+    assert "timeout: `soon` is not valid here\n  expected: a duration in quotes" in mistake(overlay % "soon")
+
+
 @pytest.mark.parametrize(
     ("overlay", "words"),
     [
