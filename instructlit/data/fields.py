@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from instructlit.errors import UserError, nearest
@@ -64,7 +65,7 @@ class Fields:
         if value is None:
             return 1.0
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < float("inf"):
+        if not number or not 0 < value <= sys.float_info.max:  # whole numbers of JSON have no end
             self.wrong(name, f"found {_kind(value)}", "a number above 0; leave out the rows that weigh nothing")
         return float(value)
 

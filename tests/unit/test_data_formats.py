@@ -267,6 +267,13 @@ WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
         "prompt",
         "not the conversation",
     ),
+    (
+        "weight that no float holds",
+        "demonstration",
+        {"prompt": "p", "completion": "c", "weight": 10**400},
+        "weight",
+        "found the number 1000",
+    ),
     ("label as object", "demonstration", {"prompt": "p", "completion": "c", "labeler": {}}, "labeler", "an object"),
     ("earlier turns", "demonstration", {"instruction": "i", "output": "o", "history": [1]}, "history", "earlier turns"),
     ("tree without root", "comparison", {"message_tree_id": "t", "prompt": "x"}, "prompt", "no message"),
