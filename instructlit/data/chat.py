@@ -9,8 +9,6 @@ them.
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from instructlit.errors import UserError
 from instructlit.types import Message, PromptText
 
@@ -128,7 +126,7 @@ class Renderer:
     def _render(self, messages: list[Message], generation: bool) -> str:
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-        except (TemplateError, KeyError, TypeError) as error:
+        except Exception as error:  # a template may fail in any way that an expression can
             roles = ", ".join(m["role"] for m in messages)
             raise UserError(
                 f"the chat template refuses the roles {roles}: {error}",

@@ -120,6 +120,8 @@ def test_roles_that_a_template_refuses() -> None:
     picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + OPENED
     with pytest.raises(UserError, match=r"refuses the roles system, user, assistant, user: no system"):
         renderer(picky).prompt(TURNS)
+    with pytest.raises(UserError, match=r"refuses the roles user: division by zero"):
+        renderer("{{ 1 / 0 }}" + OPENED)
 
 
 def test_a_template_that_leaves_the_answer_out() -> None:
