@@ -107,7 +107,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) ->
         if not isinstance(lora.target_modules, str):
             _check_names(model, lora.target_modules)
         adapted = get_peft_model(model, config)  # type: ignore[arg-type]
-    except ValueError as error:
+    except (ValueError, re.error) as error:  # peft reads a text that is not "all-linear" as a pattern
         linear = sorted({name.rsplit(".")[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise UserError(
             f"no layer is called {lora.target_modules}",

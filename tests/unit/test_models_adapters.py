@@ -141,6 +141,8 @@ def test_wrong_layer_names_list_the_right_ones(tiny_llama_dir: Path) -> None:
         load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(target_modules=["q_prj"])), "policy")
     with pytest.raises(UserError, match="to do: v_prj is in no layer's name"):
         load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(target_modules=["q_proj", "v_prj"])), "policy")
+    with pytest.raises(UserError, match=r"no layer is called \*_proj[\s\S]*to do: nothing to repeat"):
+        load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(target_modules="*_proj")), "policy")
     for option, value in (("alpha", 0.0), ("alpha", -4.0), ("dropout", -1.0), ("dropout", 2.0), ("rank", 0)):
         with pytest.raises(UserError, match=rf"^policy\.lora\.{option}: found {value}"):
             load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(**{option: value})), "policy")  # type: ignore[arg-type]
