@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -189,7 +188,9 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
                     **options,
                 )
                 missing = info["missing_keys"]
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises many kinds here; every one of them means "not loadable"
         raise explained(error, backbone.path, where) from error
     packed.prepare(hf)
     for module in hf.modules():

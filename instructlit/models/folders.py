@@ -1,6 +1,7 @@
 """Where a backbone comes from: a folder, an adapter folder or a Hub name, and what is wrong with it, said early."""
 
 import json
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def load_config(path: str, *, revision: str | None, trust_remote_code: bool, whe
     source = resolved(path, revision, f"{where}.path")
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # as where the weights are loaded
         raise explained(error, path, where) from error
 
 
@@ -107,6 +108,8 @@ def explained(error: Exception, path: str, where: str) -> UserError:
     """What transformers could not do with `path`, as one message; `where` is the option that holds the backbone."""
     text = str(error)
     reason = " ".join(text.split())[:300]
+    if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
+        reason = f"{type(error).__name__}: {reason}"  # such as a KeyError, whose text is the key alone
     if "trust_remote_code" in text:
         return UserError(
             f"{path} needs code of its own, which is not run unasked",
@@ -122,7 +125,20 @@ def explained(error: Exception, path: str, where: str) -> UserError:
             fix='set it to "sdpa" or "eager"',
         )
     where = f"{where}.path"
-    if "model type" in text or "model_type" in text or isinstance(error, KeyError):
+    if isinstance(error, pickle.UnpicklingError):  # whose text tells how to load it all the same
+        return UserError(
+            f"{path} cannot be loaded: a .bin file of it is damaged, or holds code beside the weights",
+            where=where,
+            expected="whole files that hold weights alone",
+            fix="download it again, or write it as .safetensors",
+        )
+    if "ignore_mismatched_sizes" in text:
+        return UserError(
+            f"{path} cannot be loaded: some of its weights have other shapes than its config.json says",
+            where=where,
+            expected="the weights and the config.json of one model",
+        )
+    if "model type" in text or "model_type" in text:
         return UserError(
             f"transformers does not know the architecture of {path}",
             where=where,

@@ -278,7 +278,49 @@ def test_weights_that_are_no_weights_are_one_message(tiny_llama_dir: Path, tmp_p
 
 def test_weights_of_another_shape_are_one_message(tiny_llama_dir: Path, tmp_path: Path) -> None:
     folder = copied(tiny_llama_dir, tmp_path / "m", intermediate_size=48)
-    with pytest.raises(UserError, match=r"model\.path: .*cannot be loaded"):
+    with pytest.raises(UserError, match=r"model\.path: .*cannot be loaded: .*other shapes than its config\.json says"):
+        load_causal_lm(backbone(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("pytorch_model.bin", b"PK" + bytes(100), "damaged, or holds code beside the weights"),
+        ("pytorch_model.bin", b"version https://git-lfs.github.com/spec/v1\n", "damaged, or holds code"),
+        ("model.safetensors.index.json", b"{}", "KeyError: 'weight_map'"),
+        ("model.safetensors.index.json", b'{"weight_map": []}', "AttributeError: "),
+    ],
+)
+def test_files_of_weights_that_hold_something_else_are_one_message(
+    tiny_llama_dir: Path, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    folder = copied(tiny_llama_dir, tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"model\.path: .*cannot be loaded: .*{words}"):
+        load_causal_lm(backbone(folder))
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"hidden_act": "relyou"}, "KeyError: 'relyou'"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "KeyError: 'spiral'"),
+        ({"pad_token_id": 999}, "Padding_idx"),
+    ],
+)
+def test_a_config_of_which_no_model_can_be_made_is_one_message(
+    tiny_llama_dir: Path, tmp_path: Path, option: dict[str, Any], words: str
+) -> None:
+    folder = copied(tiny_llama_dir, tmp_path / "m", **option)
+    with pytest.raises(UserError, match=rf"model\.path: .*cannot be loaded: .*{words}"):
+        load_causal_lm(backbone(folder))
+
+
+def test_a_config_that_is_null_is_one_message(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_llama_dir, tmp_path / "m")
+    (folder / "config.json").write_text("null")
+    with pytest.raises(UserError, match=r"model\.path: .*cannot be loaded: TypeError"):
         load_causal_lm(backbone(folder))
 
 
