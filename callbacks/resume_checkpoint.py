@@ -28,7 +28,7 @@ from instructlit.checkpoints import (
     publish,
     put_aside,
 )
-from instructlit.errors import UserError, chain, require
+from instructlit.errors import Ending, UserError, chain, require
 
 PREEMPTED = 75
 """Exit status after SIGTERM (`EX_TEMPFAIL` of sysexits.h): everything is saved, the same command goes on."""
@@ -170,7 +170,7 @@ class ResumeCheckpoint(Checkpoint):
             self._moment, self._newest = None, done
         if stop:
             trainer.print(f"stopped by SIGTERM after batch {done}; all is saved, the same command goes on from there")
-            raise SystemExit(PREEMPTED)
+            raise Ending(PREEMPTED)
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
         target = partial(self.folder, done)

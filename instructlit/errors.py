@@ -37,6 +37,16 @@ class UserError(Exception):
         super().__init__("\n".join(lines))
 
 
+class Ending(SystemExit):
+    """Leaves a command with a status of ours, in all its processes alike. Any other SystemExit comes from code that the
+    command calls, such as a callback's `exit(0)`, and ends it before it is done."""
+
+
+def is_ending(error: BaseException) -> bool:
+    """Whether a SystemExit is ours or Lightning's after SIGTERM; by name, so that it need not be imported here."""
+    return isinstance(error, Ending) or type(error).__name__ == "SIGTERMException"
+
+
 def chain(error: BaseException) -> Iterator[BaseException]:
     """`error`, the members of it if it is a group, and all that it was raised from, each once."""
     waiting, seen = [error], set()

@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 
-from instructlit.errors import UserError, chain, extra_of, is_lightnings_refusal, not_installed
+from instructlit.errors import Ending, UserError, chain, extra_of, is_ending, is_lightnings_refusal, not_installed
 
 DEBUG = "INSTRUCTLIT_DEBUG"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -26,11 +26,11 @@ def report(error: BaseException) -> int:
     """Print what `error` means to the user on stderr and return the exit status it deserves."""
     # Lightning answers Ctrl-C by shutting down in order and then leaving with status 1.
     stopped = any(isinstance(cause, KeyboardInterrupt) for cause in chain(error))
-    if type(error).__name__ == "SIGTERMException":  # Lightning's, a SystemExit without a status
+    if isinstance(error, Ending):
+        return int(error.code or 0)
+    if is_ending(error):
         print("instructlit: stopped by SIGTERM", file=sys.stderr)
         return 128 + signal.SIGTERM
-    if isinstance(error, SystemExit) and not stopped:
-        return _status_of(error)
     if isinstance(error, BrokenPipeError):  # `instructlit … | head` is no mistake
         sys.stderr.close()
         return 1
@@ -57,6 +57,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
     for cause in chain(error):
+        if isinstance(cause, SystemExit):
+            return str(_left_early(cause))
         if isinstance(cause, ModuleNotFoundError) and extra_of(cause.name or ""):
             return str(not_installed(cause))
         if is_lightnings_refusal(cause):
@@ -74,10 +76,12 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def _status_of(error: SystemExit) -> int:
-    if error.code is None:
-        return 0
-    if isinstance(error.code, int):
-        return error.code
-    print(error.code, file=sys.stderr)
-    return 1
+def _left_early(error: SystemExit) -> UserError:
+    """What to say where code that a command calls, such as a callback, would end it as if it were done."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if "_sitebuiltins" not in frame.filename]  # where exit() itself is
+    return UserError(
+        f"exit({'' if error.code is None else repr(error.code)}) was called before the command was done",
+        where=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None,
+        expected="an error where it cannot go on",
+    )

@@ -13,6 +13,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -70,7 +71,8 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
         print(HELP.format(name=name))
     if any(word in ("-h", "--help") or word.partition("=")[0].endswith(".help") for word in args):
         try:
-            InstructCLI(name, args)
+            with suppress(SystemExit):  # how argparse leaves when all is shown
+                InstructCLI(name, args)
         except ArgumentError as error:
             raise UserError(readable(str(error)), fix="name a class behind it, by its import path") from error
         return 0
@@ -78,11 +80,15 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
     for note in config.notes:
         print(f"instructlit: {note}", file=sys.stderr)
     check(name, config, args)
-    if not any(word.startswith("--print_config") for word in args):
+    printing = any(word.startswith("--print_config") for word in args)
+    if not printing:
         check_files(config, pairs_of(args))
     try:
         # jsonargparse takes the text of a config as well as its path.
         InstructCLI(name, ["--config", json.dumps(config.values), *args])
+    except SystemExit:
+        if not printing:
+            raise
     except ArgumentError as error:
         raise UserError(readable(str(error))) from error
     except UserError as error:

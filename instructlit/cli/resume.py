@@ -9,7 +9,7 @@ from instructlit.callbacks.common import rehearses, say
 from instructlit.callbacks.resume_checkpoint import ResumeCheckpoint
 from instructlit.callbacks.same_run import differences, take_up, what_it_depends_on
 from instructlit.checkpoints import STATE, finished, read_manifest
-from instructlit.errors import UserError
+from instructlit.errors import Ending, UserError
 
 Mode = Literal["auto", "anyway", "never"]
 
@@ -25,7 +25,7 @@ def continue_from(
 
     Raises:
         UserError: something has changed that keeps the run from going on exactly, and `mode` is auto.
-        SystemExit: status 0, this very run has come to its end before.
+        Ending: status 0, this very run has come to its end before.
     """
     saver = next((c for c in trainer.callbacks if isinstance(c, ResumeCheckpoint)), None)  # type: ignore[attr-defined]
     if saver is None or mode == "never" or rehearses(trainer):
@@ -40,7 +40,7 @@ def continue_from(
     changed = differences(then.run, what_it_depends_on(config, trainer, module))
     if ended is not None and not changed:
         say(f"this run came to its end before ({saver.folder}); `--resume never` runs it again")
-        raise SystemExit(0)
+        raise Ending(0)
     if changed and mode == "auto":
         what = "cannot go on exactly, since this" if ended is None else "came to its end, and since then this"
         raise UserError(

@@ -22,7 +22,7 @@ from contextlib import suppress
 
 import lightning.pytorch as pl
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, is_ending
 
 GRACE_SECONDS = 10.0
 """What a process has for an orderly end after another is lost; one that waits in a collective has no other way out."""
@@ -74,9 +74,9 @@ class Lifeline(pl.Callback):
             # A broken collective is how the loss of another process looks from here; its message is the one to read.
             exception.__cause__ = fault
             return
-        # An interrupt may be of this process alone, in which case the others wait for it; SystemExit is of all.
-        ours = not isinstance(exception, SystemExit) and not getattr(exception, "on_all_ranks", False)
-        self._leave(_FAILED if ours else _BYE)
+        # An interrupt or an exit may be of this process alone, in which case the others wait for it.
+        of_all = is_ending(exception) or getattr(exception, "on_all_ranks", False)
+        self._leave(_BYE if of_all else _FAILED)
 
     def _leave(self, word: str) -> None:
         if self._watch is not None:

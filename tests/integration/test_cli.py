@@ -294,6 +294,26 @@ def test_a_class_that_refuses_to_be_made_is_told_in_one_message(folder: Path, ca
     assert "instructlit: needy.Needy cannot be made: install the library\n" in err
 
 
+@pytest.mark.parametrize(
+    ("hook", "words"), [("__init__", "sys.exit(3)"), ("on_train_batch_end", "exit(0)"), ("on_train_end", "sys.exit()")]
+)
+def test_code_of_the_users_that_leaves_does_not_end_a_run_as_if_it_were_done(
+    folder: Path, call: Call, hook: str, words: str
+) -> None:
+    lines = ["import sys", "from lightning.pytorch import Callback", "class Leaving(Callback):"]
+    lines += [f"    def {hook}(self, *args, **kwargs):", f"        {words}"]
+    (folder / "leaving.py").write_text("\n".join(lines))
+    callback = ("--trainer.callbacks+", "leaving.Leaving")
+    try:
+        status, _, err = call("fit", "--config", "recipe.yaml", *RESUMES, "resume", *callback)
+    finally:
+        sys.modules.pop("leaving", None)
+    told = f"{folder / 'leaving.py'}:5: {words.removeprefix('sys.')} was called before the command was done\n"
+    assert (status, "Traceback" in err) == (2, False)
+    assert f"instructlit: {told}" in err
+    assert not (folder / "resume" / "finished.json").exists()
+
+
 def test_a_barebones_trainer_gets_no_progress_bar_of_ours(call: Call) -> None:
     wanted = {"barebones": "true", "logger": "false", "log_every_n_steps": "0", "enable_progress_bar": "null"}
     words = [word for option, value in wanted.items() for word in (f"--trainer.{option}", value)]

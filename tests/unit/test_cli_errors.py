@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from instructlit import cli
 from instructlit.cli.errors import explain, report
 from instructlit.cli.warned import plainly
-from instructlit.errors import UserError, chain
+from instructlit.errors import Ending, UserError, chain
 
 
 class MisconfigurationException(Exception):
@@ -107,8 +107,11 @@ def test_status_of_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "instructlit: stopped at your request\n"
     assert report(SIGTERMException()) == 143
     assert capsys.readouterr().err == "instructlit: stopped by SIGTERM\n"
-    assert [report(SystemExit(code)) for code in (None, 0, 3, "said")] == [0, 0, 3, 1]
-    assert capsys.readouterr().err == "said\n"
+    assert [report(Ending(code)) for code in (None, 0, 3)] == [0, 0, 3]
+    assert capsys.readouterr().err == ""
+    for code, said in ((None, "exit()"), (0, "exit(0)"), (3, "exit(3)"), ("no", "exit('no')")):
+        assert report(SystemExit(code)) == 2, "it comes from code that the command called"
+        assert f"instructlit: {said} was called before" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import lightning.pytorch as pl
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from instructlit.errors import Ending
 from instructlit.modules import lifeline
 from instructlit.modules.lifeline import _Watch
 
@@ -66,7 +68,10 @@ def test_one_that_fails_is_named_to_all_others(star: Star, capsys: pytest.Captur
 
 @pytest.mark.parametrize(
     ("exception", "status"),
-    [(KeyboardInterrupt(), lifeline.STATUS), (ValueError(), lifeline.STATUS), (SystemExit(75), None)],
+    [
+        *((error, lifeline.STATUS) for error in (KeyboardInterrupt(), ValueError(), SystemExit(0))),
+        *((error, None) for error in (Ending(75), SIGTERMException())),
+    ],
 )
 def test_what_ends_one_process_alone_is_told_to_the_others(
     star: Star, capsys: pytest.CaptureFixture[str], exception: BaseException, status: int | None

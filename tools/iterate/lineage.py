@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from instructlit.data.rows import file_hash
-from instructlit.errors import UserError, counted
+from instructlit.errors import Ending, UserError, counted
 from instructlit.labels import read_labels, read_tasks
 from instructlit.models.lineage import read_record, weights_digest
 from instructlit.tools.iterate.picture import picture
@@ -57,7 +57,7 @@ def lineage(run: str = "runs/loop", form: Literal["text", "mermaid", "svg", "jso
     else:
         print("\n".join(_mermaid(nodes) if form == "mermaid" else _text(nodes)))
     if any(node.changed for node in nodes.values()):
-        raise SystemExit(1)
+        raise Ending(1)
 
 
 def _round(folder: Path, home: Path) -> Iterator[Node]:

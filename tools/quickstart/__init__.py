@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from instructlit.errors import UserError
+from instructlit.errors import Ending, UserError
 
 
 def quickstart(
@@ -62,4 +62,4 @@ def _judge(runs: list[Path], output: Path) -> None:
     print(f"holds for {whole['seeds_that_hold']} of {whole['seeds']} seeds; {needed(len(runs))} are needed")
     print(f"{output / 'verdict.json'}; the page of each seed: {runs[0] / 'report.html'} and so on")
     if not whole["holds"]:
-        raise SystemExit(1)
+        raise Ending(1)

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from instructlit import __version__
-from instructlit.errors import UserError, nearest
+from instructlit.errors import Ending, UserError, nearest
 from instructlit.tools.quickstart.attempt import Attempt, Stamp
 from instructlit.tools.quickstart.process import Job, run_logged
 from instructlit.tools.quickstart.stages import Stage
@@ -57,7 +57,7 @@ class Runner:
 
         Raises:
             UserError: a stage failed, or another run holds the folder.
-            SystemExit: status 130 after Ctrl-C.
+            Ending: status 130 after Ctrl-C.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with _lock(self.folder / ".lock") as lock, _terminate_as_interrupt():
@@ -67,7 +67,7 @@ class Runner:
                 seconds = self._run(lock)
             except KeyboardInterrupt:
                 print("\nStopped. The same command continues here.", flush=True)
-                raise SystemExit(130) from None
+                raise Ending(130) from None
         if self.brief:
             return seconds
         page = self.folder / "report.html"

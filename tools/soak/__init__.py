@@ -3,7 +3,7 @@
 import json
 from typing import Literal
 
-from instructlit.errors import require
+from instructlit.errors import Ending, require
 
 StageName = Literal["pretrain", "sft", "reward", "ppo", "ppo_ptx"]
 
@@ -40,4 +40,4 @@ def soak(
     report = Soak(stage, kills, seed, output, batches, config or []).run()
     print(json.dumps(report))
     if report["differences"]:
-        raise SystemExit(1)
+        raise Ending(1)
