@@ -14,10 +14,10 @@ from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights, key
-from instructlit.models.backbone import Backbone, load_causal_lm
-from instructlit.models.compatibility import positions
+from instructlit.models.backbone import Backbone, check_causal_lm, load_causal_lm
+from instructlit.models.compatibility import check_vocabulary, positions
 from instructlit.models.dropout import disable_dropout
-from instructlit.models.folders import check_source
+from instructlit.models.folders import check_source, check_whole_weights
 from instructlit.models.token_scores import target_scores
 from instructlit.ops.log_probs import token_log_probs
 from instructlit.ops.micro_batches import of_like_length
@@ -263,11 +263,28 @@ def load_language_model(
     Raises:
         UserError: what `load_causal_lm` and `load_tokenizer` refuse; a device that is not there.
     """
-    check_source(path, weights=True, where=where)
-    tokenizer = load_tokenizer(path)
+    tokenizer = check_language_model(path, where, template)
     place = usable_device(device)
     network: Any = load_causal_lm(Backbone(path, dtype=dtype_on(place, dtype)), where=where)
     return ready(network, tokenizer, place, template, batch_size)
+
+
+def check_language_model(path: str, where: str, template: str = "auto") -> Any:
+    """The tokenizer of a language model; what is wrong with its folder is said before work that its replies are wanted
+    for, as far as that shows without its weights.
+
+    Raises:
+        UserError: no such folder, one that holds another kind of model, weights that are not whole, a tokenizer that
+            is not the model's, a template that it has not.
+    """
+    check_source(path, weights=True, where=where)
+    backbone = Backbone(path)
+    check_causal_lm(backbone, where)
+    check_whole_weights(path, where)
+    tokenizer = load_tokenizer(path)
+    check_vocabulary(backbone, tokenizer, where, added=False)
+    Encoder(tokenizer, template)
+    return tokenizer
 
 
 def ready(

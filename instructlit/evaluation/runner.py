@@ -143,6 +143,10 @@ class Evaluation:
         store = Store(self.folder / "replies.jsonl")
         replies: Replies = {}
         for subject in self.subjects:
+            with _Failure(f"model {subject.name}", results, self.tell):
+                if subject.name in asked and self._missing(subject, asked[subject.name], store)[2]:
+                    subject.check()
+        for subject in self.subjects:
             if f"model {subject.name}" in results.failures or subject.name not in asked:
                 continue
             with _Failure(f"model {subject.name}", results, self.tell):
@@ -156,14 +160,7 @@ class Evaluation:
         self, subject: Subject, asked: Sequence[Request], store: Store, results: Results, dry: bool
     ) -> dict[str, Reply | None]:
         """One model's replies, by the keys of the requests as tasks make them."""
-        own = {key(request): subject.asked(request) for request in asked}
-        prefix = subject.identity() + "-"
-        names = {name: prefix + key(request) for name, request in own.items()}
-        missing = [name for name in own if names[name] not in store]
-        begun = {request.stream for name in missing if isinstance(request := own[name], Ask) and request.stream}
-        if begun:  # a stream is drawn from its beginning, or its random numbers would be others
-            lacking = set(missing)
-            missing = [name for name in own if name in lacking or getattr(own[name], "stream", "") in begun]
+        own, names, missing = self._missing(subject, asked, store)
         found: dict[str, Reply | None] = {
             name: None if (row := store.get(names[name])) is None else from_row(row) for name in own
         }
@@ -180,6 +177,22 @@ class Evaluation:
             if count % 200 == 0 or count == len(missing):
                 self.tell(f"{subject.name}: {done + count:,} of {counted(len(own), 'request')}")
         return found
+
+    @staticmethod
+    def _missing(
+        subject: Subject, asked: Sequence[Request], store: Store
+    ) -> tuple[dict[str, Request], dict[str, str], list[str]]:
+        """By the keys of requests as tasks make them: how the model is asked, the names that its replies have in the
+        store, and which of them have to be made."""
+        own = {key(request): subject.asked(request) for request in asked}
+        prefix = subject.identity() + "-"
+        names = {name: prefix + key(request) for name, request in own.items()}
+        missing = [name for name in own if names[name] not in store]
+        begun = {request.stream for name in missing if isinstance(request := own[name], Ask) and request.stream}
+        if begun:  # a stream is drawn from its beginning, or its random numbers would be others
+            lacking = set(missing)
+            missing = [name for name in own if name in lacking or getattr(own[name], "stream", "") in begun]
+        return own, names, missing
 
     def _further(
         self, requests: Mapping[str, Sequence[Request]], replies: Replies, results: Results, desk: Desk, dry: bool

@@ -46,6 +46,14 @@ class Subject(ABC):
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
         """The reply to every request with its index; None where it can give none."""
 
+    def check(self) -> None:  # noqa: B027 - optional
+        """Called before any model replies, which may take hours: say what will keep this one from it, as far as that
+        shows without its weights.
+
+        Raises:
+            UserError: a folder that is none, or not whole.
+        """
+
     def release(self) -> None:  # noqa: B027 - optional
         """Called when no more replies are wanted: memory can be given back."""
 
@@ -60,6 +68,7 @@ class ModelSubject(Subject):
         options: template, dtype and whatever else its replies depend on.
         prefix: as above.
         beneath: folders or Hub names that a checkpoint takes the rest of the model from.
+        check: raises what `Subject.check` does.
     """
 
     def __init__(
@@ -70,13 +79,17 @@ class ModelSubject(Subject):
         options: dict[str, Any] | None = None,
         prefix: str = "",
         beneath: Callable[[], Sequence[str]] = lambda: (),
+        check: Callable[[], object] = lambda: None,
     ):
         super().__init__(name, path, prefix)
         self.path, self._load, self._options, self._model = path, load, options or {}, None
-        self._beneath = beneath
+        self._beneath, self._check = beneath, check
 
     def identity(self) -> str:
         return digest([*map(fingerprint, (self.path, *self._beneath())), self._options])
+
+    def check(self) -> None:
+        self._check()
 
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
         if self._model is None:

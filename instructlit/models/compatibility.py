@@ -11,10 +11,17 @@ from instructlit.models.architecture import checked_config, text_part
 from instructlit.models.backbone import Backbone
 
 
-def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -> int:
+def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model", added: bool = True) -> int:
     """Refuse a tokenizer with ids that the model has no embedding for, before its weights are loaded.
 
     An embedding with more rows than the tokenizer has ids is usual: rows are padded to a round number.
+
+    Args:
+        backbone: what is to be loaded.
+        tokenizer: the tokenizer.
+        where: the option that holds `backbone`, for messages.
+        added: whether tokens that were added to the vocabulary need a row too: a published model may lack one for a
+            token that no text has, such as that of an image, and is read as it is.
 
     Returns:
         How many rows there are to spare; 0 where the config does not tell.
@@ -27,6 +34,9 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model") -
     if rows is None:
         return 0
     vocabulary = tokenizer.get_vocab()
+    if not added:
+        own = tokenizer.get_added_vocab()
+        vocabulary = {token: i for token, i in vocabulary.items() if token not in own}
     largest = max(vocabulary.values())
     if largest >= rows:
         outside = sorted((token for token, i in vocabulary.items() if i >= rows), key=vocabulary.__getitem__)

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as hf_logging
 
 from instructlit.data.hub import reachable
 from instructlit.errors import UserError, nearest
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+SINGLE = "model.safetensors"
+WEIGHTS = (SINGLE, f"{SINGLE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
@@ -55,6 +57,29 @@ def check_source(path: str, *, weights: bool, where: str) -> None:
         )
 
 
+def check_whole_weights(path: str, where: str) -> None:
+    """Say which of a folder's files of weights, or of its trunk's and its adapters', is missing or was cut short. Only
+    their headers are read.
+
+    Raises:
+        UserError: one is.
+    """
+    for folder in filter(Path.is_dir, (Path(name).expanduser() for name in (path, trunk_of(path)) if name)):
+        index = folder / f"{SINGLE}.index.json"
+        listed = _read_json(index)["weight_map"].values() if index.is_file() else ()
+        for file in sorted({*folder.glob("*.safetensors"), *(folder / name for name in listed)}):
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise UserError(
+                    f"{file} cannot be read: {error}",
+                    where=where,
+                    expected="whole files of weights",
+                    fix="copy or export the model again",
+                ) from error
+
+
 def _missing_folder(path: str, folder: Path, where: str) -> UserError:
     fix = "make it first, or correct the path"
     if folder.parent.is_dir():
@@ -73,7 +98,14 @@ def adapter_config(path: str) -> dict[str, Any] | None:
     folder = Path(path).expanduser()
     if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
         return None
-    return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return _read_json(folder / ADAPTER_CONFIG)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"no JSON: {error}", where=str(file), fix="copy or export the model again") from error
 
 
 def trunk_of(path: str) -> str | None:

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,36 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(place: Path, capsys: py
     out = capsys.readouterr().out
     assert "model bad was left out: --models bad: there is no folder ./nowhere" in " ".join(out.split())
     assert measures(place)["preference/judge/win_rate"]["figures"].keys() == {"sft", "ppo"}
+
+
+def test_what_is_wrong_with_a_folder_is_told_before_any_model_replies(
+    place: Path, tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listed(*shards: str) -> str:
+        return json.dumps({"weight_map": {shard: shard for shard in shards}})
+
+    index, cut = "model.safetensors.index.json", (tiny_llama_dir / "model.safetensors").read_bytes()[:-1]
+    config = (tiny_llama_dir / "config.json").read_text().replace('"vocab_size": 128', '"vocab_size": 100')
+    wrong: dict[str, tuple[str, str | bytes, str]] = {  # file, what it holds, what is told
+        "configless": ("config.json", '{"model_type', "config.json' is not a valid JSON file"),
+        "wordless": ("tokenizer.json", "{", "tokenizer: wordless could not be loaded"),
+        "small": ("config.json", config, "the tokenizer has ids up to 127, the model an embedding of 100 rows"),
+        "cut": ("model.safetensors", cut, "cut/model.safetensors cannot be read"),
+        "shards": (index, listed("model.safetensors", "second.safetensors"), "shards/second.safetensors cannot be"),
+        "index": (index, "{", f"index/{index}: no JSON"),
+        "adapters": ("adapter_config.json", "{", "adapters/adapter_config.json: no JSON"),
+    }
+    for name, (file, held, _) in wrong.items():
+        shutil.copytree(tiny_llama_dir, name)
+        Path(name, file).write_bytes(held if isinstance(held, bytes) else held.encode())
+    Path("adapters", "config.json").unlink()
+    words = ["evaluate", f"good={tiny_llama_dir}", *(f"{name}={name}" for name in wrong), "--suite", "suite.yaml"]
+    assert main([*words, "--tasks", "false_premise"]) == 2
+    before, replied, _ = capsys.readouterr().out.partition("good: 6 of 6 requests")
+    assert replied
+    for name, (_, _, told) in wrong.items():
+        assert f"model {name} was left out: " in before
+        assert told in before
 
 
 def test_a_checkpoint_is_loaded_with_its_average(place: Path, tiny_llama_dir: Path, capsys: Any) -> None:

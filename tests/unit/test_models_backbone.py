@@ -1,5 +1,6 @@
 """What is loaded, and what is refused with which words."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -354,6 +355,13 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(
     config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"ids up to {VOCABULARY - 1}, the model an embedding of {VOCABULARY - 1} rows"):
         check_vocabulary(backbone(tmp_path, random_init=True), char_tokenizer)
+    with pytest.raises(UserError, match="ids up to"):
+        check_vocabulary(backbone(tmp_path, random_init=True), char_tokenizer, added=False)
+    wider = copy.deepcopy(char_tokenizer)
+    wider.add_tokens(["<image>"])
+    with pytest.raises(UserError, match="without one are '<image>'"):
+        check_vocabulary(backbone(tiny_llama_dir), wider)
+    assert check_vocabulary(backbone(tiny_llama_dir), wider, added=False) == 0
 
 
 def test_rows_beyond_a_table_of_positions_are_refused_and_beyond_computed_ones_warned_of(

@@ -11,6 +11,7 @@ from instructlit.errors import UserError
 from instructlit.evaluation.language_model import (
     Dtype,
     LanguageModel,
+    check_language_model,
     dtype_on,
     load_language_model,
     ready,
@@ -152,35 +153,40 @@ def subject(name: str, path: str, loading: Loading, prefix: str = "") -> Subject
         return FileSubject(name, path)
     options: dict[str, Any] = asdict(loading)
     del options["batch_size"], options["device"]
-    return ModelSubject(name, path, loader(name, path, loading), options, prefix, lambda: _beneath(path))
+    return ModelSubject(
+        name, path, loader(name, path, loading), options, prefix, lambda: _beneath(path), checker(name, path, loading)
+    )
+
+
+def checker(name: str, path: str, loading: Loading) -> Callable[[], object]:
+    """A function that says what is wrong with a folder, a Hub name or a checkpoint, without its weights."""
+
+    def check() -> None:
+        if _is_checkpoint(Path(path).expanduser()):
+            _checkpoint(name, path, weights=False)
+        else:
+            check_language_model(path, f"--models {name}", loading.template)
+
+    return check
 
 
 def loader(name: str, path: str, loading: Loading) -> Callable[[], LanguageModel]:
     """A function that loads a folder, a Hub name or a checkpoint of a stage."""
 
     def load() -> LanguageModel:
-        where = f"--models {name}"
         if not _is_checkpoint(Path(path).expanduser()):
             return load_language_model(
                 path,
                 template=loading.template,
                 dtype=loading.dtype,
                 device=loading.device,
-                where=where,
+                where=f"--models {name}",
                 batch_size=loading.batch_size,
             )
-        from instructlit.modules.stage_checkpoint import read_checkpoint, rebuilt, tokenizer_of
+        from instructlit.modules.stage_checkpoint import rebuilt, tokenizer_of
 
-        checkpoint = read_checkpoint(Path(path).expanduser())
-        kept = checkpoint["instructlit"]
-        if kept["stage"] == "reward":
-            raise UserError(
-                f"{path} is a reward model",
-                where=where,
-                expected="a language model",
-                fix=f"export it, and name it as a judge: --judges {name}=reward:FOLDER",
-            )
-        average = (kept.get("ppo") or {}).get("ema") is not None
+        checkpoint = _checkpoint(name, path)
+        average = (checkpoint["instructlit"].get("ppo") or {}).get("ema") is not None
         weights = ("ema" if average else "raw") if loading.weights == "auto" else loading.weights
         print(f"{name}: {'the moving average of the weights' if weights == 'ema' else 'the weights'} of {path}")
         place = usable_device(loading.device)
@@ -188,6 +194,25 @@ def loader(name: str, path: str, loading: Loading) -> Callable[[], LanguageModel
         return ready(network, tokenizer_of(checkpoint), place, loading.template, loading.batch_size)
 
     return load
+
+
+def _checkpoint(name: str, path: str, weights: bool = True) -> dict[str, Any]:
+    """The checkpoint of a stage that trains a language model.
+
+    Raises:
+        UserError: it is that of a reward model, or none of ours.
+    """
+    from instructlit.modules.stage_checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(Path(path).expanduser(), weights)
+    if checkpoint["instructlit"]["stage"] == "reward":
+        raise UserError(
+            f"{path} is a reward model",
+            where=f"--models {name}",
+            expected="a language model",
+            fix=f"export it, and name it as a judge: --judges {name}=reward:FOLDER",
+        )
+    return checkpoint
 
 
 def _beneath(path: str) -> list[str]:
