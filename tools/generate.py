@@ -2,16 +2,21 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import islice
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal
 
 from instructlit.errors import UserError, require
 
 if TYPE_CHECKING:
+    from instructlit.data.collate import EncodedPrompt
     from instructlit.types import Prompt
+
+Answer = tuple[str, bool]
+"""A text, and whether it ended by itself."""
 
 
 def generate(
@@ -34,13 +39,14 @@ def generate(
     """Answer prompts with a model, sampling as PPO does: from the full softmax, at one temperature.
 
     Writes one JSON object a prompt: the prompt with its user and use case, the `completions`, whether each `ended` by
-    itself, and the `policy`; with `ranks` added such a row is a comparison.
+    itself, and the `policy`; with `ranks` added such a row is a comparison. Interrupted, the same command with --output
+    goes on where it was and gives the same answers.
 
     Args:
         model: folder or Hub name of a causal language model.
         prompts: files of prompts, in any of the forms that training reads.
         prompt: one prompt given here, instead of files.
-        output: file to write; printed when not given.
+        output: file to write, when all is answered; printed row by row when not given.
         samples: answers to each prompt.
         max_new_tokens: most tokens in an answer.
         temperature: the logits are divided by it; 1 is the model's own distribution.
@@ -61,33 +67,76 @@ def generate(
     require("a whole number above 0", "--", samples=samples, batch_size=batch_size, limit=limit)
     require("a seed, from 0 to 4294967295", "--", seed=seed)
     from instructlit.data.progress import progress
+    from instructlit.labels.records import write_rows
+    from instructlit.models.lineage import weights_digest
     from instructlit.rollout.engine import Sampling
 
     from .answering import load_answerer, with_room
+    from .journal import Journal
     from .outputs import check_output
+    from .sources import prompts_digest
 
     if output is not None:
         check_output(output, *(prompts or []))
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, greedy=greedy)
     answerer = load_answerer(model, template=template, dtype=dtype, device=device)
-    source = answerer.generator(seed)
-    rows = with_room(_read(prompts, prompt, limit), answerer.encoder, answerer.room, max_new_tokens)
-    jobs = (job for job in enumerate(row for _, row in rows) for _ in range(samples))
-    answers: dict[int, list[tuple[str, bool]]] = {}
-    with _writing(output) as out, progress("answering", len(rows), "prompts") as show:
-        written = 0
-        while part := list(islice(jobs, batch_size)):
-            generation = answerer.generate([row for _, row in part], sampling, source)
-            for (index, _), text, ended in zip(part, generation.texts, generation.ended.tolist(), strict=True):
-                answers.setdefault(index, []).append((text, ended))
-            while len(answers.get(written, ())) == samples:  # rows are written as soon as they are complete
-                row = _row(rows[written][1].prompt, answers.pop(written), model)
-                print(json.dumps(row, ensure_ascii=False), file=out)
-                written += 1
-            out.flush()
-            show(written)
+    read = _read(prompts, prompt, limit)
+    rows = [row for _, row in with_room(read, answerer.encoder, answerer.room, max_new_tokens)]
+    journal = None
+    if output is not None and (Path(output).is_file() or not Path(output).exists()):  # no pipe, and not /dev/null
+        made_from = {
+            "model": model, "weights_sha256": weights_digest(model), "samples": samples,
+            "prompts": prompts_digest(row.prompt for row in rows), "max_new_tokens": max_new_tokens, "greedy": greedy,
+            "temperature": temperature, "batch_size": batch_size, "seed": seed, "template": template, "dtype": dtype,
+        }  # fmt: skip
+        journal = Journal(Path(output).with_name(f"{Path(output).stem}.partial.jsonl"), made_from)
+
+    def draw(number: int, part: "list[EncodedPrompt]") -> list[Answer]:
+        """The answers of a batch. Its random numbers follow from the seed and its number alone, so that a run that goes
+        on draws what one that was not interrupted does."""
+        key = str(number)
+        if journal is not None and key in journal:
+            return journal[key]
+        generation = answerer.generate(part, sampling, answerer.generator(zlib.crc32(f"{seed} {key}".encode())))
+        drawn = list(zip(generation.texts, generation.ended.tolist(), strict=True))
+        if journal is not None:
+            journal.put(key, drawn)
+        return drawn
+
+    with progress("answering", len(rows), "prompts") as show:
+        answered = (_row(p, answers, model) for p, answers in _answered(rows, samples, batch_size, draw, show))
+        if journal is None:
+            with open(output, "w", encoding="utf-8") if output else nullcontext(sys.stdout) as out:
+                for row in answered:
+                    print(json.dumps(row, ensure_ascii=False), file=out, flush=True)
+        else:
+            write_rows(str(output), list(answered))
+            journal.close(remove=True)
     if output:
         print(f"Written: {output}", file=sys.stderr)
+
+
+def _answered(
+    rows: "list[EncodedPrompt]",
+    samples: int,
+    batch_size: int,
+    draw: "Callable[[int, list[EncodedPrompt]], list[Answer]]",
+    show: Callable[[int], object],
+) -> "Iterator[tuple[Prompt, list[Answer]]]":
+    """The prompts with their answers, each as soon as it has all of them."""
+    jobs = (index for index in range(len(rows)) for _ in range(samples))
+    answers: dict[int, list[Answer]] = {}
+    done = 0
+    for number in count():
+        part = list(islice(jobs, batch_size))
+        if not part:
+            return
+        for index, answer in zip(part, draw(number, [rows[index] for index in part]), strict=True):
+            answers.setdefault(index, []).append(answer)
+        while len(answers.get(done, ())) == samples:
+            yield rows[done].prompt, answers.pop(done)
+            done += 1
+        show(done)
 
 
 def _read(files: list[str] | None, text: str | None, limit: int | None) -> "Iterator[tuple[str, Prompt]]":
@@ -102,21 +151,7 @@ def _read(files: list[str] | None, text: str | None, limit: int | None) -> "Iter
     yield from islice(read_prompts(files or []), limit)
 
 
-def _row(prompt: "Prompt", answers: list[tuple[str, bool]], model: str) -> dict[str, Any]:
+def _row(prompt: "Prompt", answers: list[Answer], model: str) -> dict[str, Any]:
     row: dict[str, Any] = {"prompt": prompt.prompt}
     row |= {name: value for name in ("user", "use_case") if (value := getattr(prompt, name)) is not None}
     return row | {"completions": [a for a, _ in answers], "ended": [e for _, e in answers], "policy": model}
-
-
-@contextmanager
-def _writing(output: str | None) -> Iterator[TextIO]:
-    if output is None:
-        yield sys.stdout
-        return
-    try:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        file = open(output, "w", encoding="utf-8")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror}", where="--output") from error
-    with file:
-        yield file

@@ -1,11 +1,13 @@
 """What several commands are given: policies with their temperatures, files of prompts."""
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from instructlit.data.readers import open_source
 from instructlit.data.records import records_of
 from instructlit.data.sources import Source
+from instructlit.data.splits import prompt_key
 from instructlit.errors import UserError
 from instructlit.types import Prompt
 
@@ -35,6 +37,12 @@ def source_name(folder: str, temperature: float) -> str:
     in the folder's own name.
     """
     return folder if temperature == 1.0 and "@" not in folder else f"{folder}@{temperature:g}"
+
+
+def prompts_digest(prompts: Iterable[Prompt]) -> str:
+    """SHA-256 (hex) of the texts of prompts, in their order."""
+    text = "\x00".join(prompt_key(prompt.prompt) for prompt in prompts)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def read_prompts(files: Sequence[str]) -> Iterator[tuple[str, Prompt]]:

@@ -239,6 +239,36 @@ def test_every_prompt_is_answered_in_order_and_a_seed_repeats(
     assert other[0]["completions"] != rows[0]["completions"]
 
 
+def test_generate_goes_on_where_it_was_interrupted(
+    tiny_llama_dir: Path,
+    prompts_file: Path,
+    tmp_path: Path,
+    command: Callable[..., str],
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ("generate", tiny_llama_dir, prompts_file, "--samples", 3, "--batch_size", 5, "--max-new-tokens", 6)
+    whole, cut, partial = (tmp_path / name for name in ("whole.jsonl", "cut.jsonl", "cut.partial.jsonl"))
+    command(*words, "--output", whole)
+    generate, batches = Answerer.generate, iter(range(4))
+
+    def counting(self: Answerer, *given: Any) -> Any:
+        if next(batches, None) is None:
+            raise KeyboardInterrupt
+        return generate(self, *given)
+
+    monkeypatch.setattr(Answerer, "generate", counting)
+    assert main([str(word) for word in (*words, "--output", cut)]) == 130
+    assert not cut.exists()
+    partial.write_bytes(partial.read_bytes()[:-5])  # as if the machine had gone down in the middle of a line
+    assert "other options lies here: seed changed" in refused(*words, "--seed", 1, "--output", cut)
+    batches = iter(range(7))  # of 10, three being on disk
+    command(*words, "--output", cut)
+    assert next(batches, None) is None
+    assert cut.read_bytes() == whole.read_bytes()
+    assert not partial.exists()
+
+
 def test_greedy_answers_are_those_of_the_model_itself(tiny_llama_dir: Path, command: Callable[..., str]) -> None:
     line = command("generate", tiny_llama_dir, "--prompt", "say red: ", "--greedy", "--max-new-tokens", 5)
     ids = [ord(c) for c in "say red: "]

@@ -18,8 +18,8 @@ from instructlit.labels import read_tasks
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.export import export_folder
 from instructlit.tools.collect import answers as drawing
-from instructlit.tools.collect.journal import Journal
 from instructlit.tools.collect.selection import at_random, disagreement, evenly, of_use_cases
+from instructlit.tools.journal import Journal
 from instructlit.tools.scoring import Scorer
 from instructlit.types import Prompt
 
@@ -94,9 +94,11 @@ def test_killed_and_started_again_it_repeats_nothing(
     assert not partial.exists()
     capsys.readouterr()
     drawn.clear()
+    partial.write_text("{}\n")  # as if killed when all was written and this not yet removed
     assert collect(*words, "--output", "cut.jsonl") == 0
     assert not drawn
     assert "finished before" in capsys.readouterr().out
+    assert not partial.exists()
 
 
 def test_tasks_go_into_the_labelling_database_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,9 +84,9 @@ def collect(
     from instructlit.models.folders import check_source
     from instructlit.tools.answering import with_room
     from instructlit.tools.collect.answers import Drawing, draw_answers, score_answers
-    from instructlit.tools.collect.journal import Journal
     from instructlit.tools.collect.selection import chosen, most_disputed
     from instructlit.tools.collect.tasks import identity, put_into, write
+    from instructlit.tools.journal import Journal
     from instructlit.tools.outputs import check_output
 
     check_output(output, *prompts)
@@ -114,12 +114,13 @@ def collect(
     target = Path(output)
     told = {"kind": kind, "select": select, "limit": limit, "ensemble": ensemble, "reward": reward, "round": round}
     record = identity(how, asked, told)
-    made = target.with_name(f"{target.stem}.made.json")
+    made, partial = (target.with_name(f"{target.stem}.{end}") for end in ("made.json", "partial.jsonl"))
     if target.is_file() and made.is_file() and json.loads(made.read_text(encoding="utf-8")).get("from") == record:
         print(f"{target}: finished before")
+        partial.unlink(missing_ok=True)  # killed just before it was removed, it would be taken for half-done work
         put_into(database, overlap, target)
         return
-    journal = Journal(target.with_name(f"{target.stem}.partial.jsonl"), record)
+    journal = Journal(partial, record)
     drawn = draw_answers(asked, how, journal)
     kept = [row for row, wanted in enumerate(drawn) if len(wanted.answers) > 1]
     if select == "disagreement" and limit is not None:

@@ -14,7 +14,7 @@ from instructlit.data.progress import progress
 from instructlit.evaluation.language_model import usable_device
 from instructlit.rollout.engine import Sampling
 from instructlit.tools.answering import Answerer, Dtype, load_answerer
-from instructlit.tools.collect.journal import Journal
+from instructlit.tools.journal import Journal
 from instructlit.tools.scoring import Scorer
 from instructlit.tools.sources import source_name
 from instructlit.types import Prompt

@@ -1,29 +1,27 @@
 """The tasks that answers become: a file for labelers, its key, what they were made from, and the labelling database."""
 
-import hashlib
 import json
 import random
 from pathlib import Path
 from typing import Any
 
 from instructlit.data.rows import file_hash
-from instructlit.data.splits import prompt_key
 from instructlit.errors import counted
 from instructlit.labels import LabelKind, Task, read_tasks, write_tasks
 from instructlit.labels.records import for_database, key_file, task_id
 from instructlit.models.lineage import weights_digest
 from instructlit.tools.collect.answers import Drawing, Wanted
+from instructlit.tools.sources import prompts_digest
 from instructlit.types import Prompt
 
 
 def identity(how: Drawing, asked: list[Prompt], told: dict[str, Any]) -> dict[str, Any]:
     """All that decides the answers, the weights of the models included."""
     models = [*(source.folder for source in how.sources), *(told["ensemble"] or []), told["reward"]]
-    text = "\x00".join(prompt_key(prompt.prompt) for prompt in asked)
     return {
         "policies": [source.name for source in how.sources],
         "weights_sha256": {model: weights_digest(model) for model in models if model},
-        "prompts": hashlib.sha256(text.encode("utf-8")).hexdigest(),
+        "prompts": prompts_digest(asked),
         "completions": [how.least, how.most],
         "seed": how.seed,
         "max_new_tokens": how.max_new_tokens,
