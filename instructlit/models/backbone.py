@@ -23,6 +23,7 @@ from instructlit.models import packed
 from instructlit.models.adapters import HEAD, Lora, add_lora, load_adapters
 from instructlit.models.architecture import DTYPES, check_causal_lm, check_scalar_model, is_classifier
 from instructlit.models.blocks import compile_blocks
+from instructlit.models.dropout import steady_routers
 from instructlit.models.folders import (
     adapter_config,
     explained,
@@ -193,6 +194,7 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
     except Exception as error:  # transformers raises many kinds here; every one of them means "not loadable"
         raise explained(error, backbone.path, where) from error
     packed.prepare(hf)
+    steady_routers(hf)
     for module in hf.modules():
         # On CPUs with bfloat16 units bitsandbytes repacks a 4-bit weight at its first pass in evaluation mode, and
         # the kernel it takes from then on has no gradient: a policy that has sampled would lose that of its trunk.

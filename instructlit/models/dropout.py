@@ -1,4 +1,5 @@
-"""Dropout: off everywhere unless asked for, and then at the residual connections only, as the paper trained SFT.
+"""Dropout: off everywhere unless asked for, and then at the residual connections only, as the paper trained SFT. So are
+chance and noise in the choice of experts.
 
 Source: Ouyang et al. 2022 (InstructGPT), appendix C.1: residual dropout of 0.2 for SFT.
 """
@@ -55,6 +56,18 @@ def disable_dropout(model: nn.Module) -> None:
         if isinstance(config, PretrainedConfig):
             _clear(config, dropout_fields(config))
         _clear(module, [name for name, value in vars(module).items() if _is_rate(name, value)])
+
+
+def steady_routers(model: nn.Module) -> None:
+    """Let routers that draw while training, or add noise, choose experts in training as they do in evaluation: Mixtral,
+    MiniMax, DBRX, Phi-3.5-MoE. Adapters and dropout inside them follow the model's mode as ever."""
+    for module in model.modules():
+        if any("jitter" in name for name in vars(module)):
+            module.register_forward_pre_hook(_as_in_evaluation)
+
+
+def _as_in_evaluation(module: nn.Module, _args: Any) -> None:
+    module.training = False
 
 
 def _is_rate(name: str, value: Any) -> bool:

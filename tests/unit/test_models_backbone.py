@@ -20,6 +20,9 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MixtralConfig,
+    PhimoeConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Starcoder2Config,
     T5Config,
@@ -107,6 +110,24 @@ def test_disable_dropout_reaches_rates_that_a_forward_looks_up(kind: type[Any]) 
     assert not torch.equal(model(ids).logits, model(ids).logits)
     disable_dropout(model)
     assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+EXPERTS = {"num_attention_heads": 4, "num_key_value_heads": 4, "num_local_experts": 4, "router_jitter_noise": 0.1}
+SMALL = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [MixtralConfig(**SMALL, **EXPERTS), PhimoeConfig(**SMALL, **EXPERTS, input_jitter_noise=0.1)],
+    ids=["noise", "draws"],
+)
+def test_experts_are_chosen_in_training_as_in_evaluation(config: PretrainedConfig, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    model = load_causal_lm(backbone(tmp_path, random_init=True))
+    ids = torch.arange(40, 60)[None]
+    training = model(ids).logits
+    assert torch.equal(training, model.eval()(ids).logits)
+    assert torch.equal(training, model.train()(ids).logits)
 
 
 # -- weights -------------------------------------------------------------------------------------------------------
