@@ -157,6 +157,9 @@ def checked_config(backbone: "Backbone", where: str, *, weights: bool = True) ->
     pad, eos = (getattr(text, name, None) for name in ("pad_token_id", "eos_token_id"))  # some have neither
     if pad is not None and pad in (eos if isinstance(eos, list) else [eos]):
         text.pad_token_id = None
+    if getattr(text, "rescale_every", 0):
+        # RWKV would halve weights in their place at its first pass in evaluation, and a model saved then is another.
+        text.rescale_every = 0
     return config
 
 

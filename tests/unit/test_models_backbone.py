@@ -24,6 +24,7 @@ from transformers import (
     PhimoeConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
+    RwkvConfig,
     Starcoder2Config,
     T5Config,
     XLNetConfig,
@@ -131,6 +132,15 @@ def test_experts_are_chosen_in_training_as_in_evaluation(config: PretrainedConfi
 
 
 # -- weights -------------------------------------------------------------------------------------------------------
+
+
+def test_a_pass_in_evaluation_changes_no_weight(tmp_path: Path) -> None:
+    RwkvConfig(vocab_size=128, hidden_size=32, num_hidden_layers=3, rescale_every=2).save_pretrained(tmp_path)
+    model = load_causal_lm(backbone(tmp_path, random_init=True, attn_implementation="eager"))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    training = model(torch.arange(40, 60)[None]).logits
+    torch.testing.assert_close(model.eval()(torch.arange(40, 60)[None]).logits, training)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
 def test_random_init_needs_no_weights_and_follows_the_seed(tiny_llama_dir: Path, tmp_path: Path) -> None:
