@@ -21,6 +21,9 @@ from instructlit.models.shards import on_first_rank
 HEAD = "score"
 """What the sequence-classification models of transformers' decoder families call their head."""
 
+_NOT_AS_LINEAR = ("DeepseekV4GroupedLinear", "Llama4Router", "PhimoeTopKRouter")
+"""Layers that inherit from a linear one, and take or give something else: no adapter can stand around them."""
+
 _PLAIN_LORA: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": (None, "none"),
@@ -99,6 +102,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) ->
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        exclude_modules=[name for name, m in model.named_modules() if type(m).__name__ in _NOT_AS_LINEAR] or None,
         modules_to_save=[HEAD] if scalar else None,
         task_type="SEQ_CLS" if scalar else "CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 stores the transpose

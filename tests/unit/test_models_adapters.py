@@ -10,7 +10,14 @@ import pytest
 import torch
 from conftest import EOS_ID, MAX_POSITIONS, PAD_ID, VOCABULARY, make_char_tokenizer, save_tiny_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
+from transformers import (
+    Llama4TextConfig,
+    LlamaConfig,
+    MixtralConfig,
+    PhimoeConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from instructlit.cli.errors import explain
 from instructlit.errors import UserError
@@ -61,6 +68,36 @@ def test_only_adapters_train_and_a_new_one_changes_nothing(tiny_llama_dir: Path)
     assert all(".lora_" in name for name in trainable)
     assert not any("lm_head" in name for name in trainable)
     torch.testing.assert_close(logits(model), logits(load_causal_lm(Backbone(str(tiny_llama_dir)))))
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "pad_token_id": PAD_ID,
+    "bos_token_id": None,
+    "eos_token_id": EOS_ID,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [Llama4TextConfig(**SMALL, head_dim=8, intermediate_size_mlp=16), PhimoeConfig(**SMALL)],
+    ids=["llama4", "phimoe"],
+)
+def test_a_router_that_is_a_linear_layer_by_name_only_stays_as_it_is(config: PretrainedConfig, tmp_path: Path) -> None:
+    folder = save_tiny_model(config, tmp_path, make_char_tokenizer())
+    model = load_causal_lm(adapted(folder))
+    adapters = {
+        name.split(".lora_A.")[0].rsplit(".", 1)[1] for name, _ in model.named_parameters() if ".lora_A." in name
+    }
+    assert {"q_proj", "k_proj", "v_proj", "o_proj"} <= adapters
+    assert "router" not in adapters
+    torch.testing.assert_close(logits(model), logits(load_causal_lm(Backbone(str(folder)))))
 
 
 def test_the_head_of_a_scalar_model_trains_with_its_adapters(tiny_llama_dir: Path) -> None:
