@@ -39,7 +39,7 @@ def built(config: Config, part: str, where: str) -> Any:
     if part not in config.values:
         raise UserError(f"the config has no `{part}`", where=where, expected=f"a recipe with a `{part}` part")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(BASES[part], part)
+    parser.add_subclass_arguments(BASES[part], part, fail_untyped=False)  # as Lightning's command line takes them
     try:
         options: Any = parser.instantiate(parser.parse_object({part: config.values[part]}))
     except UserError:

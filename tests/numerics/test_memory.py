@@ -380,6 +380,20 @@ def test_the_command_needs_a_config_json_and_no_weights(tmp_path: Path, capsys: 
     assert "fits in" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("overlay", ["adamw_8bit", "lion_8bit"])
+def test_the_command_takes_an_optimiser_whose_arguments_have_no_types(
+    overlay: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    SHAPES["llama"].save_pretrained(tmp_path / "shape")
+    config = recipe(tmp_path / "shape", tmp_path / "r.json")
+    assert main(["memory", "--config", config, "--config", f"configs/optimizer/{overlay}.yaml", "--json"]) == 0
+    model = outline(Backbone(str(tmp_path / "shape")), scalar=False, where="model")
+    sizes = [p.numel() for p in unwrapped(model).parameters()]
+    moment = sum(n + 4 * -(-n // 256) if n >= 4096 else 4 * n for n in sizes)  # small weights keep float32
+    assert json.loads(capsys.readouterr().out)["held"]["optimiser state"] == moment * (2 if "adamw" in overlay else 1)
+
+
 def outline_size(folder: Path) -> int:
     model = outline(Backbone(str(folder)), scalar=False, where="model")
     return sum(p.numel() for p in unwrapped(model).parameters())
