@@ -63,9 +63,11 @@ class StepGuard:
         found = zip(figures, values.tolist(), strict=True)
         what = ", ".join(f"{name} is {value}" for name, value in found if not math.isfinite(value))
         stops = self.rule.action == "stop" or self.in_a_row + 1 >= self.rule.max_in_a_row
-        again = "" if self.rule.action == "skip" else "; nonfinite.action: skip goes on without such steps"
+        skips = self.rule.action == "skip"
+        again = "" if skips else "; nonfinite.action: skip goes on without such steps"
+        last = f" {self.in_a_row + 1} times in a row (nonfinite.max_in_a_row)" if skips and stops else ""
         fault = UserError(
-            f"optimiser step {step + 1} was not taken, for {what}",
+            f"optimiser step {step + 1} was not taken{last}, for {what}",
             where=batch(),
             expected="finite losses and gradients",
             fix=f"look at these rows, lower the learning rate{again}",

@@ -138,7 +138,8 @@ def test_a_loss_alone_is_enough(tmp_path, tiny_llama_dir, char_tokenizer):
 def test_so_many_in_a_row_are_the_end(tmp_path, tiny_llama_dir, char_tokenizer):
     module = sft_module(tiny_llama_dir, **options())
     poisoned(module, {0, 2, 3})  # one, and later two in a row
-    with pytest.raises(UserError, match="training batch 3"):
+    ended = r"training batch 3: optimiser step 2 was not taken 2 times in a row \(nonfinite.max_in_a_row\), for"
+    with pytest.raises(UserError, match=ended):
         fit(tmp_path, module, char_tokenizer, SFT)
     assert module.guard.skipped == 2
 
