@@ -37,8 +37,8 @@ class WandbHistograms(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         rollout = getattr(pl_module, "last_rollout", None)
-        due = wandb_loggers(trainer) and logger_step(trainer) % self.every_n_batches == 0
-        if due and isinstance(rollout, Rollout):
+        if isinstance(rollout, Rollout) and logger_step(trainer) % self.every_n_batches == 0:
+            # Every rank gathers, though the first alone has W&B: it would wait for the others.
             values = {name: gathered(x.float().tolist()) for name, x in rollout_values(rollout).items()}
             self._log(trainer, pl_module, values)
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,13 +24,14 @@ from instructlit.callbacks import (
     SampleTable,
     StageProgress,
     Throughput,
+    WandbHistograms,
 )
 from instructlit.callbacks.common import run_seed
 from instructlit.callbacks.progress import _clock
 from instructlit.callbacks.same_run import THREADS, differences
 from instructlit.errors import UserError
 from instructlit.modules.invariants import InvariantError
-from instructlit.types import TokenBatch
+from instructlit.types import Rollout, TokenBatch
 
 
 class Toy(pl.LightningModule):
@@ -319,6 +321,27 @@ def test_a_failed_self_check_alerts_in_wandb_and_is_not_told_twice(
         fit(tmp_path, Fails(), [InvariantAlerts()])
     assert alerts == [{"title": "PPO's self-check failed", "text": "PPO: the ratio is 2", "level": "ERROR"}]
     assert not [w for w in recwarn if "the ratio is 2" in str(w.message)]
+
+
+# -- histograms --------------------------------------------------------------------------------------------------------
+
+
+def test_every_rank_hands_over_its_share_of_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first alone has W&B, and what it gathered alone it would wait for."""
+    handed: dict[int, list[float]] = {0: [], 1: []}
+    logged: list[list[str]] = []
+    given: dict[str, Any] = {field.name: torch.zeros(1, 1) for field in fields(Rollout)}
+    given |= {"scores": torch.ones(1), "response_mask": torch.ones(1, 1, dtype=torch.bool)}
+    name = "instructlit.callbacks.histograms"
+    monkeypatch.setattr(f"{name}.logger_step", lambda trainer: 10)
+    monkeypatch.setattr(f"{name}.wandb_loggers", lambda trainer: ["W&B"] if trainer.is_global_zero else [])
+    monkeypatch.setattr(WandbHistograms, "_log", lambda *told: logged.append(list(told[-1])))
+    for rank, own in handed.items():
+        monkeypatch.setattr(f"{name}.gathered", lambda values, own=own: own.extend(values) or values)
+        trainer, module = SimpleNamespace(is_global_zero=rank == 0), SimpleNamespace(last_rollout=Rollout(**given))
+        WandbHistograms().on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
+    assert handed[0] == handed[1] == [1, 0, 1, 0, 0, 0]
+    assert logged[0] == ["scores", "kl", "lengths", "advantages", "returns", "values"]
 
 
 # -- throughput --------------------------------------------------------------------------------------------------------
