@@ -7,7 +7,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from instructlit.callbacks.common import gathered, logger_step, stage_name, wandb_loggers
+from instructlit.callbacks.common import gathered, logger_step, numbers, stage_name, wandb_loggers
+from instructlit.callbacks.wandb_logger import X_AXES
 from instructlit.errors import UserError, require
 from instructlit.types import Rollout
 
@@ -65,7 +66,10 @@ class WandbHistograms(pl.Callback):
                 if x and all(map(math.isfinite, x))
             }
             if found:
-                logger.log_metrics(found, step=logger_step(trainer))  # type: ignore[arg-type]
+                # The logger knows the axis from the row it wrote last, and that of this batch is yet to come.
+                metrics = numbers(trainer.callback_metrics)
+                axes = {axis: metrics[axis] for axis in X_AXES.values() if axis in metrics}
+                logger.log_metrics(found | axes, step=logger_step(trainer))  # type: ignore[arg-type]
 
 
 def rollout_values(rollout: Rollout) -> dict[str, Tensor]:
