@@ -5,8 +5,8 @@ flags.
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -106,6 +106,29 @@ def _pair_counts(rankings: Sequence[Sequence[int]]) -> tuple[int, int]:
     """Over every two labelers of a prompt: pairs ordered alike, pairs that neither ties."""
     found = [pair_agreement(one, two) for one, two in combinations(rankings, 2)]
     return sum(agree for agree, _ in found), sum(total for _, total in found)
+
+
+def columns(tasks: Iterable[Iterable[Sequence[Any]]]) -> Iterator[tuple[Any, ...]]:
+    """For every completion of every task what its labelers said of it.
+
+    Args:
+        tasks: for each task what each labeler said of its completions, in one order.
+    """
+    for said in tasks:
+        yield from zip(*said, strict=True)
+
+
+def flag_units(found: Iterable[Sequence[Mapping[str, bool]]]) -> dict[str, list[list[bool]]]:
+    """For every flag, in alphabetical order, the units of `fleiss_kappa`: what those said of a completion who answered.
+
+    Args:
+        found: for every completion the flags that its labelers gave, as `columns` has them.
+    """
+    units: dict[str, list[list[bool]]] = defaultdict(list)
+    for column in found:
+        for name in set().union(*column):
+            units[name].append([flags[name] for flags in column if name in flags])
+    return dict(sorted(units.items()))
 
 
 def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float:

@@ -13,7 +13,7 @@ from itertools import combinations
 from statistics import median
 from typing import Any
 
-from instructlit.agreement import Tally, fleiss_kappa, krippendorff_alpha, pair_agreement
+from instructlit.agreement import Tally, columns, flag_units, fleiss_kappa, krippendorff_alpha, pair_agreement
 
 Record = Mapping[str, Any]
 Counts = dict[Tally, list[int]]
@@ -84,9 +84,9 @@ def measure(records: Iterable[Record]) -> Measures:
         for tally, (successes, trials) in counts.items():
             tally.add(successes, trials)
     shared = [labels for labels in by_task.values() if len(labels) > 1]
-    found.alpha_ranks = krippendorff_alpha(_columns(shared, "ranks"))
-    found.alpha_ratings = krippendorff_alpha(_columns(shared, "ratings"))
-    found.kappa_flags = {name: fleiss_kappa(units) for name, units in sorted(_flags(shared).items())}
+    found.alpha_ranks = krippendorff_alpha(_said(shared, "ranks"))
+    found.alpha_ratings = krippendorff_alpha(_said(shared, "ratings"))
+    found.kappa_flags = {name: fleiss_kappa(of) for name, of in flag_units(_said(shared, "flags")).items()}
     found.disputes.sort(key=lambda dispute: (dispute.agreed / max(dispute.pairs, 1), -dispute.rating_gap))
     return found
 
@@ -142,16 +142,6 @@ def _compare(found: Measures, counts: Counts, labels: list[Record]) -> None:
         found.disputes.append(Dispute(first["task"], kind, first["prompt"], len(labels), agreed, pairs, gap))
 
 
-def _columns(shared: Iterable[Sequence[Record]], name: str) -> Iterator[tuple[Any, ...]]:
+def _said(shared: Iterable[Sequence[Record]], name: str) -> Iterator[tuple[Any, ...]]:
     """For every output of every task what its labelers said under `name`."""
-    for labels in shared:
-        yield from zip(*(label[name] for label in labels if name in label), strict=True)
-
-
-def _flags(shared: Iterable[Sequence[Record]]) -> dict[str, list[list[bool]]]:
-    """For every flag and output what those said who answered."""
-    units: dict[str, list[list[bool]]] = defaultdict(list)
-    for column in _columns(shared, "flags"):
-        for name in set().union(*column):
-            units[name].append([said[name] for said in column if name in said])
-    return units
+    return columns([label[name] for label in labels if name in label] for labels in shared)

@@ -2,10 +2,19 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
-from instructlit.agreement import Share, fleiss_kappa, krippendorff_alpha, pair_agreement, pairwise, share
+from instructlit.agreement import (
+    Share,
+    columns,
+    flag_units,
+    fleiss_kappa,
+    krippendorff_alpha,
+    pair_agreement,
+    pairwise,
+    share,
+)
 from instructlit.labels.export import aligned, by_task, latest, rankings
 from instructlit.labels.records import Label
 
@@ -22,13 +31,15 @@ def agreement_report(labels: Iterable[Label]) -> dict[str, Any]:
     """
     tasks = by_task(latest(labels))
     shared = [group for group in tasks.values() if len(group) > 1]
+    ratings = ([value for value in column if value is not None] for column in _said(shared, "ratings"))
+    flags = _said(shared, "flags")
     return {
         "tasks": len(tasks),
         "overlapping_tasks": len(shared),
         "pairwise": _plain(pairwise(rankings(group) for group in shared)),
-        "alpha_ranks": _number(krippendorff_alpha(_columns(rankings(group) for group in shared))),
-        "alpha_ratings": _number(krippendorff_alpha(_ratings(shared))),
-        "kappa_flags": {name: _number(fleiss_kappa(units)) for name, units in sorted(_flags(shared).items())},
+        "alpha_ranks": _number(krippendorff_alpha(columns(rankings(group) for group in shared))),
+        "alpha_ratings": _number(krippendorff_alpha(ratings)),
+        "kappa_flags": {name: _number(fleiss_kappa(units)) for name, units in flag_units(flags).items()},
         "labelers": {name: _plain(found) for name, found in sorted(each_labeler(shared).items())},
     }
 
@@ -44,27 +55,11 @@ def each_labeler(shared: Iterable[Sequence[Label]]) -> dict[str, Share]:
     return {name: share(found) for name, found in counts.items()}
 
 
-def _columns(rankings_of_tasks: Iterable[Sequence[Sequence[int]]]) -> list[tuple[int, ...]]:
-    """For every completion the ranks its labelers gave."""
-    return [column for ranks in rankings_of_tasks for column in zip(*ranks, strict=True)]
-
-
-def _ratings(shared: Iterable[Sequence[Label]]) -> list[list[int]]:
-    units = []
-    for group in shared:
-        rated = [aligned(label, group[0], label.ratings) for label in group if label.ratings]
-        units += [[value for value in column if value is not None] for column in zip(*rated, strict=True)]
-    return units
-
-
-def _flags(shared: Iterable[Sequence[Label]]) -> dict[str, list[list[bool]]]:
-    units: dict[str, list[list[bool]]] = defaultdict(list)
-    for group in shared:
-        flagged = [aligned(label, group[0], label.flags) for label in group if label.flags]
-        for column in zip(*flagged, strict=True):
-            for name in {name for flags in column for name in flags}:
-                units[name].append([flags[name] for flags in column if name in flags])
-    return units
+def _said(shared: Iterable[Sequence[Label]], name: Literal["ratings", "flags"]) -> Iterator[tuple[Any, ...]]:
+    """For every completion what its labelers said under `name`, of those who said anything."""
+    return columns(
+        [aligned(label, group[0], getattr(label, name)) for label in group if getattr(label, name)] for group in shared
+    )
 
 
 def _plain(found: Share) -> dict[str, Any]:
