@@ -12,19 +12,26 @@ def calibration_sums(confidence: Tensor, correct: Tensor, bins: int = 10, low: f
     Args:
         confidence: (N,), stated probability of being right, `low` .. 1.
         correct: (N,), 1 where it was right and 0 where not (a half for a tie).
-        bins: equal-width bins between `low` and 1; a confidence on an edge belongs to the upper bin, 1 to the last.
+        bins: as in `calibration_bins`.
         low: least confidence possible: 0.5 for the favourite of a pair.
 
     Returns:
         (3, bins) float32: count, sum of confidence, sum of correct.
     """
     check_same_shape(confidence=confidence, correct=correct)
+    index = calibration_bins(confidence, bins, low)
     confidence, correct = widen(confidence), widen(correct)
-    index = ((confidence - low) / (1 - low) * bins).long().clamp(0, bins - 1)
     sums = confidence.new_zeros(3, bins)
     for row, value in enumerate((torch.ones_like(confidence), confidence, correct)):
         sums[row].scatter_add_(0, index, value)
     return sums
+
+
+def calibration_bins(confidence: Tensor, bins: int, low: float) -> Tensor:
+    """The bin (N,) int64 of each confidence (N,), of bins of equal width between `low` and 1: one on an edge belongs to
+    the upper bin, 1 to the last.
+    """
+    return ((widen(confidence) - low) / (1 - low) * bins).long().clamp(0, bins - 1)
 
 
 def calibration_error(sums: Tensor) -> Tensor:

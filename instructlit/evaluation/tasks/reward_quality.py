@@ -18,7 +18,7 @@ from instructlit.evaluation.intervals import Figure
 from instructlit.evaluation.judging import Question
 from instructlit.evaluation.measures import PERCENT, Curve, Measure, Outcome, Study
 from instructlit.evaluation.task import Task
-from instructlit.ops.statistics import calibration_error, calibration_sums
+from instructlit.ops.statistics import calibration_bins, calibration_error, calibration_sums
 from instructlit.types import Comparison, PromptText
 
 ROWS = "reward models"
@@ -65,40 +65,10 @@ class RewardQuality(Task):
 
     def measure(self, study: Study) -> Outcome:
         pairs = read_pairs(needed(self.data, "reward_quality.data", "comparisons are"), self.limit)
-        accuracy = Measure(
-            "reward_model/accuracy",
-            "accuracy",
-            "Share of pairs that the reward model orders as the labeler did, equal scores half, by prompt.",
-            PERCENT,
-            rows=ROWS,
-        )
-        error = Measure(
-            "reward_model/calibration_error",
-            "calibration error",
-            "Mean distance between how sure the model is of its favourite, sigmoid of the difference in score, and how "
-            "often the labeler agrees, over bins (ECE).",
-            PERCENT,
-            "down",
-            rows=ROWS,
-        )
-        length = Measure(
-            "reward_model/length_correlation",
-            "goes with length",
-            "Correlation of the difference in score with the difference in characters, over pairs.",
-            "{:.2f}",
-            "",
-            rows=ROWS,
-        )
-        labelers = Measure(
-            "reward_model/length_baseline",
-            "if the longer were better",
-            "Share of the same pairs whose longer answer the labeler preferred.",
-            PERCENT,
-            "",
-            rows=ROWS,
-        )
+        accuracy, error, length, labelers = _measures()
         lines: dict[str, list[tuple[float, float]]] = {}
         units = np.array([p.unit for p in pairs])
+        longer = np.array([len(p.chosen) - len(p.rejected) for p in pairs], dtype=float)
         for name in self.judges:
             differences = self._differences(study, name, pairs)
             known = np.isfinite(differences)
@@ -111,7 +81,6 @@ class RewardQuality(Task):
                     accuracy.by.setdefault(group, {})[name] = _by_prompt(right, pairs, chosen & known)
             own = units[known]
             error.figures[name], lines[name] = calibration(differences[known], own, self.bins, study.seed)
-            longer = np.array([len(p.chosen) - len(p.rejected) for p in pairs], dtype=float)
             if known.sum() > 3 and longer[known].std() > 0 and differences[known].std() > 0:
                 length.figures[name] = intervals.correlation(differences[known], longer[known], own, study.seed)
             labelers.figures[name] = _by_prompt(_preferred(longer), pairs, known)
@@ -134,6 +103,43 @@ class RewardQuality(Task):
         return scores[: len(pairs)] - scores[len(pairs) :]
 
 
+def _measures() -> tuple[Measure, Measure, Measure, Measure]:
+    """Accuracy, calibration, and of length how scores and how labelers go with it; their figures are to come."""
+    accuracy = Measure(
+        "reward_model/accuracy",
+        "accuracy",
+        "Share of pairs that the reward model orders as the labeler did, equal scores half, by prompt.",
+        PERCENT,
+        rows=ROWS,
+    )
+    error = Measure(
+        "reward_model/calibration_error",
+        "calibration error",
+        "Mean distance between how sure the model is of its favourite, sigmoid of the difference in score, and how "
+        "often the labeler agrees, over bins (ECE).",
+        PERCENT,
+        "down",
+        rows=ROWS,
+    )
+    length = Measure(
+        "reward_model/length_correlation",
+        "goes with length",
+        "Correlation of the difference in score with the difference in characters, over pairs.",
+        "{:.2f}",
+        "",
+        rows=ROWS,
+    )
+    labelers = Measure(
+        "reward_model/length_baseline",
+        "if the longer were better",
+        "Share of the same pairs whose longer answer the labeler preferred.",
+        PERCENT,
+        "",
+        rows=ROWS,
+    )
+    return accuracy, error, length, labelers
+
+
 def _preferred(differences: np.ndarray) -> np.ndarray:
     """1 where the chosen answer has more, a half where both have as much, 0 where it has less."""
     return np.where(differences > 0, 1.0, np.where(differences == 0, 0.5, 0.0))
@@ -154,7 +160,7 @@ def calibration(
     right = _preferred(differences)
     sums = calibration_sums(torch.tensor(sure), torch.tensor(right), bins, low=0.5)
     value = float(calibration_error(sums))
-    index = np.clip(((sure - 0.5) / 0.5 * bins).astype(int), 0, bins - 1)
+    index = calibration_bins(torch.tensor(sure), bins, low=0.5).numpy()
     gaps = np.zeros((len(sure), bins + 1))
     gaps[np.arange(len(sure)), index] = right - sure
     gaps[:, bins] = 1.0
