@@ -47,7 +47,7 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model", a
             expected="the tokenizer the model was trained with",
             fix=f"name the model's own tokenizer ({backbone.path}), or one whose ids the embedding holds",
         )
-    if not backbone.random_init and (differing := _other_meaning(backbone, vocabulary)) is not None:
+    if not backbone.random_init and (differing := _other_meaning(backbone, tokenizer)) is not None:
         raise UserError(
             f"the tokenizer's id of {differing!r} is {vocabulary[differing]}, which is something else to the tokenizer "
             f"in {backbone.path}",
@@ -58,15 +58,16 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model", a
     return rows - largest - 1
 
 
-def _other_meaning(backbone: Backbone, vocabulary: dict[str, int]) -> str | None:
+def _other_meaning(backbone: Backbone, tokenizer: Any) -> str | None:
     """A token that has another id in the folder's own tokenizer, where that is so of most that both know."""
     folder = Path(backbone.path).expanduser()
-    if not (folder / "tokenizer_config.json").is_file():
+    if not (folder / "tokenizer_config.json").is_file() or getattr(tokenizer, "name_or_path", "") == str(folder):
         return None
     try:
         own = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=backbone.trust_remote_code).get_vocab()
     except Exception:  # of many kinds; whether the run's own tokenizer can be loaded is found out elsewhere
         return None
+    vocabulary = tokenizer.get_vocab()
     shared = own.keys() & vocabulary.keys()
     differing = [token for token in shared if own[token] != vocabulary[token]]
     return min(differing, key=vocabulary.__getitem__) if len(differing) > len(shared) / 2 else None

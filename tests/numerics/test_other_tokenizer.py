@@ -19,6 +19,7 @@ from stage_helpers import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from instructlit.data import load_tokenizer
 from instructlit.data.chat import TURNS
 from instructlit.errors import UserError
 from instructlit.models.backbone import Backbone, load_scalar_model
@@ -231,3 +232,15 @@ def test_a_model_to_whose_own_tokenizer_the_ids_mean_something_else(reward_folde
         check_vocabulary(Backbone(str(folder)), char_tokenizer)
     assert check_vocabulary(Backbone(str(folder), random_init=True), char_tokenizer) == len(words) - 128
     assert check_vocabulary(Backbone(str(folder)), words) == 0
+
+
+def test_the_tokenizer_of_a_models_own_folder_is_not_read_once_more(reward_folder, monkeypatch):
+    folder, words = reward_folder
+    own, read = load_tokenizer(str(folder)), []
+    monkeypatch.setattr(
+        "instructlit.models.compatibility.AutoTokenizer.from_pretrained", lambda *a, **_: read.append(a)
+    )
+    assert check_vocabulary(Backbone(str(folder)), own) == 0
+    assert not read
+    check_vocabulary(Backbone(str(folder)), words)
+    assert len(read) == 1, "of a tokenizer from elsewhere it is"
