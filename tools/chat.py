@@ -66,15 +66,8 @@ def chat(
     answerer = load_answerer(model, template=template, dtype=dtype, device=device)
     generator = answerer.generator(secrets.randbits(31) if seed is None else seed)
     keeps_turns = answerer.encoder.renderer.uses_template if style == "auto" else style == "turns"
-    if system and not keeps_turns:
-        raise UserError(
-            "a system message needs a conversation, and each line is a prompt of its own here",
-            where="--system",
-            fix="set --style turns",
-        )
     talk = Conversation(answerer, system, keeps_turns, save_to)
-    console = Console(highlight=False)
-    at_terminal = sys.stdin.isatty()
+    console, at_terminal = Console(highlight=False), sys.stdin.isatty()
     if at_terminal:
         kind = "a conversation" if keeps_turns else "each line is a prompt of its own"
         console.print(f"[bold]{model}[/bold] ({kind}; /help lists the commands)")
@@ -92,18 +85,8 @@ def chat(
                 raise
             console.print(str(error), style="red", markup=False)
             continue
-        said = ""
-        try:
-            for piece in answerer.stream(ids, sampling, generator):
-                if at_terminal:
-                    console.print(piece, end="", markup=False, soft_wrap=True)
-                else:
-                    print(piece, end="", flush=True)
-                said += piece
-        except KeyboardInterrupt:
-            pass
-        print(flush=True)
-        talk.answered(said.strip())
+        pieces = answerer.stream(ids, sampling, generator)
+        talk.answered(_shown(pieces, console if at_terminal else None).strip())
 
 
 class Conversation:
@@ -114,9 +97,18 @@ class Conversation:
         system: the system message, if any.
         keeps_turns: remember earlier turns; else every prompt stands alone.
         save_to: where /save writes when it is not told.
+
+    Raises:
+        UserError: a system message, and turns are not kept.
     """
 
     def __init__(self, answerer: "Answerer", system: str | None, keeps_turns: bool, save_to: str):
+        if system and not keeps_turns:
+            raise UserError(
+                "a system message needs a conversation, and each line is a prompt of its own here",
+                where="--system",
+                fix="set --style turns",
+            )
         self.answerer, self.keeps_turns, self.save_to = answerer, keeps_turns, save_to
         self.opening: list[Message] = [{"role": "system", "content": system}] if system else []
         self.turns: list[Message] = list(self.opening)
@@ -168,6 +160,22 @@ class Conversation:
         except OSError as error:
             return f"{file} cannot be written: {error.strerror}."
         return f"Added to {file}."
+
+
+def _shown(pieces: Iterator[str], console: "Console | None") -> str:
+    """An answer, printed while it comes, through the console where somebody sits at it; Ctrl-C ends it."""
+    said = ""
+    try:
+        for piece in pieces:
+            if console is not None:
+                console.print(piece, end="", markup=False, soft_wrap=True)
+            else:
+                print(piece, end="", flush=True)
+            said += piece
+    except KeyboardInterrupt:
+        pass
+    print(flush=True)
+    return said
 
 
 def _lines(console: "Console", at_terminal: bool) -> Iterator[str]:
