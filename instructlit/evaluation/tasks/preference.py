@@ -7,6 +7,7 @@ nobody; equal answers tie without being shown. A pair counts only where both ord
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 
@@ -246,50 +247,49 @@ def position_bias(judge: str, orders: Sequence[tuple[Verdict, Verdict]]) -> list
 
 def agreement(preferred: dict[str, dict[str, Scores]], rated: dict[str, dict[str, Scores]]) -> list[Measure]:
     """How often two judges agree on a pair, and how their ratings go together, for every two judges there are."""
-    found = []
-    names = list(preferred)
-    for at, one in enumerate(names):
-        for other in names[at + 1 :]:
-            same = [
-                float(np.sign(a - 0.5) == np.sign(b - 0.5))
-                for model in preferred[one]
-                for a, b in zip(preferred[one][model], preferred[other][model], strict=True)
-                if a is not None and b is not None and a != 0.5 and b != 0.5
-            ]
-            if same:
-                found.append(
-                    Measure(
-                        f"preference/{one}/agreement_with_{other}",
-                        f"agrees with {other}",
-                        "Of the pairs that both judges decided (no ties), the share on which they name the same one.",
-                        PERCENT,
-                        figures={one: intervals.share(same)},
-                        rows="judges",
-                    )
-                )
-    names = list(rated)
-    for at, one in enumerate(names):
-        for other in names[at + 1 :]:
-            pairs = np.array(
-                [
-                    (a, b, prompt)
-                    for model in rated[one]
-                    for prompt, (a, b) in enumerate(zip(rated[one][model], rated[other][model], strict=True))
-                    if a is not None and b is not None
-                ]
-            )
-            if len(pairs) > 2 and pairs[:, :2].std(axis=0).min() > 0:
-                found.append(
-                    Measure(
-                        f"preference/{one}/rating_correlation_with_{other}",
-                        f"ratings go with {other}'s",
-                        "Pearson correlation of the two judges' ratings of the same answers.",
-                        "{:.2f}",
-                        figures={one: intervals.correlation(*pairs.T)},
-                        rows="judges",
-                    )
-                )
-    return found
+    found = [_same_choices(preferred, one, other) for one, other in combinations(preferred, 2)]
+    found += [_like_ratings(rated, one, other) for one, other in combinations(rated, 2)]
+    return [measure for measure in found if measure is not None]
+
+
+def _same_choices(preferred: dict[str, dict[str, Scores]], one: str, other: str) -> Measure | None:
+    same = [
+        float(np.sign(a - 0.5) == np.sign(b - 0.5))
+        for model in preferred[one]
+        for a, b in zip(preferred[one][model], preferred[other][model], strict=True)
+        if a is not None and b is not None and a != 0.5 and b != 0.5
+    ]
+    if not same:
+        return None
+    return Measure(
+        f"preference/{one}/agreement_with_{other}",
+        f"agrees with {other}",
+        "Of the pairs that both judges decided (no ties), the share on which they name the same one.",
+        PERCENT,
+        figures={one: intervals.share(same)},
+        rows="judges",
+    )
+
+
+def _like_ratings(rated: dict[str, dict[str, Scores]], one: str, other: str) -> Measure | None:
+    pairs = np.array(
+        [
+            (a, b, prompt)
+            for model in rated[one]
+            for prompt, (a, b) in enumerate(zip(rated[one][model], rated[other][model], strict=True))
+            if a is not None and b is not None
+        ]
+    )
+    if len(pairs) < 3 or not pairs[:, :2].std(axis=0).min() > 0:
+        return None
+    return Measure(
+        f"preference/{one}/rating_correlation_with_{other}",
+        f"ratings go with {other}'s",
+        "Pearson correlation of the two judges' ratings of the same answers.",
+        "{:.2f}",
+        figures={one: intervals.correlation(*pairs.T)},
+        rows="judges",
+    )
 
 
 def _controlled(
