@@ -75,37 +75,26 @@ def collect(
     if kind == "evaluation":
         least = most = len(policies)
     _check(kind, policies, select, limit, ensemble, attempts, batch_size, pool, overlap)
-    from instructlit.data.tokenization import Encoder
-    from instructlit.data.tokenizers import load_tokenizer
     from instructlit.evaluation.reward_scores import check_reward_model
-    from instructlit.models.architecture import check_causal_lm
-    from instructlit.models.backbone import Backbone
-    from instructlit.models.compatibility import positions
-    from instructlit.models.folders import check_source
-    from instructlit.tools.answering import with_room
-    from instructlit.tools.collect.answers import Drawing, draw_answers, score_answers
+    from instructlit.tools.collect.answers import Drawing, Source, draw_answers, score_answers
     from instructlit.tools.collect.selection import chosen, most_disputed
     from instructlit.tools.collect.tasks import identity, put_into, write
     from instructlit.tools.journal import Journal
     from instructlit.tools.outputs import check_output
+    from instructlit.tools.sources import parse_source
 
     check_output(output, *prompts)
-    sources, room = [_source(text) for text in policies], {}
-    for source in sources:
-        check_source(source.folder, weights=True, where=source.folder)
-        room[source.folder] = positions(check_causal_lm(Backbone(source.folder), source.folder))
+    sources = [Source(*parse_source(text)) for text in policies]
+    room = _room(sources)
     for model in [*(ensemble or []), *([reward] if reward else [])]:
         check_reward_model(model, model, template)
     how = Drawing(
         sources, least, most, max_new_tokens, batch_size, attempts if kind == "comparison" else 1,
         kind == "comparison", seed, template, dtype, device,
     )  # fmt: skip
-    asked, places = _distinct(prompts)
-    rows = [(places[i], asked[i]) for i in chosen(asked, select, limit, pool, use_cases, seed)]
-    for folder, its_room in room.items():
-        encoder = Encoder(load_tokenizer(folder), template)
-        rows = [(place, row.prompt) for place, row in with_room(rows, encoder, its_room, max_new_tokens)]
-    asked = [prompt for _, prompt in rows]
+    found, places = _distinct(prompts)
+    wanted = chosen(found, select, limit, pool, use_cases, seed)
+    asked = _with_room([(places[i], found[i]) for i in wanted], room, template, max_new_tokens)
     if database is not None:
         from instructlit.labelling.database import Database
 
@@ -122,7 +111,7 @@ def collect(
         return
     journal = Journal(partial, record)
     drawn = draw_answers(asked, how, journal)
-    kept = [row for row, wanted in enumerate(drawn) if len(wanted.answers) > 1]
+    kept = [row for row, its in enumerate(drawn) if len(its.answers) > 1]
     if select == "disagreement" and limit is not None:
         kept = most_disputed(kept, [score_answers(m, asked, drawn, how, journal) for m in ensemble or []], limit)
     scores = score_answers(reward, asked, drawn, how, journal) if reward else None
@@ -131,7 +120,7 @@ def collect(
             "no prompt has two different answers", where="--policies", fix="raise --attempts or temperatures"
         )
     write(target, made, record, kind, round, [(asked[i], drawn[i], scores[i] if scores else None) for i in kept], seed)
-    repeated = sum(wanted.repeated for wanted in drawn)
+    repeated = sum(its.repeated for its in drawn)
     answers = counted(sum(len(drawn[i].answers) for i in kept), "answer")
     print(f"{target}: {counted(len(kept), 'task')} with {answers}")
     print(f"drawn again: {counted(repeated, 'repeated answer')}; left out: {counted(len(drawn) - len(kept), 'prompt')}")
@@ -150,11 +139,32 @@ def _distinct(files: list[str]) -> tuple[list["Prompt"], list[str]]:
     return [prompt for prompt, _ in found.values()], [where for _, where in found.values()]
 
 
-def _source(text: str) -> "Source":
-    from instructlit.tools.collect.answers import Source
-    from instructlit.tools.sources import parse_source
+def _room(sources: list["Source"]) -> dict[str, int | None]:
+    """Most positions of each policy, by its folder; what is wrong with one is said before anything is sampled."""
+    from instructlit.models.architecture import check_causal_lm
+    from instructlit.models.backbone import Backbone
+    from instructlit.models.compatibility import positions
+    from instructlit.models.folders import check_source
 
-    return Source(*parse_source(text))
+    room = {}
+    for source in sources:
+        check_source(source.folder, weights=True, where=source.folder)
+        room[source.folder] = positions(check_causal_lm(Backbone(source.folder), source.folder))
+    return room
+
+
+def _with_room(
+    rows: list[tuple[str, "Prompt"]], room: dict[str, int | None], template: str, max_new_tokens: int
+) -> list["Prompt"]:
+    """The prompts, each with where it stands, that every policy has room to answer."""
+    from instructlit.data.tokenization import Encoder
+    from instructlit.data.tokenizers import load_tokenizer
+    from instructlit.tools.answering import with_room
+
+    for folder, its_room in room.items():
+        encoder = Encoder(load_tokenizer(folder), template)
+        rows = [(place, row.prompt) for place, row in with_room(rows, encoder, its_room, max_new_tokens)]
+    return [prompt for _, prompt in rows]
 
 
 def _range(completions: list[int]) -> tuple[int, int]:
