@@ -28,7 +28,7 @@ from instructlit.checkpoints import (
     publish,
     put_aside,
 )
-from instructlit.errors import Ending, UserError, chain, require
+from instructlit.errors import Ending, UserError, chain, first_line, require
 
 PREEMPTED = 75
 """Exit status after SIGTERM (`EX_TEMPFAIL` of sysexits.h): everything is saved, the same command goes on."""
@@ -253,7 +253,7 @@ def reason(error: BaseException) -> str:
     """The system's word for an error where there is one behind it, such as `No space left on device`."""
     if (behind := system_error(error)) is not None:
         return str(behind.strerror)
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def _follow(state: dict[str, Any], folder: str) -> None:

@@ -15,7 +15,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
-from instructlit.errors import UserError, extra_of, require
+from instructlit.errors import UserError, extra_of, first_line, require
 from instructlit.redaction import words_without_secrets
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class WandbLogger(LightningWandbLogger):
                         options["finish_timeout"] = self.finish_timeout
                     return wandb.init(settings=wandb.Settings(**options), **self._wandb_init)
                 except wandb.Error as error:
-                    self.why_offline = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    self.why_offline = first_line(error)
         run = wandb.init(mode="offline", **self._wandb_init)
         _say(f"offline, since {self.why_offline}. Nothing is lost: wandb sync {Path(run.dir).parent} uploads the run")
         return run

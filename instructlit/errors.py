@@ -63,6 +63,11 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         )
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, in one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def is_lightnings_refusal(error: BaseException) -> bool:
     """Whether Lightning says of how it was asked that it cannot be; by names, so that it need not be imported here."""
     if type(error).__name__ == "MisconfigurationException":

@@ -3,7 +3,7 @@
 import functools
 from pathlib import Path
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, first_line
 
 PATIENCE = 10.0
 """Seconds to wait for the Hub's answer."""
@@ -41,19 +41,14 @@ def reachable(name: str, revision: str | None, where: str) -> str:
         ) from error
     except Exception as error:  # no network, no answer in time, or offline by choice: many kinds, one meaning
         if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code < 500:
-            raise UserError(f"{what} refused it: {_first_line(error)}", where=where) from error
+            raise UserError(f"{what} refused it: {first_line(error)[:200]}", where=where) from error
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if isinstance(cached, str):
             return str(Path(cached).parent)
         raise UserError(
-            f"{what} did not answer ({_first_line(error)})",
+            f"{what} did not answer ({first_line(error)[:200]})",
             where=where,
             expected="an existing folder, or a Hub name that can be reached or is in the cache",
             fix="correct the path; without a network, download the model first and name its folder",
         ) from error
     return name
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -14,7 +14,7 @@ from instructlit.data.json_rows import decoded, parse
 from instructlit.data.rows import Rows, file_hash, no_rows
 from instructlit.data.sources import Source, is_dataset_folder, is_hub_name
 from instructlit.data.unchanged import WatchedFolder
-from instructlit.errors import UserError
+from instructlit.errors import UserError, first_line
 
 CELLS: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
 """How the text of a table is cut into cells, by the file's ending; in .tsv a quotation mark is one like any other."""
@@ -178,11 +178,9 @@ def _load_table(source: Source, path: str, sha256: str | None) -> Any:
     except UserError:
         raise
     except Exception as error:  # pyarrow, pandas, fsspec and the Hub client all raise their own kinds
-        cause = error.__cause__ or error
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         hub = is_hub_name(path) and not Path(path).exists()
         raise UserError(
-            f"could not be read: {reason}",
+            f"could not be read: {first_line(error.__cause__ or error)}",
             where=path,
             expected="an existing file, or a dataset of the Hub and a way to reach it" if hub else "a whole file",
             fix="with HF_HUB_OFFLINE=1 a dataset that was loaded before comes from the cache" if hub else None,

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from instructlit.data.hub import reachable
-from instructlit.errors import UserError
+from instructlit.errors import UserError, first_line
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -39,9 +39,8 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many kinds here; every one of them means "not loadable"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{path} could not be loaded: {reason}",
+            f"{path} could not be loaded: {first_line(error)}",
             where="tokenizer",
             expected="a folder with a tokenizer, or a name on the Hugging Face Hub",
         ) from error

@@ -12,7 +12,7 @@ from torch import Tensor
 from instructlit.data.collate import EncodedPrompt, collate_prompts, collate_tokens
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
-from instructlit.errors import UserError
+from instructlit.errors import UserError, first_line
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights, key
 from instructlit.models.backbone import Backbone, check_causal_lm, load_causal_lm
 from instructlit.models.compatibility import check_vocabulary, positions
@@ -313,7 +313,7 @@ def usable_device(name: str) -> torch.device:
         torch.Generator(place)  # meta has none
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"{name} cannot be used: {str(error).splitlines()[0]}", where="device", expected="auto, cpu, cuda or cuda:N"
+            f"{name} cannot be used: {first_line(error)}", where="device", expected="auto, cpu, cuda or cuda:N"
         ) from error
     return place
 

@@ -21,7 +21,7 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
-from instructlit.errors import UserError, not_installed
+from instructlit.errors import UserError, first_line, not_installed
 
 BUSY_SECONDS = 15
 _EXPECTED = "a file such as labels.db, or postgresql://user:password@host/name"
@@ -54,7 +54,7 @@ class Database:
         except ModuleNotFoundError as error:
             raise not_installed(error, "--database") from error
         except DBAPIError as error:
-            reason = str(error.orig).strip().splitlines()[0]
+            reason = first_line(error.orig or error)
             raise UserError(f"{self} cannot be opened: {reason}", where="--database", expected=_EXPECTED) from error
         self._writers = threading.Lock() if self.is_sqlite else nullcontext()
         self._write_engine = self.engine.execution_options(immediate=True)

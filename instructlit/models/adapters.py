@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from instructlit.errors import UserError, require
+from instructlit.errors import UserError, first_line, require
 from instructlit.models.shards import on_first_rank
 
 HEAD = "score"
@@ -117,7 +117,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) ->
             f"no layer is called {lora.target_modules}",
             where=f"{where}.lora.target_modules",
             expected=f'"all-linear" or some of {", ".join(linear) or "the names peft knows"}',
-            fix=str(error).splitlines()[0],
+            fix=first_line(error),
         ) from error
     _float32_trainable(adapted)
     return adapted

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from instructlit.modules.base import StageModule
@@ -33,7 +33,7 @@ def check_savable(module: "StageModule") -> None:
             torch.load(file, weights_only=True)
         except Exception as error:  # of many kinds: whatever pickle meets
             kind = re.search(r"GLOBAL (\S+)", str(error))  # of torch.load, whose advice is to trust the file
-            reason = f"it holds a {kind[1]}" if kind else str(error).partition("\n")[0]
+            reason = f"it holds a {kind[1]}" if kind else first_line(error)
             raise UserError(
                 f"the state of {type(part).__name__} cannot be saved and read back: {reason}",
                 where=where,

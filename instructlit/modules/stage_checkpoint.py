@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from instructlit.checkpoints import check_whole
 from instructlit.data.tokenizers import load_tokenizer
-from instructlit.errors import UserError
+from instructlit.errors import UserError, first_line
 from instructlit.models.adapters import Lora, frozen_state_names
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.folders import adapter_config, resolved
@@ -42,9 +42,8 @@ def read_checkpoint(file: Path, weights: bool = True) -> dict[str, Any]:
         else:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a zip, pickle or torch error of many kinds; each means "not a whole checkpoint"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{file} cannot be read as a checkpoint: {reason[:200]}",
+            f"{file} cannot be read as a checkpoint: {first_line(error)[:200]}",
             where="checkpoint",
             expected="a whole checkpoint of tensors and plain values",
             fix="take an earlier checkpoint",

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from instructlit import cli
 from instructlit.cli.errors import explain, report
 from instructlit.cli.warned import plainly
-from instructlit.errors import Ending, UserError, chain
+from instructlit.errors import Ending, UserError, chain, first_line
 
 
 class MisconfigurationException(Exception):
@@ -152,3 +152,13 @@ def test_a_warning_of_ours_is_its_sentence_and_one_of_a_library_keeps_its_place(
     place = ("a.py", 7, "warn(…)")
     assert plainly(UserWarning("too long"), UserWarning, cli.__file__, 7) == "instructlit: too long\n"
     assert plainly(UserWarning("too long"), UserWarning, *place).startswith("a.py:7: UserWarning: too long")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(ValueError("\n no such model\nat line 3"), "no such model"), (OSError(), "OSError"), (KeyError("a"), "'a'")],
+)
+def test_an_error_of_somebody_elses_is_told_in_one_line_and_by_its_kind_where_it_says_nothing(
+    error: Exception, told: str
+) -> None:
+    assert first_line(error) == told

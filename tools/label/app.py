@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, first_line
 from instructlit.labelling.database import is_busy
 from instructlit.labelling.refusals import Invalid, NotAllowed, NotFound, Stale
 from instructlit.tools.label import labeling, owner, owner_tasks, sign_in
@@ -91,7 +91,7 @@ def _database_error(request: Request, error: OperationalError) -> Response:
     """The database is busy, its disk is full, or its server is gone: the next attempt may find it well again."""
     if is_busy(error):
         return _say(request, 503, "The database is busy.", "try again in a moment; nothing is lost")
-    reason = str(error.orig).strip().splitlines()[0]
+    reason = first_line(error.orig or error)
     print(f"{request.app.state.site.database}: {reason}", file=sys.stderr, flush=True)
     what = "The database cannot be used now, and nothing was changed."
     return _say(request, 503, what, "tell the owner, whose server says why, and try again later")

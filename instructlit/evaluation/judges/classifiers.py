@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from instructlit.errors import UserError, counted, not_installed, require, require_address
+from instructlit.errors import UserError, counted, first_line, not_installed, require, require_address
 from instructlit.evaluation.judging import Judge, Kind, LoadedJudge, Question, Verdict
 from instructlit.evaluation.language_model import usable_device
 from instructlit.evaluation.subjects import fingerprint
@@ -155,9 +155,8 @@ class DetoxifyScorer(LoadedJudge):
                 checkpoint=self.checkpoint, device=place
             )  # fmt: skip
         except Exception as error:  # torch.hub and transformers raise many kinds; each means "cannot be had"
-            reason = (str(error).splitlines() or [repr(error)])[0]
             raise UserError(
-                f"detoxify's model {self.model} cannot be loaded: {reason}",
+                f"detoxify's model {self.model} cannot be loaded: {first_line(error)}",
                 where="judge.model",
                 expected="original, unbiased or multilingual, and a network to fetch it from once",
             ) from error
@@ -213,7 +212,7 @@ class HuggingFaceClassifier(LoadedJudge):
             return kind.from_pretrained(self.model)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{self.model} cannot be loaded: {str(error).splitlines()[0]}",
+                f"{self.model} cannot be loaded: {first_line(error)}",
                 where="judge.model",
                 expected="folder or Hub name of a sequence classifier",
             ) from error

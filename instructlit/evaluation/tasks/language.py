@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from instructlit.data.sources import Place, as_source
-from instructlit.errors import UserError, not_installed, require
+from instructlit.errors import UserError, first_line, not_installed, require
 from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights
@@ -179,8 +179,7 @@ class LmEval(Task):
                 try:
                     found |= manager.load([name])["tasks"]
                 except Exception as error:  # lm-eval, datasets and the Hub client raise their own kinds
-                    reason = (str(error).splitlines() or [type(error).__name__])[0]
-                    self._missing.append(f"lm-eval cannot load {name}: {reason}")
+                    self._missing.append(f"lm-eval cannot load {name}: {first_line(error)}")
             if not found:
                 raise UserError(
                     "; ".join(self._missing),
