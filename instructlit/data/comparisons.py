@@ -121,12 +121,6 @@ class ComparisonData(DataModule):
         dataset = RecordDataset(scanned, only_sequence)
         self.splits["demonstrations"] = Split(dataset, groups, weights)
 
-    def train_dataloader(self) -> Any:
-        """Batches of one optimiser step."""
-        split = self.splits["train"]
-        plan = self.plan(split, self.options.batch_size, self.length_bucketing)
-        return self.training_loader("train", split, plan, self.collate)
-
     def demonstration_dataloader(self) -> PlannedLoader | None:
         """Every demonstration once, as a `TokenBatch`, for the shift; None where none are named."""
         if "demonstrations" not in self.splits:

@@ -81,6 +81,8 @@ class DataModule(pl.LightningDataModule):
 
     kind: Kind
     hygiene_reasons: frozenset[str] = frozenset()
+    length_bucketing = False
+    """Whether rows of like length share a training batch."""
 
     def __init__(self, options: Options, max_length: int | None):
         super().__init__()
@@ -288,6 +290,12 @@ class DataModule(pl.LightningDataModule):
             self._move(loader, name)
         self._loaders[name] = loader
         return loader
+
+    def train_dataloader(self) -> Any:
+        """Batches of one optimiser step."""
+        split = self.splits["train"]
+        plan = self.plan(split, self.options.batch_size, self.length_bucketing)
+        return self.training_loader("train", split, plan, self.collate)
 
     def evaluation_loader(
         self, split: Split | None, collate: Callable[[list[Any]], Any] | None = None

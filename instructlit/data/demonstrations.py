@@ -141,10 +141,10 @@ class DemonstrationData(DataModule):
 
     def train_dataloader(self) -> Any:
         """Batches of one optimiser step."""
+        if not self._mixed:
+            return super().train_dataloader()
         split = self.splits["train"]
         plan = self.plan(split, self.options.batch_size - self._mixed, self.length_bucketing)
-        if not self._mixed:
-            return self.training_loader("train", split, plan, self.collate)
         mixed = MixedPlan(plan, self.pretraining_plan(self._mixed), len(split.dataset))
         rows = ConcatDataset([split.dataset, self.splits["pretraining"].dataset])
         return self.training_loader("train", split, mixed, self.collate, rows=rows)

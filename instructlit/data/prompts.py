@@ -152,8 +152,8 @@ class PromptData(DataModule):
 
     def train_dataloader(self) -> Any:
         """`{"prompts": …}`, and `"pretraining"` where there is such text. An epoch is one pass over the prompts; the
-        text
-        goes on where it was when the next begins."""
+        text goes on where it was when the next begins.
+        """
         split, o = self.splits["train"], self.options
         plan = self.plan(split, o.batch_size)
         loaders = {"prompts": self.training_loader("prompts", split, plan, self.collate)}

@@ -1,7 +1,5 @@
 """Raw text for pretraining and for measuring perplexity."""
 
-from typing import Any
-
 from instructlit.data.collate import collate_tokens
 from instructlit.data.datamodule import DataModule, Options
 from instructlit.data.sources import Sources
@@ -78,9 +76,3 @@ class TextData(DataModule):
         for name, sources in (("validation", o.validation), ("test", o.test)):
             if sources:
                 (self.splits[name],) = self._text_splits(name, sources, self.block_size, self.packing)
-
-    def train_dataloader(self) -> Any:
-        """Batches of one optimiser step."""
-        split = self.splits["train"]
-        plan = self.plan(split, self.options.batch_size, self.length_bucketing)
-        return self.training_loader("train", split, plan, self.collate)
