@@ -26,9 +26,18 @@ from instructlit.labelling.answers import dense, from_shown, shown
 from instructlit.labelling.database import Database
 from instructlit.labelling.instructions import begin_with, instructions, set_instructions
 from instructlit.labelling.refusals import Invalid, NotAllowed, NotFound, Stale
-from instructlit.labelling.schema import Assignment, Base, Event, Flag, Revision, Task
+from instructlit.labelling.schema import Assignment, Base, Event, Flag, Person, Revision, Task
 
 WHOLE = ranked(1, 2, 3)
+
+
+def begun(database: Database) -> tuple[Person, Assignment]:
+    """Anna, and the one task there is, which she has taken."""
+    (anna,) = add_people(database, "anna")
+    add_tasks(database, *comparisons(1))
+    assignment = take(database, anna)
+    assert assignment is not None
+    return anna, assignment
 
 
 def test_a_task_goes_to_as_many_people_as_its_overlap_and_to_nobody_twice(database: Database) -> None:
@@ -117,10 +126,7 @@ def test_a_task_taken_between_finding_and_locking_it_is_not_given_out(
 
 
 def test_of_two_windows_the_second_to_save_is_told_and_overwrites_nothing(database: Database) -> None:
-    (anna,) = add_people(database, "anna")
-    add_tasks(database, *comparisons(1))
-    assignment = take(database, anna)
-    assert assignment is not None
+    anna, assignment = begun(database)
     outcomes = []
     start = threading.Barrier(2)
 
@@ -145,10 +151,7 @@ def test_of_two_windows_the_second_to_save_is_told_and_overwrites_nothing(databa
 
 
 def test_a_save_whose_reply_was_lost_may_be_sent_again(database: Database) -> None:
-    (anna,) = add_people(database, "anna")
-    add_tasks(database, *comparisons(1))
-    assignment = take(database, anna)
-    assert assignment is not None
+    anna, assignment = begun(database)
     for _ in range(2):
         assert save(database, anna, assignment, 0, WHOLE, nonce="n1").version == 1
     more = ranked(3, 2, 1)  # what was done while the page waited for the reply
@@ -160,10 +163,7 @@ def test_a_save_whose_reply_was_lost_may_be_sent_again(database: Database) -> No
 
 
 def test_undo_and_redo_walk_through_every_change(database: Database) -> None:
-    (anna,) = add_people(database, "anna")
-    add_tasks(database, *comparisons(1))
-    assignment = take(database, anna)
-    assert assignment is not None
+    anna, assignment = begun(database)
     states = [ranked(None, None, None, ratings=None), ranked(1, None, None), ranked(1, 2, None)]
     save(database, anna, assignment, 0, states[1])
     save(database, anna, assignment, 1, states[2])
@@ -187,10 +187,7 @@ def test_undo_and_redo_walk_through_every_change(database: Database) -> None:
 
 
 def test_what_is_not_complete_cannot_be_handed_in_and_stays_saved(database: Database) -> None:
-    (anna,) = add_people(database, "anna")
-    add_tasks(database, *comparisons(1))
-    assignment = take(database, anna)
-    assert assignment is not None
+    anna, assignment = begun(database)
     draft = ranked(1, None, 2)
     draft["outputs"][0] = {"rating": None, "flags": {}}
     save(database, anna, assignment, 0, draft)
@@ -287,10 +284,7 @@ def test_gold_questions_are_mixed_in_one_in_ten_and_go_to_everybody(database: Da
 
 
 def test_time_on_task_is_what_the_page_measured_but_no_more_than_passed(database: Database) -> None:
-    (anna,) = add_people(database, "anna")
-    add_tasks(database, *comparisons(1))
-    assignment = take(database, anna)
-    assert assignment is not None
+    anna, assignment = begun(database)
     assert save(database, anna, assignment, 0, WHOLE, seconds=3.0).seconds == 3.0
     assert save(database, anna, assignment, 1, ranked(1, 1, 1), seconds=9999.0).seconds < 60
     assert save(database, anna, assignment, 2, ranked(2, 1, 1), seconds=-50.0).seconds >= 3.0
