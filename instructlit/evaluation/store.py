@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,12 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
+    beside = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".tmp")
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
+        with suppress(OSError):  # a half takes room that may be what is missing
+            beside.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}", where="--output") from error

@@ -8,6 +8,7 @@ policies apart.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -291,6 +292,8 @@ def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         beside.replace(path)
     except OSError as error:
+        with suppress(OSError):  # a half takes room that may be what is missing
+            beside.unlink(missing_ok=True)
         raise UserError(f"cannot be written: {error.strerror}", where=str(path)) from error
 
 

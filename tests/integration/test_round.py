@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,13 @@ def test_a_round(home: Path, char_tokenizer: PreTrainedTokenizerFast, capsys: py
     assert sum(right) == sum(pairs) > 0, "the ranks of a reward model are the order of its scores"
     assert {name for one in judged for name in one.policy or ()} == {"sft"}
 
+    shutil.copytree("models/now", "models/.now.partial-1-0a")  # what a kill leaves of a folder that was being written
     capsys.readouterr()
     assert main(["lineage", str(home.parents[1])]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert f"rounds/1/sft  {(weights_digest('sft') or '')[:12]}" in " ".join(lines)
     assert "    from rounds/1/sft  (wrote 32 answers)" in lines
+    assert not [line for line in lines if ".now.partial" in line]
     assert [line for line in lines if "!" in line] == ["    ! rounds/1/data/comparisons.jsonl changed since"]
     assert main(["lineage", str(home.parents[1]), "--form", "mermaid"]) == 1
     assert "|wrote 32 answers|" in capsys.readouterr().out

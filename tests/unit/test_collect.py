@@ -1,5 +1,6 @@
 """`instructlit collect`: which prompts, whose answers, and that a second start repeats nothing."""
 
+import hashlib
 import json
 import math
 import random
@@ -99,6 +100,22 @@ def test_killed_and_started_again_it_repeats_nothing(
     assert not drawn
     assert "finished before" in capsys.readouterr().out
     assert not partial.exists()
+
+
+def half_written(path: Path, *_: Any, **__: Any) -> None:
+    """In the place of `Path.write_text`: a kill between opening a file and writing to it."""
+    path.write_bytes(b"")
+    raise KeyboardInterrupt
+
+
+def test_a_record_that_was_being_written_is_written_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["sft", "--prompts", "prompts.jsonl", "--limit", "2", "--output", "tasks.jsonl"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", half_written)
+        assert collect(*words) == 130
+    assert collect(*words) == 0
+    made = json.loads(Path("tasks.made.json").read_text())
+    assert made["sha256"]["tasks.jsonl"] == hashlib.sha256(Path("tasks.jsonl").read_bytes()).hexdigest()
 
 
 def test_tasks_go_into_the_labelling_database_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

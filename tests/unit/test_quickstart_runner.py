@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from instructlit.errors import UserError
+from instructlit.errors import Ending, UserError
 from instructlit.tools.quickstart.attempt import Stamp
 from instructlit.tools.quickstart.process import LineLog
 from instructlit.tools.quickstart.runner import Estimate, Runner, clock, waves
@@ -96,6 +96,24 @@ def test_runs_in_order_and_skips_what_is_finished(runner: Runner, capfd: pytest.
     assert "finished before" in said
     assert "      b | did b\n" in said, "two at once: each line says whose it is"
     assert "      b | did b" not in (runner.folder / "logs" / "b.log").read_text()
+
+
+def test_results_stay_where_the_job_is_killed_while_it_adds_the_seconds(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def half_written(path: Path, text: str, **options: str) -> int:
+        if not path.name.startswith("results.json"):
+            return write(path, text, **options)
+        path.write_bytes(b"")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", half_written)
+    with pytest.raises(Ending):
+        runner.run()
+    monkeypatch.undo()
+    assert runner.run().keys() == json.loads((runner.folder / "results.json").read_text())["seconds"].keys()
 
 
 def test_a_changed_config_runs_its_stage_and_what_builds_on_it(runner: Runner, configs: Path) -> None:

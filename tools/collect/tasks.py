@@ -7,6 +7,7 @@ from typing import Any
 
 from instructlit.data.rows import file_hash
 from instructlit.errors import counted
+from instructlit.evaluation.store import write_text
 from instructlit.labels import LabelKind, Task, read_tasks, write_tasks
 from instructlit.labels.records import for_database, key_file, task_id
 from instructlit.models.lineage import weights_digest
@@ -68,7 +69,7 @@ def write(
         "tasks": len(tasks),
         "sha256": {f.name: file_hash(str(f)) for f in (target, key_file(target))},
     }
-    made.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write_text(made, json.dumps(told, indent=1) + "\n")
 
 
 def put_into(database: str | None, overlap: int, target: Path) -> None:

@@ -74,7 +74,7 @@ def _round(folder: Path, home: Path) -> Iterator[Node]:
     for data in sorted(home.glob("data/*.jsonl")):
         rows = sum(1 for line in data.open("rb") if line.strip())
         yield Node(_name(folder, data), counted(rows, "row"), file_hash(str(data)), {_name(folder, labels): "says"})
-    records = {model: read_record(model) for model in sorted(home.glob("models/*/"))}
+    records = {model: read_record(model) for model in sorted(home.glob("models/[!.]*/"))}
     for model in sorted(records, key=lambda model: records[model].get("stage") != "reward"):
         if records[model]:
             yield from _model(folder, home, model, records[model])

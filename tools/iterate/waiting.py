@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from instructlit.data.rows import file_hash
 from instructlit.data.splits import is_held_out
 from instructlit.errors import UserError, counted
+from instructlit.evaluation.store import write_text
 from instructlit.labels import Label, read_labels, read_tasks, write_labels
 from instructlit.labels.records import for_database, parse_label, with_policies
 
@@ -149,5 +150,5 @@ class _Database:
         if not labels:
             raise UserError("every task was withdrawn", where=database, expected="labels")
         write_labels(self.labels, with_policies(labels, self.known))
-        self.made.write_text(json.dumps(self.made_from) + "\n", encoding="utf-8")
+        write_text(self.made, json.dumps(self.made_from) + "\n")
         print(f"{self.labels}: {counted(len(labels), 'label')} out of {database}")

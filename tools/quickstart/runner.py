@@ -21,6 +21,7 @@ from typing import Any
 
 from instructlit import __version__
 from instructlit.errors import Ending, UserError, nearest
+from instructlit.evaluation.store import write_text
 from instructlit.tools.quickstart.attempt import Attempt, Stamp
 from instructlit.tools.quickstart.process import Job, run_logged
 from instructlit.tools.quickstart.stages import Stage
@@ -203,7 +204,7 @@ class Runner:
         if "evaluate" in seconds and path.exists():
             results: dict[str, Any] = json.loads(path.read_text())
             results["seconds"] = seconds
-            path.write_text(json.dumps(results, indent=1) + "\n")
+            write_text(path, json.dumps(results, indent=1) + "\n")
 
 
 def waves(plan: Sequence[Stage]) -> list[list[Stage]]:
