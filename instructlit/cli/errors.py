@@ -9,7 +9,7 @@ import traceback
 from instructlit.errors import Ending, UserError, chain, extra_of, is_ending, is_lightnings_refusal, not_installed
 
 DEBUG = "INSTRUCTLIT_DEBUG"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_PLACE = (
     errno.EACCES,
     errno.EEXIST,

@@ -74,11 +74,10 @@ def test_other_mistakes_of_the_user() -> None:
     assert explain(PermissionError(13, "Permission denied")) is None  # nothing says of what
 
 
-def test_what_a_full_disk_advises_holds_for_commands_without_checkpoints() -> None:
-    told = explain(OSError(errno.ENOSPC, "No space left on device"))
-    assert told == (
-        "nothing more can be written: No space left on device\n  to do: make room, then give the same command again"
-    )
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_what_a_full_disk_advises_holds_for_commands_without_checkpoints(number: int) -> None:
+    told = explain(OSError(number, "the reason"))
+    assert told == "nothing more can be written: the reason\n  to do: make room, then give the same command again"
 
 
 def test_a_refusal_of_lightnings_is_a_mistake_of_the_user_and_a_value_error_of_ours_is_none() -> None:
