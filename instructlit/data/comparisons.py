@@ -9,7 +9,7 @@ from instructlit.data.datamodule import DataModule, Options, Split
 from instructlit.data.demonstrations import demonstration_coder, measure_demonstration, only_sequence
 from instructlit.data.records import Coder, Measure, RecordDataset, scan
 from instructlit.data.sampling import PlannedLoader
-from instructlit.data.sources import Sources
+from instructlit.data.sources import Sources, require_name
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.errors import require
 from instructlit.types import Comparison, ComparisonBatch
@@ -77,6 +77,7 @@ class ComparisonData(DataModule):
         super().__init__(options, max_length)
         require("a whole number above 0", max_length=max_length, max_prompt_length=max_prompt_length)
         self.max_prompt_length = max_prompt_length or max_length // 2
+        require_name(demonstrations=demonstrations)
         self.demonstrations, self.length_bucketing = demonstrations, length_bucketing
 
     def coder(self) -> Coder:

@@ -18,7 +18,7 @@ from instructlit.data.records import Coder, Measure, RecordDataset, Scan, scan
 from instructlit.data.report import DataReport
 from instructlit.data.rows import Rows
 from instructlit.data.sampling import EvenPlan, Plan, PlannedLoader, ResumableDataLoader, ShuffledPlan, repeated
-from instructlit.data.sources import Sources, as_sources
+from instructlit.data.sources import Sources, as_sources, require_name
 from instructlit.data.splits import held_out
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
@@ -48,6 +48,7 @@ class Options:
         require("a whole number above 0", batch_size=self.batch_size)
         require("a whole number, 0 or more", num_workers=self.num_workers, seed=self.seed)
         require("a number from 0 to 1", **shares)
+        require_name(train=self.train, validation=self.validation, test=self.test)
 
 
 @dataclass

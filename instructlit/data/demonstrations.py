@@ -9,7 +9,7 @@ from instructlit.data.collate import collate_tokens
 from instructlit.data.datamodule import DataModule, Options
 from instructlit.data.records import Coder, Measure
 from instructlit.data.sampling import MixedPlan
-from instructlit.data.sources import Sources
+from instructlit.data.sources import Sources, require_name
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.errors import UserError, require
 from instructlit.types import Demonstration, TokenBatch
@@ -98,6 +98,7 @@ class DemonstrationData(DataModule):
         super().__init__(options, max_length)
         require("a whole number above 0", max_length=max_length, max_prompt_length=max_prompt_length)
         self.max_prompt_length = max_prompt_length or max_length // 2
+        require_name(pretraining=pretraining)
         self.pretraining, self.pretraining_fraction = pretraining, pretraining_fraction
         self.length_bucketing = length_bucketing
         if (pretraining is None) != (pretraining_fraction == 0):

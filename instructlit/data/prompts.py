@@ -8,7 +8,7 @@ from instructlit.data.collate import EncodedPrompt, collate_prompts, collate_tok
 from instructlit.data.datamodule import DataModule, Options
 from instructlit.data.hygiene import over_cap, personal_data, repeats
 from instructlit.data.records import Coder, Measure, Scan
-from instructlit.data.sources import Sources
+from instructlit.data.sources import Sources, require_name
 from instructlit.data.splits import prompt_key
 from instructlit.data.tokenization import Encoded
 from instructlit.errors import require
@@ -87,6 +87,7 @@ class PromptData(DataModule):
         kept = {"duplicate_prefix": duplicate_prefix, "max_prompts_per_user": max_prompts_per_user}
         require("a whole number, 0 or more", **kept)
         self.max_prompt_length = max_prompt_length
+        require_name(pretraining=pretraining)
         self.pretraining, self.pretraining_per_episode = pretraining, pretraining_per_episode
         self.pretraining_block_size, self.pretraining_packing = pretraining_block_size, pretraining_packing
         self.duplicate_prefix, self.max_prompts_per_user = duplicate_prefix, max_prompts_per_user

@@ -56,6 +56,24 @@ def as_sources(value: Sources | None) -> list[Source]:
     return [as_source(entry) for entry in (value if isinstance(value, list) else [value])]
 
 
+def require_name(**options: Sources | None) -> None:
+    """Refuse a source whose name is empty, as a variable of the shell may be: it would be taken for none.
+
+    Args:
+        options: the sources, under the names of their options.
+
+    Raises:
+        UserError: for the first that is.
+    """
+    for option, value in options.items():
+        if any(not source.path for source in as_sources(value)):
+            raise UserError(
+                "the name is empty",
+                where=option,
+                expected="a file, a glob, a `datasets` folder or a name on the Hub; null for none",
+            )
+
+
 def is_dataset_folder(path: Path) -> bool:
     """Whether `datasets` wrote this folder with `save_to_disk`."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()

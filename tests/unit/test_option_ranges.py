@@ -211,6 +211,22 @@ def test_of_data(kind: Callable[..., Any], options: tuple[str, ...]) -> None:
                 kind("models/sft", "rows.jsonl", **{option: value})
 
 
+@pytest.mark.parametrize(
+    ("kind", "further"),
+    [
+        (DemonstrationData, "pretraining"),
+        (ComparisonData, "demonstrations"),
+        (PromptData, "pretraining"),
+        (TextData, "test"),
+    ],
+)
+@pytest.mark.parametrize("value", ["", [""]])
+def test_of_data_whose_name_is_empty(kind: Callable[..., Any], further: str, value: Any) -> None:
+    for option in ("train", "validation", further):
+        with pytest.raises(UserError, match=rf"^{option}: the name is empty"):
+            kind(**{"tokenizer": "models/sft", "train": "rows.jsonl", option: value})
+
+
 @pytest.mark.parametrize("option", ["duplicate_prefix", "max_prompts_per_user"])
 def test_of_what_0_switches_off(option: str) -> None:
     with pytest.raises(UserError, match=rf"^{option}: found -1"):
