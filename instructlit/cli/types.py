@@ -231,6 +231,14 @@ def _import_module(name: str, path: str, where: str) -> Any:
             fix=extra_of(missing)
             or "a module of your own is found in the folder you start from, or install its package",
         ) from error
+    except (Exception, SystemExit) as error:  # of a script, an exit would be the command's, status 0 and not a word
+        raise UserError(
+            f"`{name}` cannot be imported: {type(error).__name__}: {error}",
+            where=where,
+            expected=f"a module that defines `{path.rpartition('.')[2]}`; what it does as a script stands behind "
+            '`if __name__ == "__main__":`',
+            fix="INSTRUCTLIT_DEBUG=1 shows where it failed",
+        ) from error
 
 
 def _near_module(missing: str, parent: str) -> str | None:

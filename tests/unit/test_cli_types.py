@@ -112,6 +112,29 @@ def test_a_module_that_lacks_something_itself_says_so(tmp_path: Path, monkeypatc
         import_class("broken_user_module.X", [], "x")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import sys\nsys.exit(0)\n", "SystemExit: 0"),
+        ("def reward(:\n", r"SyntaxError: invalid syntax \(user_module_0.py, line 1\)"),
+        ("1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("from os import no_such_name\n", "ImportError: cannot import name 'no_such_name'"),
+    ],
+)
+def test_a_module_that_fails_as_it_is_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+) -> None:
+    (tmp_path / "user_module_0.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=rf"^x: `user_module_0` cannot be imported: {words}"):
+        import_class("user_module_0.Reward", [], "x")
+
+
+def test_a_relative_path_is_told() -> None:
+    with pytest.raises(UserError, match=r"^x: `\.user` cannot be imported"):
+        import_class(".user.Reward", [], "x")
+
+
 def test_a_package_of_an_extra_is_named_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("bitsandbytes", "bitsandbytes.optim"):
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
