@@ -6,7 +6,6 @@ as code.
 """
 
 import inspect
-import json
 import logging
 import re
 import sys
@@ -58,6 +57,16 @@ The Trainer's own options follow.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
+class _OneLine(yaml.SafeDumper):
+    """Every text quoted, so that none is read as something else, and nothing by reference."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_OneLine.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
 def run(name: str, layers: list[Config], args: list[str]) -> int:
     """Run Lightning's `name` (fit, validate, test, predict).
 
@@ -85,7 +94,7 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
         check_files(config, pairs_of(args))
     try:
         # jsonargparse takes the text of a config as well as its path.
-        InstructCLI(name, ["--config", json.dumps(config.values), *args])
+        InstructCLI(name, ["--config", written(config.values), *args])
     except SystemExit:
         if not printing:
             raise
@@ -98,6 +107,11 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
             raise
         raise UserError(f"{refusal[1]} cannot be made: {refusal[2]}") from error
     return 0
+
+
+def written(values: dict[str, Any]) -> str:
+    """A config as one line of YAML. JSON would do but for infinity, which YAML takes for text as JSON writes it."""
+    return yaml.dump(values, Dumper=_OneLine, default_flow_style=True, width=sys.maxsize, sort_keys=False)
 
 
 def composed(layers: list[Config]) -> Config:

@@ -1,5 +1,6 @@
 """The command as a user calls it: from a folder of their own, with a module of their own."""
 
+import math
 import os
 import re
 import subprocess
@@ -194,6 +195,18 @@ def test_print_config_shows_everything_and_runs_nothing(folder: Path, call: Call
     assert shown["trainer"]["use_distributed_sampler"] is False
     assert shown["seed_everything"] == 0
     assert not (folder / "runs").exists()
+
+
+def test_infinity_is_a_number_and_a_text_is_a_text(folder: Path, call: Call) -> None:
+    text = "off: [1e5]\n.inf null é"
+    overlay = {"policy": {"path": text, "revision": ".inf"}, "optimizer": {"init_args": {"eps": math.inf}}}
+    (folder / "over.yaml").write_text(yaml.safe_dump({"model": {"init_args": overlay}}))
+    status, out, err = call("fit", "--config", "recipe.yaml", "--config", "over.yaml", "--print_config")
+    assert status == 0, err
+    shown = yaml.safe_load(out)["model"]["init_args"]
+    assert shown["optimizer"]["init_args"]["eps"] == math.inf
+    assert shown["policy"]["path"] == text
+    assert shown["policy"]["revision"] == ".inf"
 
 
 @pytest.mark.parametrize(
