@@ -5,6 +5,7 @@ Source: Hu et al. 2021 (LoRA), arXiv 2106.09685; Dettmers et al. 2023 (QLoRA), a
 
 import json
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -157,21 +158,42 @@ def hold_head(config: dict[str, Any]) -> bool:
     return config.get("task_type") == "SEQ_CLS" or HEAD in (config.get("modules_to_save") or ())
 
 
-def load_adapters(model: PreTrainedModel, folder: str, *, scalar: bool) -> nn.Module:
+def load_adapters(model: PreTrainedModel, folder: str, *, scalar: bool, where: str) -> nn.Module:
     """`model` with the adapters saved in `folder`, trainable; a scalar model's head is trained and saved with them: the
-    one saved there, or where these are a language model's the model's own."""
+    one saved there, or where these are a language model's the model's own.
+
+    Raises:
+        UserError: adapters that are damaged, not all there, or of another shape.
+    """
+    try:
+        adapted = _with_saved(model, folder, scalar=scalar)
+    except Exception as error:  # peft, safetensors and torch all raise their own kinds
+        raise UserError(
+            f"the adapters in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}",
+            where=f"{where}.path",
+            expected="adapter_config.json and the weights that it tells of, for the trunk that it names",
+            fix="export the adapters again, or copy the whole folder",
+        ) from error
+    _float32_trainable(adapted)
+    return adapted
+
+
+def _with_saved(model: PreTrainedModel, folder: str, *, scalar: bool) -> nn.Module:
     from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
     config: Any = PeftConfig.from_pretrained(folder)
     if not scalar or hold_head(vars(config)):
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
-    else:
-        # By its task peft trains a head, and looks for it among the weights.
-        config.task_type, config.inference_mode = "SEQ_CLS", False
-        head: Any = model.get_parameter(f"{HEAD}.weight")
-        adapted = get_peft_model(model, config)
-        set_peft_model_state_dict(adapted, load_peft_weights(folder, "cpu") | {f"base_model.model.{HEAD}.weight": head})
-    _float32_trainable(adapted)
+        with warnings.catch_warnings():  # what is missing would be new adapters, which compute nothing
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, folder, is_trainable=True)
+    # By its task peft trains a head, and looks for it among the weights.
+    config.task_type, config.inference_mode = "SEQ_CLS", False
+    head: Any = model.get_parameter(f"{HEAD}.weight")
+    adapted = get_peft_model(model, config)
+    saved = load_peft_weights(folder, "cpu") | {f"base_model.model.{HEAD}.weight": head}
+    missing = [name for name in set_peft_model_state_dict(adapted, saved).missing_keys if ".lora_" in name]
+    if missing:
+        raise ValueError(f"Found missing adapter keys: {missing}")
     return adapted
 
 

@@ -231,7 +231,7 @@ def _prepared(hf: PreTrainedModel, backbone: Backbone, *, scalar: bool, where: s
 
 def _adapted(hf: PreTrainedModel, backbone: Backbone, *, scalar: bool, where: str) -> nn.Module:
     if adapter_config(backbone.path) is not None:
-        return load_adapters(hf, str(Path(backbone.path).expanduser()), scalar=scalar)
+        return load_adapters(hf, str(Path(backbone.path).expanduser()), scalar=scalar, where=where)
     if backbone.lora is not None:
         return add_lora(hf, backbone.lora, scalar=scalar, where=where)
     if backbone.quantization:

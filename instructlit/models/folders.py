@@ -18,6 +18,7 @@ from instructlit.errors import UserError, nearest
 SINGLE = "model.safetensors"
 WEIGHTS = (SINGLE, f"{SINGLE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -40,6 +41,13 @@ def check_source(path: str, *, weights: bool, where: str) -> None:
             raise _missing_folder(path, folder, where)
         return
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        if weights and not any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
+            raise UserError(
+                f"{path} has an {ADAPTER_CONFIG} but no weights",
+                where=where,
+                expected=f"one of {', '.join(ADAPTER_WEIGHTS)}",
+                fix="export the adapters again, or copy the whole folder",
+            )
         return
     if not (folder / "config.json").is_file():
         raise UserError(
@@ -94,18 +102,28 @@ def _inner_folder(folder: Path) -> str | None:
 
 
 def adapter_config(path: str) -> dict[str, Any] | None:
-    """The adapter_config.json of a folder that holds adapters only, else None."""
+    """The adapter_config.json of a folder that holds adapters only, else None.
+
+    Raises:
+        UserError: it is damaged.
+    """
     folder = Path(path).expanduser()
-    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
+    file = folder / ADAPTER_CONFIG
+    if not file.is_file() or (folder / "config.json").is_file():
         return None
-    return _read_json(folder / ADAPTER_CONFIG)
+    config = _read_json(file)
+    if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path", ""), str | None):
+        raise UserError(
+            "is no config of adapters", where=str(file), expected="what peft writes, with a base_model_name_or_path"
+        )
+    return config
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"no JSON: {error}", where=str(file), fix="copy or export the model again") from error
+        raise UserError(f"not valid JSON: {error}", where=str(file), fix="copy or export the model again") from error
 
 
 def trunk_of(path: str) -> str | None:

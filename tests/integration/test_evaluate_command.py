@@ -196,8 +196,8 @@ def test_what_is_wrong_with_a_folder_is_told_before_any_model_replies(
         "small": ("config.json", config, "the tokenizer has ids up to 127, the model an embedding of 100 rows"),
         "cut": ("model.safetensors", cut, "cut/model.safetensors cannot be read"),
         "shards": (index, listed("model.safetensors", "second.safetensors"), "shards/second.safetensors cannot be"),
-        "index": (index, "{", f"index/{index}: no JSON"),
-        "adapters": ("adapter_config.json", "{", "adapters/adapter_config.json: no JSON"),
+        "index": (index, "{", f"index/{index}: not valid JSON"),
+        "adapters": ("adapter_config.json", "{", "adapters/adapter_config.json: not valid JSON"),
     }
     for name, (file, held, _) in wrong.items():
         shutil.copytree(tiny_llama_dir, name)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import EOS_ID, MAX_POSITIONS, PAD_ID, VOCABULARY, make_char_tokenizer, save_tiny_model
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import (
     Llama4TextConfig,
@@ -202,6 +204,60 @@ def test_a_trunk_that_is_gone_is_named(
     config.write_text(config.read_text().replace(str(tiny_llama_dir), str(tmp_path / "gone")))
     with pytest.raises(UserError, match=r"holds adapters for .*gone, which cannot be loaded: there is no folder"):
         load_causal_lm(Backbone(str(file)))
+
+
+def without_one(file: Path) -> bytes:
+    weights = load_file(file)
+    weights.pop(next(name for name in weights if "lora_B" in name))
+    return save(weights)
+
+
+def cut(file: Path) -> bytes:
+    return file.read_bytes()[:-100]
+
+
+@pytest.mark.parametrize("load", [load_causal_lm, load_scalar_model])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("adapter_config.json", lambda _: b"{", "adapter_config.json: not valid JSON"),
+        ("adapter_config.json", lambda _: b"[]", "adapter_config.json: is no config of adapters"),
+        ("adapter_config.json", lambda _: b'{"base_model_name_or_path": 5}', "is no config of adapters"),
+        ("adapter_model.safetensors", lambda _: None, "has an adapter_config.json but no weights"),
+        (
+            "adapter_model.safetensors",
+            lambda _: b"",
+            r"m\.path: the adapters in .* cannot be loaded: .*header too small",
+        ),
+        ("adapter_model.safetensors", cut, "cannot be loaded: .*not fully covered"),
+        ("adapter_model.safetensors", without_one, r"cannot be loaded: Found missing adapter keys.*lora_B"),
+    ],
+)
+def test_adapters_that_are_damaged_are_one_message(
+    tiny_llama_dir: Path,
+    char_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    load: Callable[..., Any],
+    name: str,
+    content: Callable[[Path], bytes | None],
+    words: str,
+) -> None:
+    folder = export_folder(load_causal_lm(adapted(tiny_llama_dir)), char_tokenizer, tmp_path / "a", merge=False)
+    damaged = content(folder / name)
+    (folder / name).unlink()
+    if damaged is not None:
+        (folder / name).write_bytes(damaged)
+    with pytest.raises(UserError, match=words):
+        load(Backbone(str(folder)), where="m")
+
+
+def test_adapters_of_another_rank_than_their_config_says_are_one_message(
+    tiny_llama_dir: Path, char_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    folder = export_folder(load_causal_lm(adapted(tiny_llama_dir)), char_tokenizer, tmp_path / "a", merge=False)
+    set_in_config(folder, r=5)
+    with pytest.raises(UserError, match=r"cannot be loaded: .*size mismatch"):
+        load_causal_lm(Backbone(str(folder)))
 
 
 @pytest.mark.parametrize("task", ["CAUSAL_LM", None])
