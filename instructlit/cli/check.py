@@ -158,17 +158,19 @@ class Checker:
                 near = f"init_args.{name}" if inside else nearest(name, SPEC)
                 expected = f"did you mean {'.'.join((*key, near))}?" if near else "class_path and init_args"
                 raise UserError(f"unknown key `{name}`", where=self.config.where((*key, name)), expected=expected)
-        args = value.get("init_args") or {}
-        if not isinstance(args, dict):
-            raise UserError(
-                "is not a mapping", where=self.config.where((*key, "init_args")), expected=f"arguments of {path}"
-            )
+        args, further = value.get("init_args") or {}, value.get("dict_kwargs") or {}
+        for name, given in (("init_args", args), ("dict_kwargs", further)):
+            if not isinstance(given, dict):
+                raise UserError(
+                    "is not a mapping", where=self.config.where((*key, name)), expected=f"arguments of {path}"
+                )
         if params is None:
             return
         self._keys(args, params, (*key, "init_args"))
+        self._keys(further, params, (*key, "dict_kwargs"))
         is_factory = isinstance(found, type) and not any(issubclass(found, c) for c in wanted)
         if not is_factory and not _is_callable_target(found):
-            self._required({**args, **(value.get("dict_kwargs") or {})}, params, (*key, "init_args"))
+            self._required({**args, **further}, params, (*key, "init_args"))
 
     def _required(self, values: dict[str, Any], params: dict[str, Parameter], key: Key) -> None:
         for name, parameter in params.items():

@@ -140,6 +140,8 @@ def test_a_duration_is_no_class(folder: Path) -> None:
         ("model: {class_path: cli_stand_inn.Module}", "did you mean cli_stand_in?"),
         ("model: {class_path: torch.optim.AdamW}", "is not a LightningModule"),
         ("model: {init_args: {optimizer: torch.optim}}", "torch.optim is no class"),
+        ("model: {dict_kwargs: 5}", "over.yaml:1: model.dict_kwargs: is not a mapping"),
+        ("model: {dict_kwargs: {no_such: 1}}", "over.yaml:1: model.dict_kwargs.no_such: unknown key"),
         ("trainer: {callbacks: [{init_args: {monitor: x}}]}", "names no class"),
         ("data: {init_args: {train: [{weight: 2}]}}", "`path` is needed"),
         ("model: {init_args: {reference: {dtype: float32}}}", "`path` is needed"),
