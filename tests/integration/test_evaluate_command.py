@@ -17,7 +17,7 @@ import yaml
 
 from instructlit.cli import main
 from instructlit.errors import UserError
-from instructlit.evaluation import Task, Weigh
+from instructlit.evaluation import Ask, Task, Weigh
 from instructlit.evaluation.language_model import LanguageModel
 from instructlit.tools.evaluate.suite import built, chosen, judges_of, read_suite
 
@@ -276,6 +276,24 @@ def test_a_tasks_file_is_named_and_not_read_as_a_config(tmp_path: Path) -> None:
     assert task.requests() == [Weigh("", ("once",))]
 
 
+class Untyped(Task):
+    """A task of a user who writes no types."""
+
+    def __init__(self, words, often=2):
+        self.asked = [words] * often
+
+    def requests(self):
+        return [Ask(text) for text in self.asked]
+
+    def measure(self, study):
+        raise NotImplementedError
+
+
+def test_a_task_of_ones_own_needs_no_types() -> None:
+    task: Any = built(Task, {"class_path": f"{__name__}.Untyped", "init_args": {"words": "hello"}}, "here")
+    assert task.requests() == [Ask("hello"), Ask("hello")]
+
+
 def test_results_are_of_this_run_where_every_task_fails(place: Path) -> None:
     words = ["evaluate", "ppo=ppo.jsonl", "--suite", "suite.yaml", "--tasks", "preference"]
     assert main(words) == 0
@@ -325,7 +343,7 @@ def test_lm_eval_tasks_give_lm_evals_own_scores(tmp_path: Path, tiny_llama_dir: 
     import lm_eval
     from lm_eval.api.model import LM
 
-    from instructlit.evaluation import Answer, Ask, Desk, Study, Weights
+    from instructlit.evaluation import Answer, Desk, Study, Weights
     from instructlit.evaluation.language_model import load_language_model
     from instructlit.evaluation.store import Store
 

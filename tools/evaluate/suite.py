@@ -175,7 +175,7 @@ def built(kind: type, spec: Mapping[str, Any], where: str) -> Any:
         if option not in known:
             raise unknown(option, known, where)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, "part")
+    parser.add_subclass_arguments(kind, "part", fail_untyped=False)  # as `fit` takes them
     try:
         return parser.instantiate(parser.parse_object({"part": dict(spec)}))["part"]
     except Exception as error:
