@@ -21,6 +21,8 @@ from instructlit.evaluation.store import Store
 from instructlit.types import PromptText
 
 Kind = Literal["compare", "rate", "decide", "score"]
+SCALES: dict[str, tuple[int, int]] = {"compare": (0, 1), "decide": (0, 1), "rate": (1, 7)}
+"""What a verdict may be; a score has a scale of its own."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,8 @@ class Desk:
                     waiting[asked[index].key] = verdict
                 else:
                     told = {"judge": name, "kind": asked[index].kind, "about": asked[index].about}
-                    self.store.put(prefix + asked[index].key, [verdict.value, verdict.said], **told)
+                    value = _checked(name, asked[index], verdict.value)
+                    self.store.put(prefix + asked[index].key, [value, verdict.said], **told)
         found = [self._found(prefix, q.key, waiting) for q in questions]
         self._count(name, {q.key: v for q, v in zip(questions, found, strict=True)})
         return found
@@ -240,6 +243,19 @@ class Desk:
             self.pending[name] += verdict.pending
             if verdict.unreadable:
                 self.examples.setdefault(name, verdict.said)
+
+
+def _checked(name: str, question: Question, value: float | None) -> float | None:
+    if value is None or question.kind not in SCALES:
+        return value
+    low, high = SCALES[question.kind]
+    if not low <= value <= high:
+        raise UserError(
+            f"{name} gave {value} where it is asked to {question.kind}, for {question.answers[0][:80]!r}",
+            where="judge",
+            expected=f"a number from {low} to {high}, or None where it has no verdict",
+        )
+    return value
 
 
 def plan_text(desk: Desk) -> list[str]:

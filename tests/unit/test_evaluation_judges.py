@@ -137,6 +137,27 @@ def test_verdicts_before_a_failure_are_kept(tmp_path: Path) -> None:
     assert len(Store(tmp_path / "v.jsonl")) == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "scale"),
+    [
+        ("compare", 2.0, "from 0 to 1"),
+        ("compare", float("nan"), "from 0 to 1"),
+        ("decide", -0.1, "from 0 to 1"),
+        ("rate", 0.5, "from 1 to 7"),
+        ("rate", 8, "from 1 to 7"),
+    ],
+)
+def test_a_verdict_off_its_scale_is_refused(kind: Any, value: float, scale: str, tmp_path: Path) -> None:
+    given = {"one": 1.0, "none": None, "wrong": value}
+    judge = Scripted(lambda question: given[str(question.prompt)])
+    asked = [Question(kind, prompt, ("yes", "no")) for prompt in given]
+    with pytest.raises(UserError, match=f"j gave {value} where it is asked to {kind}, for 'yes'") as caught:
+        Desk({"j": judge}, Store(tmp_path / "v.jsonl")).ask("j", asked)
+    assert scale in str(caught.value)
+    assert len(Store(tmp_path / "v.jsonl")) == 2
+    assert [v.value for v in Desk({"j": judge}, Store(tmp_path / "v.jsonl")).ask("j", asked[:2])] == [1.0, None]
+
+
 # -- preference -----------------------------------------------------------------------------------------------------
 
 
