@@ -502,11 +502,14 @@ def test_judges_are_told_which_answers_were_cut_off(tmp_path: Path) -> None:
         assert told == {("whole", True), ("cut", False)}, task
 
 
-def test_the_task_on_the_page_works(tmp_path: Path) -> None:
+def test_the_judge_and_the_task_on_the_page_work(tmp_path: Path) -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
-    code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
-    exec(code, names)
+    for block in page.read_text(encoding="utf-8").split("```python\n")[1:]:
+        exec(block.split("```")[0], names)
+    pairs = [Question("compare", "p", answers) for answers in (("a", "b c"), ("b c", "a"), ("a b", "c d"))]
+    verdicts = Desk({"j": names["Shorter"]()}, Store(tmp_path / "v.jsonl")).ask("j", pairs)
+    assert [verdict.value for verdict in verdicts] == [1.0, 0.0, 0.5]
     found = run(names["Brevity"](limit=4), tmp_path, {"m": lambda r: Answer(["two words"]), "none": lambda r: None})
     assert found["brevity/words"].figures["m"].value == 2.0
     assert found["brevity/words"].figures["m"].n == 4
