@@ -42,6 +42,8 @@ def test_alpha_by_hand() -> None:
     assert krippendorff_alpha([[1, 1], [1, 2]]) == pytest.approx(0.0)
     # Two units that contradict themselves: observed 2, expected 2 x 2 / 3 = 4/3: alpha = 1 - 3/2
     assert krippendorff_alpha([[1, 2], [2, 1]]) == pytest.approx(-0.5)
+    # Two of each in one unit: observed 2 x 2 / 3, as many as expected
+    assert krippendorff_alpha([[1, 1, 2, 2]]) == pytest.approx(0.0)
     assert krippendorff_alpha([[1, 1], [2, 2]]) == 1.0
     assert krippendorff_alpha([[3, 3], [3, 3]]) == 1.0, "no variation and no disagreement"
     assert math.isnan(krippendorff_alpha([[1], []]))
@@ -81,7 +83,8 @@ def test_pairs_by_hand() -> None:
 
 def test_pairwise_by_hand() -> None:
     # First prompt, three labelers: 2 of 3, 2 of 3, 1 of 3 is 5 of 9; second, two labelers: 1 of 1. Together 6 of 10.
-    found = pairwise([[[1, 2, 3], [1, 3, 2], [2, 1, 3]], [[1, 2], [1, 2]]])
+    # A third with one labeler says nothing.
+    found = pairwise([[[1, 2, 3], [1, 3, 2], [2, 1, 3]], [[1, 2], [1, 2]], [[2, 1]]])
     assert (found.value, found.pairs, found.units) == (0.6, 10, 2)
     # residuals 5 - 0.6 x 9 = -0.4 and 1 - 0.6 = 0.4: variance 2 x 0.32 / 100
     assert found.half_width == pytest.approx(Z * math.sqrt(0.0064))
@@ -112,10 +115,12 @@ def test_labelers_who_agree_wholly_may_yet_differ_on_other_prompts() -> None:
     assert found.value == 1.0
     assert 1 - found.half_width == pytest.approx(wilson_interval(20, 20)[0])
     assert share([(0, 3)] * 20).half_width == pytest.approx(wilson_interval(0, 20)[1])
+    assert share([(3, 7), (9, 21)]).half_width == 0, "rounding must not bring a sum of squares below 0"
     assert str(share([(2, 3)])) == "66.7 ± unknown", "one prompt says nothing of the spread between prompts"
 
 
 def test_nothing_to_compare() -> None:
     found = pairwise([[[1, 2]], [[1, 1], [1, 2]]])
     assert math.isnan(found.value)
+    assert (found.pairs, found.units) == (0, 0)
     assert str(found) == "no pair to compare"

@@ -83,6 +83,7 @@ def test_a_figure_rests_on_prompts_and_differs_with_0_outside() -> None:
     assert share([3, 0, 1], [4, 0, 2]).n == 2
     bounds = [(0.1, 0.3), (-0.3, -0.1), (0.0, 0.3), (-0.3, 0.0), (-0.1, 0.1)]
     assert [Figure(0.2, low, high, 5).differs for low, high in bounds] == [True, True, False, False, False]
+    assert [Figure(0.2, 0.2, 0.2, n).differs for n in (0, 1)] == [False, True]
 
 
 def test_no_trials_and_empty_groups() -> None:
