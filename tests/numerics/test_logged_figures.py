@@ -70,6 +70,15 @@ def test_pairs_by_hand() -> None:
     )
 
 
+def test_the_loss_of_scores_far_apart_is_finite() -> None:
+    """Checklist 9: the log of a sigmoid of -200 would be minus infinity."""
+    mask, order = torch.ones(2, 3, dtype=torch.bool), tensor([0, 0])
+    batch = ComparisonBatch(torch.zeros(2, 3, dtype=torch.int64), mask, mask, order, tensor([1, 2]), [None])
+    metrics = PairMetrics()
+    metrics.update(tensor([-100.0, 100.0]), batch)
+    assert metrics.compute()["loss"].item() == pytest.approx(200)
+
+
 def test_validation_is_over_tokens_and_a_prediction_over_those_of_its_row(tmp_path, tiny_llama_dir, char_tokenizer):
     """Completions of 1 and 9 tokens in a micro-batch each: EOS alone, and what the model holds likeliest."""
     model = load_causal_lm(Backbone(str(tiny_llama_dir)))
