@@ -31,7 +31,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 KINDS: dict[str, Callable[..., DataModule]] = {
     "demonstration": lambda *a, **k: DemonstrationData(*a, max_length=16, **k),
     "comparison": lambda *a, **k: ComparisonData(*a, max_length=16, **k),
-    "prompt": lambda *a, **k: PromptData(*a, filter_personal_data=True, **k),
+    "prompt": lambda *a, **k: PromptData(*a, filter_personal_data=True, template="turns", **k),
     "text": lambda *a, **k: TextData(*a, block_size=8, **k),
 }
 
