@@ -1,19 +1,30 @@
 """Masked reductions, whitening, last tokens and positions."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import tensor
 from torch.testing import assert_close
 
+from instructlit.losses import policy_loss, sampler_weights, value_loss
 from instructlit.ops import (
+    calibration_sums,
+    explained_variance,
+    gae,
     gather_last,
+    k1,
+    k2,
+    k3,
     last_index,
     masked_mean,
     masked_moments,
     masked_sum,
+    missing_eos,
     position_ids,
+    sequence_kl,
+    shape_rewards,
     whiten,
 )
 
@@ -32,6 +43,7 @@ def test_reductions_by_hand_with_junk_outside_the_mask() -> None:
     count, mean, variance = masked_moments(X, MASK)
     assert (count, mean) == (3, 3)
     assert_close(variance, tensor(14 / 3))
+    assert masked_moments(X[1], MASK[1]) == (1, 6, 0)
 
 
 def test_nothing_counts_gives_zero_and_no_nan() -> None:
@@ -55,6 +67,27 @@ def test_a_mask_that_is_not_boolean_or_not_of_the_shape_is_refused() -> None:
         masked_sum(X, MASK.long())
     with pytest.raises(ValueError, match="shapes differ"):
         masked_mean(X, MASK[:, :1])  # would broadcast
+
+
+@pytest.mark.parametrize(
+    ("function", "tensors"),
+    [
+        *((function, 1) for function in (masked_sum, masked_moments, whiten, gather_last)),
+        *((function, 2) for function in (sequence_kl, gae, explained_variance, partial(sampler_weights, cap=2.0))),
+        *((function, 3) for function in (policy_loss, value_loss)),
+        (lambda one, other, mask: shape_rewards(torch.zeros(2), one, other, mask, beta=0.1), 2),
+        *((lambda one, mask, of=of: of(one, mask.float()), 1) for of in (k1, k2, k3)),
+        (lambda one, mask: calibration_sums(one[0], mask[0].float()), 1),
+        (lambda one, mask: missing_eos(one[0], mask[0], "replace", -1.0), 1),
+    ],
+)
+def test_no_tensor_is_spread_over_the_others_unseen(function, tensors: int) -> None:
+    """One column in the place of three: torch would repeat it."""
+    arguments = [torch.zeros(2, 3) for _ in range(tensors)] + [torch.ones(2, 3, dtype=torch.bool)]
+    function(*arguments)
+    for place, whole in enumerate(arguments):
+        with pytest.raises(ValueError, match="shapes differ"):
+            function(*arguments[:place], whole[:, :1], *arguments[place + 1 :])
 
 
 def test_whitening_by_hand() -> None:
