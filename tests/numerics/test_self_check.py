@@ -11,6 +11,7 @@ from instructlit.modules import PPOModule
 from instructlit.modules.invariants import InvariantError
 from instructlit.ops.masking import masked_mean
 from instructlit.rollout import CachedEngine, RewardModel
+from instructlit.rollout.forward import log_probs_and_entropy
 
 
 class Noisy(CachedEngine):
@@ -33,6 +34,12 @@ def another_reference(module: PPOModule, monkeypatch: pytest.MonkeyPatch) -> Non
         reference.get_output_embeddings().weight.mul_(1.5)  # type: ignore[operator]
 
 
+def a_reference_surer_of_what_was_sampled(module: PPOModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        module, "reference_log_probs", lambda part: module.policy_log_probs(part) + 0.1 * part.response_mask
+    )
+
+
 def one_row_of_eight_moved_by_padding(module: PPOModule, monkeypatch: pytest.MonkeyPatch) -> None:
     score, alone = ScalarModel.score, []
 
@@ -44,12 +51,34 @@ def one_row_of_eight_moved_by_padding(module: PPOModule, monkeypatch: pytest.Mon
     monkeypatch.setattr(ScalarModel, "score", moved)
 
 
+def ratios(monkeypatch: pytest.MonkeyPatch, first: float, second: float) -> None:
+    """The update finds its first token and its second, where there is one, likelier by these factors."""
+
+    def moved(policy, part, temperature):
+        log_probs, entropy = log_probs_and_entropy(policy, part, temperature)
+        factors = torch.tensor([first, second]).log() * part.response_mask[:, 1:2]
+        return log_probs + torch.nn.functional.pad(factors, (0, log_probs.shape[1] - 2)), entropy
+
+    monkeypatch.setattr("instructlit.modules.ppo.log_probs_and_entropy", moved)
+
+
+def an_update_a_little_surer(module: PPOModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios(monkeypatch, 1.002, 1.002)  # the KL is of the square
+
+
+def an_update_off_by_as_much_above_as_below(module: PPOModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios(monkeypatch, 1.1, 0.9)
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
         (noisy_engine, "log-probs differ from the trainer's"),
         (another_reference, "the KL to the reference is"),
+        (a_reference_surer_of_what_was_sampled, "the KL to the reference is -0"),
         (one_row_of_eight_moved_by_padding, "seven columns of padding.* change a response's score by 0.05"),
+        (an_update_a_little_surer, "ratio_mean of the first minibatch is off by 0.0"),
+        (an_update_off_by_as_much_above_as_below, "approx_kl of the first minibatch is off by 0.0"),
     ],
 )
 def test_the_self_check_finds(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch, wrong, told):
