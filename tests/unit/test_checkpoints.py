@@ -118,6 +118,24 @@ def test_a_checkpoint_that_is_named_is_looked_at_before_it_is_read(tmp_path: Pat
     lone.write_bytes(lone.read_bytes()[:-7])
     with pytest.raises(UserError, match="was cut off"):
         check_checkpoint(str(lone))
+    shards = write(tmp_path, 10, sharded=True)
+    (shards / c.MANIFEST).unlink()
+    c.check_whole(shards / c.STATE, "--ckpt_path")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_all_of_one_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(c, "_sync", synced.append)
+    final = write(tmp_path, 2, sharded=sharded)
+    parts = [final, *final.rglob("*")]
+    written = c.partial(tmp_path, 2)
+    assert synced[-1] == tmp_path, "the name too"
+    assert sorted(synced[:-1]) == sorted(written / part.relative_to(final) for part in parts)
+    c.mark_finished(tmp_path, c.read_manifest(final))
+    assert synced[-2:] == [tmp_path / f"{c.PARTIAL}{c.FINISHED}", tmp_path]
 
 
 def test_one_of_another_stage_is_skipped(tmp_path: Path) -> None:
