@@ -105,9 +105,9 @@ class Encoder:
         return [*ids, self.eos]
 
     def prompt_is_prefix(self, prompt: PromptText, example: Encoded) -> bool:
-        """Whether the prompt alone has the ids with which `example`, of the same prompt, begins."""
+        """Whether the prompt alone has the ids with which `example`, of the same prompt and not cut, begins."""
         ids = self.prompt(prompt)
-        return example.ids[: len(ids)] == ids[: len(example.ids)] and example.start == min(len(ids), len(example.ids))
+        return example.ids[: len(ids)] == ids and example.start == len(ids)
 
     def _ids(self, text: str) -> tuple[list[int], list[int]]:
         return self._encode(text, special=self.renderer.adds_special_tokens)
@@ -118,6 +118,6 @@ class Encoder:
         ids, ends = list(encoding.ids), [end for _, end in encoding.offsets]
         if special and self._adds_eos:
             ids, ends = ids[:-1], ends[:-1]
-        if self.bos is not None and ids[:2] == [self.bos, self.bos]:
+        if ids[:2] == [self.bos, self.bos]:
             ids, ends = ids[1:], ends[1:]
         return ids, ends

@@ -122,6 +122,15 @@ def test_prompt_ids_begin_the_example_where_nothing_merges() -> None:
     assert encoder.prompt_is_prefix("ab\n", encoded)
 
 
+def test_a_prompt_of_as_many_other_ids_is_no_prefix() -> None:
+    """Alone "ab" is one token; before a "c" it is "a", and the token over the boundary begins as far in."""
+    core = Tokenizer(models.BPE({"</s>": 2, "a": 10, "b": 11, "c": 12, "bc": 20, "ab": 21}, [("b", "c"), ("a", "b")]))
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="</s>"))
+    encoded = encoder.example("ab", "c")
+    assert (encoded.ids, encoded.start, encoder.prompt("ab")) == ([10, 20, 2], 1, [21])
+    assert not encoder.prompt_is_prefix("ab", encoded)
+
+
 def test_empty_completion_learns_eos_alone(char_tokenizer: PreTrainedTokenizerFast) -> None:
     encoded = Encoder(char_tokenizer).example("ab", "")
     assert encoded.ids == [A, B, EOS]
@@ -135,9 +144,11 @@ def test_one_bos_and_one_eos_in_plain_text(adds_eos: bool, completion: str) -> N
     encoder = Encoder(bpe(bos=True, eos=adds_eos))
     assert encoder.example("a", completion).ids == [1, 10, 12, 13, 2]
     assert encoder.example("<s>a", completion).ids == [1, 10, 12, 13, 2]
-    assert encoder.example("a", completion).start == 2
+    assert [encoder.example(prompt, completion).start for prompt in ("a", "<s>a")] == [2, 2]
     assert encoder.prompt("a") == [1, 10]
     assert encoder.example("a", "").loss_mask == [False, False, True]
+    after_a_turn = encoder.example("a</s>", "")
+    assert (after_a_turn.ids, after_a_turn.start) == ([1, 10, 2, 2], 3), "the EOS of the prompt is not the response's"
 
 
 @pytest.mark.parametrize("text", ["acd", "acd</s>", "acd</s></s>", "<s>acd</s>"])
