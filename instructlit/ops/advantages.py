@@ -26,7 +26,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     Source: Schulman et al. 2016 (arXiv 1506.02438) equation 16.
     """
     check_same_shape(mask, rewards=rewards, values=values)
-    rewards, values = zero_outside(rewards, mask), zero_outside(values, mask)
+    values = zero_outside(values, mask)
     advantages = torch.zeros_like(values)
     next_value = next_advantage = values.new_zeros(values.shape[0])
     for t in reversed(range(values.shape[1])):
