@@ -9,11 +9,12 @@ from torch import nn
 
 from instructlit.losses import policy_loss, value_loss
 from instructlit.models.adapters import Lora
-from instructlit.models.backbone import Backbone, load_causal_lm
+from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
+from instructlit.models.export import export_folder
 from instructlit.models.schedules import LinearToZero
 from instructlit.modules import PPOModule
 from instructlit.ops import AdaptiveKL, FixedKL, RunningMoments, gae, shape_rewards, whiten
-from instructlit.rollout import Sampling, Shaping
+from instructlit.rollout import RewardModel, Sampling, Shaping
 from instructlit.rollout.forward import response_values
 
 PROMPTS = {"prompts": prompt_batch(["ab", "say hello ", "x", "count to 3 ", "1", "qq", "mnop", "r"])}
@@ -162,6 +163,14 @@ def test_the_dropout_of_each_network_is_off(tiny_gpt2_dir, network):
     assert all(part.p == 0 for model in module._models() for part in model.modules() if isinstance(part, nn.Dropout))
 
 
+def test_the_dropout_of_a_reward_model_is_off(tmp_path, tiny_gpt2_dir, char_tokenizer):
+    folder = export_folder(load_scalar_model(Backbone(str(tiny_gpt2_dir))), char_tokenizer, tmp_path / "reward")
+    reward = RewardModel(Backbone(str(folder), dropout=0.5))
+    reward.prepare(torch.device("cpu"), char_tokenizer)
+    (network,) = reward.networks()
+    assert {part.p for part in network.modules() if isinstance(part, nn.Dropout)} == {0}
+
+
 def test_a_second_pass_is_held_to_the_rollout(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
     """By each clip of its own, and weighed by the policy that was sampled from."""
     module = ppo_module(
@@ -231,6 +240,19 @@ def test_each_rank_draws_from_a_stream_of_its_own_and_goes_on_with_it(
     torch.save(kept, tmp_path / "both.ckpt")
     for rank in range(2):
         assert torch.equal(drawn_from(rank, seed=2, checkpoint=tmp_path / "both.ckpt"), states[rank])
+
+
+def test_an_average_may_begin_in_a_run_that_goes_on(tmp_path, tiny_llama_dir, char_tokenizer):
+    data = FixedBatches(char_tokenizer, [PROMPTS])
+    fit = trainer(tmp_path)
+    fit.fit(ppo_module(tiny_llama_dir, ema_decay=None), datamodule=data)
+    fit.save_checkpoint(tmp_path / "ended.ckpt")
+    module = ppo_module(tiny_llama_dir, ema_decay=0.9)
+    trainer(tmp_path).fit(module, datamodule=data, ckpt_path=tmp_path / "ended.ckpt", weights_only=True)
+    assert module.ema is not None
+    before = weights(module.trained_model)
+    with module.ema.swapped():
+        assert torch.equal(weights(module.trained_model), before), "of the weights as they were then"
 
 
 def test_every_batch_and_rank_of_a_validation_draws_numbers_of_its_own(

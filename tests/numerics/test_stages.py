@@ -91,9 +91,10 @@ def test_sft_step_is_the_same_for_one_micro_batch_of_8_and_eight_of_1(tmp_path, 
 
 
 def test_sft_step_is_gradient_descent_on_the_mean_over_all_counted_tokens(tmp_path, tiny_llama_dir, char_tokenizer):
-    module = sft_module(tiny_llama_dir, micro_batch_size=3)
-    run(tmp_path, module, char_tokenizer, [token_batch(PAIRS)])
-    model, batch = load_causal_lm(Backbone(str(tiny_llama_dir))), token_batch(PAIRS)
+    module, batch = sft_module(tiny_llama_dir, micro_batch_size=3), token_batch(PAIRS)
+    batch.loss_mask[:, 0] = True  # nothing is before the first token: it is no target
+    run(tmp_path, module, char_tokenizer, [batch])
+    model = load_causal_lm(Backbone(str(tiny_llama_dir)))
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long()).logits
     # by hand: cross entropy over the labels of transformers' own convention
     labels = batch.input_ids.masked_fill(~batch.loss_mask, -100)[:, 1:]
@@ -244,6 +245,7 @@ def test_the_value_network_starts_as_the_reward_model(tmp_path, tiny_llama_dir):
 
 def test_pretraining_gradient_is_added_times_gamma_in_one_step(tmp_path, tiny_llama_dir, char_tokenizer):
     text, gamma = text_batch(TEXTS), 27.8
+    text.loss_mask[:, 0], text.loss_mask[:, 3] = True, False  # nothing is before the first, and not all need count
 
     def change(batch, coefficient):
         torch.manual_seed(3)
