@@ -39,7 +39,7 @@ def held_out(keys: np.ndarray, fraction: float) -> np.ndarray:
         keys: (rows,) uint64, hashes of the prompt or of whatever may not be torn apart.
         fraction: between 0 and 1; 0 holds nothing out.
     """
-    if not fraction or not len(keys):
+    if not fraction:
         return np.zeros(len(keys), dtype=bool)
     place = keys.astype(np.float64) / 2.0**64
     chosen = place < fraction

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from instructlit.losses.base import LossSum
 from instructlit.ops.log_probs import next_token_log_probs
-from instructlit.ops.masking import check_same_shape, masked_sum
+from instructlit.ops.masking import masked_sum
 
 
 def language_loss(logits: Tensor, input_ids: Tensor, loss_mask: Tensor) -> LossSum:
@@ -18,7 +18,6 @@ def language_loss(logits: Tensor, input_ids: Tensor, loss_mask: Tensor) -> LossS
 
     Source: InstructGPT (arXiv 2203.02155) section 3.5 for SFT and the last term of equation 2 for the pretraining mix.
     """
-    check_same_shape(loss_mask, input_ids=input_ids)
     return target_loss(next_token_log_probs(logits, input_ids), loss_mask[:, 1:])
 
 

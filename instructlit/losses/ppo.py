@@ -39,13 +39,12 @@ def policy_loss(
     check_same_shape(mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
     # masked before the exponential: junk outside must not overflow and reach the gradient as 0 * inf
     log_probs, old_log_probs = zero_outside(log_probs, mask), zero_outside(old_log_probs, mask)
-    advantages = zero_outside(advantages, mask)
     ratio = torch.exp(log_probs - old_log_probs)
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
     terms = torch.maximum(unclipped, clipped)
     if weights is not None:
-        terms = terms * zero_outside(weights.detach(), mask)
+        terms = terms * weights.detach()
     loss = LossSum(masked_sum(terms, mask), mask.sum().float())
     with torch.no_grad():
         statistics = {

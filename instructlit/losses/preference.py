@@ -60,7 +60,7 @@ def ranking_loss(scores: Tensor, prompt_index: Tensor, ranks: Tensor) -> LossSum
         raise ValueError(f"scores {tuple(scores.shape)} and ranks {tuple(ranks.shape)} are one a completion")
     pairs = comparison_pairs(prompt_index, ranks)
     losses = -logsigmoid(pair_margins(scores, pairs))
-    pairs_of = torch.bincount(pairs.prompt, minlength=len(ranks))
+    pairs_of = torch.bincount(pairs.prompt)
     return LossSum((losses / pairs_of[pairs.prompt]).sum(), (pairs_of > 0).sum().float())
 
 

@@ -49,9 +49,9 @@ def _at_responses(policy: nn.Module, responses: Responses, read: Read) -> Tensor
 def response_values(value: ScalarModel, responses: Responses) -> Tensor:
     """Values (B, R) float32: `values[:, t]` is that of the state before response token t; zero outside the response."""
     steps = responses.response_ids.shape[1]
-    wanted = nn.functional.pad(responses.response_mask.bool(), (responses.input_ids.shape[1] - steps - 1, 1))
+    wanted = nn.functional.pad(responses.response_mask, (responses.input_ids.shape[1] - steps - 1, 1))
     values = value(responses.input_ids, responses.attention_mask, wanted=wanted)
-    return values[:, -steps - 1 : -1] * responses.response_mask
+    return values[:, -steps - 1 : -1]
 
 
 class Chunks(Generic[R]):
