@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from instructlit.data.hygiene import over_cap, personal_data, prefix_hash, repeats
-from instructlit.data.splits import hash64, held_out, prompt_key
+from instructlit.data.splits import hash64, held_out, is_held_out, prompt_key
 
 
 def keys(n: int) -> np.ndarray:
@@ -14,6 +14,7 @@ def keys(n: int) -> np.ndarray:
 def test_the_fraction_is_held_out() -> None:
     assert abs(held_out(keys(20_000), 0.1).mean() - 0.1) < 0.01
     assert not held_out(keys(100), 0.0).any()
+    assert [is_held_out(f"prompt {i}", 0.1) for i in range(500)] == held_out(keys(500), 0.1).tolist()
 
 
 def test_rows_of_one_prompt_stay_together() -> None:
@@ -29,21 +30,24 @@ def test_more_data_moves_no_prompt() -> None:
 
 
 def test_neither_side_is_empty_where_there_are_two_prompts() -> None:
-    three = keys(3)
-    assert held_out(three, 1e-9).tolist() == (three == three.min()).tolist()
-    assert held_out(three, 1.0).tolist() == (three != three.max()).tolist(), "the nearest to the edge changes sides"
+    for few in (keys(2), keys(3)):
+        assert held_out(few, 1e-9).tolist() == (few == few.min()).tolist()
+        assert held_out(few, 1.0).tolist() == (few != few.max()).tolist(), "the nearest to the edge changes sides"
     assert held_out(np.repeat(keys(1), 2), 1e-9).tolist() == [False, False]
+    assert held_out(keys(0), 0.5).tolist() == []
 
 
 def test_what_makes_two_prompts_the_same() -> None:
     user = {"role": "user", "content": " Hi "}
     assert prompt_key("Hi\n") == prompt_key([user]) == "Hi"
+    assert prompt_key([user | {"role": "system"}]) != "Hi"
     assert prompt_key([user, {"role": "assistant", "content": "a"}, user]) != prompt_key([user])
 
 
 def test_near_duplicates_share_more_than_half() -> None:
     start = "write a poem about the sea and "  # 31 characters
     assert prefix_hash(start + "a ship", 30) == prefix_hash("Write  a poem\nabout the SEA and wind", 30)
+    assert prefix_hash(f"\n{start}", 30) == prefix_hash(start, 30)
     assert prefix_hash(start + "a ship", 40) != prefix_hash(start + "wind", 40)  # shorter than 40: compared whole
     long = start + "x" * 40
     assert prefix_hash(long, 30) != prefix_hash(start + "y" * 40, 30)  # 31 of 71 characters is less than half
