@@ -100,6 +100,7 @@ def test_explained_variance_by_hand() -> None:
     # the returns' variance is 5; halving each leaves errors 0, 1, 2, 3 with variance 5/4
     values = torch.where(mask, returns / 2, -99.0)
     assert_close(explained_variance(values, returns, mask), tensor(0.75))
+    assert_close(explained_variance(values / 100, returns / 100, mask), tensor(0.75))
     assert explained_variance(torch.where(mask, returns, 7.0), returns, mask) == 1
     assert explained_variance(torch.full((2, 3), 3.0), returns, mask) == 0  # a constant explains nothing
     assert explained_variance(-returns, returns, mask) == -3
