@@ -231,3 +231,4 @@ def test_prompts_and_blocks_of_text_are_named_too(tmp_path, tiny_llama_dir):
 def test_rules_that_cannot_be(wrong):
     with pytest.raises(UserError, match="nonfinite"):
         NonFinite(**wrong)
+    NonFinite("skip", max_in_a_row=1)

@@ -122,10 +122,13 @@ def test_an_export_of_the_database_finds_its_tasks() -> None:
         ({"ratings": [8, 1, 1]}, "ratings"),
         ({"ratings": [1]}, "3 ratings"),
         ({"policy": ["a"]}, "policy"),
+        ({"policy": "abc"}, "policy: found 'abc'"),
+        ({"policy": ["a", "b", 3]}, "policy"),
         ({"seconds": "long"}, "seconds"),
         ({"ended": [True, 1, False]}, "ended: found [True, 1, False]"),
         ({"ended": [True]}, "ended"),
         ({"round": 1.5}, "round"),
+        ({"round": -1}, "round"),
         ({"flags": [{"x": 1}, {}, {}]}, "flags"),
     ],
 )
@@ -139,10 +142,18 @@ def test_a_wrong_label_names_its_line_and_field(tmp_path: Path, change: dict[str
     assert told in str(caught.value)
 
 
+def test_a_task_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    write_tasks(tmp_path / "tasks.jsonl", [Task("t", "demonstration", "p"), Task("t", "demonstration", "q")])
+    with pytest.raises(UserError, match=r"tasks\.jsonl: task 't' is there twice"):
+        read_tasks(tmp_path / "tasks.jsonl")
+
+
 def test_policies_return_in_the_order_of_the_label() -> None:
     task = Task("t1", "comparison", "prompt t1", ["three", "one", "two"], ["m3", "m1", "m2"], round=4)
     found = with_policies([label()], [task])[0]
     assert (found.policy, found.round) == (["m1", "m2", "m3"], 4)
+    assert with_policies([replace(label(), round=3)], [task]) == []
+    assert len(with_policies([replace(label(), round=3)], [replace(task, round=None)])) == 1, "of any round"
     same = Task("e", "evaluation", "p", ["a", "a"], ["ours", "theirs"])
     both = with_policies([Label("e", "evaluation", "p", "anna", ["a", "a"], [1, 1])], [same])[0]
     assert both.policy == ["ours", "theirs"], "equal answers of two policies keep both"
@@ -166,7 +177,7 @@ def test_exported_rows_are_what_the_datamodules_read(tmp_path: Path, char_tokeni
             f"t{n}",
             labeler,
             [1, 2, 2],
-            ratings=[7, 4, 4],
+            ratings=[7, 4, 4] if labeler == "anna" else [7, None, 4],
             flags=[{"hallucination": False}] * 3,
             policy=["a", "b", "b"],
             round=1,
@@ -190,6 +201,7 @@ def test_exported_rows_are_what_the_datamodules_read(tmp_path: Path, char_tokeni
             assert record.labeler
     first = found.train["comparison"][0]
     assert first["ratings"] == [7, 4, 4]
+    assert all(("ratings" in row) == (row["labeler"] == "anna") for row in found.train["comparison"])
     assert (first["policy"], first["round"], first["task"]) == (["a", "b", "b"], 1, first["prompt"].split()[1])
     sides = [{row["prompt"] for row in rows["comparison"]} for rows in (found.train, found.validation)]
     assert sides[0].isdisjoint(sides[1]), "both labelers of a prompt are on one side"
@@ -303,6 +315,9 @@ def test_weights_and_fractions_out_of_range_are_refused() -> None:
         export([label()], 0.0, {"anna": -1})
     with pytest.raises(UserError, match="validation_fraction"):
         export([label()], 1.0)
+    with pytest.raises(UserError, match="min_agreement"):
+        export([label()], 0.0, min_agreement=1.01)
+    assert export([label()], 0.0, min_agreement=1.0).train["comparison"], "wholly agreed is a bound"
 
 
 def test_a_rows_weight_is_how_often_it_comes(tmp_path: Path) -> None:
