@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -88,6 +89,22 @@ def test_sft_step_is_the_same_for_one_micro_batch_of_8_and_eight_of_1(tmp_path, 
     for other, loss in zip(after[1:], losses[1:], strict=True):
         torch.testing.assert_close(other, after[0], atol=1e-6, rtol=0)
         assert loss == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_a_rank_with_fewer_micro_batches_goes_on_with_blank_ones(tiny_llama_dir, monkeypatch):
+    """Checklist 36, where models are cut: every forward and backward is a collective, and another rank has four."""
+    module, batch, asked = sft_module(tiny_llama_dir), token_batch(PAIRS), []
+
+    def reduce(count, reduce_op):
+        asked.append((int(count), reduce_op))
+        return torch.tensor(4)
+
+    monkeypatch.setattr(SFTModule, "sharded", True)
+    monkeypatch.setattr(module, "_trainer", SimpleNamespace(strategy=SimpleNamespace(reduce=reduce)))
+    parts = module.in_step([batch.rows(slice(0, 1)), batch.rows(slice(1, 3))])
+    assert asked == [(2, "max")]
+    assert [bool(part.loss_mask.any()) for part in parts] == [True, True, False, False]
+    assert [len(part) for part in parts] == [1, 2, 2, 2]
 
 
 def test_sft_step_is_gradient_descent_on_the_mean_over_all_counted_tokens(tmp_path, tiny_llama_dir, char_tokenizer):
