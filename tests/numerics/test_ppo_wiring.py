@@ -15,6 +15,7 @@ from instructlit.models.schedules import LinearToZero
 from instructlit.modules import PPOModule
 from instructlit.ops import AdaptiveKL, FixedKL, RunningMoments, gae, shape_rewards, whiten
 from instructlit.rollout import RewardModel, Sampling, Shaping
+from instructlit.rollout.collect import minibatch_indices
 from instructlit.rollout.forward import response_values
 
 PROMPTS = {"prompts": prompt_batch(["ab", "say hello ", "x", "count to 3 ", "1", "qq", "mnop", "r"])}
@@ -215,6 +216,15 @@ def test_a_rate_that_falls_to_0_is_there_after_the_last_update(tmp_path, tiny_ll
     module = ppo_module(tiny_llama_dir, episodes=12, ppo_epochs=2, lr_scheduler=LinearToZero)
     rows = run(tmp_path, module, char_tokenizer, rollouts=2)
     assert [row["ppo/lr"] for row in rows] == pytest.approx([0.05, 0])
+
+
+def test_minibatches_are_dealt_by_the_stream_of_the_run():
+    def dealt(seed):
+        return torch.stack(minibatch_indices(8, 4, torch.Generator().manual_seed(seed), torch.device("cpu")))
+
+    assert torch.equal(dealt(0), dealt(0))
+    assert not torch.equal(dealt(0), dealt(1))
+    assert sorted(dealt(0).flatten().tolist()) == list(range(8))
 
 
 def test_each_rank_draws_from_a_stream_of_its_own_and_goes_on_with_it(
