@@ -39,7 +39,7 @@ def columns_up_to(lengths: list[int], width: int) -> Tensor:
 def test_pairs_by_hand() -> None:
     """Ann ranks three completions, Bob two, and nobody known two: five pairs, in the order of `comparison_pairs`."""
     scores = tensor([2.0, 1.0, 1.0, 3.0, 0.0, 1.0, 5.0])
-    lengths = [3, 1, 1, 1, 4, 1, 3]
+    lengths = [2, 1, 1, 1, 4, 1, 2]
     batch = ComparisonBatch(
         input_ids=torch.zeros(7, 5, dtype=torch.int64),
         attention_mask=torch.ones(7, 5, dtype=torch.bool),  # a token over the border makes a prompt one shorter
@@ -50,7 +50,7 @@ def test_pairs_by_hand() -> None:
     )
     metrics = PairMetrics()
     metrics.update(scores, batch)
-    # winner less loser: scores 1, 1, 0, -3, -4; lengths 2, 2, 0, 3, -2; ranks 1, 3, 2, 1, 1 apart
+    # winner less loser: scores 1, 1, 0, -3, -4; lengths 1, 1, 0, 3, -1; ranks 1, 3, 2, 1, 1 apart
     favourite = {d: 1 / (1 + math.exp(-d)) for d in (1, 3, 4)}
     assert {name: value.item() for name, value in metrics.compute().items()} == pytest.approx(
         {
@@ -71,12 +71,14 @@ def test_pairs_by_hand() -> None:
 
 
 def test_the_loss_of_scores_far_apart_is_finite() -> None:
-    """Checklist 9: the log of a sigmoid of -200 would be minus infinity."""
+    """Checklist 9: the log of the sigmoid of -200 would be minus infinity. A group without a pair has no figure."""
     mask, order = torch.ones(2, 3, dtype=torch.bool), tensor([0, 0])
     batch = ComparisonBatch(torch.zeros(2, 3, dtype=torch.int64), mask, mask, order, tensor([1, 2]), [None])
     metrics = PairMetrics()
     metrics.update(tensor([-100.0, 100.0]), batch)
-    assert metrics.compute()["loss"].item() == pytest.approx(200)
+    figures = metrics.compute()
+    assert figures["loss"].item() == pytest.approx(200)
+    assert {name for name in figures if "accuracy" in name} == {"accuracy", "length_accuracy", "accuracy_margin_1"}
 
 
 def test_validation_is_over_tokens_and_a_prediction_over_those_of_its_row(tmp_path, tiny_llama_dir, char_tokenizer):

@@ -148,6 +148,14 @@ def test_a_task_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         read_tasks(tmp_path / "tasks.jsonl")
 
 
+@pytest.mark.parametrize("scores", [[0.1], 0.1, ["a", "b"]])
+def test_a_task_has_a_score_for_each_completion_or_none(tmp_path: Path, scores: Any) -> None:
+    row = {"task": "t", "prompt": "p", "completions": ["a", "b"], "scores": scores}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"tasks\.jsonl:1.*scores: found"):
+        read_tasks(tmp_path / "tasks.jsonl")
+
+
 def test_policies_return_in_the_order_of_the_label() -> None:
     task = Task("t1", "comparison", "prompt t1", ["three", "one", "two"], ["m3", "m1", "m2"], round=4)
     found = with_policies([label()], [task])[0]
