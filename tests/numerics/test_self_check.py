@@ -24,6 +24,19 @@ class Noisy(CachedEngine):
         return found
 
 
+class Silent(CachedEngine):
+    """One response without a token: its score has no place."""
+
+    def generate(self, *arguments):
+        found = super().generate(*arguments)
+        found.response_mask[0], found.log_probs[0] = False, 0
+        return found
+
+
+def silent_engine(module: PPOModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    module.engine = Silent()
+
+
 def noisy_engine(module: PPOModule, monkeypatch: pytest.MonkeyPatch) -> None:
     module.engine = Noisy()
 
@@ -36,7 +49,7 @@ def another_reference(module: PPOModule, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def a_reference_surer_of_what_was_sampled(module: PPOModule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        module, "reference_log_probs", lambda part: module.policy_log_probs(part) + 0.1 * part.response_mask
+        module, "reference_log_probs", lambda part: module.policy_log_probs(part) + 5e-4 * part.response_mask
     )
 
 
@@ -74,8 +87,9 @@ def an_update_off_by_as_much_above_as_below(module: PPOModule, monkeypatch: pyte
     ("wrong", "told"),
     [
         (noisy_engine, "log-probs differ from the trainer's"),
+        (silent_engine, "rewards without a KL penalty miss their score"),
         (another_reference, "the KL to the reference is"),
-        (a_reference_surer_of_what_was_sampled, "the KL to the reference is -0"),
+        (a_reference_surer_of_what_was_sampled, "the KL to the reference is -0.00"),
         (one_row_of_eight_moved_by_padding, "seven columns of padding.* change a response's score by 0.05"),
         (an_update_a_little_surer, "ratio_mean of the first minibatch is off by 0.0"),
         (an_update_off_by_as_much_above_as_below, "approx_kl of the first minibatch is off by 0.0"),
