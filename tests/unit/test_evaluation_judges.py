@@ -200,6 +200,13 @@ def test_a_judge_who_takes_the_first_gives_a_half_and_is_found_out(tmp_path: Pat
     assert "the first place twice in 100.0%" in found["position_bias"].notes[0]
 
 
+def test_a_pair_counts_only_where_both_orders_were_readable(tmp_path: Path) -> None:
+    judge = Scripted(lambda q: None if q.answers[0] == "odd" else 1.0 if q.kind == "compare" else 4.0)
+    found = preference(tmp_path, judge, {"sft": ["a", "a", "odd", "a"], "ppo": ["bb", "cc", "dd", "odd"]})
+    figure = found["win_rate"].figures["ppo"]
+    assert (figure.value, figure.n) == (0.5, 2)
+
+
 def test_a_judge_who_reads_has_no_position_bias(tmp_path: Path) -> None:
     def better(q: Question) -> float:
         if q.kind == "rate":
