@@ -33,6 +33,12 @@ def plain_text(prompt: PromptText) -> str:
     return "".join(f"{_ROLES[m['role']]}:\n{m['content']}\n\n" for m in prompt) + "Assistant:\n"
 
 
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts a BOS before plain text."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer.backend_tokenizer.encode("a").ids[:1] == [bos]
+
+
 class Renderer:
     """Turns prompts and completions into text.
 
@@ -74,9 +80,10 @@ class Renderer:
         return not self.uses_template or self.tokenizer.eos_token in self._tail
 
     @property
-    def takes_generation_prompt(self) -> bool:
-        """False for a template that does not open the assistant's turn itself, so that we have to."""
-        return not self._after_prompt
+    def put_behind_prompts(self) -> str:
+        """What the template writes before an answer and not as a generation prompt, and we behind every prompt: the
+        assistant's header where it takes none, or an empty block of reasoning."""
+        return self._after_prompt
 
     def prompt(self, prompt: PromptText) -> str:
         """The text a model answers, up to the place where its response starts.
@@ -108,10 +115,7 @@ class Renderer:
 
     def _template_text(self, template: str) -> str:
         if template == "turns":
-            adds_bos = self.tokenizer.bos_token and self.tokenizer.backend_tokenizer.encode("a").ids[:1] == [
-                self.tokenizer.bos_token_id
-            ]
-            return ("{{ bos_token }}" if adds_bos else "") + TURNS
+            return ("{{ bos_token }}" if adds_bos(self.tokenizer) else "") + TURNS
         if "{{" in template or "{%" in template:
             return template
         path = Path(template).expanduser()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from instructlit.data.chat import plain_text
+from instructlit.data.chat import adds_bos, plain_text
 from instructlit.data.check_report import CheckReport, Lengths, Pairs, Problem, SourceReport
 from instructlit.data.comparisons import ComparisonData, encoded_completions
 from instructlit.data.conversations import LATER_TURN
@@ -227,7 +227,10 @@ def _tokenizer_facts(data: DataModule, problems: list[Problem]) -> dict[str, Any
         "pad_is_eos": tokenizer.pad_token_id == tokenizer.eos_token_id,
         "chat_template": renderer.uses_template,
         "turn_ends_with_eos": renderer.ends_with_eos,
-        "template_opens_turn": renderer.takes_generation_prompt,
+        "template_opens_turn": not renderer.put_behind_prompts,
+        "bos_lacking": renderer.uses_template
+        and adds_bos(tokenizer)
+        and data.encoder.prompt("a")[:1] != [data.encoder.bos],
     }
 
     def say(level: str, what: str) -> None:
@@ -238,7 +241,16 @@ def _tokenizer_facts(data: DataModule, problems: list[Problem]) -> dict[str, Any
     if not facts["turn_ends_with_eos"]:
         say("warning", f"the chat template does not end a turn with EOS ({tokenizer.eos_token}): it is added after it")
     if not facts["template_opens_turn"]:
-        say("warning", "the chat template takes no generation prompt: the assistant's header is put behind the prompt")
+        behind = f"writes {renderer.put_behind_prompts!r} before an answer and not as a generation prompt"
+        say(
+            "warning",
+            f"the chat template {behind}: it is put behind every prompt here, and other programs may not do so",
+        )
+    if facts["bos_lacking"]:
+        say(
+            "warning",
+            f"the chat template writes no BOS ({tokenizer.bos_token}), which the tokenizer puts before plain text",
+        )
     if tokenizer.chat_template is not None and not renderer.uses_template and data.kind != "text":  # has no template
         say("warning", "the tokenizer has a chat template and `template: plain` passes it by")
     return facts

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_char_tokenizer
+from conftest import EOS_ID, make_char_tokenizer
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -89,9 +89,30 @@ def test_a_blank_before_the_answer_is_the_answers() -> None:
 
 def test_a_template_that_does_not_open_the_turn() -> None:
     chat = renderer(HEADERS)
-    assert not chat.takes_generation_prompt
+    assert chat.put_behind_prompts == "<assistant>"
     assert chat.prompt("U") == "<user>U<eos><assistant>"
     assert chat.example("U", "A")[0] == "<user>U<eos><assistant>A<eos>"
+
+
+REASONS = (  # the last answer comes with its reasoning, be there none; earlier ones without
+    "{% for m in messages %}<{{ m['role'] }}>{% set said = m['content'].split('</think>') %}"
+    "{% if m['role'] == 'assistant' and loop.last %}"
+    "<think>{{ said[0].split('<think>')[1] if said | length > 1 else '' }}</think>{% endif %}"
+    "{{ said[-1] }}<eos>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_an_empty_block_of_reasoning_is_put_behind_every_prompt() -> None:
+    chat = renderer(REASONS)
+    assert chat.put_behind_prompts == "<think></think>"
+    earlier = [{"role": "user", "content": "U"}, {"role": "assistant", "content": "<think>R</think>A"}, TURNS[-1]]
+    start = "<user>U<eos><assistant>A<eos><user>V<eos><assistant><think></think>"
+    assert chat.prompt(earlier) == start
+    assert chat.example(earlier, "B") == (start + "B<eos>", (len(start), len(start) + 6))
+    assert not chat.differs(earlier, "B")
+    assert chat.differs(earlier, "<think>R</think>B")  # it would have two blocks
+    encoder = Encoder(chat.tokenizer)
+    assert encoder.example(earlier, "B").ids == [*encoder.prompt(earlier), ord("B"), EOS_ID]
 
 
 def test_blanks_behind_the_last_turn_are_not_learned() -> None:
@@ -122,6 +143,12 @@ def test_roles_that_a_template_refuses() -> None:
         renderer(picky).prompt(TURNS)
     with pytest.raises(UserError, match=r"refuses the roles user: division by zero"):
         renderer("{{ 1 / 0 }}" + OPENED)
+
+
+@pytest.mark.parametrize("fault", ["{{ messages[0]['content'].index('?') }}", "{{ 1 / 0 }}", "{{ messages[7].role }}"])
+def test_a_template_that_fails_is_one_message(fault: str) -> None:
+    with pytest.raises(UserError, match="the chat template refuses the roles user: "):
+        renderer(fault + OPENED)
 
 
 def test_a_template_that_leaves_the_answer_out() -> None:

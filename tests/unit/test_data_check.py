@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import COMPARISONS, DEMONSTRATIONS, make_char_tokenizer
+from conftest import COMPARISONS, DEMONSTRATIONS, UNK_ID, make_char_tokenizer
+from tokenizers import processors
 
 from instructlit.cli import main
 from instructlit.data.check_report import Lengths, Pairs
@@ -169,10 +170,27 @@ def test_template_mismatch(check: Any, tmp_path: Path, jsonl: Callable[..., Path
     assert report["sources"][0]["template_mismatch"] == 1
     assert says(report, "warning", "1 example unlike what the chat template makes")
     assert says(report, "warning", "does not end a turn with EOS")
-    assert says(report, "warning", "takes no generation prompt")
+    assert says(report, "warning", "writes '<assistant>' before an answer and not as a generation prompt")
+    assert not says(report, "warning", "writes no BOS")
     _, report = check(file, tokenizer=str(tmp_path), template="plain")
     assert says(report, "warning", "`template: plain` passes it by")
     assert not check(text_file, tokenizer=str(tmp_path))[1]["problems"], "text is read without a template"
+
+
+@pytest.mark.parametrize(("start", "lacks"), [("", True), ("{{ bos_token }}", False)], ids=["lacks", "writes"])
+def test_a_template_may_leave_out_the_bos(
+    check: Any, tmp_path: Path, jsonl: Callable[..., Path], start: str, lacks: bool
+) -> None:
+    tokenizer = make_char_tokenizer()
+    tokenizer.bos_token = "<unk>"
+    first = processors.TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", UNK_ID)])
+    tokenizer.backend_tokenizer.post_processor = first  # type: ignore[assignment]
+    turns = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>{% endfor %}"
+    tokenizer.chat_template = start + turns + "{% if add_generation_prompt %}[assistant]{% endif %}"
+    tokenizer.save_pretrained(tmp_path)
+    _, report = check(jsonl("d", [{"prompt": "p", "completion": "c"}]), tokenizer=str(tmp_path))
+    assert report["tokenizer"]["bos_lacking"] is lacks
+    assert says(report, "warning", "the chat template writes no BOS (<unk>)") is lacks
 
 
 def test_conversations_without_a_template(check: Any, jsonl: Callable[..., Path], tokenizer: str) -> None:
