@@ -26,6 +26,12 @@ _SEE_WHAT_FOLLOWS = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "cpm
 """Architectures that AutoModelForCausalLM has too, but whose tokens are predicted from those behind them as well: BERT
 and its kin (made decoders by their config they would still count positions in ways of their own), and three more."""
 
+_NOT_BY_TEXT = {
+    "blt": "cuts what it reads into patches, which padding before a text moves",
+    "git": "captions images, and decodes as if one stood before every text",
+}
+"""Decoders whose numbers of a text alone are not to be had in batches, and why."""
+
 
 def check_causal_lm(backbone: "Backbone", where: str = "model") -> PretrainedConfig:
     """The config of a causal language model; what can be refused before its weights are loaded.
@@ -55,6 +61,12 @@ def check_causal_lm(backbone: "Backbone", where: str = "model") -> PretrainedCon
             f"{backbone.path} is of the architecture {config.model_type}, whose tokens see those that follow them",
             where=f"{where}.path",
             expected="a decoder, which predicts every token from those before it alone",
+        )
+    if config.model_type in _NOT_BY_TEXT:
+        raise UserError(
+            f"{backbone.path} is of the architecture {config.model_type}, which {_NOT_BY_TEXT[config.model_type]}",
+            where=f"{where}.path",
+            expected="a decoder of text",
         )
     return config
 

@@ -14,9 +14,11 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
+    BltConfig,
     CodeGenConfig,
     FalconConfig,
     Gemma3Config,
+    GitConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -290,14 +292,30 @@ def test_code_that_comes_with_a_model_is_not_run_unasked(tmp_path: Path) -> None
         ({"model_type": "never_heard_of"}, "does not know the architecture"),
         (BertConfig().to_dict(), "bert, whose tokens see those that follow them"),
         (XLNetConfig().to_dict(), "xlnet, whose tokens see those that follow them"),
+        (GitConfig().to_dict(), "git, which captions images"),
+        (BltConfig().to_dict(), "blt, which cuts what it reads into patches"),
     ],
-    ids=["encoder-decoder", "unknown", "encoder", "permuted"],
+    ids=["encoder-decoder", "unknown", "encoder", "permuted", "captions", "patches"],
 )
 def test_what_is_no_language_model_is_refused(tmp_path: Path, config: dict[str, Any], words: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match=words):
         load_causal_lm(backbone(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "llama", "hidden_size": "wide"}, "cannot be loaded"),
+        ({"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 1, "activation_function": "nope"}, "nope"),
+    ],
+    ids=["config", "model"],
+)
+def test_a_config_that_transformers_fails_on_is_one_message(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"(?s)model\.path: .*{words}"):
+        load_causal_lm(backbone(tmp_path, random_init=True))
 
 
 def test_weights_that_are_no_weights_are_one_message(tiny_llama_dir: Path, tmp_path: Path) -> None:
