@@ -225,9 +225,10 @@ def pays(model: nn.Module, mask: Tensor, *, branches: int = 0) -> bool:
 
 def prepare(model: PreTrainedModel) -> None:
     """Let a model that was loaded with SDPA attend by segments, where its attention comes from the registry and leaves
-    the mask as it is."""
+    the mask as it is. One that chooses its keys (DeepSeek-V3.2) puts the choice into the mask of SDPA by name alone."""
     registered = model._supports_attention_backend and model.config.model_type not in _OWN_MASKS
-    if model.config._attn_implementation == "sdpa" and registered:
+    chooses = any("Indexer" in type(module).__name__ for module in model.modules())
+    if model.config._attn_implementation == "sdpa" and registered and not chooses:
         model.set_attn_implementation(SEGMENTS)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from packed_helpers import (
     BATCH,
     CONFIGS,
@@ -135,6 +136,26 @@ def test_a_model_that_computes_with_its_mask_is_given_one() -> None:
     model = AutoModelForCausalLM.from_config(DogeConfig(**GROUPED), attn_implementation="sdpa")
     packed.prepare(model)
     assert not can_pack(model, torch.device("cpu"))
+
+
+@pytest.mark.skipif(not hasattr(transformers, "DeepseekV32Config"), reason="this transformers lacks DeepSeek-V3.2")
+def test_a_model_that_chooses_its_keys_sees_those_alone(tmp_path: Path) -> None:
+    ranks: dict[str, Any] = {
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    }
+    chosen: dict[str, Any] = {"index_n_heads": 16, "index_head_dim": 16, "index_topk": 3, "first_k_dense_replace": 2}
+    config = transformers.DeepseekV32Config(**GROUPED | {"num_key_value_heads": 4}, **ranks, **chosen)
+    torch.manual_seed(0)
+    whole = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    for parameter in whole.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    whole.save_pretrained(tmp_path)
+    ids = torch.arange(40, 60)[None]
+    torch.testing.assert_close(load_causal_lm(Backbone(str(tmp_path)))(ids).logits, whole(ids).logits)
 
 
 def test_a_saved_model_says_nothing_of_how_it_attended(tiny_llama_dir: Path, tmp_path: Path) -> None:
