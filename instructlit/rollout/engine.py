@@ -278,11 +278,21 @@ def as_generation(
         response_ids: (B, R) int64; anything may follow the first EOS.
         log_probs: (B, R).
         further: ids that count as EOS does.
+
+    Raises:
+        UserError: the log-prob of a token is NaN or infinite: what a broken model samples is no answer.
     """
     eos, pad = eos_and_pad(tokenizer)
     is_end = _among(response_ids, response_ids.new_tensor([eos, *further]))
     response_mask = (is_end.cumsum(dim=1) - is_end.long()) == 0
     ended = is_end.any(dim=1)
+    log_probs = log_probs.float().masked_fill(~response_mask, 0.0)
+    if not torch.isfinite(log_probs).all():
+        raise UserError(
+            "a token was sampled whose log-prob is NaN or infinite",
+            expected="a model that says something",
+            fix="look at its weights: some of them may be NaN, infinite or far too large",
+        )
     said = zip(response_ids, response_mask & ~is_end, strict=True)
     texts = tokenizer.batch_decode([ids[mask].tolist() for ids, mask in said], skip_special_tokens=True)
     return Generation(
@@ -293,7 +303,7 @@ def as_generation(
         response_ids=response_ids.masked_fill(~response_mask, pad),
         response_mask=response_mask,
         ended=ended,
-        log_probs=log_probs.float() * response_mask,
+        log_probs=log_probs,
     )
 
 

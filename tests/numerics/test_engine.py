@@ -1,5 +1,6 @@
 """The engine samples from exactly the distribution the trainer computes."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -167,6 +168,16 @@ def test_a_response_counts_up_to_its_first_eos_even_where_pad_is_eos(char_tokeni
     assert got.ended.tolist() == [True, False, True, True]
     assert got.texts == ["a", "aba", "", "ab"]
     assert got.log_probs.tolist() == [[-1, -1, 0], [-1, -1, -1], [-1, 0, 0], [-1, -1, -1]]
+
+
+def test_a_broken_model_says_nothing_and_what_stands_behind_the_end_does_not_count(char_tokenizer):
+    batch, nan = prompt_batch(["p", "q"], char_tokenizer), math.nan
+    ids = torch.tensor([[ord("a"), 2, 0], [ord("a"), ord("b"), 2]])
+    got = as_generation(batch, ids, torch.tensor([[-1.0, -2.0, nan], [-3.0, -4.0, -5.0]]), char_tokenizer)
+    assert got.log_probs.tolist() == [[-1, -2, 0], [-3, -4, -5]]
+    for broken in (nan, -math.inf):
+        with pytest.raises(UserError, match="whose log-prob is NaN or infinite"):
+            as_generation(batch, ids, torch.tensor([[-1.0, -2.0, 0.0], [-3.0, broken, -5.0]]), char_tokenizer)
 
 
 def test_ids_are_the_sampled_ones_and_never_encoded_again(char_tokenizer):
