@@ -10,28 +10,29 @@ import pytest
 
 from instructlit.errors import UserError
 from instructlit.evaluation import Answer, Desk, Judge, Question, Study, Verdict, Weights
+from instructlit.evaluation.judging import Kind
 from instructlit.evaluation.requests import Ask, Weigh
 from instructlit.evaluation.store import Store
 from instructlit.evaluation.tasks import Overoptimization
 
 
 class Counting(Judge):
-    """The number of letters, times a sign."""
+    """A score that is the number of letters, or a rating that is 7 less that number: a judge model rates only."""
 
-    def __init__(self, sign: int):
-        self.sign = sign
-        self.answers = frozenset(("score",) if sign > 0 else ("rate",))  # a judge model rates only
+    def __init__(self, kind: Kind):
+        self.answers = frozenset((kind,))
 
     def identity(self) -> dict[str, Any]:
-        return {"sign": self.sign}
+        return {}
 
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         for i, question in enumerate(questions):
-            yield i, Verdict(float(self.sign * len(question.answers[0])), "")
+            letters = len(question.answers[0])
+            yield i, Verdict(float(letters if question.kind == "score" else 7 - letters), "")
 
 
 def study_of(folder: Path, replies: dict[str, list[Any]]) -> Study:
-    judges: dict[str, Judge] = {"reward": Counting(1), "gold": Counting(-1)}
+    judges: dict[str, Judge] = {"reward": Counting("score"), "gold": Counting("rate")}
     return Study(list(replies), replies, Desk(judges, Store(folder / "v.jsonl")), baseline="sft", base="sft")
 
 
@@ -65,16 +66,16 @@ def test_policies_and_best_of_n_stand_where_they_belong(prompts: str, tmp_path: 
     kl = (1.5 + 1.6 + 1.7 + 3 * 2.0) / 6
     assert columns["overoptimization/kl"]["ppo"].value == pytest.approx(kl)
     assert columns["overoptimization/kl"]["sft"].value == 0.0
-    assert columns["overoptimization/gold"]["ppo"].value == -3.0
+    assert columns["overoptimization/gold"]["ppo"].value == 4.0
     curves = {curve.y: curve.series for curve in outcome.curves}
     assert curves["score by reward"]["models"] == [(0.0, 2.0), (pytest.approx(math.sqrt(kl)), 3.0)]
-    for sign, name in ((1, "reward"), (-1, "gold")):
+    for none, sign, name in ((0, 1, "reward"), (7, -1, "gold")):
         points = curves[f"score by {name}"]["best-of-n of sft"]
         assert [x for x, _ in points] == pytest.approx(
             [0.0, math.sqrt(math.log(2) - 0.5), math.sqrt(math.log(4) - 0.75)]
         )
         # the longer of two of 1, 2, 3 and 4: (2 + 3 + 3 + 4 + 4 + 4) / 6
-        assert [y for _, y in points] == pytest.approx([sign * 2.5, sign * 20 / 6, sign * 4.0])
+        assert [y for _, y in points] == pytest.approx([none + sign * mean for mean in (2.5, 20 / 6, 4.0)])
 
 
 def logged(folder: Path, *rows: dict[str, Any]) -> dict[str, str]:
@@ -91,15 +92,15 @@ def points(task: Overoptimization, folder: Path) -> list[list[tuple[float, float
 
 
 def test_every_sample_of_a_run_counts_though_prompts_repeat(tmp_path: Path) -> None:
-    runs = logged(tmp_path, {"score": 0.0, "kl": 1.0}, {"score": 10.0, "kl": 7.0, "response": "bbb"})
+    runs = logged(tmp_path, {"score": 0.0, "kl": 1.0}, {"score": 10.0, "kl": 7.0, "response": "bbbbb"})
     task = Overoptimization(policies=False, runs=runs, best_of=0)
-    assert points(task, tmp_path) == [[(2.0, 5.0)], [(2.0, -2.0)]]
+    assert points(task, tmp_path) == [[(2.0, 5.0)], [(2.0, 4.0)]]
 
 
 def test_a_run_may_have_prompts_that_are_messages(tmp_path: Path) -> None:
     runs = logged(tmp_path, {"prompt": [{"role": "user", "content": "Q"}], "score": 3.0, "kl": 4.0})
     task = Overoptimization(policies=False, runs=runs, best_of=0)
-    assert points(task, tmp_path) == [[(2.0, 3.0)], [(2.0, -1.0)]]
+    assert points(task, tmp_path) == [[(2.0, 3.0)], [(2.0, 6.0)]]
 
 
 def test_no_gold_judge_and_no_run_in_the_place_of_the_models(tmp_path: Path) -> None:
@@ -126,4 +127,4 @@ def test_a_model_that_draws_no_tokens_has_no_kl_and_no_point(prompts: str, tmp_p
     columns = {m.name: m.figures for m in outcome.measures}
     assert columns["overoptimization/reward"]["file"].value == 1.0
     assert "file" not in columns["overoptimization/kl"]
-    assert [c.series for c in outcome.curves] == [{"models": [(0.0, 2.0)]}, {"models": [(0.0, -2.0)]}]
+    assert [c.series for c in outcome.curves] == [{"models": [(0.0, 2.0)]}, {"models": [(0.0, 5.0)]}]
