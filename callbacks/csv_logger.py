@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from instructlit.callbacks.common import put_file_aside
 from instructlit.errors import counted, require
+from instructlit.files import replacing
 
 
 class CSVLogger(LightningCSVLogger):
@@ -144,9 +145,7 @@ class _Writer(ExperimentWriter):
 
 
 def _write(path: Path, names: list[str], rows: Iterable[dict[str, Any]]) -> None:
-    beside = path.with_suffix(".partial")
-    with beside.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path, newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(beside, path)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from instructlit.callbacks.common import gathered, logger_step, put_file_aside, rehearses, stage_name, wandb_loggers
 from instructlit.errors import UserError, require
+from instructlit.files import replacing
 from instructlit.types import PromptText
 
 COLUMNS = ("iteration", "episodes", "prompt", "before", "response", "score_before", "score", "kl", "length", "ended")
@@ -136,9 +137,8 @@ class SampleTable(pl.Callback):
         kept = [row for row in _read(path) if wanted(row["iteration"])]
         if len(kept) == len(_lines(path)):
             return
-        beside = path.with_suffix(".partial")
-        beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
-        beside.replace(path)
+        with replacing(path) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
 
     def _log_tables(self, trainer: pl.Trainer, module: pl.LightningModule, rows: list[dict[str, Any]]) -> None:
         for logger in wandb_loggers(trainer):

@@ -67,7 +67,7 @@ def generate(
     require("a whole number above 0", "--", samples=samples, batch_size=batch_size, limit=limit)
     require("a seed, from 0 to 4294967295", "--", seed=seed)
     from instructlit.data.progress import progress
-    from instructlit.labels.records import write_rows
+    from instructlit.files import write_rows
     from instructlit.models.lineage import weights_digest
     from instructlit.rollout.engine import Sampling
 

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +76,3 @@ class Store:
                 ) from error
         if whole < len(data):
             os.truncate(self.path, whole)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file beside its name and renames it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # a half takes room that may be what is missing
-            beside.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}", where="--output") from error

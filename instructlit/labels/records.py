@@ -8,7 +8,6 @@ policies apart.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -18,6 +17,7 @@ from instructlit.data.readers import open_source
 from instructlit.data.sources import Source
 from instructlit.data.splits import prompt_key
 from instructlit.errors import UserError
+from instructlit.files import write_rows
 from instructlit.types import PromptText
 
 LabelKind = Literal["comparison", "demonstration", "evaluation"]
@@ -280,21 +280,6 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for rows in open_source(Source(str(path)), str(path)):
         for index in range(len(rows)):
             yield rows.where(index), rows[index]
-
-
-def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes JSON Lines beside the name and renames, so that the file is whole or absent."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # a half takes room that may be what is missing
-            beside.unlink(missing_ok=True)
-        raise UserError(f"cannot be written: {error.strerror}", where=str(path)) from error
 
 
 def _row(record: Task | Label) -> dict[str, Any]:

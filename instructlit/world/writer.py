@@ -2,12 +2,13 @@
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from instructlit.errors import require
+from instructlit.files import write_rows
 from instructlit.world import lexicon
 from instructlit.world.constraints import Constraint
 from instructlit.world.corpus import documents, story_end
@@ -89,14 +90,6 @@ def generate(world: World, out_dir: str | Path, sizes: Sizes | None = None) -> P
     text = json.dumps({"seed": world.seed, "sizes": asdict(sizes)}, indent=2)
     (folder / "world.json").write_text(text + "\n", encoding="utf-8")
     return folder
-
-
-def write_rows(path: Path, rows: Iterable[dict]) -> None:
-    """Write JSON Lines, beside the name first, so that a file is whole or absent."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    partial.replace(path)
 
 
 PROBE_CONSTRAINTS: tuple[tuple[Constraint, ...], ...] = (

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    *("errors", "lazy", "redaction", "http", "types", "intervals", "agreement", "rubric"),
+    *("errors", "files", "lazy", "redaction", "http", "types", "intervals", "agreement", "rubric"),
     *("world", "ops", "losses", "data", "labels", "models", "rollout", "evaluation", "checkpoints", "modules"),
     *("memory", "labelling"),
     *("callbacks", "cli", "tools"),
@@ -23,6 +23,7 @@ LAYERS = (
 
 PURE = {
     "errors": {"torch", "numpy"},
+    "files": {"torch", "transformers", "lightning", "numpy"},
     "lazy": {"torch", "transformers", "lightning", "numpy"},
     "redaction": {"torch", "numpy", "lightning"},
     "http": {"torch", "numpy", "lightning"},

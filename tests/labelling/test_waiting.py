@@ -1,9 +1,9 @@
 """A round of the loop and the labelling database: on SQLite, and on PostgreSQL where there is a server."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from kills import killed_while_writing
 from label_helpers import COMPARISON, add_people, add_tasks, label
 
 from instructlit.errors import UserError
@@ -50,15 +50,11 @@ def test_rounds_share_a_database(tmp_path: Path, database_name: str, capsys: pyt
 def test_labels_are_taken_again_where_a_kill_came_before_the_record_of_them(
     tmp_path: Path, file_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half_written(path: Path, *_: Any, **__: Any) -> None:
-        path.write_bytes(b"")
-        raise KeyboardInterrupt
-
     (anna,) = add_people(file_database, "anna")
     name, labels, tasks = str(file_database), tmp_path / "1" / "labels.jsonl", asked(tmp_path, 1, prompts=1)
     labelled(tasks, labels, 1, name, wait=False)
     label(file_database, anna, 1, 2, 3)
-    monkeypatch.setattr(Path, "write_text", half_written)
+    killed_while_writing(monkeypatch, "labels.made.json")
     with pytest.raises(KeyboardInterrupt):
         labelled(tasks, labels, 1, name, wait=False)
     monkeypatch.undo()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import PROMPTS, write_jsonl
+from kills import killed_while_writing
 from transformers import PreTrainedTokenizerFast
 
 from instructlit.cli import main
@@ -102,16 +103,10 @@ def test_killed_and_started_again_it_repeats_nothing(
     assert not partial.exists()
 
 
-def half_written(path: Path, *_: Any, **__: Any) -> None:
-    """In the place of `Path.write_text`: a kill between opening a file and writing to it."""
-    path.write_bytes(b"")
-    raise KeyboardInterrupt
-
-
 def test_a_record_that_was_being_written_is_written_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["sft", "--prompts", "prompts.jsonl", "--limit", "2", "--output", "tasks.jsonl"]
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", half_written)
+        killed_while_writing(patched, "tasks.made.json")
         assert collect(*words) == 130
     assert collect(*words) == 0
     made = json.loads(Path("tasks.made.json").read_text())

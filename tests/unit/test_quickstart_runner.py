@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from kills import killed_while_writing
+from processes import environment
 
 from instructlit.errors import Ending, UserError
 from instructlit.tools.quickstart.attempt import Stamp
@@ -101,15 +103,7 @@ def test_runs_in_order_and_skips_what_is_finished(runner: Runner, capfd: pytest.
 def test_results_stay_where_the_job_is_killed_while_it_adds_the_seconds(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_text
-
-    def half_written(path: Path, text: str, **options: str) -> int:
-        if not path.name.startswith("results.json"):
-            return write(path, text, **options)
-        path.write_bytes(b"")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_text", half_written)
+    killed_while_writing(monkeypatch, "results.json")
     with pytest.raises(Ending):
         runner.run()
     monkeypatch.undo()
@@ -180,12 +174,12 @@ def test_interrupted_training_continues_from_its_checkpoint(runner: Runner, tmp_
     (runner.folder / "hang_b").touch()
     script = (
         "from pathlib import Path\nimport sys\n"
-        "from tests.unit.test_quickstart_runner import plan\n"
+        "from unit.test_quickstart_runner import plan\n"
         "from instructlit.tools.quickstart.runner import Runner\n"
         "Runner(Path(sys.argv[1]), plan(), Path(sys.argv[2]), [sys.executable, sys.argv[3]]).run()\n"
     )
     command = [sys.executable, "-c", script, str(runner.folder), str(runner.configs), str(tmp_path / "program.py")]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
     log = runner.folder / "logs" / "b.log"
     for _ in range(200):
         if log.exists() and "hanging" in log.read_text():

@@ -1,13 +1,12 @@
 """The tasks that answers become: a file for labelers, its key, what they were made from, and the labelling database."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
 from instructlit.data.rows import file_hash
 from instructlit.errors import counted
-from instructlit.evaluation.store import write_text
+from instructlit.files import write_json
 from instructlit.labels import LabelKind, Task, read_tasks, write_tasks
 from instructlit.labels.records import for_database, key_file, task_id
 from instructlit.models.lineage import weights_digest
@@ -69,7 +68,7 @@ def write(
         "tasks": len(tasks),
         "sha256": {f.name: file_hash(str(f)) for f in (target, key_file(target))},
     }
-    write_text(made, json.dumps(told, indent=1) + "\n")
+    write_json(made, told)
 
 
 def put_into(database: str | None, overlap: int, target: Path) -> None:

@@ -18,8 +18,8 @@ from instructlit.evaluation.language_model import (
     usable_device,
 )
 from instructlit.evaluation.runner import Evaluation, Results
-from instructlit.evaluation.store import write_text
 from instructlit.evaluation.subjects import FileSubject, ModelSubject, Subject
+from instructlit.files import write_json, write_text
 from instructlit.tools.evaluate.page import Section, report
 from instructlit.tools.evaluate.results import as_json, from_json
 from instructlit.tools.evaluate.suite import Suite, built, chosen, judges_of, read_suite
@@ -105,7 +105,7 @@ def finish(results: Results, folder: Path, sections: Sequence[Section], turned: 
 
 
 def _keep(results: Results, folder: Path) -> None:
-    write_text(folder / "results.json", json.dumps(as_json(results), indent=1) + "\n")
+    write_json(folder / "results.json", as_json(results))
 
 
 def _earlier(folder: Path) -> Any:

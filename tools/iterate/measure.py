@@ -7,6 +7,7 @@ from typing import Any
 from instructlit.errors import UserError
 from instructlit.evaluation.intervals import grouped_share
 from instructlit.evaluation.language_model import usable_device
+from instructlit.files import write_json
 from instructlit.labels import Label, read_labels, read_tasks
 from instructlit.labels.records import read_rows, with_policies
 from instructlit.tools.outputs import check_output
@@ -57,7 +58,7 @@ def iterate_measure(
     if contest and contest_tasks and policy and policy_before:
         labels = with_policies(read_labels(contest), read_tasks(contest_tasks))
         found |= preference(labels, policy, policy_before)
-    Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(output, found)
     print(json.dumps(found))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from instructlit.evaluation.measures import Curve
+from instructlit.files import write_text
 from instructlit.tools.evaluate.plots import curve
 from instructlit.tools.reporting.html import document, figures
 
@@ -35,7 +36,7 @@ def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> Path:
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>',
         *([figures([_plot(results)])] if len(results) > 1 else []),  # one round is a point, which the table has
     ]
-    path.write_text(document(f"instructlit iterate: {folder.name}", sections), encoding="utf-8")
+    write_text(path, document(f"instructlit iterate: {folder.name}", sections))
     return path
 
 

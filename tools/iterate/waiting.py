@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from instructlit.data.rows import file_hash
 from instructlit.data.splits import is_held_out
 from instructlit.errors import UserError, counted
-from instructlit.evaluation.store import write_text
+from instructlit.files import write_text
 from instructlit.labels import Label, read_labels, read_tasks, write_labels
 from instructlit.labels.records import for_database, parse_label, with_policies
 

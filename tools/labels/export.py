@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from instructlit.errors import UserError, counted, nearest
+from instructlit.files import write_rows, write_text
 from instructlit.labels import Label, Task, read_tasks
 from instructlit.labels.export import FILES, export
-from instructlit.labels.records import with_policies, write_labels, write_rows
+from instructlit.labels.records import with_policies, write_labels
 from instructlit.tools.labels.sources import labels_of, tasks_of
 from instructlit.tools.outputs import check_folder, check_output
 
@@ -123,7 +124,7 @@ def _for_tool(to: str, tasks: list[Task], labels: list[Label], folder: Path) -> 
 
     _write_array(folder / "label_studio.json", list(to_label_studio(tasks, labels)))
     most = max((len(task.completions) for task in tasks), default=0)
-    (folder / "label_studio.xml").write_text(labeling_config(most), encoding="utf-8")
+    write_text(folder / "label_studio.xml", labeling_config(most))
     print(f"{folder / 'label_studio.xml'}: the labelling interface of the project")
 
 
@@ -142,6 +143,5 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _write_array(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
     print(f"{path}: {counted(len(rows), 'task')}")

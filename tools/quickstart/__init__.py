@@ -53,11 +53,12 @@ def quickstart(
 
 def _judge(runs: list[Path], output: Path) -> None:
     """Prints the verdict over the runs, writes verdict.json, and ends with status 1 where it does not hold."""
+    from instructlit.files import write_json
     from instructlit.tools.quickstart.verdict import needed, verdict
     from instructlit.tools.quickstart.verdict_table import print_verdict
 
     whole = verdict([json.loads((run / "results.json").read_text()) for run in runs])
-    (output / "verdict.json").write_text(json.dumps(whole, indent=1) + "\n")
+    write_json(output / "verdict.json", whole)
     print_verdict(whole)
     print(f"holds for {whole['seeds_that_hold']} of {whole['seeds']} seeds; {needed(len(runs))} are needed")
     print(f"{output / 'verdict.json'}; the page of each seed: {runs[0] / 'report.html'} and so on")

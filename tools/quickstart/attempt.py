@@ -9,6 +9,7 @@ from typing import TextIO
 
 from instructlit.checkpoints import checkpoints
 from instructlit.errors import UserError
+from instructlit.files import write_text
 from instructlit.tools.quickstart.stages import Stage
 
 
@@ -22,10 +23,7 @@ class Stamp:
 
     def save(self, path: Path) -> None:
         """Writes the stamp beside its name and renames it, so that it is whole or absent."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(vars(self)) + "\n")
-        beside.replace(path)
+        write_text(path, json.dumps(vars(self)) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Stamp | None":

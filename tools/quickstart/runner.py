@@ -21,7 +21,7 @@ from typing import Any
 
 from instructlit import __version__
 from instructlit.errors import Ending, UserError, nearest
-from instructlit.evaluation.store import write_text
+from instructlit.files import write_json
 from instructlit.tools.quickstart.attempt import Attempt, Stamp
 from instructlit.tools.quickstart.process import Job, run_logged
 from instructlit.tools.quickstart.stages import Stage
@@ -196,7 +196,7 @@ class Runner:
             {"name": stage.name, "title": stage.title, "command": stage.shown(), "configs": list(stage.configs)}
             for stage in self.plan
         ]
-        (self.folder / "commands.json").write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(self.folder / "commands.json", rows)
 
     def _write_seconds(self, seconds: dict[str, float]) -> None:
         """Adds the seconds to results.json as soon as that file exists."""
@@ -204,7 +204,7 @@ class Runner:
         if "evaluate" in seconds and path.exists():
             results: dict[str, Any] = json.loads(path.read_text())
             results["seconds"] = seconds
-            write_text(path, json.dumps(results, indent=1) + "\n")
+            write_json(path, results)
 
 
 def waves(plan: Sequence[Stage]) -> list[list[Stage]]:

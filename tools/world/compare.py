@@ -1,11 +1,11 @@
 """`instructlit world compare`: which of two policies the world's gold scorer prefers."""
 
-import json
 import tempfile
 from pathlib import Path
 
 from instructlit.errors import UserError
 from instructlit.evaluation.runner import Evaluation
+from instructlit.files import write_json
 from instructlit.tools.evaluate.run import Loading, subject
 from instructlit.tools.outputs import check_output
 from instructlit.tools.world.gold import GoldJudge
@@ -57,6 +57,6 @@ def world_compare(
     found |= {"preference_low": won.low, "preference_high": won.high}
     found |= {f"rating_{name}": figure.value for name, figure in ratings.items()}
     if output is not None:
-        Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(output, found)
     print(f"{ours} is preferred to {theirs}: {won.value:.1%} ({won.low:.1%} to {won.high:.1%}), {won.n} prompts")
     print(f"mean rating {ratings['ours'].value:.2f} against {ratings['theirs'].value:.2f}")

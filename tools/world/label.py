@@ -1,12 +1,12 @@
 """`instructlit world label`: completions from trained policies, ranked by the world's simulated labelers."""
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from instructlit.files import write_json, write_rows
 from instructlit.rollout.engine import Sampling
 from instructlit.rubric import MAX_OUTPUTS
 from instructlit.tools.sources import parse_source
@@ -60,14 +60,13 @@ def world_label(
         rng = random.Random(f"label {seed} {split}")
         drawn = draw(sources, prompts, rng, Sampling(max_new_tokens), f"label {seed} {split}", batch_size)
         records = list(rankings(world, prompts, drawn, rng))
-        with (folder / target).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+        write_rows(folder / target, records)
         report[split] = summary(records)
         print(_line(split, report[split]), flush=True)
     compared = [(record["prompt"], record["completions"]) for record in records]
     agreement = pairwise_agreement(world, compared, random.Random(f"agreement {seed}"))
     report["labeler_agreement"] = agreement
-    (folder / "agreement.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(folder / "agreement.json", report)
     print(f"two labelers agree on {agreement:.1%} of the held-out pairs that neither of them ties")
 
 

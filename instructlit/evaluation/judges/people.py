@@ -15,7 +15,7 @@ from typing import Any
 from instructlit.errors import counted
 from instructlit.evaluation.datasets import read_rows
 from instructlit.evaluation.judging import Judge, Question, Verdict
-from instructlit.evaluation.store import write_text
+from instructlit.files import write_text
 from instructlit.rubric import BEST, FLAGS, MAX_OUTPUTS, MIN_OUTPUTS, WORST
 from instructlit.types import PromptText
 
