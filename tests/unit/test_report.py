@@ -177,6 +177,25 @@ def test_the_table_in_the_terminal_fits_eighty_columns(
     assert "-0.00" not in whole
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_narrow_terminal_cuts_no_figure(
+    turned: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = results()
+    won = found.outcomes["answers"].measures[0]
+    found.models = {f"a-long-model-name-{n}": f"m{n}" for n in range(9)}
+    for n, name in enumerate(found.models):
+        won.figures[name] = Figure(0.5 + n / 100, 0.4 + n / 100, 0.6 + n / 100, 600)
+    monkeypatch.setenv("COLUMNS", "50")
+    print_results(found, turned=turned)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 50
+    for n, name in enumerate(found.models):
+        assert name in said
+        for text in (f"{50 + n}.0%", f"{40 + n}.0%-{60 + n}.0%" if turned else f"{60 + n}.0%"):
+            assert text.replace("%-", "-") in said
+
+
 def test_logged_metrics_are_read_by_their_column(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("a,b,step\n1.0,,0\n2.0,,1\n3.0,,2\n,5.0,2\n4.0,,3\n")
     assert logged(tmp_path, "a") == [(0, 1), (1, 2), (2, 3), (3, 4)]

@@ -1,7 +1,11 @@
 """How figures are written, and the tables in the terminal: one row a model, one column a measure."""
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from textwrap import wrap
+from typing import TypeVar
 
 from rich import box
 from rich.console import Console
@@ -12,7 +16,10 @@ from instructlit.evaluation.intervals import Figure
 from instructlit.evaluation.measures import Measure
 from instructlit.evaluation.runner import Results
 
+T = TypeVar("T")
+
 WIDTH = 5  # measures side by side
+TITLE = 15  # characters of a measure's title in a line
 
 
 def number(measure: Measure, value: float, signed: bool = False) -> str:
@@ -60,10 +67,9 @@ def print_results(results: Results, turned: bool = False, console: Console | Non
     for rows, measures in by_table(results).items():
         names = rows_of(rows, measures, results)
         if turned:
-            console.print(_turned(rows, measures, names, results))
-            continue
-        for start in range(0, len(measures), WIDTH):
-            console.print(_table(rows, measures[start : start + WIDTH], names, results))
+            _print_wide(console, names, partial(_turned, rows, results, measures))
+        else:
+            _print_wide(console, measures, partial(_table, rows, results, names), WIDTH)
     for line in losses(results):
         console.print(escape(line), highlight=False)
     for task, outcome in results.outcomes.items():
@@ -94,25 +100,44 @@ def losses(results: Results) -> list[str]:
     return found
 
 
-def _table(rows: str, measures: Sequence[Measure], names: Sequence[str], results: Results) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="value, 95 % interval, count")
-    table.add_column(rows)
-    for measure in measures:
-        table.add_column(escape(measure.title) + arrow(measure), justify="right")
+def _print_wide(
+    console: Console, columns: Sequence[T], table: Callable[[Sequence[T]], Table], most: int | None = None
+) -> None:
+    """A table with all columns, or several below each other where the terminal cuts a figure or `most` are exceeded."""
+    unlimited = console.options.update(width=sys.maxsize)
+    while columns:
+        count = min(len(columns), most or len(columns))
+        while count > 1 and console.measure(table(columns[:count]), options=unlimited).maximum > console.width:
+            count -= 1
+        console.print(table(columns[:count]))
+        columns = columns[count:]
+
+
+def _table(rows: str, results: Results, names: Sequence[str], measures: Sequence[Measure]) -> Table:
+    table = _empty(rows, [_heading(measure) for measure in measures], "value, 95 % interval, count")
     for name in names:
         table.add_row(escape(results.title(name)), *(_cell(measure, name) for measure in measures))
     return table
 
 
-def _turned(rows: str, measures: Sequence[Measure], names: Sequence[str], results: Results) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="value and 95 % interval")
-    table.add_column(rows)
-    for name in names:
-        table.add_column(escape(results.title(name)), justify="right")
+def _turned(rows: str, results: Results, measures: Sequence[Measure], names: Sequence[str]) -> Table:
+    table = _empty(rows, [escape(results.title(name)) for name in names], "value and 95 % interval")
     for measure in measures:
-        cells = (_cell(measure, name, counted=False) for name in names)
-        table.add_row(escape(measure.title) + arrow(measure), *cells)
+        table.add_row(_heading(measure), *(_cell(measure, name, counted=False) for name in names))
     return table
+
+
+def _empty(rows: str, headings: Sequence[str], caption: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption)
+    table.add_column(rows, overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold")
+    return table
+
+
+def _heading(measure: Measure) -> str:
+    """The title of a measure, in lines that leave room for the figures."""
+    return "\n".join(wrap(escape(measure.title) + arrow(measure), TITLE, break_long_words=False))
 
 
 def _cell(measure: Measure, name: str, counted: bool = True) -> str:
