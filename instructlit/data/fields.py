@@ -59,14 +59,14 @@ class Fields:
             self.wrong(name, f"found {_kind(value)}", "text or a whole number")
         return None if value is None else self.as_text(value, name)
 
-    def weight(self, name: str = "weight") -> float:
-        """An optional number above 0, 1 where it is not given."""
-        value = self.row.get(name)
+    def weight(self) -> float:
+        """The optional `weight`, a number above 0; 1 where it is not given."""
+        value = self.row.get("weight")
         if value is None:
             return 1.0
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value <= sys.float_info.max:  # whole numbers of JSON have no end
-            self.wrong(name, f"found {_kind(value)}", "a number above 0; leave out the rows that weigh nothing")
+            self.wrong("weight", f"found {_kind(value)}", "a number above 0; leave out the rows that weigh nothing")
         return float(value)
 
     def prompt(self, name: str = "prompt") -> PromptText:

@@ -139,11 +139,13 @@ def _require(holds: bool, what: str, expected: str, cause: str, fix: str | None 
         )
 
 
-def _alone_and_padded(network: ScalarModel, rollout: Rollout, columns: int = 7) -> Tensor:
-    """Scores (B,) of rows that are computed one by one, each behind padding that is put there after it was trimmed."""
+def _alone_and_padded(network: ScalarModel, rollout: Rollout) -> Tensor:
+    """Scores (B,) of rows that are computed one by one, each behind seven columns of padding that are put there after
+    it was trimmed.
+    """
     rows = Chunks(rollout, size=1)
 
     def left(x: Tensor) -> Tensor:
-        return nn.functional.pad(x, (columns, 0))
+        return nn.functional.pad(x, (7, 0))
 
     return rows.joined([network.score(left(row.input_ids), left(row.attention_mask)) for row in rows])

@@ -55,15 +55,14 @@ def rows_of(rows: str, measures: Sequence[Measure], results: Results) -> list[st
     return list(dict.fromkeys(row for measure in measures for row in measure.figures))
 
 
-def print_results(results: Results, turned: bool = False, console: Console | None = None) -> None:
+def print_results(results: Results, turned: bool = False) -> None:
     """Every table, what was lost against the base, and what could not be measured.
 
     Args:
         results: all of it.
         turned: a column a model and a row a measure.
-        console: where to.
     """
-    console = console or Console()
+    console = Console()
     for rows, measures in by_table(results).items():
         names = rows_of(rows, measures, results)
         if turned:
