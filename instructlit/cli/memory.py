@@ -5,7 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, first_line
 from instructlit.memory import best, estimate, run_of
 from instructlit.memory.shapes import Shapes
 from instructlit.memory.table import as_text, lines
@@ -26,8 +26,8 @@ def out_of_memory(error: BaseException, module: Any, data: Any, trainer: pl.Trai
         found = estimate(run, shapes)
         changes = lines(best(run, 2, shapes))
     except Exception as unknown:  # nothing may hide that memory ran out
-        reason = str(unknown).splitlines()[0] if str(unknown) else type(unknown).__name__
-        return UserError(f"the device's memory is full: {what}", fix=f"compute less at once ({reason})")
+        fix = f"compute less at once ({first_line(unknown)})"
+        return UserError(f"the device's memory is full: {what}", fix=fix)
     fix = "these settings save the most, each alone:\n" + "\n".join(changes) if changes else "nothing here saves memory"
     return UserError(
         f"the device's memory is full: {what}\n\n{as_text(found)}\n",

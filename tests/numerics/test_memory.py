@@ -419,3 +419,18 @@ def test_running_out_of_memory_ends_with_the_table_and_two_settings(
     assert "Tried to allocate 2.00 GiB" in message
     assert as_text(estimate(run_of(module, data))).splitlines()[-2] in message
     assert message.count("->") == 2
+
+
+def test_what_kept_the_memory_from_being_told_is_named_though_it_begins_with_an_empty_line(
+    folders: dict[str, Path], char_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from instructlit.cli import memory
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("\nno such layer")
+
+    monkeypatch.setattr(memory, "estimate", failing)
+    module, data = module_of("sft", folders["single"]), Data(char_tokenizer, "sft", 8)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, devices=1)
+    message = str(memory.out_of_memory(torch.OutOfMemoryError("full"), module, data, trainer))
+    assert "compute less at once (no such layer)" in message
