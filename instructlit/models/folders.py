@@ -40,28 +40,22 @@ def check_source(path: str, *, weights: bool, where: str) -> None:
         if not _HUB_NAME.match(path) or path.startswith("."):
             raise _missing_folder(path, folder, where)
         return
-    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
-        if weights and not any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
-            raise UserError(
-                f"{path} has an {ADAPTER_CONFIG} but no weights",
-                where=where,
-                expected=f"one of {', '.join(ADAPTER_WEIGHTS)}",
-                fix="export the adapters again, or copy the whole folder",
-            )
-        return
-    if not (folder / "config.json").is_file():
+    if (folder / "config.json").is_file():
+        config, files = "a config.json", WEIGHTS
+        fix = "to train from scratch set `random_init: true` beside `path`; otherwise name a trained folder"
+    elif (folder / ADAPTER_CONFIG).is_file():
+        config, files = f"an {ADAPTER_CONFIG}", ADAPTER_WEIGHTS
+        fix = "export the adapters again, or copy the whole folder"
+    else:
         raise UserError(
             f"{path} has no config.json",
             where=where,
             expected="a Hugging Face model folder: config.json, weights and a tokenizer",
             fix=_inner_folder(folder) or "name the folder that `export` or `save_pretrained` wrote",
         )
-    if weights and not any((folder / name).is_file() for name in WEIGHTS):
+    if weights and not any((folder / name).is_file() for name in files):
         raise UserError(
-            f"{path} has a config.json but no weights",
-            where=where,
-            expected=f"one of {', '.join(WEIGHTS)}",
-            fix="to train from scratch set `random_init: true` beside `path`; otherwise name a trained folder",
+            f"{path} has {config} but no weights", where=where, expected=f"one of {', '.join(files)}", fix=fix
         )
 
 
