@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from instructlit.errors import UserError, require
-from instructlit.losses import LossSum
+from instructlit.losses import LossSum, target_loss
 from instructlit.models.adapters import frozen_state_names
 from instructlit.models.architecture import check_trainable
 from instructlit.models.backbone import Backbone
@@ -31,6 +31,7 @@ from instructlit.models.compatibility import check_positions, check_vocabulary
 from instructlit.models.packed import can_pack
 from instructlit.models.sharded_optimizer import over_shards
 from instructlit.models.sharding import shard
+from instructlit.models.token_scores import target_log_probs
 from instructlit.modules.batches import check_batch
 from instructlit.modules.gradients import clip_gradient, sum_gradients
 from instructlit.modules.lifeline import Lifeline
@@ -382,6 +383,15 @@ class StageModule(pl.LightningModule):
             self._backward(part_total * weight / count)
             total += part_total.detach()
         return self.sum_over_ranks(total) / count
+
+    def accumulate_tokens(self, batch: TokenBatch, weight: float = 1.0) -> tuple[Tensor, Tensor]:
+        """`accumulate` for the next-token loss on a batch of text: the loss, and the tokens it is the mean over."""
+        count = self.sum_over_ranks(batch.loss_mask[:, 1:].sum().float())
+        return self.accumulate(self.token_micro_batches(batch), self.token_loss, count, weight), count
+
+    def token_loss(self, part: TokenBatch) -> LossSum:
+        """Next-token loss of the trained model on the tokens that `part` counts."""
+        return target_loss(target_log_probs(self.trained_model, part), part.loss_mask[:, 1:])
 
     def token_micro_batches(self, batch: TokenBatch) -> Iterator[TokenBatch]:
         """`batch` as `micro_batch_size` and `micro_batch_tokens` cut it."""

@@ -13,14 +13,13 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from instructlit.losses import LossSum, policy_loss, sampler_weights, target_loss, value_loss
+from instructlit.losses import LossSum, policy_loss, sampler_weights, value_loss
 from instructlit.models.adapters import reference_view
 from instructlit.models.backbone import Backbone
 from instructlit.models.export import check_no_source
 from instructlit.models.packed import can_pack
 from instructlit.models.schedules import ConstantWithWarmup
 from instructlit.models.sharding import gathered
-from instructlit.models.token_scores import target_log_probs
 from instructlit.modules.actor_critic import ActorCritic
 from instructlit.modules.base import read_from
 from instructlit.modules.invariants import check_first_minibatch, check_rollout
@@ -320,12 +319,7 @@ class PPOModule(ActorCritic):
 
         losses = {"policy/loss": self.accumulate(parts, ppo, tokens)}
         if text is not None:
-            losses["pretraining/loss"] = self.accumulate(
-                self.token_micro_batches(text),
-                self._text_loss,
-                self.sum_over_ranks(text.loss_mask[:, 1:].sum().float()),
-                weight=self.pretraining_coefficient,
-            )
+            losses["pretraining/loss"], _ = self.accumulate_tokens(text, self.pretraining_coefficient)
         losses["value/loss"] = self.accumulate(parts, value, tokens)
         self.engine_synced = False
         policy_norm, value_norm = self.step_optimizer([self.trained_model, self.value_model], losses)
@@ -348,9 +342,6 @@ class PPOModule(ActorCritic):
         models = [self.trained_model, self.value_model.backbone, *self.frozen_reference]
         packed = all(can_pack(model, self.device) for model in models)
         return Chunks(responses, self.micro_batch_size, self.micro_batch_tokens, packed=packed)
-
-    def _text_loss(self, part: TokenBatch) -> LossSum:
-        return target_loss(target_log_probs(self.trained_model, part), part.loss_mask[:, 1:])
 
     def _finish(self, rollout: Rollout, metrics: UpdateMetrics) -> None:
         """Steer the KL coefficient, log, and end the run when it is done or has run away."""

@@ -4,7 +4,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from instructlit.losses import LossSum, target_loss
+from instructlit.losses import target_loss
 from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.models.schedules import CosineToFraction
 from instructlit.models.token_scores import target_log_probs, target_scores
@@ -71,8 +71,7 @@ class SFTModule(StageModule):
             self.policy = self.placed(load_causal_lm(self._backbone, where), where)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        count = self.sum_over_ranks(batch.loss_mask[:, 1:].sum().float())
-        loss = self.accumulate(self.token_micro_batches(batch), self._loss, count)
+        loss, count = self.accumulate_tokens(batch)
         lr = self.learning_rate()
         (norm,) = self.step_optimizer([self.trained_model], {"the loss": loss})
         self.log_dict(
@@ -101,9 +100,6 @@ class SFTModule(StageModule):
         """Mean log-prob of each row's counted tokens, (B,)."""
         log_probs = target_log_probs(self.trained_model, batch)
         return log_probs.sum(dim=1) / batch.loss_mask[:, 1:].sum(dim=1).clamp_min(1)
-
-    def _loss(self, part: TokenBatch) -> LossSum:
-        return target_loss(target_log_probs(self.trained_model, part), part.loss_mask[:, 1:])
 
 
 def _log_probs_and_hits(logits: Tensor, ids: Tensor) -> Tensor:

@@ -48,14 +48,14 @@ class Fault(pl.Callback):
 
     def on_train_batch_start(self, trainer, module, batch, index):
         if rank == 1 and index == 1 and what == "nan" and not self.done:
-            self.done, loss = True, module._loss
+            self.done, loss = True, module.token_loss
 
             def poisoned(part):
-                module._loss = loss
+                module.token_loss = loss
                 found = loss(part)
                 return LossSum(found.total * torch.nan, found.count)
 
-            module._loss = poisoned
+            module.token_loss = poisoned
         if rank == 1 and index == 2 and what == "loading":
             module.engine._process.kill()
         if rank == 1 and index == 2 and what == "sampling":

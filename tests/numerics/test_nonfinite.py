@@ -195,8 +195,8 @@ def test_the_rows_are_named_by_file_and_line(tmp_path, tiny_llama_dir):
     data = DemonstrationData(str(tiny_llama_dir), file, batch_size=3, validation_fraction=0, seed=5)
     module = sft_module(tiny_llama_dir)
     seen: list[list[str]] = []
-    loss = module._loss
-    module._loss = lambda part: (seen.append(completions(part)), loss(part))[1]  # type: ignore[method-assign]
+    loss = module.token_loss
+    module.token_loss = lambda part: (seen.append(completions(part)), loss(part))[1]  # type: ignore[method-assign]
     where = stopped_at(tmp_path, module, data, update=2)
     path, _, lines = where.partition(": ")
     assert path == file
