@@ -103,6 +103,20 @@ def test_killed_and_started_again_it_repeats_nothing(
     assert not partial.exists()
 
 
+@pytest.mark.parametrize("damage", ["{", "[]"])
+def test_a_damaged_record_of_what_tasks_were_made_from_is_one_message(
+    folder: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    words = ["sft", "--prompts", "prompts.jsonl", "--limit", "2"]
+    assert collect(*words) == 0
+    Path("tasks.made.json").write_text(damage)
+    capsys.readouterr()
+    assert collect(*words) == 2
+    assert "tasks.made.json: is damaged" in capsys.readouterr().err
+    Path("tasks.made.json").unlink()
+    assert collect(*words) == 0
+
+
 def test_a_record_that_was_being_written_is_written_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["sft", "--prompts", "prompts.jsonl", "--limit", "2", "--output", "tasks.jsonl"]
     with monkeypatch.context() as patched:

@@ -1,6 +1,5 @@
 """`instructlit collect`: answers of policies to prompts, as blind tasks for labelers."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -80,6 +79,7 @@ def collect(
     from instructlit.tools.collect.selection import chosen, most_disputed
     from instructlit.tools.collect.tasks import identity, put_into, write
     from instructlit.tools.journal import Journal
+    from instructlit.tools.made_from import read_made
     from instructlit.tools.outputs import check_output
     from instructlit.tools.sources import parse_source
 
@@ -103,8 +103,8 @@ def collect(
     target = Path(output)
     told = {"kind": kind, "select": select, "limit": limit, "ensemble": ensemble, "reward": reward, "round": round}
     record = identity(how, asked, told)
-    made, partial = (target.with_name(f"{target.stem}.{end}") for end in ("made.json", "partial.jsonl"))
-    if target.is_file() and made.is_file() and json.loads(made.read_text(encoding="utf-8")).get("from") == record:
+    partial = target.with_name(f"{target.stem}.partial.jsonl")
+    if target.is_file() and read_made(target).get("from") == record:
         print(f"{target}: finished before")
         partial.unlink(missing_ok=True)  # killed just before it was removed, it would be taken for half-done work
         put_into(database, overlap, target)
@@ -119,7 +119,7 @@ def collect(
         raise UserError(
             "no prompt has two different answers", where="--policies", fix="raise --attempts or temperatures"
         )
-    write(target, made, record, kind, round, [(asked[i], drawn[i], scores[i] if scores else None) for i in kept], seed)
+    write(target, record, kind, round, [(asked[i], drawn[i], scores[i] if scores else None) for i in kept], seed)
     repeated = sum(its.repeated for its in drawn)
     answers = counted(sum(len(drawn[i].answers) for i in kept), "answer")
     print(f"{target}: {counted(len(kept), 'task')} with {answers}")

@@ -6,11 +6,11 @@ from typing import Any
 
 from instructlit.data.rows import file_hash
 from instructlit.errors import counted
-from instructlit.files import write_json
 from instructlit.labels import LabelKind, Task, read_tasks, write_tasks
 from instructlit.labels.records import for_database, key_file, task_id
 from instructlit.models.lineage import weights_digest
 from instructlit.tools.collect.answers import Drawing, Wanted
+from instructlit.tools.made_from import write_made
 from instructlit.tools.sources import prompts_digest
 from instructlit.types import Prompt
 
@@ -35,7 +35,6 @@ def identity(how: Drawing, asked: list[Prompt], told: dict[str, Any]) -> dict[st
 
 def write(
     target: Path,
-    made: Path,
     record: dict[str, Any],
     kind: LabelKind,
     round_: int | None,
@@ -68,7 +67,7 @@ def write(
         "tasks": len(tasks),
         "sha256": {f.name: file_hash(str(f)) for f in (target, key_file(target))},
     }
-    write_json(made, told)
+    write_made(target, told)
 
 
 def put_into(database: str | None, overlap: int, target: Path) -> None:

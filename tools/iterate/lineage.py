@@ -14,6 +14,7 @@ from instructlit.errors import Ending, UserError, counted
 from instructlit.labels import read_labels, read_tasks
 from instructlit.models.lineage import read_record, weights_digest
 from instructlit.tools.iterate.picture import picture
+from instructlit.tools.made_from import read_made
 from instructlit.tools.sources import parse_source
 
 SHORT = 12
@@ -83,8 +84,7 @@ def _round(folder: Path, home: Path) -> Iterator[Node]:
 def _tasks(folder: Path, home: Path, path: Path) -> Iterator[Node]:
     found = read_tasks(path)
     wrote = Counter(name for task in found for name in task.policy or ())
-    made = path.with_name(f"{path.stem}.made.json")
-    record: dict[str, Any] = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
+    record = read_made(path)
     digests = record.get("from", {}).get("weights_sha256", {})
     node = Node(_name(folder, path), counted(len(found), "task"), file_hash(str(path)))
     if record.get("sha256", {}).get(path.name, node.sha256) != node.sha256:

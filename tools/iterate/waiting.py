@@ -1,20 +1,19 @@
 """The labels that a round waits for: in a file that people put there, or in the labelling database."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from instructlit.data.rows import file_hash
 from instructlit.data.splits import is_held_out
 from instructlit.errors import UserError, counted
-from instructlit.files import write_text
 from instructlit.labels import Label, read_labels, read_tasks, write_labels
 from instructlit.labels.records import for_database, parse_label, with_policies
+from instructlit.tools.made_from import read_made, write_made
 
 if TYPE_CHECKING:
     from instructlit.labelling.database import Database
@@ -97,7 +96,6 @@ class _Database:
         from instructlit.labelling.tasks import add_tasks, taken_in, want_labels
 
         self.name, self.labels, self.labelers = name, labels, labelers
-        self.made = labels.with_name(f"{labels.stem}.made.json")
         self.known = read_tasks(tasks)
         self.made_from = {"tasks_sha256": file_hash(str(tasks)), "labelers": labelers}
         self.records = [for_database(task) for task in self.known]
@@ -141,14 +139,11 @@ class _Database:
 
     def _taken(self) -> bool:
         """Whether the labels of these very tasks lie in the file."""
-        if not self.made.is_file() or not self.labels.is_file():
-            return False
-        record: dict[str, Any] = json.loads(self.made.read_text(encoding="utf-8"))
-        return record == self.made_from
+        return self.labels.is_file() and read_made(self.labels) == self.made_from
 
     def _take(self, labels: list[Label], database: str) -> None:
         if not labels:
             raise UserError("every task was withdrawn", where=database, expected="labels")
         write_labels(self.labels, with_policies(labels, self.known))
-        write_text(self.made, json.dumps(self.made_from) + "\n")
+        write_made(self.labels, self.made_from)
         print(f"{self.labels}: {counted(len(labels), 'label')} out of {database}")
