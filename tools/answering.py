@@ -1,6 +1,7 @@
 """A model made ready to answer: what `generate`, `collect` and `chat` share."""
 
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -45,6 +46,11 @@ class Answerer(LanguageModel):
                 yield text[len(shown) :]
                 shown = text
         yield self.tokenizer.decode(said, skip_special_tokens=True)[len(shown) :]
+
+    def answers(self, prompts: list[EncodedPrompt], sampling: Sampling, stream: str) -> list[tuple[str, bool]]:
+        """The responses to a batch, each with whether it ended by itself; `stream` names their random numbers."""
+        generation = self.generate(prompts, sampling, self.generator(zlib.crc32(stream.encode())))
+        return list(zip(generation.texts, generation.ended.tolist(), strict=True))
 
     def generator(self, seed: int) -> torch.Generator:
         """A source of randomness of its own, on the device."""

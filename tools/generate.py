@@ -2,7 +2,6 @@
 
 import json
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import count, islice
@@ -14,6 +13,8 @@ from instructlit.errors import UserError, require
 if TYPE_CHECKING:
     from instructlit.data.collate import EncodedPrompt
     from instructlit.types import Prompt
+
+    from .journal import Journal
 
 Answer = tuple[str, bool]
 """A text, and whether it ended by itself."""
@@ -67,12 +68,11 @@ def generate(
     require("a whole number above 0", "--", samples=samples, batch_size=batch_size, limit=limit)
     require("a seed, from 0 to 4294967295", "--", seed=seed)
     from instructlit.data.progress import progress
-    from instructlit.files import write_rows
     from instructlit.models.lineage import weights_digest
     from instructlit.rollout.engine import Sampling
 
     from .answering import load_answerer, with_room
-    from .journal import Journal
+    from .journal import Journal, partial_file
     from .outputs import check_output
     from .sources import prompts_digest
 
@@ -89,29 +89,22 @@ def generate(
             "prompts": prompts_digest(row.prompt for row in rows), "max_new_tokens": max_new_tokens, "greedy": greedy,
             "temperature": temperature, "batch_size": batch_size, "seed": seed, "template": template, "dtype": dtype,
         }  # fmt: skip
-        journal = Journal(Path(output).with_name(f"{Path(output).stem}.partial.jsonl"), made_from)
+        journal = Journal(partial_file(output), made_from)
 
     def draw(number: int, part: "list[EncodedPrompt]") -> list[Answer]:
-        """The answers of a batch. Its random numbers follow from the seed and its number alone, so that a run that goes
-        on draws what one that was not interrupted does."""
+        """The answers of a batch, kept or drawn now. Its random numbers follow from the seed and its number alone, so
+        that a run that goes on draws what one that was not interrupted does."""
         key = str(number)
         if journal is not None and key in journal:
             return journal[key]
-        generation = answerer.generate(part, sampling, answerer.generator(zlib.crc32(f"{seed} {key}".encode())))
-        drawn = list(zip(generation.texts, generation.ended.tolist(), strict=True))
+        drawn = answerer.answers(part, sampling, f"{seed} {key}")
         if journal is not None:
             journal.put(key, drawn)
         return drawn
 
     with progress("answering", len(rows), "prompts") as show:
         answered = (_row(p, answers, model) for p, answers in _answered(rows, samples, batch_size, draw, show))
-        if journal is None:
-            with open(output, "w", encoding="utf-8") if output else nullcontext(sys.stdout) as out:
-                for row in answered:
-                    print(json.dumps(row, ensure_ascii=False), file=out, flush=True)
-        else:
-            write_rows(str(output), list(answered))
-            journal.close(remove=True)
+        _write(answered, output, journal)
     if output:
         print(f"Written: {output}", file=sys.stderr)
 
@@ -137,6 +130,19 @@ def _answered(
             yield rows[done].prompt, answers.pop(done)
             done += 1
         show(done)
+
+
+def _write(rows: Iterator[dict[str, Any]], output: str | None, journal: "Journal | None") -> None:
+    """All rows in one go where a journal keeps the answers until then, else each as it comes."""
+    if output is not None and journal is not None:
+        from instructlit.files import write_rows
+
+        write_rows(output, list(rows))
+        journal.close(remove=True)
+        return
+    with open(output, "w", encoding="utf-8") if output else nullcontext(sys.stdout) as out:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False), file=out, flush=True)
 
 
 def _read(files: list[str] | None, text: str | None, limit: int | None) -> "Iterator[tuple[str, Prompt]]":

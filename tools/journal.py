@@ -8,6 +8,12 @@ from typing import Any, BinaryIO
 from instructlit.errors import UserError
 
 
+def partial_file(output: str | Path) -> Path:
+    """Where the journal of a file lies that is not written before all of it is there."""
+    path = Path(output)
+    return path.with_name(f"{path.stem}.partial.jsonl")
+
+
 class Journal:
     """Results by key in a file that only grows; the line that a kill has cut short does not count.
 
@@ -40,9 +46,6 @@ class Journal:
 
     def __getitem__(self, key: str) -> Any:
         return self._found[key]
-
-    def __len__(self) -> int:
-        return len(self._found)
 
     def put(self, key: str, value: Any) -> None:
         """Keeps a result; it is on disk when this returns."""

@@ -7,7 +7,7 @@ from instructlit.errors import UserError, counted, require
 from instructlit.rubric import MAX_OUTPUTS, MIN_OUTPUTS
 
 if TYPE_CHECKING:
-    from instructlit.tools.collect.answers import Source
+    from instructlit.tools.collect.answers import Source, Wanted
     from instructlit.types import Prompt
 
 Select = Literal["random", "use_case", "disagreement"]
@@ -78,7 +78,7 @@ def collect(
     from instructlit.tools.collect.answers import Drawing, Source, draw_answers, score_answers
     from instructlit.tools.collect.selection import chosen, most_disputed
     from instructlit.tools.collect.tasks import identity, put_into, write
-    from instructlit.tools.journal import Journal
+    from instructlit.tools.journal import Journal, partial_file
     from instructlit.tools.made_from import read_made
     from instructlit.tools.outputs import check_output
     from instructlit.tools.sources import parse_source
@@ -103,13 +103,13 @@ def collect(
     target = Path(output)
     told = {"kind": kind, "select": select, "limit": limit, "ensemble": ensemble, "reward": reward, "round": round}
     record = identity(how, asked, told)
-    partial = target.with_name(f"{target.stem}.partial.jsonl")
     if target.is_file() and read_made(target).get("from") == record:
         print(f"{target}: finished before")
-        partial.unlink(missing_ok=True)  # killed just before it was removed, it would be taken for half-done work
+        # killed just before it was removed, it would be taken for half-done work
+        partial_file(target).unlink(missing_ok=True)
         put_into(database, overlap, target)
         return
-    journal = Journal(partial, record)
+    journal = Journal(partial_file(target), record)
     drawn = draw_answers(asked, how, journal)
     kept = [row for row, its in enumerate(drawn) if len(its.answers) > 1]
     if select == "disagreement" and limit is not None:
@@ -120,12 +120,15 @@ def collect(
             "no prompt has two different answers", where="--policies", fix="raise --attempts or temperatures"
         )
     write(target, record, kind, round, [(asked[i], drawn[i], scores[i] if scores else None) for i in kept], seed)
-    repeated = sum(its.repeated for its in drawn)
-    answers = counted(sum(len(drawn[i].answers) for i in kept), "answer")
-    print(f"{target}: {counted(len(kept), 'task')} with {answers}")
-    print(f"drawn again: {counted(repeated, 'repeated answer')}; left out: {counted(len(drawn) - len(kept), 'prompt')}")
+    _tell(target, drawn, kept)
     journal.close(remove=True)
     put_into(database, overlap, target)
+
+
+def _tell(target: Path, drawn: list["Wanted"], kept: list[int]) -> None:
+    answers, repeated = sum(len(drawn[i].answers) for i in kept), sum(its.repeated for its in drawn)
+    print(f"{target}: {counted(len(kept), 'task')} with {counted(answers, 'answer')}")
+    print(f"drawn again: {counted(repeated, 'repeated answer')}; left out: {counted(len(drawn) - len(kept), 'prompt')}")
 
 
 def _distinct(files: list[str]) -> tuple[list["Prompt"], list[str]]:

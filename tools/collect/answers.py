@@ -5,7 +5,6 @@ and the answers before it: a run that was killed and started again gives the ans
 """
 
 import random
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -119,9 +118,7 @@ def _draw(
                     source.folder, template=how.template, dtype=how.dtype, device=how.device
                 )
                 ids = [EncodedPrompt(policy.encoder.prompt(prompts[row].prompt), prompts[row]) for row in part]
-                generator = policy.generator(zlib.crc32(f"{how.seed} {key}".encode()))
-                generation = policy.generate(ids, sampling, generator)
-                journal.put(key, list(zip(generation.texts, generation.ended.tolist(), strict=True)))
+                journal.put(key, policy.answers(ids, sampling, f"{how.seed} {key}"))
             for row, (text, ended) in zip(part, journal[key], strict=True):
                 _give(rows[row], Answer(text, ended, source.name), number, how.distinct)
             show(batch * how.batch_size + len(part))
