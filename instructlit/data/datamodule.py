@@ -1,7 +1,6 @@
 """What the datamodules share: tokenizer, sources, splits, loaders and their place in a checkpoint."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ from instructlit.data.places import listed, place
 from instructlit.data.readers import open_source
 from instructlit.data.records import Coder, Measure, RecordDataset, Scan, scan
 from instructlit.data.report import DataReport
-from instructlit.data.rows import Rows
+from instructlit.data.rows import Rows, value_hash
 from instructlit.data.sampling import EvenPlan, Plan, PlannedLoader, ResumableDataLoader, ShuffledPlan, repeated
 from instructlit.data.sources import Sources, as_sources, require_name
 from instructlit.data.splits import held_out
@@ -282,7 +281,7 @@ class DataModule(pl.LightningDataModule):
                 "batch_size": size,
                 "seed": self.options.seed,
                 **split.fingerprint,
-                "tokenizer and template": _digest(self.encoder.identity),
+                "tokenizer and template": value_hash(self.encoder.identity),
                 **self.files_digests(),
             },
             again=self.overfits(),
@@ -358,12 +357,7 @@ class DataModule(pl.LightningDataModule):
     def files_digests(self) -> dict[str, int | str]:
         """For each option that a training run reads, a hash over the content of its files."""
         return {
-            f"{option} files": _digest([rows.sha256() for group in files for rows in group])
+            f"{option} files": value_hash([rows.sha256() for group in files for rows in group])
             for option, files in self._files.items()
             if option != "test"
         }
-
-
-def _digest(value: Any) -> str:
-    """A short hash of plain values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

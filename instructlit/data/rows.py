@@ -1,6 +1,7 @@
 """What every reader of a file has in common: its rows, one at a time, and the words for where each of them is."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -39,6 +40,11 @@ def file_hash(path: str) -> str:
     """SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def value_hash(value: Any) -> str:
+    """The first 64 bits of the SHA-256 of plain JSON values, in hex: enough to tell one state from another."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def no_rows(path: str) -> UserError:

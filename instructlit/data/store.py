@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from instructlit.data.rows import file_hash
 from instructlit.errors import UserError
 
 _MANIFEST = "manifest.json"
@@ -106,9 +107,8 @@ class Store:
             if not path.is_file() or path.stat().st_size != told["bytes"]:
                 yield f"{path.name} has not the {told['bytes']:,} bytes that were written"
                 continue
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != told["sha256"]:
-                    yield f"{path.name} has other bytes than were written"
+            if file_hash(str(path)) != told["sha256"]:
+                yield f"{path.name} has other bytes than were written"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_temporary": None, "_mapped": {}}

@@ -1,6 +1,5 @@
 """What is evaluated: a model that is loaded when it is first needed, or a file of answers made elsewhere."""
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instructlit.data.fields import Fields
+from instructlit.data.rows import value_hash
 from instructlit.data.sources import Source
 from instructlit.errors import UserError
 from instructlit.evaluation.datasets import read_rows
@@ -86,7 +86,7 @@ class ModelSubject(Subject):
         self._beneath, self._check = beneath, check
 
     def identity(self) -> str:
-        return digest([*map(fingerprint, (self.path, *self._beneath())), self._options])
+        return value_hash([*map(fingerprint, (self.path, *self._beneath())), self._options])
 
     def check(self) -> None:
         self._check()
@@ -128,7 +128,7 @@ class FileSubject(Subject):
             self._texts.setdefault(_spelled(row["prompt"]), []).extend(place.as_text(text, field) for text in texts)
 
     def identity(self) -> str:
-        return digest(fingerprint(self.told))
+        return value_hash(fingerprint(self.told))
 
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
         for i, request in enumerate(requests):
@@ -146,11 +146,6 @@ def fingerprint(path: str) -> Any:
         trunk = trunk_of(path)
         return [str(place.resolve()), *_listed(place), *([fingerprint(trunk)] if trunk else [])]
     return path
-
-
-def digest(value: Any) -> str:
-    """A short hash of plain values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _listed(folder: Path) -> list[list[Any]]:
