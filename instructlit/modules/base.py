@@ -2,6 +2,21 @@
 
 A deviation from Lightning's habit, with its reason: the modules optimise by hand. The loss of a step is a sum over all
 its micro-batches and ranks divided by one global count, which automatic accumulation (a mean of means) cannot give.
+
+A run, in the order in which Lightning calls; what stands behind a star is the stage's own:
+
+      configure_callbacks       refuses what the Trainer cannot be asked for, adds the callbacks that guard a run
+      setup                     refuses models that do not go with the tokenizer or the rows
+    * configure_model           loads the models; `placed` cuts them over ranks
+      on_load_checkpoint        where a stopped run goes on; under sharding after `on_fit_start`
+      configure_optimizers
+      on_train_start
+      for each batch:
+          on_train_batch_start  refuses a batch of another kind, takes up the random state of a checkpoint
+        * training_step         `accumulate` over micro-batches, once for each loss, `step_optimizer`, `log_dict`
+      on_validation_start       keeps the random state, which `on_validation_end` puts back
+      on_save_checkpoint
+      export                    what leaves the stage: called by `ExportHuggingFace`
 """
 
 import math
