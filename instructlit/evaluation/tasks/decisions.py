@@ -1,6 +1,6 @@
-"""What tasks share that put one statement about every answer to a judge."""
+"""What tasks share that ask a judge one thing about every answer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from instructlit.evaluation.judging import Question
@@ -22,11 +22,11 @@ class Statement:
 
 
 @dataclass
-class Decisions:
-    """A judge's decisions on one statement.
+class Verdicts:
+    """What a judge says of every model's answers.
 
     Args:
-        values: for each model one value a prompt: 1 it holds, 0 it does not, None where there is none.
+        values: for each model one value a prompt, as the kind of question has it; None where there is none.
         unread: for each model how many verdicts could not be read.
     """
 
@@ -34,15 +34,32 @@ class Decisions:
     unread: dict[str, int] = field(default_factory=dict)
 
 
+def ask_each(study: Study, judge: str, questions: Mapping[str, Sequence[Question | None]]) -> Verdicts:
+    """A judge's verdicts on one question about each answer.
+
+    Args:
+        study: gives the desk.
+        judge: its name.
+        questions: for each model one question a prompt; None where there is no answer.
+    """
+    found = Verdicts()
+    for model, asked in questions.items():
+        verdicts = study.desk.ask(judge, [question for question in asked if question is not None])
+        values = iter([verdict.value for verdict in verdicts])
+        found.values[model] = [None if question is None else next(values) for question in asked]
+        found.unread[model] = sum(verdict.unreadable for verdict in verdicts)
+    return found
+
+
 def decide(
     study: Study,
     judge: str,
     statement: Statement,
     prompts: Sequence[PromptText],
-    answers: dict[str, list[str | None]],
+    answers: Mapping[str, Sequence[str | None]],
     references: Sequence[str],
-) -> Decisions:
-    """What the judge says of every model's answer to every prompt.
+) -> Verdicts:
+    """Whether the statement holds of every model's answer to every prompt, as the judge says: 1 it does, 0 it does not.
 
     Args:
         study: gives the desk.
@@ -52,16 +69,9 @@ def decide(
         answers: for each model P answers; None is not asked about.
         references: P texts that the judge may lean on.
     """
-    found = Decisions()
-    for model, texts in answers.items():
-        there = [i for i, text in enumerate(texts) if text is not None]
-        asked = [
-            Question("decide", prompts[i], (str(texts[i]),), statement.text, references[i], statement.name)
-            for i in there
-        ]
-        verdicts = study.desk.ask(judge, asked)
-        found.values[model] = [None] * len(prompts)
-        for i, verdict in zip(there, verdicts, strict=True):
-            found.values[model][i] = verdict.value
-        found.unread[model] = sum(verdict.unreadable for verdict in verdicts)
-    return found
+
+    def question(prompt: PromptText, text: str | None, reference: str) -> Question | None:
+        return None if text is None else Question("decide", prompt, (text,), statement.text, reference, statement.name)
+
+    rows = {model: zip(prompts, texts, references, strict=True) for model, texts in answers.items()}
+    return ask_each(study, judge, {model: [question(*row) for row in own] for model, own in rows.items()})

@@ -32,6 +32,7 @@ from instructlit.evaluation.measures import (
 )
 from instructlit.evaluation.requests import Ask, Request
 from instructlit.evaluation.task import Task
+from instructlit.evaluation.tasks.decisions import ask_each
 from instructlit.types import Prompt
 
 Scores = list[float | None]
@@ -183,18 +184,13 @@ class Preference(Task):
         texts: dict[str, list[str | None]],
         groups: list[str | None],
     ) -> dict[str, Scores]:
-        ratings: dict[str, Scores] = {}
-        unread: dict[str, int] = {}
         kind: Kind = "rate" if "rate" in study.desk.judge(judge).answers else "score"
-        for model in study.models:
-            there = [i for i, text in enumerate(texts[model]) if text is not None]
-            ended = study.ended(model)
-            asked = [Question(kind, self._prompts[i].prompt, (str(texts[model][i]),), ended=(ended[i],)) for i in there]
-            verdicts = study.desk.ask(judge, asked)
-            ratings[model] = [None] * len(self._prompts)
-            for i, verdict in zip(there, verdicts, strict=True):
-                ratings[model][i] = verdict.value
-            unread[model] = sum(v.unreadable for v in verdicts)
+
+        def question(prompt: Prompt, text: str | None, end: bool) -> Question | None:
+            return None if text is None else Question(kind, prompt.prompt, (text,), ended=(end,))
+
+        rows = {model: zip(self._prompts, texts[model], study.ended(model), strict=True) for model in study.models}
+        found = ask_each(study, judge, {model: [question(*row) for row in own] for model, own in rows.items()})
         measure = Measure(
             f"preference/{judge}/rating",
             "rating" if len(self.raters) == 1 else f"rating ({judge})",
@@ -204,12 +200,12 @@ class Preference(Task):
         if kind == "score":
             measure.name, measure.title = f"preference/{judge}/score", f"score by {judge}"
             measure.meaning = f"Mean score by {study.desk.judge(judge).title}, which has a scale of its own."
-        measured(study, measure, ratings, groups=groups)
+        measured(study, measure, found.values, groups=groups)
         if measure.figures:
-            outcome.measures.append(noted(measure, unread, "answers with an unreadable rating"))
-        elif any(unread.values()):
+            outcome.measures.append(noted(measure, found.unread, "answers with an unreadable rating"))
+        elif any(found.unread.values()):
             outcome.notes.append(f"{judge} gave no rating that can be read, so there is no column for it")
-        return ratings
+        return found.values
 
 
 def read_prompts(path: str, limit: int | None) -> list[Prompt]:
