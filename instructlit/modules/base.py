@@ -55,7 +55,7 @@ from instructlit.modules.random_state import on_every_rank, own_share, random_st
 from instructlit.modules.refusals import check_datamodule, check_optimizer, check_schedule, check_trainer
 from instructlit.modules.rescue import Rescue, have_validated_again
 from instructlit.modules.savable import check_savable
-from instructlit.modules.settings import advance, with_own_settings
+from instructlit.modules.settings import advance, step, with_own_settings
 from instructlit.modules.step_log import log_again
 from instructlit.modules.strategy import FSDP2Strategy
 from instructlit.modules.turns import Turns
@@ -435,7 +435,7 @@ class StageModule(pl.LightningModule):
             optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         if taken and (scheduler := self.lr_schedulers()):
-            scheduler.step()  # type: ignore[union-attr,call-arg]
+            step(scheduler)  # type: ignore[arg-type]
         return norms
 
     def _backward(self, loss: Tensor) -> None:

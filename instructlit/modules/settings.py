@@ -10,6 +10,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from instructlit.errors import UserError, first_line
+
 
 def with_own_settings(optimizer: Optimizer) -> Optimizer:
     """`optimizer` itself, fresh, made to load its state alone: rates, betas and the like stay as they are then."""
@@ -30,9 +32,30 @@ def with_own_settings(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
+def step(schedule: LRScheduler) -> None:
+    """One step of a schedule, at the same place on all ranks.
+
+    Raises:
+        UserError: it fails, as torch's do with a period of 0, or beyond the end that they were given.
+    """
+    try:
+        schedule.step()
+    except UserError:
+        raise
+    except Exception as error:
+        fault = UserError(
+            f"{type(schedule).__name__} failed at step {schedule.last_epoch}: {type(error).__name__}: "
+            f"{first_line(error)}",
+            where="model.init_args.lr_scheduler",
+            expected="a schedule that has a learning rate for every update of the run",
+        )
+        fault.on_all_ranks = True
+        raise fault from error
+
+
 def advance(schedule: LRScheduler, updates: int) -> None:
     """Bring a fresh `schedule` to where it stands after so many updates: it depends on nothing else."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
         for _ in range(updates):
-            schedule.step()
+            step(schedule)

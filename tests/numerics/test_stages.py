@@ -796,6 +796,24 @@ def test_a_cycle_shorter_than_the_run_is_refused_before_it(tmp_path, tiny_llama_
     assert len(fit(3)) == 3
 
 
+def test_a_schedule_that_fails_in_the_run_is_told_with_its_option(tmp_path, tiny_llama_dir, char_tokenizer):
+    def halves(optimizer, inner):
+        parts = [torch.optim.lr_scheduler.ConstantLR(optimizer), inner(optimizer)]
+        return torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones=[1])
+
+    def fit(schedule):
+        batches = [token_batch(PAIRS)] * 4
+        return run(tmp_path, sft_module(tiny_llama_dir, lr_scheduler=schedule), char_tokenizer, batches)
+
+    option = r"^model\.init_args\.lr_scheduler: "
+    with pytest.raises(UserError, match=option + "StepLR failed at step 1: ZeroDivisionError: ") as caught:
+        fit(partial(torch.optim.lr_scheduler.StepLR, step_size=0))
+    assert caught.value.on_all_ranks
+    cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-3, total_steps=2)
+    with pytest.raises(UserError, match=option + r"SequentialLR failed at step 4: ValueError: Tried to step 3 times"):
+        fit(partial(halves, inner=cycle))
+
+
 def test_loaders_without_a_datamodule_are_refused(tmp_path, tiny_llama_dir, char_tokenizer):
     loader = FixedBatches(char_tokenizer, [token_batch(PAIRS)]).train_dataloader()
     with pytest.raises(UserError, match="datamodule: none is given"):
