@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 
 from instructlit.errors import UserError
+from instructlit.modules.refusals import check_numbers
 
 
 def made(make: Callable[[], pl.Trainer], callbacks: list[Any], options: Mapping[str, Any]) -> pl.Trainer:
@@ -20,7 +21,7 @@ def made(make: Callable[[], pl.Trainer], callbacks: list[Any], options: Mapping[
         options: its other options, those that are not set included.
 
     Raises:
-        UserError: it refuses its options.
+        UserError: it refuses its options, or would fail by them.
     """
     saving = [type(callback).__name__ for callback in callbacks if isinstance(callback, Checkpoint)]
     if saving and options.get("enable_checkpointing") is False:  # Lightning would call all of them ModelCheckpoint
@@ -30,10 +31,12 @@ def made(make: Callable[[], pl.Trainer], callbacks: list[Any], options: Mapping[
             fix=f"remove it, or the {saving[0]}",
         )
     try:
-        return make()
+        trainer = make()
     except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
         text = re.sub(r"<(\S+) object at \w+>", r"\1", str(error))
         named = [word for word in re.findall(r"\w+", text) if word in options]
         repeated = [name for name, value in options.items() if isinstance(value, str) and value and value in text]
         fix = "add --trainer.logger false" if options.get("barebones") and options.get("logger") else None
         raise UserError(text, where=".".join(["trainer", *(named or repeated)[:1]]), fix=fix) from error
+    check_numbers(trainer)
+    return trainer

@@ -14,13 +14,14 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     ModelPruning,
     StochasticWeightAveraging,
+    Timer,
     WeightAveraging,
 )
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from instructlit.errors import UserError
+from instructlit.errors import Range, UserError, require
 
 if TYPE_CHECKING:
     from instructlit.modules.base import StageModule
@@ -83,6 +84,7 @@ def check_trainer(trainer: pl.Trainer) -> None:
                 where=f"trainer.{option}",
                 fix=f"remove it and set model.init_args.{ours}",
             )
+    check_numbers(trainer)
     for option in ("max_steps", "max_epochs", "limit_train_batches"):
         if trainer.state.fn == TrainerFn.FITTING and getattr(trainer, option) == 0:
             raise UserError(
@@ -108,6 +110,32 @@ def check_trainer(trainer: pl.Trainer) -> None:
         for kind, (what, fix) in REFUSED_CALLBACKS.items():
             if isinstance(callback, kind):
                 raise UserError(f"{type(callback).__name__} {what}", where="trainer.callbacks", fix=f"remove it; {fix}")
+
+
+TRAINER_RANGES: dict[Range, tuple[str, ...]] = {
+    "a whole number above 0": ("check_val_every_n_epoch",),
+    "a number above 0": ("val_check_interval",),
+    "a whole number, 0 or more": ("log_every_n_steps", "min_steps", "min_epochs", "num_sanity_val_steps"),
+}
+"""Numbers that Lightning does not look at: it would divide by them, or go on as if they were not given."""
+
+
+def check_numbers(trainer: pl.Trainer) -> None:
+    """Refuse numbers of the Trainer's that cannot be meant, whatever module it is for.
+
+    Raises:
+        UserError: for the first of them.
+    """
+    for expected, options in TRAINER_RANGES.items():
+        values = {option: getattr(trainer, option) for option in options}
+        require(expected, "trainer.", **{name: x for name, x in values.items() if not isinstance(x, (str, dict))})
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
+            raise UserError(
+                f"is {left:g} seconds, so that nothing would be trained",
+                where="trainer.max_time",
+                expected="a duration above 0",
+            )
 
 
 def check_datamodule(module: "StageModule") -> None:
