@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
@@ -36,6 +37,13 @@ class UserError(Exception):
             lines.append(f"  to do: {fix}")
         super().__init__("\n".join(lines))
 
+    def at(self, where: str) -> "UserError":
+        """The same of another place."""
+        there = UserError(self.what, where=where, expected=self.expected, fix=self.fix)
+        there.on_all_ranks, there.saved = self.on_all_ranks, self.saved
+        there.told, there.status = self.told, self.status
+        return there
+
 
 class Ending(SystemExit):
     """Leaves a command with a status of ours, in all its processes alike. Any other SystemExit comes from code that the
@@ -66,6 +74,14 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 def first_line(error: BaseException) -> str:
     """What an error of somebody else's says, in one line; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def raised_at(error: BaseException, kind: type) -> str:
+    """File and line of the code of a class's own module that an error came through; else where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    home = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    frame = ([f for f in frames if f.filename == home] or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def is_lightnings_refusal(error: BaseException) -> bool:

@@ -38,7 +38,7 @@ class Config:
 
     def locate(self, name: str) -> str | None:
         """`where` for the one key whose dotted name ends in `name` (`policy.path`), or None."""
-        parts = tuple(name.split("."))
+        parts = plain(tuple(name.split(".")))
         found = {k for k in self.places if plain(k)[-len(parts) :] == parts}
         return self.where(found.pop()) if len(found) == 1 else None
 

@@ -27,9 +27,10 @@ from instructlit.callbacks.progress import StageProgress
 from instructlit.callbacks.save_config import SaveConfig
 from instructlit.checkpoints import state_of
 from instructlit.cli.check import FILES, Checker, options_of
-from instructlit.cli.config import Config, Key, compose
+from instructlit.cli.config import Config, Key, compose, plain
 from instructlit.cli.defaults import DEFAULTS, from_signature
 from instructlit.cli.files import check_checkpoint, check_files
+from instructlit.cli.making import Unmade, fault_of, place_of
 from instructlit.cli.memory import out_of_memory
 from instructlit.cli.processes import check_slurm, take_rank
 from instructlit.cli.resume import MODES, Mode, continue_from
@@ -100,12 +101,10 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
             raise
     except ArgumentError as error:
         raise UserError(readable(str(error))) from error
-    except UserError as error:
-        raise located(error, config, args) from error
-    except ValueError as error:  # jsonargparse's, with the reason among all that else could have stood there
-        if (refusal := re.search(r"Problem with given class_path '(\S+)':\s+(.+)", str(error))) is None:
+    except Exception as error:
+        if (fault := fault_of(error)) is None:
             raise
-        raise UserError(f"{refusal[1]} cannot be made: {refusal[2]}") from error
+        raise located(fault, config, args) from error
     return 0
 
 
@@ -128,11 +127,20 @@ def classes_on_line(args: Sequence[str]) -> Config:
 
 def located(error: UserError, config: Config, args: Sequence[str]) -> UserError:
     """A message about an argument (`policy.path`), with the file and line, or the option, that set it."""
-    if error.where is None or not re.fullmatch(r"[A-Za-z_][\w.]*", error.where):
-        return error
-    on_line = [option for option, _ in pairs_of(args) if f".{option}".endswith(f".{error.where}")]
-    where = f"--{on_line[0]}" if on_line else config.locate(error.where) or owner_of(error.where, config)
-    return UserError(error.what, where=where, expected=error.expected, fix=error.fix) if where else error
+    if error.where is None:
+        where = place_of(error.kind, config, pairs_of(args)) if isinstance(error, Unmade) else None
+    elif not re.fullmatch(r"[A-Za-z_][\w.]*", error.where):
+        where = None
+    else:
+        named = bare(error.where)
+        on_line = [option for option, _ in pairs_of(args) if f".{bare(option)}".endswith(f".{named}")]
+        where = f"--{on_line[0]}" if on_line else config.locate(error.where) or owner_of(error.where, config)
+    return error.at(where) if where else error
+
+
+def bare(option: str) -> str:
+    """A dotted name without the `init_args` in it, which may be left out."""
+    return ".".join(plain(tuple(option.split("."))))
 
 
 def owner_of(name: str, config: Config) -> str | None:

@@ -8,7 +8,8 @@ from jsonargparse import ArgumentParser
 
 from instructlit.cli.check import Checker
 from instructlit.cli.config import Config, read
-from instructlit.cli.fit import composed, readable, signature
+from instructlit.cli.fit import composed, located, readable, signature
+from instructlit.cli.making import fault_of
 from instructlit.errors import UserError
 
 BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
@@ -42,8 +43,7 @@ def built(config: Config, part: str, where: str) -> Any:
     parser.add_subclass_arguments(BASES[part], part, fail_untyped=False)  # as Lightning's command line takes them
     try:
         options: Any = parser.instantiate(parser.parse_object({part: config.values[part]}))
-    except UserError:
-        raise
     except Exception as error:
-        raise UserError(readable(str(error)), where=f"{where}: {part}") from error
+        fault = fault_of(error) or UserError(readable(str(error)), where=f"{where}: {part}")
+        raise located(fault, config, ()) from error
     return options[part]

@@ -12,6 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from instructlit.cli.check import unfit, unknown
+from instructlit.cli.making import fault_of
 from instructlit.cli.types import (
     Parameter,
     classes_of,
@@ -37,7 +38,9 @@ def run(function: Callable[..., Any], name: str, args: Sequence[str]) -> int:
     try:
         options: Any = parser.instantiate(parser.parse_args(words))
     except Exception as error:
-        if isinstance(error, UserError) or "Parser key" not in str(error):
+        if (fault := fault_of(error)) is not None:
+            raise fault from error
+        if "Parser key" not in str(error):
             raise
         raise UserError(str(error), where=f"instructlit {name}") from error
     status = function(**options.as_dict())

@@ -1,9 +1,7 @@
 """Where scores come from: a trained reward model, or a function of the user's."""
 
 import math
-import sys
 import time
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from numbers import Real
@@ -15,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from instructlit.data.tokenization import Encoder
 from instructlit.data.tokenizers import load_tokenizer
-from instructlit.errors import UserError, require
+from instructlit.errors import UserError, raised_at, require
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.compatibility import check_vocabulary, positions
 from instructlit.models.dropout import disable_dropout
@@ -200,8 +198,9 @@ def checked_scores(reward: RewardFunction, responses: Responses, seconds: float 
             fix=error.fix,
         ) from None
     except (Exception, SystemExit) as error:  # a reward that leaves would end the run as if it were done
+        place = raised_at(error, type(reward))
         raise UserError(
-            f"raised {type(error).__name__}: {error} ({_raised_at(reward, error)}) for {told(responses, reward.row)}",
+            f"raised {type(error).__name__}: {error} ({place}) for {told(responses, reward.row)}",
             where=f"{name}.score" if reward.row is None else f"{name}.reward",
             expected="a score for every response",
             fix="INSTRUCTLIT_DEBUG=1 shows the stack trace; a reward that may fail has to try again itself",
@@ -228,14 +227,6 @@ def checked_scores(reward: RewardFunction, responses: Responses, seconds: float 
             fix="raise an error in the reward where no score can be given",
         )
     return scores
-
-
-def _raised_at(reward: RewardFunction, error: BaseException) -> str:
-    """File and line of the reward's own code that an error came through; else where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    home = getattr(sys.modules.get(type(reward).__module__), "__file__", None)
-    frame = ([f for f in frames if f.filename == home] or frames)[-1]
-    return f"{frame.filename}:{frame.lineno}"
 
 
 def _short(text: str, most: int = 200) -> str:

@@ -312,7 +312,60 @@ def test_a_class_that_refuses_to_be_made_is_told_in_one_message(folder: Path, ca
     (folder / "needy.py").write_text("\n".join([*lines, "        raise ModuleNotFoundError('install the library')"]))
     status, _, err = call("fit", "--config", "recipe.yaml", "--trainer.logger", "needy.Needy")
     assert (status, "Traceback" in err) == (2, False)
-    assert "instructlit: needy.Needy cannot be made: install the library\n" in err
+    told = f"needy.Needy cannot be made: ModuleNotFoundError: install the library ({folder / 'needy.py'}:4)\n"
+    assert f"instructlit: --trainer.logger: {told}" in err
+
+
+FRAGILE = """\
+import lightning.pytorch as pl
+import torch
+def lookup():
+    return {}["absent"]
+class Module(pl.LightningModule):
+    def __init__(self, width: int = 1):
+        lookup()
+class Data(pl.LightningDataModule):
+    def __init__(self, width: int = 1):
+        lookup()
+class Callback(pl.Callback):
+    def __init__(self, width: int = 1):
+        lookup()
+class Optimizer(torch.optim.AdamW):
+    def __init__(self, params, lr: float = 1.0):
+        lookup()
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [("model", "Module"), ("data", "Data"), ("trainer.callbacks+", "Callback"), ("model.optimizer", "Optimizer")],
+)
+def test_a_class_of_the_users_that_fails_as_it_is_made_is_told_with_its_option_and_line(
+    folder: Path, call: Call, option: str, name: str
+) -> None:
+    (folder / "fragile.py").write_text(FRAGILE)
+    try:
+        status, _, err = call("fit", "--config", "recipe.yaml", f"--{option}", f"fragile.{name}")
+    finally:
+        sys.modules.pop("fragile", None)
+    told = f"fragile.{name} cannot be made: KeyError: 'absent' ({folder / 'fragile.py'}:4)\n"
+    assert (status, "Traceback" in err) == (2, False)
+    assert f"instructlit: --{option}: {told}" in err
+
+
+def test_a_class_of_a_library_that_fails_as_it_is_made_is_told_with_the_line_of_the_config(
+    folder: Path, call: Call
+) -> None:
+    saver = "lightning.pytorch.callbacks.ModelCheckpoint"
+    lines = ["trainer:", "  callbacks:", f"    - class_path: {saver}", "      init_args: {save_top_k: -7}"]
+    (folder / "saver.yaml").write_text("\n".join(lines))
+    status, _, err = call("fit", "--config", "recipe.yaml", "--config", "saver.yaml")
+    assert (status, "Traceback" in err) == (2, False)
+    assert "instructlit: saver.yaml:3: trainer.callbacks.0.class_path: lightning." in err
+    assert (
+        "ModelCheckpoint cannot be made: MisconfigurationException: Invalid value for save_top_k=-7. Must be >= -1\n"
+        in err
+    )
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,20 @@ def test_a_task_of_ones_own_needs_no_types() -> None:
     assert task.requests() == [Ask("hello"), Ask("hello")]
 
 
+class Fragile(Untyped):
+    """A task of one's own that fails as it is made."""
+
+    def __init__(self, name: str = "x"):
+        raise LookupError(name)
+
+
+def test_a_task_of_ones_own_that_fails_as_it_is_made_is_told_with_its_place() -> None:
+    with pytest.raises(UserError) as caught:
+        built(Task, {"class_path": f"{__name__}.Fragile"}, "suite.yaml:3: tasks.a")
+    told = f"suite.yaml:3: tasks.a: {__name__}.Fragile cannot be made: LookupError: x ({__file__}:"
+    assert str(caught.value).startswith(told)
+
+
 def test_results_are_of_this_run_where_every_task_fails(place: Path) -> None:
     words = ["evaluate", "ppo=ppo.jsonl", "--suite", "suite.yaml", "--tasks", "preference"]
     assert main(words) == 0

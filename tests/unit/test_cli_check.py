@@ -275,6 +275,12 @@ def test_an_error_about_an_argument_is_told_with_its_place(folder: Path) -> None
     error = UserError("no weights", where="policy.path", expected="a model")
     assert located(error, config, []).where == "recipe.yaml:5: model.init_args.policy.path"
     assert located(error, config, ["--model.policy.path", "x"]).where == "--model.policy.path"
+    whole = UserError("no weights", where="model.init_args.policy.path")
+    assert located(whole, config, []).where == "recipe.yaml:5: model.init_args.policy.path"
+    assert located(whole, config, ["--model.policy.path", "x"]).where == "--model.policy.path"
+    whole.on_all_ranks, whole.told, whole.status = True, True, 1
+    there = located(whole, config, [])
+    assert (there.on_all_ranks, there.told, there.status) == (True, True, 1)
     elsewhere = UserError("bad row", where="rows.jsonl:3: prompt")
     assert located(elsewhere, config, []) is elsewhere
 

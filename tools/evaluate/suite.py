@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from instructlit.cli.check import unfit, unknown
 from instructlit.cli.config import read
 from instructlit.cli.fit import readable
+from instructlit.cli.making import Unmade, fault_of
 from instructlit.cli.types import describe, import_class, parameters
 from instructlit.errors import UserError, require
 from instructlit.evaluation.judging import Judge
@@ -179,11 +180,9 @@ def built(kind: type, spec: Mapping[str, Any], where: str) -> Any:
     try:
         return parser.instantiate(parser.parse_object({"part": dict(spec)}))["part"]
     except Exception as error:
-        own: BaseException | None = error
-        while own is not None and not isinstance(own, UserError):
-            own = own.__cause__ or own.__context__  # the class has said it, the parser has wrapped it
-        own = own or _unfit(found, given, where) or UserError(readable(str(error)), where=where)
-        raise own from error
+        own = fault_of(error)  # the class has said it, the parser has wrapped it
+        own = own.at(where) if isinstance(own, Unmade) else own
+        raise own or _unfit(found, given, where) or UserError(readable(str(error)), where=where) from error
 
 
 def _unfit(found: type, given: Mapping[str, Any], where: str) -> UserError | None:
