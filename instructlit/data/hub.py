@@ -9,6 +9,26 @@ PATIENCE = 10.0
 """Seconds to wait for the Hub's answer."""
 
 
+def check_revision(revision: str | None, folder: Path, where: str) -> None:
+    """Refuse a revision of what a local folder holds: there is one of it, and another may be meant.
+
+    Args:
+        revision: a branch, tag or commit on the Hub; None asks for none.
+        folder: what is to be read.
+        where: the option that gives the revision.
+
+    Raises:
+        UserError: it is given.
+    """
+    if revision is not None:
+        raise UserError(
+            f"{revision} of {folder}, which is a folder here and has no revisions",
+            where=where,
+            expected="a name on the Hugging Face Hub beside it",
+            fix="remove it, or name the model on the Hub",
+        )
+
+
 @functools.cache
 def reachable(name: str, revision: str | None, where: str) -> str:
     """What to load for a model name on the Hub: the name, or where the Hub cannot be reached, its folder in the cache.

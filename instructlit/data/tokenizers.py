@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from instructlit.data.hub import reachable
+from instructlit.data.hub import check_revision, reachable
 from instructlit.errors import UserError, first_line
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
@@ -19,10 +19,12 @@ def load_tokenizer(
     """The tokenizer in a folder or of a Hub name, with an EOS and a pad token that are really its own.
 
     Raises:
-        UserError: no such folder or name, a tokenizer without character offsets, without EOS, or without a pad token.
+        UserError: no such folder or name, a revision of a folder, a tokenizer without character offsets, without EOS, or
+            without a pad token.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
+        check_revision(revision, folder, "tokenizer_revision")
         if not any((folder / name).is_file() for name in _FILES):
             raise UserError(
                 f"no tokenizer in {folder}",

@@ -5,6 +5,7 @@ Unlike plain transformers: the dtype is the one asked for, dropout is off unless
 of the config, where it would keep the embedding of eos from being trained (`nn.Embedding(padding_idx=...)`).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from instructlit.errors import UserError
+from instructlit.errors import UserError, counted
 from instructlit.models import packed
 from instructlit.models.adapters import HEAD, Lora, add_lora, load_adapters
 from instructlit.models.architecture import DTYPES, check_causal_lm, check_scalar_model, is_classifier
@@ -189,6 +190,7 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
                     **options,
                 )
                 missing = info["missing_keys"]
+                _tell_left_out(info["unexpected_keys"], hf, source, where)
     except UserError:
         raise
     except Exception as error:  # transformers raises many kinds here; every one of them means "not loadable"
@@ -201,6 +203,18 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return hf, set(missing)
+
+
+def _tell_left_out(names: Iterable[str], hf: PreTrainedModel, path: str, where: str) -> None:
+    """Warn of weights that a model has no place for; a head of another kind than its own is left out without a word."""
+    left_out = sorted(name for name in names if name.startswith(f"{hf.base_model_prefix}."))
+    if left_out:
+        from lightning.pytorch.utilities import rank_zero_warn  # 75 MiB that most readers of a model do not need
+
+        rank_zero_warn(
+            f"{where}.path: {path} holds {counted(len(left_out), 'weight')} for which its config.json has no place, "
+            f"such as {', '.join(left_out[:3])}: left out"
+        )
 
 
 def _quantisation(backbone: Backbone) -> BitsAndBytesConfig:

@@ -12,13 +12,15 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as hf_logging
 
-from instructlit.data.hub import reachable
+from instructlit.data.hub import check_revision, reachable
 from instructlit.errors import UserError, nearest
 
 SINGLE = "model.safetensors"
 WEIGHTS = (SINGLE, f"{SINGLE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
+"""Sizes without which there is no model: of no layers transformers would make one that is an embedding."""
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -129,13 +131,30 @@ def load_config(path: str, *, revision: str | None, trust_remote_code: bool, whe
     """The config of a folder or Hub name.
 
     Raises:
-        UserError: neither a folder nor to be had from the Hub, an unknown architecture, code that is not trusted.
+        UserError: neither a folder nor to be had from the Hub, a revision of a folder, an unknown architecture, code
+            that is not trusted, a size that no model has.
     """
     source = resolved(path, revision, f"{where}.path")
+    if (folder := Path(source)).is_dir() and Path(path).expanduser() == folder:  # and not the Hub's in the cache
+        check_revision(revision, folder, f"{where}.revision")
     try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # as where the weights are loaded
         raise explained(error, path, where) from error
+    _check_sizes(config.get_text_config(decoder=True), path, where)
+    return config
+
+
+def _check_sizes(config: PretrainedConfig, path: str, where: str) -> None:
+    for size in SIZES:
+        found = getattr(config, size, None)
+        if isinstance(found, int) and found < 1:  # without a layer the embedding alone would be trained
+            raise UserError(
+                f"{config.attribute_map.get(size, size)} is {found} in the config.json of {path}",
+                where=f"{where}.path",
+                expected="a whole number above 0",
+                fix="copy or export the model again",
+            )
 
 
 def resolved(path: str, revision: str | None, where: str) -> str:

@@ -32,6 +32,7 @@ from transformers import (
     XLNetConfig,
 )
 
+from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
 from instructlit.evaluation.language_model import LanguageModel
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
@@ -372,6 +373,44 @@ def test_a_config_that_is_null_is_one_message(tiny_llama_dir: Path, tmp_path: Pa
     (folder / "config.json").write_text("null")
     with pytest.raises(UserError, match=r"model\.path: .*cannot be loaded: TypeError"):
         load_causal_lm(backbone(folder))
+
+
+@pytest.mark.parametrize(
+    ("size", "found"),
+    [("num_hidden_layers", -1), ("num_hidden_layers", 0), ("hidden_size", 0), ("vocab_size", -1)],
+)
+def test_a_size_that_no_model_has_is_told_with_its_field(
+    tiny_llama_dir: Path, tmp_path: Path, size: str, found: int
+) -> None:
+    folder = copied(tiny_llama_dir, tmp_path / "m", **{size: found})
+    with pytest.raises(UserError, match=rf"^model\.path: {size} is {found} in the config\.json of .*/m\n"):
+        load_causal_lm(backbone(folder))
+
+
+def test_a_size_is_told_by_the_name_that_the_file_has_for_it(tiny_gpt2_dir: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_gpt2_dir, tmp_path / "m", n_layer=0)
+    with pytest.raises(UserError, match=r"^model\.path: n_layer is 0 "):
+        load_causal_lm(backbone(folder))
+
+
+def test_weights_that_the_model_has_no_place_for_are_told(
+    tiny_llama_dir: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    load_causal_lm(backbone(tiny_llama_dir))
+    load_scalar_model(backbone(tiny_llama_dir))  # has no place for a language model's head, and should not
+    assert not recwarn.list
+    folder = copied(tiny_llama_dir, tmp_path / "m", num_hidden_layers=1)
+    told = r"^model\.path: .*/m holds 9 weights for which its config\.json has no place, such as model\.layers\.1\."
+    for load in (load_causal_lm, load_scalar_model):
+        with pytest.warns(UserWarning, match=told):
+            load(backbone(folder))
+
+
+def test_a_revision_of_a_folder_is_refused(tiny_llama_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"^model\.revision: v2 of .*, which is a folder here and has no revisions\n"):
+        load_causal_lm(backbone(tiny_llama_dir, revision="v2"))
+    with pytest.raises(UserError, match=r"^tokenizer_revision: v2 of "):
+        load_tokenizer(str(tiny_llama_dir), revision="v2")
 
 
 @pytest.mark.parametrize(
