@@ -93,9 +93,9 @@ def takes_words(hint: Any) -> bool:
 
 
 def elements_of(hint: Any) -> Any | None:
-    """The type of a list's elements where `hint` admits a list, else None."""
+    """The type of a list's elements where `hint` admits a list of any length, else None."""
     inner = [get_args(m)[0] for m in members(hint) if get_origin(m) in _LISTS and get_args(m)]
-    if any(get_origin(m) is tuple and len(set(get_args(m)) - {Ellipsis}) > 1 for m in members(hint)):
+    if any(get_origin(m) is tuple and Ellipsis not in get_args(m) for m in members(hint)):
         return None
     return functools.reduce(operator.or_, inner) if inner else None
 

@@ -316,6 +316,16 @@ def test_a_class_that_refuses_to_be_made_is_told_in_one_message(folder: Path, ca
     assert f"instructlit: --trainer.logger: {told}" in err
 
 
+def test_a_list_that_is_too_short_is_told_with_its_line(folder: Path, call: Call) -> None:
+    """It was only `Expected a NoneType`."""
+    recipe = cli_stand_in.RECIPE.replace("betas: [0.9, 0.95]", "betas: [0.9]")
+    (folder / "short.yaml").write_text(recipe)
+    status, _, err = call("fit", "--config", "short.yaml")
+    assert status == 2
+    told = "short.yaml:10: model.init_args.optimizer.init_args.betas: `[0.9]` is not valid here\n"
+    assert f"instructlit: {told}  expected: a list of (a number, a number)\n" in err
+
+
 FRAGILE = """\
 import lightning.pytorch as pl
 import torch

@@ -64,7 +64,8 @@ def test_dataclasses_and_elements() -> None:
     assert dataclasses_of(str | Place | list[str | Place]) == [Place]
     assert elements_of(str | Place | list[str | Place]) == str | Place
     assert elements_of(str | None) is None
-    assert elements_of(tuple[float, float]) is float
+    assert elements_of(tuple[float, ...]) is float
+    assert elements_of(tuple[float, float]) is None  # it has a length too
     assert elements_of(tuple[float, str]) is None
     assert is_open(dict[str, int] | None)
     assert not is_open(list[int])
