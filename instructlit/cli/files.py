@@ -22,11 +22,12 @@ def check_files(config: Config, options: Sequence[tuple[str, str | None]]) -> No
         config: the composed config.
         options: the names and values on the line, which go over those of the config.
     """
-    for key, value in in_force(config, [option for option, _ in options]):
-        check_input(value, config.where(key))
+    given = [(value, config.where(key)) for key, value in in_force(config, [option for option, _ in options])]
     for option, value in options:
         if value is not None and option.rpartition(".")[2] in INPUTS and not value.startswith(("[", "{")):
-            check_input(value, f"--{option}")
+            given.append((value, f"--{option}"))
+    for value, where in given:
+        check_input(value, where, [other for other, _ in given])
 
 
 def in_force(config: Config, on_line: Sequence[str]) -> Iterator[tuple[Key, str]]:
@@ -52,8 +53,14 @@ def inputs(values: Any, key: Key) -> Iterator[tuple[Key, str]]:
             yield key, values
 
 
-def check_input(value: str, where: str) -> None:
-    """Raise UserError where `value` is plainly a local path and is not there; a name on the Hub passes."""
+def check_input(value: str, where: str, others: Sequence[str] = ()) -> None:
+    """Raise UserError where `value` is plainly a local path and is not there; a name on the Hub passes.
+
+    Args:
+        value: the path or name.
+        where: the option that holds it.
+        others: what is named elsewhere, and therefore not meant here.
+    """
     path = Path(value).expanduser()
     if not value or any(mark in value for mark in "*?[") or "://" in value or path.exists():
         return
@@ -63,12 +70,23 @@ def check_input(value: str, where: str) -> None:
     )
     if not local:
         return
-    near = nearest(path.name, _names(parent))
+    near = _nearest(path, [name for name in _names(parent) if str(parent / name) not in others])
     if near is None and not parent.is_dir():
         what = f"there is no folder `{parent}`, and so no `{value}`"
     else:
         what = f"there is no file or folder `{value}`"
     raise UserError(what, where=where, expected=f"did you mean {parent / near}?" if near else None)
+
+
+def _nearest(path: Path, names: Sequence[str]) -> str | None:
+    """The most alike of `names`, endings of files aside, which would make any two of them alike."""
+
+    def bare(name: str) -> str:
+        return name.removesuffix(Path(name).suffix) if Path(name).suffix in FILES else name
+
+    alike_last = sorted(names, key=lambda name: Path(name).suffix == path.suffix)
+    whole = {bare(name): name for name in alike_last}
+    return whole.get(nearest(bare(path.name), whole) or "")
 
 
 def check_checkpoint(path: Any, strategy: Any = None) -> None:

@@ -19,8 +19,8 @@ def load_tokenizer(
     """The tokenizer in a folder or of a Hub name, with an EOS and a pad token that are really its own.
 
     Raises:
-        UserError: no such folder or name, a revision of a folder, a tokenizer without character offsets, without EOS, or
-            without a pad token.
+        UserError: no such folder or name, a revision of a folder, a tokenizer without character offsets, without EOS,
+            or without a pad token.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():

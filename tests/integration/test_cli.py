@@ -254,8 +254,7 @@ def test_mistakes_are_one_message_and_status_2(call: Call) -> None:
     told = "instructlit: --trainer.max_step: unknown option `max_step`\n  expected: did you mean --trainer.max_steps?\n"
     assert (status, out, err) == (2, "", told)
     status, out, err = call("fit", "--config", "recipe.yaml", "--data.train", "c.jsonl")
-    told = "instructlit: --data.train: there is no file or folder `c.jsonl`\n  expected: did you mean b.jsonl?\n"
-    assert (status, out, err) in [(2, "", told), (2, "", told.replace("b.jsonl?", "a.jsonl?"))]
+    assert (status, out, err) == (2, "", "instructlit: --data.train: there is no file or folder `c.jsonl`\n")
     status, out, err = call("fit", "--config", "recipe.yaml", "stray")
     assert (status, out, err) == (2, "", "instructlit: unrecognized arguments: stray\n")
 

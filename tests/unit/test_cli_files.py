@@ -54,6 +54,23 @@ def test_what_is_plainly_local_and_missing(value: str, words: str) -> None:
     assert str(caught.value).startswith("here: ")
 
 
+def test_a_file_is_meant_by_its_name_and_not_by_its_ending_nor_where_it_is_named_already(folder: Path) -> None:
+    for name, others, meant in (
+        ("data/demonstrators.jsonl", [], "data/demonstrations.jsonl"),
+        ("data/demonstration.json", [], "data/demonstrations.jsonl"),
+        ("data/demonstrators.jsonl", ["data/demonstrations.jsonl"], None),
+        ("data/missing.jsonl", [], None),
+        ("data/d.jsonl", [], None),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_input(name, "here", others)
+        assert caught.value.expected == (f"did you mean {meant}?" if meant else None)
+    config = Config({"data": {"init_args": {"train": "data/demonstrations.jsonl"}}})
+    with pytest.raises(UserError) as caught:
+        check_files(config, [("data.validation", "data/demonstrations_validation.jsonl")])
+    assert caught.value.expected is None
+
+
 CONFIG = Config(
     {
         "model": {"class_path": "a.B", "init_args": {"policy": {"path": "models/bse"}, "note": "models/bse"}},
