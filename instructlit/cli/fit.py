@@ -17,7 +17,6 @@ from enum import Enum
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 import yaml
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -31,7 +30,7 @@ from instructlit.cli.config import Config, Key, compose, plain
 from instructlit.cli.defaults import DEFAULTS, from_signature
 from instructlit.cli.files import check_checkpoint, check_files
 from instructlit.cli.making import Unmade, fault_of, place_of
-from instructlit.cli.memory import out_of_memory
+from instructlit.cli.memory import is_out_of_memory, out_of_memory
 from instructlit.cli.processes import check_slurm, take_rank
 from instructlit.cli.resume import MODES, Mode, continue_from
 from instructlit.cli.trainer import made
@@ -258,7 +257,9 @@ class InstructCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise out_of_memory(error, self.model, self.datamodule, self.trainer) from error
 
     def _parse_ckpt_path(self) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
 from instructlit.errors import UserError, first_line
@@ -11,8 +12,13 @@ from instructlit.memory.shapes import Shapes
 from instructlit.memory.table import as_text, lines
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch had no memory to give, on a GPU or on a CPU, whose allocator has no kind of error of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def out_of_memory(error: BaseException, module: Any, data: Any, trainer: pl.Trainer) -> UserError:
-    """The message for `torch.OutOfMemoryError`: the estimate of the run, and the two settings that help most."""
+    """The message where memory ran out: the estimate of the run, and the two settings that help most."""
     what = " ".join(str(error).split())[:200] or "out of memory"
     try:
         run = run_of(

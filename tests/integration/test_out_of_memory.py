@@ -17,7 +17,23 @@ class Full(SFTModule):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
+class FullCPU(SFTModule):
+    """The same on a CPU."""
+
+    def configure_model(self) -> None:
+        torch.empty(1 << 60)
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        (Full, "CUDA out of memory. Tried to allocate 2.00 GiB"),
+        (FullCPU, "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4611686018427387904 bytes."),
+    ],
+)
 def test_the_message_ends_with_the_table_and_two_settings(
+    module: type[SFTModule],
+    told: str,
     tiny_llama_dir: Path,
     demonstrations_file: Path,
     tmp_path: Path,
@@ -27,7 +43,7 @@ def test_the_message_ends_with_the_table_and_two_settings(
     monkeypatch.chdir(tmp_path)
     config = {
         "model": {
-            "class_path": f"{Full.__module__}.Full",
+            "class_path": f"{module.__module__}.{module.__name__}",
             "init_args": {"policy": {"path": str(tiny_llama_dir)}},
         },
         "data": {
@@ -42,7 +58,8 @@ def test_the_message_ends_with_the_table_and_two_settings(
     (tmp_path / "r.json").write_text(json.dumps(config))
     assert main(["fit", "--config", str(tmp_path / "r.json")]) == 2
     message = capsys.readouterr().err
-    assert "the device's memory is full: CUDA out of memory. Tried to allocate 2.00 GiB" in message
+    assert "the device's memory is full: " in message
+    assert told in message
     assert "optimiser state" in message
     assert "forward and backward" in message
     assert "Traceback" not in message
