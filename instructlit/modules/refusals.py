@@ -127,7 +127,7 @@ def check_numbers(trainer: pl.Trainer) -> None:
         UserError: for the first of them.
     """
     for expected, options in TRAINER_RANGES.items():
-        values = {option: getattr(trainer, option) for option in options}
+        values = {option: getattr(trainer, option, None) for option in options}  # no interval where it is one of time
         require(expected, "trainer.", **{name: x for name, x in values.items() if not isinstance(x, (str, dict))})
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:

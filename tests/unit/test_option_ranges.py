@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import lightning.pytorch as pl
 import pytest
 from stage_helpers import CountVowels, ppo_module, reward_module, sft_module
 
@@ -25,6 +26,7 @@ from instructlit.evaluation.judges import (
 from instructlit.evaluation.tasks import BestOfN, Perplexity, RewardQuality
 from instructlit.models.backbone import Backbone
 from instructlit.modules.nonfinite import NonFinite
+from instructlit.modules.refusals import check_numbers
 from instructlit.rollout import CachedEngine, RewardModel, Sampling, Shaping, VLLMServer, WorkerEngine
 
 
@@ -231,3 +233,16 @@ def test_of_data_whose_name_is_empty(kind: Callable[..., Any], further: str, val
 def test_of_what_0_switches_off(option: str) -> None:
     with pytest.raises(UserError, match=rf"^{option}: found -1"):
         PromptData("models/sft", "rows.jsonl", **{option: -1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_sanity_val_steps": -1},  # all of them
+        {"val_check_interval": "00:00:10:00"},
+        {"val_check_interval": 7, "check_val_every_n_epoch": None},
+        {"log_every_n_steps": 0, "max_epochs": -1, "max_time": "00:01:00:00"},
+    ],
+)
+def test_numbers_of_the_trainer_that_are_meant_pass(options: dict[str, Any]) -> None:
+    check_numbers(pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options))
