@@ -67,6 +67,8 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         before, after = then.get(key), now.get(key)
         if key == THREADS and None in (before, after):  # told by the device or the number of processes
             continue
+        if key.startswith("version of ") and None in (before, after):  # what was not installed was not used
+            continue
         if before != after:
             shown = key.removeprefix("config.")
             if shown.startswith("weights of"):

@@ -499,3 +499,12 @@ def test_threads_that_one_start_does_not_tell_are_no_difference() -> None:
     assert differences(one, two) == ["number of processes: was 1, is 2"]
     assert differences(two, one) == ["number of processes: was 2, is 1"]
     assert differences(one, one | {THREADS: 2}) == [f"{THREADS}: was 4, is 2"]
+
+
+def test_an_extra_installed_since_is_no_difference() -> None:
+    without = {"version of torch": "2.13.0"}
+    with_it = without | {"version of bitsandbytes": "0.50.2"}
+    assert differences(without, with_it) == []
+    assert differences(with_it, without) == []
+    other = with_it | {"version of bitsandbytes": "0.51.0"}
+    assert differences(with_it, other) == ["version of bitsandbytes: was 0.50.2, is 0.51.0"]
