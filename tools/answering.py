@@ -10,6 +10,7 @@ from instructlit.data.collate import EncodedPrompt
 from instructlit.data.tokenization import Encoder
 from instructlit.errors import UserError, counted
 from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model
+from instructlit.rollout.decoders import plain_decoder
 from instructlit.rollout.drawing import chance, draw
 from instructlit.rollout.engine import Sampling, further_ends
 from instructlit.types import Prompt, PromptText
@@ -31,13 +32,13 @@ class Answerer(LanguageModel):
     def stream(self, ids: list[int], sampling: Sampling, generator: torch.Generator) -> Iterator[str]:
         """The response to one prompt in pieces of text, as it is sampled."""
         ends, said, shown = {self.tokenizer.eos_token_id, *further_ends(self.model)}, [], ""
-        given, cache = torch.tensor([ids], device=self.device), None
-        for _ in range(sampling.max_new_tokens):
-            out = self.model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            logits, cache = out.logits[:, -1], out.past_key_values
+        decoder, drawn = plain_decoder(self.model), torch.tensor([ids], device=self.device)
+        mask = torch.ones_like(drawn, dtype=torch.bool)
+        for number in range(sampling.max_new_tokens):
+            logits = decoder.step(drawn, mask[:, -1]) if number else decoder.read(drawn.new_zeros(1), drawn, mask)
             luck = None if sampling.greedy else chance(1, self.device, generator)
-            given = draw(logits, sampling.temperature, luck)[0][:, None]
-            token = int(given)
+            drawn, _ = draw(logits, sampling.temperature, luck)
+            token = int(drawn)
             if token in ends:
                 break
             said.append(token)

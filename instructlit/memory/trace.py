@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from instructlit.models.adapters import unwrapped
+from instructlit.models.packed import cache_name
 
 TRACED_LAYERS = 13
 """Layers that are run. The others repeat them from the second on (the first also keeps what all of them read, such as
@@ -114,7 +115,7 @@ def cache_bytes(model: nn.Module, rows: int, length: int, autocast: bool) -> int
     """Bytes of the keys and values of (rows, length) tokens, as generation keeps them."""
     every = len(decoder_layers(model))
     with _shortened(model), _fake(model) as ids_of, torch.no_grad(), _autocast(autocast):
-        cache = _forward(model.eval(), *ids_of(rows, length), use_cache=True).past_key_values
+        cache = _forward(model.eval(), *ids_of(rows, length), use_cache=True)[cache_name(model)]
         kept = [layer for layer in cache.layers if layer.keys is not None]
         sizes = [sum(x.numel() * x.element_size() for x in (layer.keys, layer.values)) for layer in kept]
     return sum(_repeated(sizes, every))

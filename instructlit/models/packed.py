@@ -237,6 +237,13 @@ def takes_positions(model: nn.Module) -> bool:
     return _takes_positions(type(unwrapped(model).base_model))
 
 
+def cache_name(model: nn.Module) -> str | None:
+    """What a causal language model's forward, and its output, call the cache of keys and values: `cache` since
+    transformers 5.24, `past_key_values` before; None where it takes none."""
+    taken = inspect.signature(type(unwrapped(model)).forward).parameters
+    return next((name for name in ("past_key_values", "cache") if name in taken), None)
+
+
 def keeps_states(model: nn.Module) -> bool:
     """Whether layers hand on a state from token to token, into which padding before a row may find its way: not all of
     them go by the mask (RWKV, xLSTM and RecurrentGemma do not, DeepSeek-V4 counts blocks along the columns)."""

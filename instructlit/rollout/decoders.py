@@ -6,7 +6,6 @@ as they are now; where the forward runs in 16 bits by autocast they are cast onc
 architecture whose cache can be trusted. `WholeDecoder` has none and reads every row anew for every token.
 """
 
-import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from instructlit.models.adapters import adapts_only, unwrapped
-from instructlit.models.packed import keeps_states, shows_what_it_sees
+from instructlit.models.packed import cache_name, keeps_states, shows_what_it_sees
 from instructlit.models.segments import ALONE, by_segments
 from instructlit.models.sharding import is_sharded
 from instructlit.models.token_scores import at_tokens
@@ -87,12 +86,17 @@ def decoder_for(model: nn.Module, slots: int, length: int) -> Decoder:
         length: most tokens of a row.
     """
     if not _is_llama(model):
-        return ModelDecoder(model) if _has_cache(model) else WholeDecoder(model)
+        return plain_decoder(model)
     if next(model.parameters()).is_cuda:
         from instructlit.rollout.llama_gpu import GPULlamaDecoder
 
         return GPULlamaDecoder(model, slots, length)
     return LlamaDecoder(model, slots, length)
+
+
+def plain_decoder(model: nn.Module) -> Decoder:
+    """What decodes by a model's own forward, and takes no memory for weights laid out anew."""
+    return ModelDecoder(model) if _has_cache(model) else WholeDecoder(model)
 
 
 class ModelDecoder(Decoder):
@@ -101,7 +105,7 @@ class ModelDecoder(Decoder):
     refills = own = False
 
     def __init__(self, model: nn.Module):
-        self.model = model
+        self.model, self._name = model, cache_name(model) or ""
         self._cache: Any = None
         self._mask = self._positions = torch.empty(0)
 
@@ -119,7 +123,7 @@ class ModelDecoder(Decoder):
             use_cache=True,
             logits_to_keep=1,
         )
-        logits, self._cache = out.logits[:, -1], out.past_key_values
+        logits, self._cache = out.logits[:, -1], out[self._name]
         self._mask, self._positions = mask, position_ids(mask)[:, -1:]
         if once:
             self._cache.reorder_cache(inverse)
@@ -133,10 +137,10 @@ class ModelDecoder(Decoder):
             input_ids=tokens[:, None],
             attention_mask=self._mask.long(),
             position_ids=self._positions,
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._name: self._cache},
         )
-        self._cache = out.past_key_values
+        self._cache = out[self._name]
         return out.logits[:, -1]
 
     def keep(self, slots: Tensor) -> None:
@@ -324,7 +328,7 @@ def _different(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _has_cache(model: nn.Module) -> bool:
     """Whether a model's forward has a cache whose rows can be taken out, and which says what the model does."""
     hf: Any = unwrapped(model)
-    if "past_key_values" not in inspect.signature(type(hf).forward).parameters:
+    if cache_name(model) is None:
         return False
     # MiniMax's own cache lets no rows be taken out where the last layer is one of attention.
     if not getattr(hf, "_supports_default_dynamic_cache", lambda: True)():
@@ -346,7 +350,7 @@ def _cache_agrees(model: nn.Module) -> bool:
     ids = (torch.arange(60, device=device).view(2, 30) * 7919) % rows  # any will do, if they differ
     mask = torch.ones(2, 24, dtype=torch.bool, device=device)
     mask[0, :19] = False
-    if getattr(model(input_ids=ids[:, :1], use_cache=True), "past_key_values", None) is None:
+    if model(input_ids=ids[:, :1], use_cache=True).get(cache_name(model)) is None:
         return False
     differences = []
     decoders = ModelDecoder(model), WholeDecoder(model)

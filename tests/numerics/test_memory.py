@@ -24,6 +24,7 @@ from instructlit.models.adapters import Lora, unwrapped
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.ema import EMA
 from instructlit.models.export import export_folder
+from instructlit.models.packed import cache_name
 from instructlit.modules import PPOModule, RewardModule, SFTModule
 from instructlit.rollout import CachedEngine, RewardModel, Sampling, WorkerEngine
 from instructlit.rollout.decoders import decoder_for
@@ -148,7 +149,7 @@ def test_keys_and_values_to_the_byte(folders: dict[str, Path], name: str) -> Non
     backbone = Backbone(str(folders[name]))
     model: Any = load_causal_lm(backbone)
     with torch.no_grad():
-        cache = model(input_ids=torch.ones(2, 11, dtype=torch.long), use_cache=True).past_key_values
+        cache = model(input_ids=torch.ones(2, 11, dtype=torch.long), use_cache=True)[cache_name(model)]
     kept = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
     assert cache_bytes(outline(backbone, scalar=False, where="model"), 2, 11, autocast=False) == kept
 
