@@ -236,8 +236,8 @@ class Rollout(Responses):
     ref_log_probs: Tensor  # (B, R) float32, frozen reference
     values: Tensor  # (B, R) float32, value model at the rollout
     scores: Tensor  # (B,) float32, from the reward, before the missing-EOS rule
-    rewards: Tensor  # (B, R) float32, shaped: KL penalty at every token, the ruled score at the last
-    advantages: Tensor  # (B, R) float32, whitened
+    rewards: Tensor  # (B, R) float32, KL penalty at every token and the ruled score at the last; whitened if asked for
+    advantages: Tensor  # (B, R) float32, whitened unless switched off
     returns: Tensor  # (B, R) float32, unwhitened advantages plus values
 
 
