@@ -19,7 +19,7 @@ from instructlit.evaluation.runner import Results
 T = TypeVar("T")
 
 WIDTH = 5  # measures side by side
-TITLE = 15  # characters of a measure's title in a line
+ABOVE, BESIDE = 20, 15  # characters of a measure's title in a line, above its figures and beside them
 
 
 def number(measure: Measure, value: float, signed: bool = False) -> str:
@@ -113,7 +113,7 @@ def _print_wide(
 
 
 def _table(rows: str, results: Results, names: Sequence[str], measures: Sequence[Measure]) -> Table:
-    table = _empty(rows, [_heading(measure) for measure in measures], "value, 95 % interval, count")
+    table = _empty(rows, [_heading(measure, ABOVE) for measure in measures], "value, 95 % interval, count")
     for name in names:
         table.add_row(escape(results.title(name)), *(_cell(measure, name) for measure in measures))
     return table
@@ -122,7 +122,7 @@ def _table(rows: str, results: Results, names: Sequence[str], measures: Sequence
 def _turned(rows: str, results: Results, measures: Sequence[Measure], names: Sequence[str]) -> Table:
     table = _empty(rows, [escape(results.title(name)) for name in names], "value and 95 % interval")
     for measure in measures:
-        table.add_row(_heading(measure), *(_cell(measure, name, counted=False) for name in names))
+        table.add_row(_heading(measure, BESIDE), *(_cell(measure, name, counted=False) for name in names))
     return table
 
 
@@ -134,9 +134,9 @@ def _empty(rows: str, headings: Sequence[str], caption: str) -> Table:
     return table
 
 
-def _heading(measure: Measure) -> str:
+def _heading(measure: Measure, width: int) -> str:
     """The title of a measure, in lines that leave room for the figures."""
-    return "\n".join(wrap(escape(measure.title) + arrow(measure), TITLE, break_long_words=False))
+    return "\n".join(wrap(escape(measure.title) + arrow(measure), width, break_long_words=False))
 
 
 def _cell(measure: Measure, name: str, counted: bool = True) -> str:
