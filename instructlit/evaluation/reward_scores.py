@@ -13,7 +13,7 @@ from instructlit.models.architecture import check_scalar_model
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.compatibility import check_vocabulary, positions
 from instructlit.models.dropout import disable_dropout
-from instructlit.models.folders import check_source
+from instructlit.models.folders import check_source, check_whole_weights
 from instructlit.ops.micro_batches import of_like_length
 from instructlit.types import PromptText
 
@@ -23,11 +23,12 @@ def check_reward_model(model: str, where: str, template: str = "auto") -> tuple[
     whose scores it is wanted for.
 
     Raises:
-        UserError: no such folder, one without a trained scalar head, one without the tokenizer it was trained with, a
-            template that its tokenizer has not.
+        UserError: no such folder, one without a trained scalar head, weights that are not whole, one without the
+            tokenizer it was trained with, a template that its tokenizer has not.
     """
     check_source(model, weights=True, where=where)
     config, _ = check_scalar_model(Backbone(model), require_head=True, where=where)
+    check_whole_weights(model, where)
     tokenizer = load_tokenizer(model)
     check_vocabulary(Backbone(model), tokenizer, where)
     return tokenizer, Encoder(tokenizer, template, positions(config))

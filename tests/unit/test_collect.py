@@ -215,6 +215,19 @@ def test_what_labelers_ordered_is_scored_as_it_ended(monkeypatch: pytest.MonkeyP
     assert scorer.ordered([row, row | {"ended": [False, True]}]) == ([0.5, 1.0], [1, 1])
 
 
+def test_a_reward_model_that_was_cut_off_is_told_before_anything_is_drawn(
+    folder: Path,
+    char_tokenizer: PreTrainedTokenizerFast,
+    tiny_llama_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = reward_folder(folder / "rm", tiny_llama_dir, char_tokenizer, 1) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert collect("sft", "--prompts", "prompts.jsonl", "--reward", "rm", "--completions", "3") == 2
+    assert not Path("tasks.partial.jsonl").exists()
+    assert "rm: rm/model.safetensors cannot be read" in capsys.readouterr().err
+
+
 def test_a_policy_that_cannot_answer_is_told_before_others_do(
     folder: Path, tiny_llama_dir: Path, char_tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
 ) -> None:
