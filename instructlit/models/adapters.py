@@ -108,16 +108,18 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) ->
         task_type="SEQ_CLS" if scalar else "CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 stores the transpose
     )
+    linear = sorted({name.rsplit(".")[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
     try:
         if not isinstance(lora.target_modules, str):
             _check_names(model, lora.target_modules)
         adapted = get_peft_model(model, config)  # type: ignore[arg-type]
     except (ValueError, re.error) as error:  # peft reads a text that is not "all-linear" as a pattern
-        linear = sorted({name.rsplit(".")[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+        named, refused = lora.target_modules, "incompatible" in str(error)  # as Mamba's fused layers are
+        names = ", ".join(linear) or "the names peft knows"
         raise UserError(
-            f"no layer is called {lora.target_modules}",
+            f"not every layer of {named} takes adapters" if refused else f"no layer is called {named}",
             where=f"{where}.lora.target_modules",
-            expected=f'"all-linear" or some of {", ".join(linear) or "the names peft knows"}',
+            expected=f"others of {names}" if refused else f'"all-linear" or some of {names}',
             fix=first_line(error),
         ) from error
     _float32_trainable(adapted)

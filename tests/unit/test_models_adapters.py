@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import (
     Llama4TextConfig,
     LlamaConfig,
+    Mamba2Config,
+    Mamba2ForCausalLM,
     MixtralConfig,
     PhimoeConfig,
     PretrainedConfig,
@@ -25,6 +27,7 @@ from instructlit.cli.errors import explain
 from instructlit.errors import UserError
 from instructlit.models.adapters import (
     Lora,
+    add_lora,
     frozen_state_names,
     is_adapted,
     plain_state_dict,
@@ -173,6 +176,17 @@ def test_merged_weights_have_the_plain_models_names_and_nothing_more(tiny_llama_
     assert {k: (v.shape, v.dtype) for k, v in merged.items()} == {
         k: (v.shape, v.dtype) for k, v in plain.hf.state_dict().items()
     }
+
+
+def test_layers_that_take_no_adapters_are_not_called_unknown() -> None:
+    config = Mamba2Config(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_heads=4, head_dim=16, n_groups=1)
+    with pytest.raises(UserError) as refused:
+        add_lora(Mamba2ForCausalLM(config), Lora(4), scalar=False, where="policy")
+    assert str(refused.value).startswith(
+        "policy.lora.target_modules: not every layer of all-linear takes adapters\n"
+        "  expected: others of in_proj, lm_head, out_proj\n"
+    )
+    assert "'out_proj' is incompatible with Mamba" in str(refused.value)
 
 
 def test_wrong_layer_names_list_the_right_ones(tiny_llama_dir: Path) -> None:
