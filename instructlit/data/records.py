@@ -195,8 +195,7 @@ def naming(rows: Rows, index: int) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        where = f"{rows.where(index)}: {error.where or 'prompt'}"
-        raise UserError(error.what, where=where, expected=error.expected, fix=error.fix) from error
+        raise error.at(f"{rows.where(index)}: {error.where or 'prompt'}") from error
 
 
 def _fill(writer: Writer, files: Sequence[Rows], coder: Coder, what: str) -> dict[str, Any]:
