@@ -38,7 +38,7 @@ class Config:
 
     def locate(self, name: str) -> str | None:
         """`where` for the one key whose dotted name ends in `name` (`policy.path`), or None."""
-        parts = plain(tuple(name.split(".")))
+        parts = dotted(name)
         found = {k for k in self.places if plain(k)[-len(parts) :] == parts}
         return self.where(found.pop()) if len(found) == 1 else None
 
@@ -53,6 +53,11 @@ class Config:
 def plain(key: Key) -> Key:
     """`key` without the `init_args`, which a name on the line may leave out at any depth."""
     return tuple(part for part in key if part != "init_args")
+
+
+def dotted(name: str) -> Key:
+    """The plain key of a dotted name."""
+    return plain(tuple(name.split(".")))
 
 
 class _Loader(yaml.SafeLoader):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from instructlit.checkpoints import check_whole, state_of
-from instructlit.cli.config import Config, Key, plain
+from instructlit.cli.config import Config, Key, dotted, plain
 from instructlit.errors import UserError, nearest
 
 CHECKPOINT_WORDS = ("last", "hpc", "registry")
@@ -32,7 +32,7 @@ def check_files(config: Config, options: Sequence[tuple[str, str | None]]) -> No
 
 def in_force(config: Config, on_line: Sequence[str]) -> Iterator[tuple[Key, str]]:
     """The inputs of the config that no option on the line goes over, nor over what they are part of."""
-    over = {plain(tuple(option.rstrip("+").split("."))) for option in on_line}
+    over = {dotted(option.rstrip("+")) for option in on_line}
     for key, value in inputs(config.values, ()):
         bare = plain(key)
         if not any(bare[:length] in over for length in range(2, len(bare) + 1)):

@@ -26,7 +26,7 @@ from instructlit.callbacks.progress import StageProgress
 from instructlit.callbacks.save_config import SaveConfig
 from instructlit.checkpoints import state_of
 from instructlit.cli.check import FILES, Checker, options_of
-from instructlit.cli.config import Config, Key, compose, plain
+from instructlit.cli.config import Config, Key, compose, dotted
 from instructlit.cli.defaults import DEFAULTS, from_signature
 from instructlit.cli.files import check_checkpoint, check_files
 from instructlit.cli.making import Unmade, fault_of, place_of
@@ -131,15 +131,10 @@ def located(error: UserError, config: Config, args: Sequence[str]) -> UserError:
     elif not re.fullmatch(r"[A-Za-z_][\w.]*", error.where):
         where = None
     else:
-        named = bare(error.where)
-        on_line = [option for option, _ in pairs_of(args) if f".{bare(option)}".endswith(f".{named}")]
+        named = dotted(error.where)
+        on_line = [option for option, _ in pairs_of(args) if dotted(option)[-len(named) :] == named]
         where = f"--{on_line[0]}" if on_line else config.locate(error.where) or owner_of(error.where, config)
     return error.at(where) if where else error
-
-
-def bare(option: str) -> str:
-    """A dotted name without the `init_args` in it, which may be left out."""
-    return ".".join(plain(tuple(option.split("."))))
 
 
 def owner_of(name: str, config: Config) -> str | None:
