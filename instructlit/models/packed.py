@@ -234,13 +234,13 @@ def prepare(model: PreTrainedModel) -> None:
 
 def takes_positions(model: nn.Module) -> bool:
     """Whether positions can be given; architectures without have none (ALiBi), or count them along the mask."""
-    return _takes_positions(type(unwrapped(model).base_model))
+    return "position_ids" in _arguments(type(unwrapped(model).base_model))
 
 
 def cache_name(model: nn.Module) -> str | None:
     """What a causal language model's forward, and its output, call the cache of keys and values: `cache` since
     transformers 5.24, `past_key_values` before; None where it takes none."""
-    taken = inspect.signature(type(unwrapped(model)).forward).parameters
+    taken = _arguments(type(unwrapped(model)))
     return next((name for name in ("past_key_values", "cache") if name in taken), None)
 
 
@@ -251,8 +251,9 @@ def keeps_states(model: nn.Module) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _takes_positions(trunk: type[nn.Module]) -> bool:
-    return "position_ids" in inspect.signature(trunk.forward).parameters
+def _arguments(kind: type[nn.Module]) -> frozenset[str]:
+    """The names of what a model's forward takes."""
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def _attention(
