@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from instructlit.errors import UserError, require
+from instructlit.files import write_rows
 
 if TYPE_CHECKING:
     from instructlit.data.collate import EncodedPrompt
@@ -135,8 +136,6 @@ def _answered(
 def _write(rows: Iterator[dict[str, Any]], output: str | None, journal: "Journal | None") -> None:
     """All rows in one go where a journal keeps the answers until then, else each as it comes."""
     if output is not None and journal is not None:
-        from instructlit.files import write_rows
-
         write_rows(output, list(rows))
         journal.close(remove=True)
         return

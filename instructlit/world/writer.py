@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from instructlit.errors import require
-from instructlit.files import write_rows
+from instructlit.files import write_rows, write_text
 from instructlit.world import lexicon
 from instructlit.world.constraints import Constraint
 from instructlit.world.corpus import documents, story_end
@@ -88,7 +88,7 @@ def generate(world: World, out_dir: str | Path, sizes: Sizes | None = None) -> P
     write_rows(folder / "corpus_tasks.jsonl", corpus_tasks(world, sizes.corpus_tasks))
     write_untrained(folder / "untrained")
     text = json.dumps({"seed": world.seed, "sizes": asdict(sizes)}, indent=2)
-    (folder / "world.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "world.json", text + "\n")
     return folder
 
 

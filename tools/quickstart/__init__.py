@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from instructlit.errors import Ending, UserError
+from instructlit.files import write_json
 
 
 def quickstart(
@@ -53,7 +54,6 @@ def quickstart(
 
 def _judge(runs: list[Path], output: Path) -> None:
     """Prints the verdict over the runs, writes verdict.json, and ends with status 1 where it does not hold."""
-    from instructlit.files import write_json
     from instructlit.tools.quickstart.verdict import needed, verdict
     from instructlit.tools.quickstart.verdict_table import print_verdict
 
