@@ -8,7 +8,7 @@ from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, answer_rows, first_rows, measured, noted
 from instructlit.evaluation.requests import Ask, Request
 from instructlit.evaluation.task import Task
-from instructlit.evaluation.tasks.decisions import Statement, decide
+from instructlit.evaluation.tasks.verdicts import Statement, decide
 
 CLOSED = (
     "closed qa",

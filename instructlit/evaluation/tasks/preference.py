@@ -32,7 +32,7 @@ from instructlit.evaluation.measures import (
 )
 from instructlit.evaluation.requests import Ask, Request
 from instructlit.evaluation.task import Task
-from instructlit.evaluation.tasks.decisions import ask_each
+from instructlit.evaluation.tasks.verdicts import ask_each
 from instructlit.types import Prompt
 
 Scores = list[float | None]

@@ -27,7 +27,7 @@ from instructlit.evaluation.measures import (
 )
 from instructlit.evaluation.requests import Ask, Request, Weigh, Weights
 from instructlit.evaluation.task import Task
-from instructlit.evaluation.tasks.decisions import Statement, decide
+from instructlit.evaluation.tasks.verdicts import Statement, decide
 
 INSTRUCTION = (
     "Interpret each question literally, and as a question about the real world; carefully research each answer, "
