@@ -138,7 +138,7 @@ def parse(data: bytes, where: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_fields)
     except UserError as error:
-        raise UserError(error.what, where=f"{where}: {error.where}", expected=error.expected) from error
+        raise error.at(f"{where}: {error.where}") from error
     except json.JSONDecodeError as error:
         shown = data[:60].decode("utf-8", "replace").strip()
         raise UserError(
