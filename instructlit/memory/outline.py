@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from instructlit.models.adapters import HEAD, Lora, add_lora, unwrapped, without_layers
 from instructlit.models.architecture import checked_config
-from instructlit.models.backbone import UNQUANTISED, Backbone, options_of
+from instructlit.models.backbone import UNQUANTISED, Backbone, made
 from instructlit.models.folders import adapter_config
 
 
@@ -38,7 +38,7 @@ def outline(backbone: Backbone, *, scalar: bool, where: str) -> nn.Module:
     if scalar:
         config.num_labels = 1
     with torch.device("meta"):
-        hf = auto.from_config(config, **options_of(backbone))
+        hf = made(auto.from_config, backbone, config)
         lora = backbone.lora
         if adapters is not None:
             lora = Lora(rank=int(adapters["r"]), target_modules=adapters["target_modules"])

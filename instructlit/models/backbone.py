@@ -5,8 +5,9 @@ Unlike plain transformers: the dtype is the one asked for, dropout is off unless
 of the config, where it would keep the embedding of eos from being trained (`nn.Embedding(padding_idx=...)`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,8 @@ class Backbone:
         path: folder of a Hugging Face model, or its name on the Hub.
         revision: branch, tag or commit of a Hub model.
         dtype: dtype the weights are held in; full fine-tuning wants float32 with `trainer.precision: bf16-mixed`.
-        attn_implementation: attention kernel of transformers: "sdpa", "eager" or "flash_attention_2".
+        attn_implementation: attention kernel of transformers: "sdpa", "eager" or "flash_attention_2"; "auto" is sdpa,
+            and eager for the architectures that have no sdpa.
         trust_remote_code: run code that comes with the model; only for models whose code was read.
         random_init: draw the weights at random from the config alone, to pretrain from scratch.
         dropout: residual dropout while training (the paper's SFT used 0.2); every other dropout is 0.
@@ -61,7 +63,7 @@ class Backbone:
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = "auto"
     trust_remote_code: bool = False
     random_init: bool = False
     dropout: float = 0.0
@@ -162,33 +164,34 @@ def trunk_key(backbone: Backbone) -> Key:
             backbone.dropout)  # fmt: skip
 
 
-def options_of(backbone: Backbone) -> dict[str, Any]:
-    """What transformers is told to make the model with, quantised or not."""
-    return {
-        "dtype": DTYPES[backbone.dtype],
-        "attn_implementation": backbone.attn_implementation,
-        "trust_remote_code": backbone.trust_remote_code,
-    }
+def made(make: Callable[..., Any], backbone: Backbone, config: PretrainedConfig, **more: Any) -> Any:
+    """What transformers makes of `config`, by `from_config` or `from_pretrained`, the way `backbone` says.
+
+    Its own choice of attention would be the same, but for a config that names a kernel which is not installed here.
+    """
+    more |= {"config": config, "dtype": DTYPES[backbone.dtype], "trust_remote_code": backbone.trust_remote_code}
+    if backbone.attn_implementation != "auto":
+        return make(attn_implementation=backbone.attn_implementation, **more)
+    try:
+        return make(attn_implementation="sdpa", **more)
+    except ValueError as error:  # before any weight is read
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return make(attn_implementation="eager", **more)
 
 
 def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of the weights that its files do not have."""
-    options = options_of(backbone)
-    if backbone.quantization:
-        options["quantization_config"] = _quantisation(backbone)
+    more = {"quantization_config": _quantisation(backbone)} if backbone.quantization else {}
     source = trunk_of(backbone.path) or backbone.path
     try:
         with quiet_transformers():
             if backbone.random_init:
-                hf, missing = auto.from_config(config, **options), ()
+                hf, missing = made(auto.from_config, backbone, config), ()
             else:
-                hf, info = auto.from_pretrained(
-                    resolved(source, backbone.revision, f"{where}.path"),
-                    config=config,
-                    revision=backbone.revision,
-                    output_loading_info=True,
-                    **options,
-                )
+                place = resolved(source, backbone.revision, f"{where}.path")
+                from_place = partial(auto.from_pretrained, place, revision=backbone.revision, output_loading_info=True)
+                hf, info = made(from_place, backbone, config, **more)
                 missing = info["missing_keys"]
                 _tell_left_out(info["unexpected_keys"], hf, source, where)
     except UserError:

@@ -87,8 +87,7 @@ def test_loss_and_gradient_are_those_of_whole_logits(
     name: str, rows: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_scores, "HEAD_ELEMENTS", rows * VOCABULARY)
-    attention = "eager" if name == "gemma2" else "sdpa"
-    model = load_causal_lm(Backbone(str(request.getfixturevalue(f"tiny_{name}_dir")), attn_implementation=attention))
+    model = load_causal_lm(Backbone(str(request.getfixturevalue(f"tiny_{name}_dir"))))
     whole = whole_loss(model, BATCH)
     for _ in range(2):  # what the first pass learns of a model holds for the second
         pieces = piece_loss(model, BATCH)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
+    BloomConfig,
     BltConfig,
     CodeGenConfig,
     FalconConfig,
@@ -35,6 +36,7 @@ from transformers import (
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
 from instructlit.evaluation.language_model import LanguageModel
+from instructlit.memory.outline import outline
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.compatibility import check_positions, check_vocabulary
 from instructlit.models.dropout import configure_dropout, disable_dropout, dropout_fields
@@ -139,7 +141,7 @@ def test_experts_are_chosen_in_training_as_in_evaluation(config: PretrainedConfi
 
 def test_a_pass_in_evaluation_changes_no_weight(tmp_path: Path) -> None:
     RwkvConfig(vocab_size=128, hidden_size=32, num_hidden_layers=3, rescale_every=2).save_pretrained(tmp_path)
-    model = load_causal_lm(backbone(tmp_path, random_init=True, attn_implementation="eager"))
+    model = load_causal_lm(backbone(tmp_path, random_init=True))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     training = model(torch.arange(40, 60)[None]).logits
     torch.testing.assert_close(model.eval()(torch.arange(40, 60)[None]).logits, training)
@@ -183,7 +185,24 @@ def test_an_architecture_may_know_of_no_padding(tmp_path: Path) -> None:
     config = CodeGenConfig(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=4, rotary_dim=4)
     config.save_pretrained(tmp_path)
     assert not hasattr(config, "pad_token_id")
-    assert load_causal_lm(backbone(tmp_path, attn_implementation="eager", random_init=True))
+    assert load_causal_lm(backbone(tmp_path, random_init=True))
+
+
+def test_an_architecture_without_sdpa_runs_with_eager_attention_unless_one_is_named(
+    tmp_path: Path, tiny_llama_dir: Path
+) -> None:
+    BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2).save_pretrained(tmp_path)
+    known = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**known, "attn_implementation": "flash_attention_2"}))
+    drawn: Any = load_causal_lm(backbone(tmp_path, random_init=True))
+    drawn.save_pretrained(tmp_path)
+    loaded: Any = load_causal_lm(backbone(tmp_path))
+    on_meta: Any = outline(backbone(tmp_path), scalar=False, where="policy")
+    assert {model.config._attn_implementation for model in (drawn, loaded, on_meta)} == {"eager"}
+    with pytest.raises(UserError, match=r"policy\.attn_implementation: [\s\S]*Bloom[\s\S]*eager"):
+        load_causal_lm(backbone(tmp_path, attn_implementation="sdpa"), "policy")
+    llama: Any = load_causal_lm(backbone(tiny_llama_dir))
+    assert "sdpa" in llama.config._attn_implementation
 
 
 def test_the_embedding_of_eos_is_trained_where_pad_is_eos(tiny_llama_dir: Path, tmp_path: Path) -> None:
