@@ -10,13 +10,13 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from instructlit.data.chat import plain_text
 from instructlit.errors import UserError, counted
-from instructlit.evaluation.requests import Answer, Reply
+from instructlit.evaluation.requests import Answer, Reply, fields_of, stored_as
 from instructlit.evaluation.store import Store
 from instructlit.types import PromptText
 
@@ -61,11 +61,10 @@ class Question:
     @cached_property
     def key(self) -> str:
         """Its name in the store."""
-        said = asdict(self)
+        said = fields_of(self)
         if all(self.ended):  # which is what is taken for granted where nobody knows
             del said["ended"]
-        told = json.dumps(said, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(told.encode()).hexdigest()[:32]
+        return stored_as(said)
 
 
 @dataclass(frozen=True)

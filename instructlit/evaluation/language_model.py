@@ -13,7 +13,7 @@ from instructlit.data.collate import EncodedPrompt, collate_prompts, collate_tok
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError, first_line
-from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights, key
+from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights
 from instructlit.models.backbone import Backbone, check_causal_lm, load_causal_lm
 from instructlit.models.compatibility import check_vocabulary, positions
 from instructlit.models.dropout import disable_dropout
@@ -110,7 +110,7 @@ class LanguageModel:
             source = torch.Generator(self.device).manual_seed(zlib.crc32(stream.encode()))
             for batch in _batches(members, limits, max(1, self.batch_size // samples)):
                 if not stream:
-                    source.manual_seed(zlib.crc32("|".join(key(asks[i]) for i in batch).encode()))
+                    source.manual_seed(zlib.crc32("|".join(asks[i].key for i in batch).encode()))
                 yield from self._decoded(batch, asks, ids, limits[batch[0]], source)
 
     def _prompt(self, ask: Ask) -> list[int]:

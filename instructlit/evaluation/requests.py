@@ -2,15 +2,33 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 from instructlit.errors import require
 from instructlit.types import PromptText
 
 
+def fields_of(of: Any) -> dict[str, Any]:
+    """The fields of a dataclass by their names; `asdict` would copy all that is in them, tens of thousands of times."""
+    return {f.name: getattr(of, f.name) for f in fields(of)}
+
+
+def stored_as(said: Any) -> str:
+    """The name in the store of what says this, in plain values."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+class _Keyed:
+    @cached_property
+    def key(self) -> str:
+        """Its name in the store: equal requests have equal keys, whichever task they come from."""
+        return stored_as([type(self).__name__, fields_of(self)])
+
+
 @dataclass(frozen=True)
-class Ask:
+class Ask(_Keyed):
     """A prompt to be answered.
 
     Args:
@@ -52,7 +70,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Weigh:
+class Weigh(_Keyed):
     """Texts whose log-probability after a context is wanted; nothing is drawn.
 
     An empty context stands for the beginning of a text. A choice that is longer than the model reads at once is read in
@@ -123,15 +141,9 @@ class Weights:
 Reply = Answer | Weights
 
 
-def key(request: Request) -> str:
-    """The name of a request in the store: equal requests have equal keys, whichever task they come from."""
-    told = json.dumps([type(request).__name__, asdict(request)], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
-
-
 def as_row(reply: Reply) -> dict[str, Any]:
     """A reply as plain values."""
-    return {"kind": type(reply).__name__, **asdict(reply)}
+    return {"kind": type(reply).__name__, **fields_of(reply)}
 
 
 def from_row(row: dict[str, Any]) -> Reply:

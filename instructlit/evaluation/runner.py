@@ -9,7 +9,7 @@ from pathlib import Path
 from instructlit.errors import UserError, counted
 from instructlit.evaluation.judging import Desk, Judge, plan_text
 from instructlit.evaluation.measures import Outcome, Study
-from instructlit.evaluation.requests import Ask, Reply, Request, as_row, from_row, key
+from instructlit.evaluation.requests import Ask, Reply, Request, as_row, from_row
 from instructlit.evaluation.store import Store
 from instructlit.evaluation.subjects import Subject
 from instructlit.evaluation.task import Task
@@ -184,9 +184,9 @@ class Evaluation:
     ) -> tuple[dict[str, Request], dict[str, str], list[str]]:
         """By the keys of requests as tasks make them: how the model is asked, the names that its replies have in the
         store, and which of them have to be made."""
-        own = {key(request): subject.asked(request) for request in asked}
+        own = {request.key: subject.asked(request) for request in asked}
         prefix = subject.identity() + "-"
-        names = {name: prefix + key(request) for name, request in own.items()}
+        names = {name: prefix + request.key for name, request in own.items()}
         missing = [name for name in own if names[name] not in store]
         begun = {request.stream for name in missing if isinstance(request := own[name], Ask) and request.stream}
         if begun:  # a stream is drawn from its beginning, or its random numbers would be others
@@ -208,7 +208,7 @@ class Evaluation:
                 asked.setdefault(model, []).extend(more)
         given = self._replies({model: more for model, more in asked.items() if more}, results, dry)
         return {
-            name: {model: [given.get(model, {}).get(key(r)) for r in more] for model, more in own.items()}
+            name: {model: [given.get(model, {}).get(r.key) for r in more] for model, more in own.items()}
             for name, own in wanted.items()
         }
 
@@ -220,7 +220,7 @@ class Evaluation:
         desk: Desk,
         further: Mapping[str, Sequence[Reply | None]],
     ) -> Study:
-        keys = [key(request) for request in requests]
+        keys = [request.key for request in requests]
         models = [s.name for s in self.subjects if s.name in results.models]
         own = {model: [replies[model][k] for k in keys] for model in models}
         return Study(models, own, desk, self.baseline, self.base, self.seed, further, self.titles)

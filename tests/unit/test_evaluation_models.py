@@ -14,7 +14,7 @@ from instructlit.errors import UserError
 from instructlit.evaluation import Answer, Ask, Weigh, Weights
 from instructlit.evaluation.judges import LocalJudge
 from instructlit.evaluation.language_model import LanguageModel, load_language_model
-from instructlit.evaluation.requests import as_row, from_row, key
+from instructlit.evaluation.requests import as_row, from_row
 from instructlit.evaluation.store import Store
 from instructlit.evaluation.subjects import FileSubject
 from instructlit.rollout import Sampling
@@ -150,9 +150,9 @@ def test_a_prompt_without_a_token_is_named_before_anything_is_asked(model: Langu
 
 
 def test_requests_are_known_by_all_that_they_say() -> None:
-    keys = {key(r) for r in (Ask("a"), Ask("b"), Ask("a", samples=2, temperature=1.0), Weigh("a", ("b",)), Ask("a", 9))}
+    keys = {r.key for r in (Ask("a"), Ask("b"), Ask("a", samples=2, temperature=1.0), Weigh("a", ("b",)), Ask("a", 9))}
     assert len(keys) == 5
-    assert key(Ask("a")) == key(Ask("a"))
+    assert Ask("a").key == Ask("a").key
     for row in (Answer(["x"], [True]), Weights([-1.5], [3], [False])):
         assert from_row(json.loads(json.dumps(as_row(row)))) == row
 
