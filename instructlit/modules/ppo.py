@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from instructlit.losses import LossSum, policy_loss, sampler_weights, value_loss
@@ -374,6 +375,8 @@ class PPOModule(ActorCritic):
             mean: Any = self.validation_means[name]
             mean.update(values.sum(), len(values))
             self.log(f"ppo/{self.held_out}/{name}", mean, on_epoch=True, prog_bar=name == "score")
+        if self.trainer.state.fn == TrainerFn.FITTING:  # the x-axis, which not every rollout logs
+            self.log_dict({"ppo/episodes": float(self.episodes_seen)}, on_epoch=True, reduce_fx="max")
         self.validation_rows += sample_rows(generation, scores, kl, self.episodes_seen)
 
     test_step = validation_step

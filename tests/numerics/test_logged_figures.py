@@ -1,5 +1,6 @@
 """The figures that the stages log, each worked out by hand from what it is a figure of."""
 
+import csv
 import math
 from dataclasses import fields
 from typing import Any
@@ -22,6 +23,7 @@ from stage_helpers import (
 )
 from torch import Tensor, tensor
 
+from instructlit.callbacks import CSVLogger
 from instructlit.losses import language_loss
 from instructlit.models.backbone import Backbone, load_causal_lm
 from instructlit.modules.mean import Mean
@@ -110,6 +112,19 @@ def test_weights_in_16_bits_leave_the_figures_of_sft_their_digits(tmp_path, tiny
     expected = sum(losses) / sum(len(completion) + 1 for _, completion in rows)
     assert recorder.rows[0]["sft/train/loss"] == pytest.approx(expected, rel=1e-4)
     assert float(fit.callback_metrics["sft/val/loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_validation_of_ppo_stands_at_its_own_episodes(tmp_path, tiny_llama_dir, char_tokenizer):
+    """Of the rollouts every third and the last are logged; the first validation comes before any of them."""
+    prompts = prompt_batch(["ab"] * 8)
+    module = ppo_module(tiny_llama_dir, episodes=40)
+    data = FixedBatches(char_tokenizer, [{"prompts": prompts}] * 5, [prompts])
+    logger = CSVLogger(str(tmp_path), name="", version="")
+    trainer(tmp_path, logger=logger, log_every_n_steps=3, val_check_interval=1).fit(module, datamodule=data)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    seen = [float(row["ppo/episodes"]) for row in rows if row["ppo/val/score"]]
+    assert seen == [8, 16, 24, 32, 40]
+    assert [float(row["ppo/episodes"]) for row in rows if row["ppo/objective/score"]] == [24, 40]
 
 
 def test_weights_in_16_bits_leave_the_figures_of_ppo_their_digits(tmp_path, tiny_llama_dir, char_tokenizer):
