@@ -183,6 +183,12 @@ def test_label_then_evaluate_and_compare(
     assert {len(row["completions"]) for row in rows} <= set(range(4, 10))
     assert {name for row in rows for name in row["policy"]} == {"models/sft", "models/base@1.3"}
     assert all(len(row["ranks"]) == len(row["completions"]) == len(row["policy"]) for row in rows)
+    ends = [
+        (len(text.split()), end) for row in rows for text, end in zip(row["completions"], row["ended"], strict=True)
+    ]
+    assert {end for _, end in ends} == {True, False}
+    assert all(words < 12 for words, end in ends if end), "EOS was one of the twelve tokens"
+    assert not any(end for words, end in ends if words == 12)
     before = (run / "data" / "comparisons.jsonl").read_bytes()
     world_label(policies=["models/sft", "models/base@1.3"], seed=1, trial=True, max_new_tokens=12)
     assert (run / "data" / "comparisons.jsonl").read_bytes() == before

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from instructlit.files import write_json, write_rows
 from instructlit.rollout.engine import Sampling
@@ -70,8 +70,12 @@ def world_label(
     print(f"two labelers agree on {agreement:.1%} of the held-out pairs that neither of them ties")
 
 
-Completion = tuple[str, str]
-"""A completion's text and the policy it came from."""
+class Completion(NamedTuple):
+    """A completion's text, the policy it came from, and whether it ended by itself rather than at the limit."""
+
+    text: str
+    policy: str
+    ended: bool
 
 
 def draw(
@@ -92,8 +96,8 @@ def draw(
         name = folder if temperature == 1.0 else f"{folder}@{temperature:g}"
         batches = sample(policy, [prompts[row] for row in rows], at, seed_of(purpose, number), batch_size)
         for positions, generation in batches:
-            for position, text in zip(positions, generation.texts, strict=True):
-                drawn[rows[position]].append((text, name))
+            for position, text, ended in zip(positions, generation.texts, generation.ended.tolist(), strict=True):
+                drawn[rows[position]].append(Completion(text, name, ended))
     for completions in drawn:
         rng.shuffle(completions)
     return drawn
@@ -105,8 +109,9 @@ def rankings(
     """One labeler's comparison of each prompt's completions, as a row of the file."""
     for prompt, completions in zip(prompts, drawn, strict=True):
         assert isinstance(prompt.prompt, str)
-        ranking = rank_completions(world, prompt.prompt, [text for text, _ in completions], rng)
-        yield {**ranking.record(), "policy": [name for _, name in completions], "user": prompt.user}
+        ranking = rank_completions(world, prompt.prompt, [own.text for own in completions], rng)
+        known = {"policy": [own.policy for own in completions], "ended": [own.ended for own in completions]}
+        yield {**ranking.record(), **known, "user": prompt.user}
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, int]:
