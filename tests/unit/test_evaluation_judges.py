@@ -228,6 +228,18 @@ def test_a_judge_who_reads_has_no_position_bias(tmp_path: Path) -> None:
     assert found["rating"].differences["ppo"].value == pytest.approx(3.75)
 
 
+def test_a_judge_who_only_compares_is_not_asked_to_rate_unless_named(tmp_path: Path) -> None:
+    class Compares(Scripted):
+        answers = frozenset(("compare",))
+
+    judge, said = Compares(lambda q: 0.5), {"sft": ["a"], "ppo": ["b"]}
+    found = preference(tmp_path, judge, said)
+    assert found["win_rate"].figures["ppo"].value == 0.5
+    assert "rating" not in found
+    with pytest.raises(UserError, match="cannot score"):
+        preference(tmp_path, judge, said, raters=["j"])
+
+
 def test_nonsense_is_counted_and_scores_for_nobody(tmp_path: Path) -> None:
     def half(q: Question) -> float | None:
         if q.kind == "rate":

@@ -44,7 +44,7 @@ class Preference(Task):
     Args:
         prompts: prompts in any of the forms that training reads; `use_case` gives figures by use case.
         judges: names of the judges that compare.
-        raters: names of the judges that rate; by default those that compare.
+        raters: names of the judges that rate; by default those that compare, as far as they rate or score.
         limit: the first so many prompts.
         max_new_tokens: most tokens in an answer.
         temperature: 0 is greedy, as in the paper.
@@ -62,13 +62,13 @@ class Preference(Task):
         samples_shown: int = 12,
     ):
         self.judges = list(dict.fromkeys(["judge"] if judges is None else judges))
-        self.raters = self.judges if raters is None else list(dict.fromkeys(raters))
+        self.raters = None if raters is None else list(dict.fromkeys(raters))
         self.path, self.limit, self.samples_shown = prompts, limit, samples_shown
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self._prompts: list[Prompt] = []
 
     def judges_asked(self) -> Sequence[str]:
-        return [*self.judges, *self.raters]
+        return [*self.judges, *(self.raters or ())]
 
     def requests(self) -> Sequence[Request]:
         self._prompts = read_prompts(needed(self.path, "preference.prompts", "prompts are"), self.limit)
@@ -79,15 +79,17 @@ class Preference(Task):
         outcome = Outcome()
         texts = {model: study.texts(model) for model in study.models}
         groups = [p.use_case for p in self._prompts]
+        raters = self._raters(study)
+        suffix = "" if len(raters) == 1 else " ({})"
         preferred: dict[str, dict[str, Scores]] = {}
         rated: dict[str, dict[str, Scores]] = {}
         for judge in self.judges:
             preferred[judge] = self._preference(study, outcome, judge, baseline, texts, groups)
-        for judge in self.raters:
-            rated[judge] = self._ratings(study, outcome, judge, texts, groups)
+        for judge in raters:
+            rated[judge] = self._ratings(study, outcome, judge, suffix.format(judge), texts, groups)
         outcome.measures += agreement(preferred, rated)
 
-        scales = {judge: " / 7" if "rate" in study.desk.judge(judge).answers else "" for judge in self.raters}
+        scales = {judge: " / 7" if "rate" in study.desk.judge(judge).answers else "" for judge in raters}
 
         def marks(model: str, i: int) -> list[str]:
             found = []
@@ -103,6 +105,12 @@ class Preference(Task):
         rows = answer_rows(study, [p.prompt for p in self._prompts], marks, groups=groups)
         outcome.samples = first_rows(rows, self.samples_shown)
         return outcome
+
+    def _raters(self, study: Study) -> list[str]:
+        if self.raters is not None:
+            return self.raters
+        rating: set[Kind] = {"rate", "score"}
+        return [judge for judge in self.judges if rating & study.desk.judge(judge).answers]
 
     def _preference(
         self,
@@ -181,6 +189,7 @@ class Preference(Task):
         study: Study,
         outcome: Outcome,
         judge: str,
+        suffix: str,
         texts: dict[str, list[str | None]],
         groups: list[str | None],
     ) -> dict[str, Scores]:
@@ -193,7 +202,7 @@ class Preference(Task):
         found = ask_each(study, judge, {model: [question(*row) for row in own] for model, own in rows.items()})
         measure = Measure(
             f"preference/{judge}/rating",
-            "rating" if len(self.raters) == 1 else f"rating ({judge})",
+            f"rating{suffix}",
             f"Mean rating by {study.desk.judge(judge).title} on a scale from 1 (worst) to 7 (best).",
             "{:.2f}",
         )
