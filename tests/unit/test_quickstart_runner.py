@@ -42,17 +42,14 @@ print("did " + name)
 
 
 def plan() -> list[Stage]:
-    def stage(
-        kind: str, name: str, needs: tuple[str, ...], configs: tuple[str, ...] = (), always: bool = False
-    ) -> Stage:
-        return Stage(name, f"does {name}", (kind, name), needs, (f"out_{name}",), configs, always=always)
+    def stage(kind: str, name: str, needs: tuple[str, ...], configs: tuple[str, ...] = ()) -> Stage:
+        return Stage(name, f"does {name}", (kind, name), needs, (f"out_{name}",), configs)
 
     return [
         stage("tool", "a", ()),
         stage("fit", "b", ("a",), ("configs/b.yaml",)),
         stage("fit", "c", ("a",), ("configs/c.yaml",)),
         stage("tool", "evaluate", ("b",)),
-        stage("tool", "report", ("evaluate",), always=True),
     ]
 
 
@@ -88,12 +85,12 @@ def calls(runner: Runner) -> list[str]:
 def test_runs_in_order_and_skips_what_is_finished(runner: Runner, capfd: pytest.CaptureFixture[str]) -> None:
     seconds = runner.run()
     names = [row[1] for row in rows(runner)]
-    assert [names[0], set(names[1:3]), *names[3:]] == ["a", {"b", "c"}, "evaluate", "report"]
-    assert set(seconds) == {"a", "b", "c", "evaluate", "report"}
+    assert [names[0], set(names[1:3]), *names[3:]] == ["a", {"b", "c"}, "evaluate"]
+    assert set(seconds) == {"a", "b", "c", "evaluate"}
     assert json.loads((runner.folder / "results.json").read_text())["seconds"] == seconds
     assert (runner.folder / "logs" / "b.log").read_text() == "$ instructlit fit b\ndid b\n"
     runner.run()
-    assert calls(runner) == ["report"], "only the report runs again"
+    assert not (runner.folder / "calls.jsonl").exists(), "nothing runs again"
     said = capfd.readouterr().out
     assert "finished before" in said
     assert "      b | did b\n" in said, "two at once: each line says whose it is"
@@ -107,7 +104,7 @@ def test_results_stay_where_the_job_is_killed_while_it_adds_the_seconds(
     with pytest.raises(Ending):
         runner.run()
     monkeypatch.undo()
-    assert runner.run().keys() == json.loads((runner.folder / "results.json").read_text())["seconds"].keys()
+    assert runner.run() == json.loads((runner.folder / "results.json").read_text())["seconds"]
 
 
 def test_a_changed_config_runs_its_stage_and_what_builds_on_it(runner: Runner, configs: Path) -> None:
@@ -115,7 +112,7 @@ def test_a_changed_config_runs_its_stage_and_what_builds_on_it(runner: Runner, c
     calls(runner)
     (configs / "b.yaml").write_text("x: 2\n")
     runner.run()
-    assert calls(runner) == ["b", "evaluate", "report"], "c does not build on b"
+    assert calls(runner) == ["b", "evaluate"], "c does not build on b"
 
 
 def test_a_lost_output_runs_its_stage_again(runner: Runner) -> None:
@@ -123,7 +120,7 @@ def test_a_lost_output_runs_its_stage_again(runner: Runner) -> None:
     calls(runner)
     (runner.folder / "out_c").unlink()
     runner.run()
-    assert calls(runner) == ["c", "report"]
+    assert calls(runner) == ["c"]
 
 
 def test_failure_shows_the_last_lines_stops_the_one_beside_and_is_repeated(runner: Runner) -> None:
@@ -140,7 +137,7 @@ def test_failure_shows_the_last_lines_stops_the_one_beside_and_is_repeated(runne
     assert ["fit", "b"] in again
     assert ["fit", "c"] in again
     assert (runner.folder / "checkpoints" / "c" / "resume" / "batch-00000001").exists(), "it goes on from there"
-    assert [row[1] for row in again[2:]] == ["evaluate", "report"]
+    assert [row[1] for row in again[2:]] == ["evaluate"]
 
 
 def test_what_finished_beside_a_failure_stays_finished(runner: Runner, configs: Path) -> None:
@@ -154,7 +151,7 @@ def test_what_finished_beside_a_failure_stays_finished(runner: Runner, configs: 
     calls(runner)
     (runner.folder / "fail_b").unlink()
     runner.run()
-    assert calls(runner) == (["b", "evaluate", "report"] if finished.finished else ["b", "c", "evaluate", "report"])
+    assert calls(runner) == (["b", "evaluate"] if finished.finished else ["b", "c", "evaluate"])
 
 
 def test_neighbours_that_need_nothing_of_each_other_share_the_cores() -> None:

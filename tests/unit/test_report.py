@@ -3,6 +3,9 @@
 import html.parser
 import json
 import math
+import os
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,9 @@ def test_the_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     (tmp_path / "logs" / "sft" / "metrics.csv").write_text("sft/train/loss,step\n1.0,0\n0.5,1\n")
     (tmp_path / "stamps").mkdir()
     (tmp_path / "stamps" / "sft.json").write_text('{"fingerprint": "", "finished": true, "seconds": 61.2}')
+    drawing = tmp_path / "stamps" / "evaluate.json"  # interrupted after 700 s, and begun again 100 s ago
+    drawing.write_text('{"fingerprint": "", "finished": false, "seconds": 700.0}')
+    os.utime(drawing, (time.time() - 100, time.time() - 100))
     curves = [Curve(f"score by {j}", "√KL", j, {"PPO": [(0.0, 1.0), (1.0, 2.0)]}) for j in ("reward", "gold")]
     text = page(tmp_path, results(curves=curves))
     reader = read(text)
@@ -108,6 +114,7 @@ def test_the_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     assert len(reader.ids) == len(set(reader.ids)), "the figures share a page"
     for words in ("preferred to SFT", "54.0-60.0%", "PPO-ptx", "Holds.", "n 600", "SFT loss", "61 s", "Minus base"):
         assert words in text
+    assert re.search(r"evaluate</th><td>8\d\d s", text)
     assert "-0.00" not in text
 
 

@@ -136,13 +136,12 @@ class Runner:
             print(f"      {clock(start - began)} gone, about {clock(estimate.left())} left", flush=True)
             seconds |= self._run_wave(open_stages, self._threads(wave), prints, lock)
             estimate.finished(at, time.monotonic() - start)
-            self._write_seconds(seconds)
+        self._write_seconds(seconds)
         return seconds
 
     def _finished(self, stage: Stage, stamp: Stamp | None, fingerprint: str) -> bool:
         return (
-            not stage.always
-            and stamp is not None
+            stamp is not None
             and stamp.finished
             and stamp.fingerprint == fingerprint
             and all((self.folder / output).exists() for output in stage.outputs)
@@ -199,7 +198,7 @@ class Runner:
         write_json(self.folder / "commands.json", rows)
 
     def _write_seconds(self, seconds: dict[str, float]) -> None:
-        """Adds the seconds to results.json as soon as that file exists."""
+        """Adds the seconds to results.json, where this job has written one."""
         path = self.folder / "results.json"
         if "evaluate" in seconds and path.exists():
             results: dict[str, Any] = json.loads(path.read_text())

@@ -30,7 +30,6 @@ class Stage:
     outputs: tuple[str, ...]  # what must exist when it is finished, relative to the run folder
     configs: tuple[str, ...] = ()  # files whose content decides its result, relative to the run folder
     expected_seconds: float = 30.0  # on two CPU cores; weighs the estimate of the time left, nothing else
-    always: bool = False  # runs even where nothing has changed
 
     @property
     def trains(self) -> bool:
@@ -89,10 +88,12 @@ def stages(seed: int, trial: bool = False) -> list[Stage]:
             words.split()[-1], title, (*words.split(), "--seed", str(seed), *small), needs, outputs, (), seconds
         )
 
-    evaluate = ("evaluate", "--suite", "world", "--output", ".")
+    evaluate = ("evaluate", "--suite", "world", "--output", ".", "--seed", str(seed), *EXACT)
+    if trial:
+        evaluate += ("--limit", "16")
     return [
         tool("world", "write the embedded world: corpus, prompts, demonstrations", (), ("data/world.json",), 2),
-        fit("pretrain", "pretrain a base model on the raw corpus", ("world",), 150),
+        fit("pretrain", "pretrain a base model on the raw corpus", ("world",), 100),
         fit("sft", "fine-tune it on the labelers' demonstrations", ("pretrain",), 25),
         tool(
             "world label",
@@ -101,24 +102,15 @@ def stages(seed: int, trial: bool = False) -> list[Stage]:
             ("data/comparisons.jsonl", "data/comparisons_validation.jsonl", "data/agreement.json"),
             50,
         ),
-        fit("reward", "train a reward model on the rankings", ("label",), 145),
+        fit("reward", "train a reward model on the rankings", ("label",), 60),
         fit("ppo", "PPO against the reward model", ("reward",), 150),
         fit("ppo_ptx", "PPO with pretraining gradients mixed in", ("reward",), 150),
         Stage(
             "evaluate",
-            "let every model answer the test prompts and judge the answers",
-            (*evaluate, "--seed", str(seed), *EXACT, *(("--limit", "16") if trial else ())),
+            "let every model answer the test prompts, judge the answers and draw the page",
+            evaluate,
             ("ppo", "ppo_ptx"),
-            ("results.json", "answers.jsonl"),
-            expected_seconds=50,
-        ),
-        Stage(
-            "report",
-            "draw the page",
-            (*evaluate, "--redraw"),
-            ("evaluate",),
-            ("report.html",),
-            expected_seconds=4,
-            always=True,
+            ("results.json", "answers.jsonl", "report.html"),
+            expected_seconds=60,
         ),
     ]

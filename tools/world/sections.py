@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import time
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -111,7 +112,9 @@ class Times(Section):
     def html(self, results: Results, folder: Path) -> str:
         seconds: dict[str, float] = {}
         for path in sorted((folder / "stamps").glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
-            seconds[path.stem] = float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+            stamp, written = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
+            # The stage that draws this page stamped its begin, and is not finished yet.
+            seconds[path.stem] = stamp["seconds"] + (0.0 if stamp["finished"] else time.time() - written)
         rows = "".join(f"<tr><th scope='row'>{escape(k)}</th><td>{v:.0f} s</td></tr>" for k, v in seconds.items())
         machine = f"{platform.machine()}, {os.cpu_count()} cores"
         return (
