@@ -23,8 +23,10 @@ $(BIN)/python:
 PIP := $$($(BIN)/python -m pip --version >/dev/null 2>&1 && echo "$(BIN)/python -m pip" \
 	|| echo "$(PYTHON) -m pip --python $(BIN)/python")
 
+# pip compiles on one core, this on all; of a few libraries some files are templates, which nothing can compile.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --constraint constraints.txt --editable '.[dev,wandb,8bit,eval,label]'
+	$(PIP) install --no-compile --constraint constraints.txt --editable '.[dev,wandb,8bit,eval,label]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	mkdir -p $(TYPES)
 	for part in callbacks configs tools instructlit/__init__.py; do ln -sfn ../../../$$part $(TYPES)/; done
 	touch $@
