@@ -102,7 +102,7 @@ def stages(seed: int, trial: bool = False) -> list[Stage]:
             ("data/comparisons.jsonl", "data/comparisons_validation.jsonl", "data/agreement.json"),
             50,
         ),
-        fit("reward", "train a reward model on the rankings", ("label",), 60),
+        fit("reward", "train a reward model on the rankings", ("label",), 110),
         fit("ppo", "PPO against the reward model", ("reward",), 150),
         fit("ppo_ptx", "PPO with pretraining gradients mixed in", ("reward",), 150),
         Stage(
