@@ -26,6 +26,9 @@ from instructlit.tools.quickstart.attempt import Attempt, Stamp
 from instructlit.tools.quickstart.process import Job, run_logged
 from instructlit.tools.quickstart.stages import Stage
 
+LOCK = ".lock"
+"""The file in a run folder that the job at work there holds, with its process id."""
+
 
 class Runner:
     """The stages of one run folder.
@@ -61,7 +64,7 @@ class Runner:
             Ending: status 130 after Ctrl-C.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _lock(self.folder / ".lock") as lock, _terminate_as_interrupt():
+        with _lock(self.folder / LOCK) as lock, _terminate_as_interrupt():
             self._copy_configs()
             try:
                 began = time.monotonic()
@@ -241,6 +244,14 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def started_by(folder: Path) -> bool:
+    """Whether this process is a command that the job at work in the folder has started."""
+    try:
+        return (folder / LOCK).read_text() == str(os.getppid())
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

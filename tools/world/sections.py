@@ -15,6 +15,8 @@ from instructlit.evaluation.runner import Results
 from instructlit.tools.evaluate import plots
 from instructlit.tools.evaluate.page import Section
 from instructlit.tools.evaluate.results import as_json
+from instructlit.tools.quickstart.attempt import Stamp
+from instructlit.tools.quickstart.runner import started_by
 from instructlit.tools.quickstart.verdict import Criterion, criteria
 from instructlit.tools.reporting.html import figures
 from instructlit.tools.world.run_folder import Points, logged, smoothed
@@ -112,9 +114,10 @@ class Times(Section):
     def html(self, results: Results, folder: Path) -> str:
         seconds: dict[str, float] = {}
         for path in sorted((folder / "stamps").glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
-            stamp, written = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
-            # The stage that draws this page stamped its begin, and is not finished yet.
-            seconds[path.stem] = stamp["seconds"] + (0.0 if stamp["finished"] else time.time() - written)
+            if (stamp := Stamp.load(path)) is not None:
+                seconds[path.stem] = stamp.seconds
+                if not stamp.finished and started_by(folder):  # it draws this page, and was stamped as it began
+                    seconds[path.stem] += time.time() - path.stat().st_mtime
         rows = "".join(f"<tr><th scope='row'>{escape(k)}</th><td>{v:.0f} s</td></tr>" for k, v in seconds.items())
         machine = f"{platform.machine()}, {os.cpu_count()} cores"
         return (
