@@ -160,8 +160,9 @@ def trunk_key(backbone: Backbone) -> Key:
     source = trunk_of(backbone.path) or backbone.path
     folder = Path(source).expanduser()
     name = str(folder.resolve()) if folder.is_dir() else source
-    return (name, backbone.revision, backbone.dtype, backbone.attn_implementation, backbone.quantization,
-            backbone.dropout)  # fmt: skip
+    # What `auto` is for an architecture that has sdpa; one that has none cannot be asked for it by name.
+    attention = "sdpa" if backbone.attn_implementation == "auto" else backbone.attn_implementation
+    return name, backbone.revision, backbone.dtype, attention, backbone.quantization, backbone.dropout
 
 
 def made(make: Callable[..., Any], backbone: Backbone, config: PretrainedConfig, **more: Any) -> Any:
