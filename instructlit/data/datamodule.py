@@ -235,6 +235,11 @@ class DataModule(pl.LightningDataModule):
         """This process among them."""
         return self.trainer.global_rank if self.trainer else 0
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether batches go to an NVIDIA GPU."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
     def plan(self, split: Split, batch_size: int, bucketing: bool = False) -> ShuffledPlan:
         """Every row of a split once an epoch; with `bucketing` rows of like length share a batch."""
         lengths = split.lengths if bucketing else None
@@ -275,6 +280,7 @@ class DataModule(pl.LightningDataModule):
             rank=self.rank,
             world_size=self.world_size,
             num_workers=self.options.num_workers,
+            pin_memory=self.on_gpu,
             length=length,
             limit=self.trainer.limit_train_batches if self.trainer else 1.0,
             fingerprint={
@@ -304,8 +310,15 @@ class DataModule(pl.LightningDataModule):
         if split is None:
             return []
         plan = EvenPlan(split.rows, self.options.batch_size, self.world_size)
-        workers = self.options.num_workers
-        return PlannedLoader(split.dataset, plan, collate or self.collate, self.rank, self.world_size, workers)
+        return PlannedLoader(
+            split.dataset,
+            plan,
+            collate or self.collate,
+            rank=self.rank,
+            world_size=self.world_size,
+            num_workers=self.options.num_workers,
+            pin_memory=self.on_gpu,
+        )
 
     def val_dataloader(self) -> Any:
         """Every validation row once, in order."""

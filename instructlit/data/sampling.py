@@ -195,6 +195,7 @@ class PlannedLoader:
         rank: this process.
         world_size: processes that share each batch.
         num_workers: processes that read ahead; 0 reads here.
+        pin_memory: hand batches over in page-locked memory, from which a GPU copies while the host goes on.
     """
 
     def __init__(
@@ -205,9 +206,11 @@ class PlannedLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        pin_memory: bool = False,
     ):
         self.rows, self.plan, self.collate = rows, plan, collate
-        self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
+        self.rank, self.world_size = rank, world_size
+        self.num_workers, self.pin_memory = num_workers, pin_memory
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -222,6 +225,7 @@ class PlannedLoader:
             batch_sampler=_Shares(self.plan, numbers, self.rank, self.world_size),
             collate_fn=partial(_collated, self.collate),
             num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
             worker_init_fn=_outlive_sigterm,
             generator=torch.Generator().manual_seed(0),
         )
@@ -244,6 +248,7 @@ class ResumableDataLoader(PlannedLoader):
         rank: this process.
         world_size: processes that share each batch.
         num_workers: processes that read ahead; 0 reads here.
+        pin_memory: hand batches over in page-locked memory, from which a GPU copies while the host goes on.
         length: batches Lightning is told an epoch has; the plan's own when not given.
         limit: Lightning's `limit_train_batches`, so that a pass ends where its epoch does.
         fingerprint: what the order depends on; a checkpoint made with another is refused.
@@ -258,12 +263,13 @@ class ResumableDataLoader(PlannedLoader):
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        pin_memory: bool = False,
         length: int | None = None,
         limit: int | float = 1.0,
         fingerprint: dict[str, int | str] | None = None,
         again: bool = False,
     ):
-        super().__init__(rows, plan, collate, rank, world_size, num_workers)
+        super().__init__(rows, plan, collate, rank, world_size, num_workers, pin_memory)
         self._length = length or len(plan)
         self._pass_length = min(self._length, limit) if isinstance(limit, int) else max(1, int(self._length * limit))
         if again:

@@ -30,10 +30,11 @@ def tokenizer(char_tokenizer_dir: Path) -> str:
     return str(char_tokenizer_dir)
 
 
-def ready(data: DataModule, world_size: int = 1, rank: int = 0) -> Any:
-    if world_size > 1:
+def ready(data: DataModule, world_size: int = 1, rank: int = 0, device: str = "cpu") -> Any:
+    if world_size > 1 or device != "cpu":
+        strategy = SimpleNamespace(root_device=torch.device(device))
         data.trainer = SimpleNamespace(  # type: ignore[assignment]
-            world_size=world_size, global_rank=rank, limit_train_batches=1.0, overfit_batches=0
+            world_size=world_size, global_rank=rank, limit_train_batches=1.0, overfit_batches=0, strategy=strategy
         )
     data.setup()
     return data
@@ -473,6 +474,20 @@ def test_workers_change_nothing(tokenizer: str, demonstrations_file: Path, text_
         return [batch.input_ids.tolist() for batch in data.train_dataloader()]
 
     assert batches(0) == batches(2)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_goes_to_a_gpu_is_handed_over_in_page_locked_memory(
+    tokenizer: str, demonstrations_file: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    locked: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: locked.append(tensor) or tensor)
+    data = ready(DemonstrationData(tokenizer, str(demonstrations_file), batch_size=4), device=device)
+    batches = [batch for loader in (data.train_dataloader(), data.val_dataloader()) for batch in loader]
+    tensors = [t for b in batches for t in (b.input_ids, b.attention_mask, b.loss_mask)]
+    assert {id(t) for t in tensors if device == "cuda"} == {id(t) for t in locked}
 
 
 def test_options_that_cannot_be(tokenizer: str) -> None:
