@@ -300,6 +300,8 @@ class InstructCLI(LightningCLI):
 
 
 def quiet() -> None:
-    """Take Lightning's advertisements, and a warning about its own internals, out of what a user reads."""
+    """Take Lightning's advertisements, and warnings about its own internals, out of what a user reads."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # The empty list by which our datamodules say that there is nothing to validate on.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
