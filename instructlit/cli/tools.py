@@ -50,7 +50,9 @@ def run(function: Callable[..., Any], name: str, args: Sequence[str]) -> int:
 def parser_for(function: Callable[..., Any], name: str) -> ArgumentParser:
     """The parser of one command; every parameter must have a type."""
     summary = (inspect.getdoc(function) or "").partition("\nArgs:")[0].strip()
-    parser = ArgumentParser(prog=f"instructlit {name}", description=summary, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=f"instructlit {name}", description=summary, epilog=_by_position(function, name), exit_on_error=False
+    )
     parser.add_function_arguments(function, as_group=False, fail_untyped=True)
     return parser
 
@@ -58,8 +60,7 @@ def parser_for(function: Callable[..., Any], name: str) -> ArgumentParser:
 def assign(function: Callable[..., Any], args: Sequence[str]) -> dict[str, str]:
     """Each parameter's text on the line: lists as JSON, a bare switch as "true"."""
     params = parameters(function) or {}
-    kinds = inspect.signature(function).parameters
-    places = [n for n in params if kinds[n].kind is not inspect.Parameter.KEYWORD_ONLY]
+    places = _places(function)
     given: dict[str, str] = {}
     words = list(args)
     while words:
@@ -76,6 +77,23 @@ def assign(function: Callable[..., Any], args: Sequence[str]) -> dict[str, str]:
             followers = [word, *_taken(words, parameter)] if _is_list(parameter) else [word]
         given[option] = _text(option, followers, parameter, given.get(option))
     return given
+
+
+def _places(function: Callable[..., Any]) -> list[str]:
+    """The parameters that may be given by position, in order."""
+    kinds = inspect.signature(function).parameters
+    return [n for n in parameters(function) or {} if kinds[n].kind is not inspect.Parameter.KEYWORD_ONLY]
+
+
+def _by_position(function: Callable[..., Any], name: str) -> str | None:
+    """The last line of `--help`, which argparse cannot know: what may be given without its name, up to a list, which
+    takes all words that follow."""
+    params, words = parameters(function) or {}, list[str]()
+    for place in _places(function):
+        words.append(f"{place.upper()} ..." if _is_list(params[place]) else place.upper())
+        if _is_list(params[place]):
+            break
+    return f"May also be given by position, in this order: instructlit {name} {' '.join(words)}" if words else None
 
 
 def check(function: Callable[..., Any], name: str, given: dict[str, str]) -> None:

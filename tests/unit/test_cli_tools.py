@@ -117,6 +117,21 @@ def test_one_word_too_many() -> None:
         run(single, "single", ["a", "b"])
 
 
+def test_help_names_what_may_be_given_by_position(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tool, "tool", ["--help"]) == 0
+    assert "by position, in this order: instructlit tool CHECKPOINT FILES ..." in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert called("a.ckpt", "b", "c")["files"] == ["b", "c"]
+
+    def some(first: list[str], second: str = "", *, third: str = "") -> int:
+        """Do it."""
+        return 3
+
+    assert run(some, "some", ["--help"]) == 0
+    assert capsys.readouterr().out.strip().endswith("instructlit some FIRST ...")  # a list takes all that follows
+
+
 def test_help_has_one_sentence_for_each_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tool, "tool", ["--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
