@@ -13,7 +13,7 @@ from instructlit.tools.reporting.html import document, figures
 COLUMNS = (
     ("round", "round"),
     ("labels", "comparisons of this round"),
-    ("accuracy_then", "old reward model on the answers it learnt from"),
+    ("accuracy_then", "old reward model on held-out answers of its own round"),
     ("accuracy_before", "old reward model on the new answers"),
     ("accuracy", "new reward model on the new answers"),
     ("preference", "preferred to the policy before"),
