@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from instructlit.errors import UserError, require
+from instructlit.terminal import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,14 +164,18 @@ class Conversation:
 
 
 def _shown(pieces: Iterator[str], console: "Console | None") -> str:
-    """An answer, printed while it comes, through the console where somebody sits at it; Ctrl-C ends it."""
-    said = ""
+    """An answer, printed while it comes, through the console where somebody sits at it; Ctrl-C ends it.
+
+    A terminal is not given what it would take for a command; a pipe or a file gets the answer as it is.
+    """
+    said, seen = "", console is not None or sys.stdout.isatty()
     try:
         for piece in pieces:
+            shown = harmless(piece) if seen else piece
             if console is not None:
-                console.print(piece, end="", markup=False, soft_wrap=True)
+                console.print(shown, end="", markup=False, soft_wrap=True)
             else:
-                print(piece, end="", flush=True)
+                print(shown, end="", flush=True)
             said += piece
     except KeyboardInterrupt:
         pass

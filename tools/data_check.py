@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from instructlit.terminal import harmless
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -146,7 +148,9 @@ def _print_tables(report: "CheckReport") -> None:
         layout = "chat template" if facts["chat_template"] else "plain layout"
         pad = f"{facts['pad']} (= EOS)" if facts["pad_is_eos"] else facts["pad"]
         console.print(
-            f"tokenizer {facts['name']}: {facts['vocabulary']:,} tokens, EOS {facts['eos']}, pad {pad}, {layout}",
+            harmless(
+                f"tokenizer {facts['name']}: {facts['vocabulary']:,} tokens, EOS {facts['eos']}, pad {pad}, {layout}"
+            ),
             markup=False,
             highlight=False,
         )
@@ -154,10 +158,11 @@ def _print_tables(report: "CheckReport") -> None:
         console.print(_table(report))
     for source in report.sources:
         for row in source.wrong_rows:
-            console.print(row, style="red", markup=False, highlight=False)
+            console.print(harmless(row), style="red", markup=False, highlight=False)
     for problem in report.problems:
         style = _STYLES[problem.level]
-        console.print(f"{problem.level}: {problem.where}: {problem.what}", style=style, markup=False, highlight=False)
+        told = harmless(f"{problem.level}: {problem.where}: {problem.what}")
+        console.print(told, style=style, markup=False, highlight=False)
     if not report.problems:
         console.print("nothing to complain about", style="green")
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from instructlit.errors import Ending, UserError, chain, extra_of, is_ending, is_lightnings_refusal, not_installed
+from instructlit.terminal import harmless
 
 DEBUG = "INSTRUCTLIT_DEBUG"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -47,7 +48,7 @@ def report(error: BaseException) -> int:
     fault = next((cause for cause in chain(error) if isinstance(cause, UserError)), None)
     if fault is None or not fault.told:
         notes = [note for cause in chain(error) for note in getattr(cause, "__notes__", ())]
-        print("\n".join([f"instructlit: {message}", *notes]), file=sys.stderr)
+        print(harmless("\n".join([f"instructlit: {message}", *notes])), file=sys.stderr)  # files are quoted in it
     return fault.status if fault else 2
 
 

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    *("errors", "files", "lazy", "redaction", "http", "types", "intervals", "agreement", "rubric"),
+    *("errors", "files", "lazy", "redaction", "terminal", "http", "types", "intervals", "agreement", "rubric"),
     *("world", "ops", "losses", "data", "labels", "models", "rollout", "evaluation", "checkpoints", "modules"),
     *("memory", "labelling"),
     *("callbacks", "cli", "tools"),
@@ -26,6 +26,7 @@ PURE = {
     "files": {"torch", "transformers", "lightning", "numpy"},
     "lazy": {"torch", "transformers", "lightning", "numpy"},
     "redaction": {"torch", "numpy", "lightning"},
+    "terminal": {"torch", "numpy", "lightning"},
     "http": {"torch", "numpy", "lightning"},
     "types": {"transformers", "lightning", "numpy"},
     "agreement": {"torch", "transformers", "lightning", "numpy"},

@@ -15,6 +15,7 @@ from rich.table import Table
 from instructlit.evaluation.intervals import Figure
 from instructlit.evaluation.measures import Measure
 from instructlit.evaluation.runner import Results
+from instructlit.terminal import harmless
 
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ def print_results(results: Results, turned: bool = False) -> None:
             if judge[state]:
                 console.print(escape(f"judge {name}: {judge[state]} verdicts {state}, which count for nobody"))
     for what, why in results.failures.items():
-        console.print(escape(f"not measured: {what}: {why}"), style="yellow", highlight=False)
+        console.print(escape(harmless(f"not measured: {what}: {why}")), style="yellow", highlight=False)
 
 
 def losses(results: Results) -> list[str]:

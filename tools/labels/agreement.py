@@ -7,6 +7,7 @@ from typing import Any
 from instructlit.agreement import Share
 from instructlit.errors import UserError, counted
 from instructlit.labels.report import agreement_report
+from instructlit.terminal import harmless
 from instructlit.tools.labels.sources import labels_of
 
 
@@ -38,9 +39,9 @@ def labels_agreement(
     for name in ("alpha_ranks", "alpha_ratings"):
         print(f"Krippendorff's alpha, ordinal, {name.removeprefix('alpha_')}: {_number(found[name])}")
     for name, value in found["kappa_flags"].items():
-        print(f"Fleiss' kappa, {name}: {_number(value)}")
+        print(f"Fleiss' kappa, {harmless(name)}: {_number(value)}")
     for name, share in found["labelers"].items():
-        print(f"{name} with the others: {_share(share)}")
+        print(f"{harmless(name)} with the others: {_share(share)}")
 
 
 def _share(found: dict[str, Any]) -> str:
