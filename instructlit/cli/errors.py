@@ -2,6 +2,8 @@
 
 import errno
 import os
+import pickle
+import re
 import signal
 import sys
 import traceback
@@ -64,6 +66,8 @@ def explain(error: BaseException) -> str | None:
             return str(not_installed(cause))
         if is_lightnings_refusal(cause):
             return str(cause).strip()
+        if isinstance(cause, pickle.UnpicklingError):
+            return str(_holds_code(cause))
         if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             what = f"nothing more can be written: {cause.strerror}"
             return str(UserError(what, where=cause.filename, fix="make room, then give the same command again"))
@@ -75,6 +79,17 @@ def explain(error: BaseException) -> str | None:
             what = f"cannot be read or written: {cause.strerror}"
             return str(UserError(what, where=str(cause.filename), fix=f"{DEBUG}=1 shows where it was needed"))
     return None
+
+
+def _holds_code(error: pickle.UnpicklingError) -> UserError:
+    """What to say of a checkpoint that is more than data; torch's own advice is to run it."""
+    kind = re.search(r"(?:GLOBAL|it holds) ([\w.]+)", str(error))
+    return UserError(
+        f"the checkpoint holds code ({kind[1]}), which is not run unasked" if kind else f"the checkpoint: {error}",
+        where="--ckpt_path",
+        expected="tensors, numbers, texts, and lists and dicts of them",
+        fix="take one that a run of yours has written; where that one needs it, --weights_only false",
+    )
 
 
 def _left_early(error: SystemExit) -> UserError:

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
@@ -28,6 +29,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from instructlit.errors import UserError
 from instructlit.models.architecture import DTYPES
 from instructlit.models.sharding import Plan, is_sharded
+from instructlit.modules.shard_reader import ShardPlanner, ShardReader
 
 METADATA = "meta.pt"
 """Lightning's name for the file of a sharded checkpoint that holds what is not cut."""
@@ -86,10 +88,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         """
         path = checked(Path(self.broadcast(checkpoint_path)))
         assert self.model is not None
-        self._load_weights(path)
+        as_data = weights_only is not False
+        self._load_weights(path, as_data)
         for index, optimizer in enumerate(self.optimizers):
             state = {f"optimizer_{index}": get_optimizer_state_dict(self.model, optimizer)}
-            _load(state, path)
+            _load(state, path, as_data=as_data)
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[f"optimizer_{index}"])
         return torch.load(path / METADATA, map_location="cpu", weights_only=weights_only)
 
@@ -106,12 +109,13 @@ class FSDP2Strategy(ModelParallelStrategy):
                 for name, tensor in live.items():
                     tensor.copy_(own[name])
 
-    def _load_weights(self, path: Path) -> None:
+    def _load_weights(self, path: Path, as_data: bool = True) -> None:
         assert self.model is not None
-        saved = FileSystemReader(path).read_metadata().state_dict_metadata
+        reader = ShardReader(path) if as_data else FileSystemReader(path)
+        saved = reader.read_metadata().state_dict_metadata
         # A frozen trunk under adapters was left out; the module's own `load_state_dict` says what else may be missing.
         weights = {n: t for n, t in self._weights().items() if f"state_dict.{n}" in saved}
-        _load({"state_dict": weights | self._sharded_state()}, path)
+        _load({"state_dict": weights | self._sharded_state()}, path, as_data=as_data)
         self.model.load_state_dict(weights, strict=bool(self.lightning_module and self.lightning_module.strict_loading))
 
     def _weights(self) -> dict[str, Any]:
@@ -152,9 +156,10 @@ def _as_errors() -> Iterator[None]:
         raise error from wrapped
 
 
-def _load(state: dict[str, Any], path: Path, no_dist: bool = False) -> None:
+def _load(state: dict[str, Any], path: Path, no_dist: bool = False, as_data: bool = True) -> None:
+    reader, planner = (ShardReader(path), ShardPlanner()) if as_data else (FileSystemReader(path), DefaultLoadPlanner())
     with _as_errors():
-        load(state, checkpoint_id=path, no_dist=no_dist)
+        load(state, storage_reader=reader, planner=planner, no_dist=no_dist)
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
@@ -170,7 +175,7 @@ def assembled(path: Path, weights: bool = True) -> dict[str, Any]:
     checkpoint = torch.load(path / METADATA, map_location="cpu", weights_only=True)
     if not weights:
         return checkpoint | {"state_dict": {}}
-    saved = FileSystemReader(path).read_metadata().state_dict_metadata
+    saved = ShardReader(path).read_metadata().state_dict_metadata
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in saved.items()

@@ -1,8 +1,11 @@
 """Which errors are the user's, what is printed for them, and with which exit status."""
 
 import errno
+import pickle
+from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -44,6 +47,23 @@ def test_a_user_error_is_one_message_wherever_it_sits(error: BaseException, caps
     shown = capsys.readouterr()
     assert shown.err == f"instructlit: {USER}\n"
     assert shown.out == ""
+
+
+class Own:
+    """Of a kind that no checkpoint holds as data."""
+
+
+def test_code_in_a_checkpoint_is_one_message_without_the_advice_to_run_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": Own()}, tmp_path / "last.ckpt")
+    with pytest.raises(pickle.UnpicklingError) as caught:
+        torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert report(caught.value) == 2
+    shown = capsys.readouterr().err
+    assert "test_cli_errors.Own), which is not run unasked" in shown
+    assert "Re-running" not in shown
+    assert "Traceback" not in shown
 
 
 def test_a_cause_counts_and_a_suppressed_context_does_not() -> None:

@@ -1,6 +1,8 @@
 """What cannot be cut over ranks is refused in words, and what is not cut is left alone."""
 
 import errno
+import io
+import pickle
 from pathlib import Path
 from traceback import StackSummary
 from types import SimpleNamespace
@@ -12,12 +14,13 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from stage_helpers import ppo_module, sft_module, token_batch
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from instructlit.errors import UserError
 from instructlit.models.sharding import Plan, gathered, is_sharded, shard
 from instructlit.models.shards import cut_like, local, on_first_rank, whole
-from instructlit.modules.strategy import FSDP2Strategy, assembled
+from instructlit.modules.strategy import FSDP2Strategy, _load, assembled
 from instructlit.types import ComparisonBatch
 
 NOWHERE = Plan(mesh=None)  # type: ignore[arg-type]
@@ -86,6 +89,49 @@ def test_a_shard_that_was_cut_off_is_an_error_that_can_be_handled(tmp_path: Path
     shard.write_bytes(shard.read_bytes()[:20])
     with pytest.raises(Exception):  # noqa: B017 - torch has many kinds
         assembled(tmp_path)
+
+
+class Code:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.file,))
+
+
+def test_code_in_the_list_of_shards_is_not_run(tmp_path: Path) -> None:
+    save({"state_dict": {"weight": torch.arange(3.0)}}, checkpoint_id=tmp_path, no_dist=True)
+    torch.save({}, tmp_path / "meta.pt")
+    listed = tmp_path / ".metadata"
+    shards = pickle.loads(listed.read_bytes())
+    shards.planner_data = Code(tmp_path / "ran")
+    listed.write_bytes(pickle.dumps(shards))
+    with pytest.raises(pickle.UnpicklingError, match=r"it holds .*, which is no data"):
+        assembled(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_in_a_shard_is_not_run_unless_it_is_asked_for(tmp_path: Path) -> None:
+    state = {"optimizer_0": {"param_groups": [{"lr": 0.5, "betas": (0.9, 0.95), "foreach": None}]}}
+    save(state, checkpoint_id=tmp_path, no_dist=True)
+    blank: dict[str, Any] = {"optimizer_0": {"param_groups": [{"lr": 0.0, "betas": (0.0, 0.0), "foreach": True}]}}
+    _load(blank, tmp_path, no_dist=True)
+    assert blank == state
+    code = io.BytesIO()
+    torch.save(Code(tmp_path / "ran"), code)
+    (tmp_path / "code.distcp").write_bytes(code.getvalue())
+    listed = tmp_path / ".metadata"
+    shards = pickle.loads(listed.read_bytes())
+    place = shards.storage_data[MetadataIndex("optimizer_0.param_groups.0.lr")]
+    place.relative_path, place.offset, place.length = "code.distcp", 0, len(code.getvalue())
+    listed.write_bytes(pickle.dumps(shards))
+    with pytest.raises(pickle.UnpicklingError, match="Weights only"):
+        _load(blank, tmp_path, no_dist=True)
+    assert not (tmp_path / "ran").exists()
+    _load(blank, tmp_path, no_dist=True, as_data=False)
+    assert (tmp_path / "ran").exists()
 
 
 def test_ppo_is_refused_under_the_older_fsdp(tiny_llama_dir: Path) -> None:
