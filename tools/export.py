@@ -17,6 +17,7 @@ def export(
     tokenizer: str | None = None,
     merge: bool = True,
     dtype: Literal["same", "float32", "bfloat16", "float16"] = "same",
+    trust_remote_code: bool = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder: weights, config, tokenizer with chat template, card and record.
 
@@ -28,6 +29,7 @@ def export(
         tokenizer: folder or Hub name of the tokenizer; by default the one the run used.
         merge: merge LoRA adapters into the weights; otherwise the folder holds adapters and names their trunk.
         dtype: dtype of the weights written.
+        trust_remote_code: run code that comes with the model which the run began with; only where that code was read.
     """
     from instructlit.tools.outputs import check_folder
 
@@ -36,7 +38,7 @@ def export(
     from instructlit.modules.strategy import is_sharded_checkpoint
 
     is_folder = source.is_dir() and not is_sharded_checkpoint(source)
-    model, record, own = (_from_folder if is_folder else _from_checkpoint)(source, weights)
+    model, record, own = (_from_folder if is_folder else _from_checkpoint)(source, weights, trust_remote_code)
     from instructlit.data.tokenizers import load_tokenizer
     from instructlit.models.export import check_no_source, export_folder
 
@@ -50,14 +52,16 @@ def export(
     print(export_folder(model, words, output, record, merge=merge))
 
 
-def _from_checkpoint(file: Path, weights: str) -> tuple[Any, dict[str, Any], Callable[[], Any]]:
+def _from_checkpoint(
+    file: Path, weights: str, trust_remote_code: bool
+) -> tuple[Any, dict[str, Any], Callable[[], Any]]:
     """The model, its record, and what loads its tokenizer."""
     from instructlit.models.lineage import make_record, parent
     from instructlit.modules.stage_checkpoint import read_checkpoint, rebuilt, tokenizer_of
 
     checkpoint = read_checkpoint(file)
     kept = checkpoint["instructlit"]
-    model = rebuilt(checkpoint, weights, str(file))
+    model = rebuilt(checkpoint, weights, str(file), trust_remote_code=trust_remote_code)
     parents = kept.get("parents") or {"init": kept["backbone"]["path"]}
     record = make_record(
         kept["stage"],
@@ -70,7 +74,7 @@ def _from_checkpoint(file: Path, weights: str) -> tuple[Any, dict[str, Any], Cal
     return model, record, partial(tokenizer_of, checkpoint)
 
 
-def _from_folder(folder: Path, weights: str) -> tuple[Any, dict[str, Any], Callable[[], Any]]:
+def _from_folder(folder: Path, weights: str, trust_remote_code: bool) -> tuple[Any, dict[str, Any], Callable[[], Any]]:
     from instructlit.data.tokenizers import load_tokenizer
     from instructlit.models.adapters import hold_head
     from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
@@ -88,7 +92,7 @@ def _from_folder(folder: Path, weights: str) -> tuple[Any, dict[str, Any], Calla
     if weights != "raw":
         raise UserError("a folder holds one set of weights", where="weights", expected="raw")
     load = load_scalar_model if hold_head(adapters) else load_causal_lm
-    model = load(Backbone(str(folder)), where="checkpoint")
+    model = load(Backbone(str(folder), trust_remote_code=trust_remote_code), where="checkpoint")
     record = read_record(folder) or make_record("unknown")
     return model, {k: v for k, v in record.items() if k != "weights_sha256"}, partial(load_tokenizer, str(folder))
 

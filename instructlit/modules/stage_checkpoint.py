@@ -58,7 +58,9 @@ def read_checkpoint(file: Path, weights: bool = True) -> dict[str, Any]:
     return checkpoint
 
 
-def rebuilt(checkpoint: dict[str, Any], weights: str, name: str, dtype: str | None = None) -> Any:
+def rebuilt(
+    checkpoint: dict[str, Any], weights: str, name: str, dtype: str | None = None, trust_remote_code: bool = False
+) -> Any:
     """The model that leaves the stage.
 
     Args:
@@ -66,15 +68,18 @@ def rebuilt(checkpoint: dict[str, Any], weights: str, name: str, dtype: str | No
         weights: "raw", those of the checkpoint, or "ema", their moving average.
         name: of the checkpoint, for messages.
         dtype: to hold the weights in; None holds them as the run did.
+        trust_remote_code: whether code that comes with the backbone may run. That the run allowed it does not count:
+            the checkpoint says so, and it is data, which anybody may have written.
 
     Raises:
-        UserError: the checkpoint keeps no average, or its weights are not those of the backbone it names.
+        UserError: the checkpoint keeps no average, or its weights are not those of the backbone it names, or that needs
+            code that may not run.
     """
     kept = checkpoint["instructlit"]
     options = dict(kept["backbone"])
     if options.get("lora"):
         options["lora"] = Lora(**options["lora"])
-    options["dtype"] = dtype or options["dtype"]
+    options |= {"dtype": dtype or options["dtype"], "trust_remote_code": trust_remote_code}
     backbone = Backbone(**options)
     where = f"{name}: backbone"
     load: Any = load_scalar_model if kept["stage"] == "reward" else load_causal_lm

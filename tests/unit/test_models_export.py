@@ -20,6 +20,7 @@ from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_mo
 from instructlit.models.export import check_destination, export_folder, generation_config
 from instructlit.models.lineage import make_record, parent, read_record, weights_digest
 from instructlit.modules.stage_checkpoint import rebuilt
+from instructlit.tools.export import export
 
 
 @pytest.fixture
@@ -87,6 +88,21 @@ def test_a_checkpoint_is_rebuilt_with_the_further_ends_of_its_base(tiny_llama_di
     kept = {"stage": "sft", "backbone": asdict(Backbone(str(base)))}
     made = rebuilt({"instructlit": kept, "state_dict": state}, "raw", "last.ckpt")
     assert made.generation_config.eos_token_id == causal(base).generation_config.eos_token_id == [EOS_ID, 7]
+
+
+def test_a_checkpoints_own_word_does_not_let_the_code_of_its_base_run(tmp_path: Path) -> None:
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "mine.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()")
+    (tmp_path / "model.safetensors").touch()
+    kept = {"stage": "sft", "backbone": asdict(Backbone(str(tmp_path), trust_remote_code=True))}
+    torch.save({"instructlit": kept, "state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"trust_remote_code: .* needs code of its own, which is not run unasked"):
+        export(str(tmp_path / "last.ckpt"), str(tmp_path / "out"))
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(UserError, match="cannot be loaded"):  # there is no class in it
+        export(str(tmp_path / "last.ckpt"), str(tmp_path / "out"), trust_remote_code=True)
+    assert (tmp_path / "ran").exists()
 
 
 def test_pad_equal_to_eos_leaves_the_config_without_a_pad_and_says_so(tiny_llama_dir: Path, tmp_path: Path) -> None:
