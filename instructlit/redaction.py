@@ -6,7 +6,7 @@ from typing import Any
 
 REMOVED = "(removed)"
 
-_WORDS = r"api_?keys?|key|token|secrets?|passwd|passwords?|passphrases?|credentials?|auth|authorization|bearer"
+_WORDS = r"api_?keys?|key|token|secrets?|passwd|(?:ssl)?passwords?|passphrases?|credentials?|auth|authorization|bearer"
 _NAME = re.compile(rf"(^|[._-])({_WORDS})$", re.IGNORECASE)
 _NO_SECRET = re.compile(
     r"(pad|padding|eos|bos|unk|sep|cls|mask|image|stop)_token$|(^|\.)(sort|prompt|text|metric)_key$", re.IGNORECASE

@@ -6,6 +6,7 @@ sleeping and trying again, and take the file's write lock at once (BEGIN IMMEDIA
 can be old by the time of it. On PostgreSQL the rows that a decision rests on are locked (`assign`, `answers`).
 """
 
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from sqlalchemy.orm import Session
 
 from instructlit.errors import UserError, first_line, not_installed
+from instructlit.redaction import without_secrets
 
 BUSY_SECONDS = 15
 _EXPECTED = "a file such as labels.db, or postgresql://user:password@host/name"
@@ -60,7 +62,7 @@ class Database:
         self._write_engine = self.engine.execution_options(immediate=True)
 
     def __str__(self) -> str:
-        return str(self.url.database) if self.is_sqlite else self.url.render_as_string(hide_password=True)
+        return str(self.url.database) if self.is_sqlite else without_secrets(self.url.render_as_string())
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -97,6 +99,8 @@ class Database:
     def _copy(self, revision: str) -> Path:
         path = Path(str(self.url.database))
         target = path.with_name(f"{path.name}.schema-{revision}.bak")
+        target.touch(mode=0o600)  # SQLite would make it readable for whoever may read new files here
+        shutil.copymode(path, target)
         source, copy = sqlite3.connect(path), sqlite3.connect(target)
         try:
             source.backup(copy)

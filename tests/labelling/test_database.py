@@ -48,6 +48,8 @@ def test_the_migrations_make_exactly_the_tables_of_the_models(database: Database
 
 def test_an_older_database_is_upgraded_with_everything_in_it(database_name: str) -> None:
     at_revision(database_name, "0001")
+    if "://" not in database_name:
+        os.chmod(database_name, 0o600)
     database = Database(database_name)
     with database.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
@@ -60,6 +62,7 @@ def test_an_older_database_is_upgraded_with_everything_in_it(database_name: str)
     if database.is_sqlite:
         backup = Path(f"{database_name}.schema-0001.bak")
         assert database.backup == backup
+        assert stat.S_IMODE(os.stat(backup).st_mode) == 0o600
         copy = sqlite3.connect(backup)
         assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
         assert copy.execute("SELECT count(*) FROM revision").fetchone() == (1,)
@@ -121,6 +124,8 @@ def test_the_file_is_its_owners_only(tmp_path: Path) -> None:
         ("mysql://u:secret@host/x", "mysql databases are not supported"),
         ("postgresql://u:secret@host:port/x", "not a database URL"),
         ("postgresql://u:secret@127.0.0.1:1/x", "cannot be opened"),
+        ("postgresql://127.0.0.1:1/x?user=u&password=secret", "cannot be opened"),
+        ("postgresql://u@127.0.0.1:1/x?sslpassword=secret", "cannot be opened"),
         ("/proc/labels.db", "cannot be written"),
         ("", "'' is a folder"),
         ("/proc", "'/proc' is a folder"),

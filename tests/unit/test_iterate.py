@@ -399,6 +399,7 @@ def test_a_stage_can_be_asked_for_again(folder: Path) -> None:
         ({"label": "jugde reward:x"}, "did you mean `instructlit judge`"),
         ({"label": "judge reward:x", "database": "labels.db"}, "does not read a database"),
         ({"label": "people", "database": "postgresql://me:word@host/labels"}, "the URL holds a password"),
+        ({"label": "people", "database": "postgresql://me@host/labels?password=word"}, "the URL holds a password"),
         ({"select": "disagreement", "ensemble": ["nowhere"]}, "ensemble: nowhere: no such model folder"),
         ({"select": "disagreement", "ensemble": ["sft", "rounds"]}, "ensemble: sft: sft has no config.json"),
     ],

@@ -79,6 +79,7 @@ def put_into(database: str | None, overlap: int, target: Path) -> None:
     from instructlit.labelling.tasks import add_tasks
 
     records = map(for_database, read_tasks(target))
-    with Database(database).write() as session:
+    opened = Database(database)
+    with opened.write() as session:
         added = add_tasks(session, COMMAND_LINE, records, overlap=overlap, source=target.name)
-    print(f"{database}: {counted(added.new, 'new task')}, {added.known} there already")
+    print(f"{opened}: {counted(added.new, 'new task')}, {added.known} there already")

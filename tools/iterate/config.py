@@ -4,13 +4,13 @@ import shlex
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
-from urllib.parse import urlsplit
 
 from instructlit.cli import split_command
 from instructlit.cli.check import unfit, unknown
 from instructlit.cli.config import find, read
 from instructlit.cli.types import describe
 from instructlit.errors import UserError, require
+from instructlit.redaction import without_secrets
 
 PEOPLE = "people"
 ROUNDS = "rounds"
@@ -172,7 +172,7 @@ def _check_labels(loop: Loop) -> None:
                 where="database",
                 expected=f"label: {PEOPLE}, or no database",
             )
-    elif urlsplit(loop.database or "").password is not None:
+    elif loop.database is not None and without_secrets(loop.database) != loop.database:
         raise UserError(
             "the URL holds a password, and the config is copied into the run folder",
             where="database",
