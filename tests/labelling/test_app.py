@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from label_helpers import NO, add_people, add_tasks, comparisons, label, label_records
@@ -392,6 +393,9 @@ def test_the_limit_counts_networks_and_forgets(monkeypatch: pytest.MonkeyPatch) 
     for address in ("1.1.1.1", "2.2.2.2", "3.3.3.3"):
         limit.fail(address)
     assert len(limit._failed) == 2
+    limit.fail("::ffff:3.3.3.3")  # what a server on :: sees of IPv4
+    assert limit.wait("3.3.3.3") == 60
+    assert limit.wait("::ffff:4.4.4.4") == 0
 
 
 @pytest.mark.parametrize(
@@ -609,3 +613,20 @@ def test_a_fault_of_ours_shows_nothing_of_it(browse: Browse, site: Site, monkeyp
     assert reply.status_code == 500
     assert "secret" not in reply.text
     assert "default-src 'none'" in reply.headers["content-security-policy"]
+
+
+def test_a_browser_that_goes_while_it_sends_is_no_fault_of_the_server(site: Site) -> None:
+    head = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/sign-in", "query_string": b""}
+    sent = [(b"host", b"localhost"), (b"content-type", b"application/x-www-form-urlencoded"), (b"content-length", b"9")]
+    arriving = iter([{"type": "http.request", "body": b"csrf", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(arriving)
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def ask() -> None:
+        await create_app(site)(head | {"headers": sent}, receive, send)
+
+    asyncio.run(ask())  # what it raised the server would write down, with its stack trace

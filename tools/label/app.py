@@ -9,6 +9,7 @@ from fastapi.staticfiles import StaticFiles
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from instructlit.errors import UserError, first_line
@@ -50,6 +51,7 @@ def create_app(site: Site, hosts: list[str] | None = None) -> ASGIApp:
         RequestValidationError, lambda request, error: _say(request, 404, "There is no such page.")
     )
     app.add_exception_handler(OperationalError, _database_error)  # type: ignore[arg-type]
+    app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=400))  # read by nobody
     app.add_exception_handler(Exception, lambda request, error: _say(request, 500, *_FAULT))
     if hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
