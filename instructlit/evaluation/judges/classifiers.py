@@ -117,7 +117,8 @@ class DetoxifyScorer(LoadedJudge):
     Args:
         model: original, unbiased or multilingual.
         device: "auto", "cpu", "cuda", ...
-        checkpoint: a file with its weights; otherwise they are fetched once.
+        checkpoint: a file with its weights; otherwise they are fetched once. The package reads either as pickled code,
+            which a file of somebody else may have put anything into.
         batch_size: texts scored together.
     """
 
@@ -209,7 +210,8 @@ class HuggingFaceClassifier(LoadedJudge):
     def _of(self, kind: Any) -> Any:
         """What a class of transformers' loads from the model."""
         try:
-            return kind.from_pretrained(self.model)
+            # said, since transformers would else ask at the terminal, and take a yes out of a pipe
+            return kind.from_pretrained(self.model, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.model} cannot be loaded: {first_line(error)}",
