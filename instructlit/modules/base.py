@@ -274,6 +274,9 @@ class StageModule(pl.LightningModule):
         if self._updates_done and (schedule := self.lr_schedulers()):
             advance(schedule, self._updates_done)  # type: ignore[arg-type]
         self._updates_done = 0
+        if self._random_state is None:
+            # Every rank begins with the seed, and would draw the same dropout for other rows.
+            restore_random_state(own_share([random_state()], self.global_rank))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.check_training_batch(batch)

@@ -42,7 +42,7 @@ def on_every_rank(value: Any) -> list[Any]:
 
 
 def own_share(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:
-    """The state that a rank goes on from: its own, and where there were fewer ranks, one apart from all others."""
+    """The state that a rank goes on from: its own, and where there are fewer states, one apart from all others."""
     if rank < len(states):
         return states[rank]
     before = random_state()

@@ -15,6 +15,7 @@ SCRIPT = """
 import json, os, sys
 from dataclasses import fields
 from pathlib import Path
+import torch
 from forks import forked
 from lightning.pytorch import Callback
 from safetensors.torch import save_file
@@ -44,6 +45,7 @@ for name in sys.argv[2:]:
     (folder / f"{name}-{devices}.json").write_text(json.dumps(figures))
     weights = {key: value.contiguous() for key, value in module.state_dict().items()}
     save_file(weights, folder / f"{name}-{devices}-{trainer.global_rank}.safetensors")
+    torch.save(torch.get_rng_state(), folder / f"{name}-{devices}-{trainer.global_rank}.pt")
 """
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all the processes
@@ -67,6 +69,8 @@ def test_a_stage_on_two_processes(folder: Path, name: str) -> None:
     first, second = (load_file(folder / f"{name}-2-{rank}.safetensors") for rank in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first), "the ranks have drifted apart"
+    chance = [torch.load(folder / f"{name}-2-{rank}.pt") for rank in range(2)]
+    assert not torch.equal(*chance), "the ranks would draw the same dropout"
     if name == "ppo":
         return  # each rank samples from a stream of its own: other responses than one process draws
     alone = load_file(folder / f"{name}-1-0.safetensors")
