@@ -197,6 +197,8 @@ def _save_plain(
     text.bos_token_id = tokenizer.bos_token_id
     if shift is not None:
         config.reward_shift = shift
+    if getattr(config, "tie_word_embeddings", False) and not _one_embedding(hf, state):
+        config.tie_word_embeddings = text.tie_word_embeddings = False
     with torch.device("meta"):
         empty: Any = _plain_class(hf)(config)
     empty.to(hf.dtype)
@@ -205,6 +207,15 @@ def _save_plain(
     if shift is None:
         empty.generation_config = generation_config(tokenizer, hf.generation_config)
     empty.save_pretrained(folder, state_dict={name: tensor.cpu().contiguous() for name, tensor in state.items()})
+
+
+def _one_embedding(hf: PreTrainedModel, state: dict[str, Tensor]) -> bool:
+    """Whether what reads tokens and what predicts them are the same numbers, as where they are tied: adapters on one of
+    the two, or merged into it, part them. A program that reads weights as the config says would lose one."""
+    names = {id(module): f"{name}.weight" for name, module in hf.named_modules()}
+    ends = hf.get_input_embeddings(), hf.get_output_embeddings()
+    found = [state.get(names.get(id(end), "")) for end in ends]
+    return any(weight is None for weight in found) or torch.equal(*found)  # type: ignore[arg-type]
 
 
 def _save_adapters(backbone: Any, hf: PreTrainedModel, folder: Path) -> None:

@@ -11,11 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EOS_ID, PAD_ID, make_char_tokenizer
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from conftest import EOS_ID, PAD_ID, VOCABULARY, make_char_tokenizer, save_tiny_model
+from stage_helpers import TINY_SHAPE
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from instructlit.errors import UserError
 from instructlit.models import export as export_module
+from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.export import check_destination, export_folder, generation_config
 from instructlit.models.lineage import make_record, parent, read_record, weights_digest
@@ -113,6 +122,24 @@ def test_pad_equal_to_eos_leaves_the_config_without_a_pad_and_says_so(tiny_llama
     assert "one text at a time" in (path / "README.md").read_text()
     policy = export_folder(causal(tiny_llama_dir), tokenizer, tmp_path / "p")
     assert GenerationConfig.from_pretrained(policy).pad_token_id == EOS_ID
+
+
+@pytest.mark.parametrize(("layer", "tied"), [("q_proj", True), ("lm_head", False), ("embed_tokens", False)])
+def test_a_config_says_of_tied_embeddings_what_the_weights_are(
+    layer: str, tied: bool, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    config = LlamaConfig(**TINY_SHAPE, vocab_size=VOCABULARY, tie_word_embeddings=True)
+    trunk = save_tiny_model(config, tmp_path / "trunk", tokenizer)
+    model = load_causal_lm(Backbone(str(trunk), lora=Lora(rank=4, target_modules=[layer])))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    path = export_folder(model, tokenizer, tmp_path / "merged")
+    assert AutoConfig.from_pretrained(path).tie_word_embeddings is tied
+    ids = torch.tensor([[97, 98, 99]])
+    with torch.no_grad():
+        found = AutoModelForCausalLM.from_pretrained(path)(ids).logits
+        torch.testing.assert_close(found, model.eval()(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_a_reward_folder_holds_its_shift(
