@@ -50,6 +50,7 @@ from instructlit.models.token_scores import target_log_probs
 from instructlit.modules.batches import check_batch
 from instructlit.modules.gradients import clip_gradient, sum_gradients
 from instructlit.modules.lifeline import Lifeline
+from instructlit.modules.narrow_weights import tell_narrow_weights
 from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.modules.random_state import on_every_rank, own_share, random_state, restore_random_state
 from instructlit.modules.refusals import check_datamodule, check_optimizer, check_schedule, check_trainer
@@ -271,6 +272,7 @@ class StageModule(pl.LightningModule):
     def on_train_start(self) -> None:
         check_savable(self)
         tell_unvalidated(self)
+        tell_narrow_weights(self)
         if self._updates_done and (schedule := self.lr_schedulers()):
             advance(schedule, self._updates_done)  # type: ignore[arg-type]
         self._updates_done = 0

@@ -40,6 +40,7 @@ from stage_helpers import (
 from instructlit.data import DemonstrationData, PromptData, TextData
 from instructlit.errors import UserError
 from instructlit.losses import language_loss
+from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
 from instructlit.models.export import export_folder
 from instructlit.models.scalar import ScalarModel
@@ -901,10 +902,19 @@ def test_weights_in_16_bits_are_trained(stage, tiny_llama_dir, char_tokenizer, t
         "reward": (reward_module(tiny_llama_dir), comparison_batch([("ab", ["c", "de"], [1, 2])])),
         "ppo": (ppo_module(tiny_llama_dir, episodes=4), {"prompts": prompt_batch(["ab", "c", "de", "f"])}),
     }[stage]
-    trainer(tmp_path, precision="bf16-true").fit(module, FixedBatches(char_tokenizer, [batch]))
+    with pytest.warns(UserWarning, match="100% of the weights that are trained are held in bfloat16"):
+        trainer(tmp_path, precision="bf16-true").fit(module, FixedBatches(char_tokenizer, [batch]))
     trained = module.trained_model
     assert {p.dtype for p in trained.parameters() if p.dim() > 1} == {torch.bfloat16}
     assert all(p.isfinite().all() for p in trained.parameters())
+
+
+def test_adapters_on_a_trunk_in_16_bits_are_not_warned_of(tiny_llama_dir, char_tokenizer, tmp_path, recwarn):
+    policy = Backbone(str(tiny_llama_dir), dtype="bfloat16", lora=Lora(rank=2))
+    module = SFTModule(policy, lr_scheduler=None)
+    batches = FixedBatches(char_tokenizer, [token_batch([("ab", "cd")])])
+    trainer(tmp_path, precision="bf16-mixed").fit(module, batches)
+    assert not [w for w in recwarn if "are held in" in str(w.message)]
 
 
 @pytest.mark.gpu

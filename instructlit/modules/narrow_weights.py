@@ -1,0 +1,28 @@
+"""Weights that are trained in 16 bits: told when a run begins, for nothing else would tell that it learns little."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+if TYPE_CHECKING:
+    from instructlit.modules.base import StageModule
+
+
+def tell_narrow_weights(module: "StageModule") -> None:
+    """Warn where weights are held in 16 bits between updates.
+
+    A weight in bfloat16 moves by a 256th of its size at least, or not at all. Adam's updates are about as large as the
+    learning rate, at the usual ones of fine-tuning a thousandth of a weight, so that rounding takes most of them back.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    narrow = [p for p in trained if p.dtype in (torch.bfloat16, torch.float16)]
+    if not narrow:
+        return
+    share = sum(p.numel() for p in narrow) / sum(p.numel() for p in trained)
+    dtype = str(narrow[0].dtype).removeprefix("torch.")
+    rank_zero_warn(
+        f"{share:.0%} of the weights that are trained are held in {dtype}, in which updates much smaller than a weight "
+        "are lost in rounding: at usual learning rates most weights stay where they are. Train with `dtype: float32` "
+        "of the model and trainer.precision: bf16-mixed, or with `lora` on a trunk in 16 bits"
+    )
