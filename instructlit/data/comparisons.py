@@ -24,7 +24,8 @@ def encoded_completions(encoder: Encoder, record: Comparison) -> list[Encoded]:
 class ComparisonData(DataModule):
     """Batches of prompts, each with all its completions. The validation split is by prompt, never by pair.
 
-    Ties and equal completions stay: a tie is no pair for the loss, but its completions may differ from others.
+    Ties and equal completions stay where others differ: a tie is no pair for the loss, but its completions may be part
+    of one.
     """
 
     kind = "comparison"
@@ -91,13 +92,19 @@ class ComparisonData(DataModule):
         )
 
     def measure(self, record: Comparison, rows: list[Encoded]) -> Measure:
-        """All completions of a prompt together; dropped with too long a prompt, or where every completion is tied."""
+        """All completions of a prompt together; dropped with too long a prompt, or where no two of them differ in rank,
+        or in what is left of them."""
         if max(row.start for row in rows) > self.max_prompt_length:
             reason = f"with a prompt over {self.max_prompt_length} tokens"
         elif any(row.all_masked for row in rows):
             reason = "with no token left to learn"
+        elif len(set(record.ranks)) == 1:
+            reason = "with all completions tied"
+        elif all(row.ids == rows[0].ids for row in rows):
+            cut = any(row.truncated for row in rows)
+            reason = f"with the same completions{f' up to {self.max_length} tokens' if cut else ''}"
         else:
-            reason = "with all completions tied" if len(set(record.ranks)) == 1 else None
+            reason = None
         return Measure(sum(len(row.ids) for row in rows), any(row.truncated for row in rows), reason)
 
     def encoded(self, record: Any, sequences: list[Encoded]) -> EncodedComparison:

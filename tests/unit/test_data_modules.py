@@ -131,6 +131,21 @@ def test_ties_stay_and_a_prompt_of_nothing_but_ties_goes(tokenizer: str, jsonl: 
     assert data.report.splits[0].dropped == {"with all completions tied": 1}
 
 
+def test_comparisons_that_differ_only_beyond_the_cut_are_dropped(tokenizer: str, jsonl: Callable[..., Path]) -> None:
+    rows = [
+        {"prompt": "a", "completions": ["wxyz", "wxyyy"], "ranks": [1, 2]},
+        {"prompt": "b", "completions": ["wxyz", "wxyyy", "w"], "ranks": [1, 2, 3]},
+        {"prompt": "c", "completions": ["w", "w"], "ranks": [1, 2]},
+        {"prompt": "d", "completions": ["w", "w"], "ranks": [1, 2], "ended": [True, False]},
+    ]
+    options: dict[str, Any] = {"validation_fraction": 0, "batch_size": 2, "max_length": 4, "max_prompt_length": 1}
+    data = ready(ComparisonData(tokenizer, str(jsonl("c", rows)), max_dropped_fraction=0.5, **options))
+    (batch,) = data.train_dataloader()
+    assert sorted(batch.ranks.tolist()) == [1, 1, 2, 2, 3]
+    dropped = {"with the same completions up to 4 tokens": 1, "with the same completions": 1}
+    assert data.report.splits[0].dropped == dropped
+
+
 def test_the_demonstrations_of_the_shift(tokenizer: str, comparisons_file: Path, demonstrations_file: Path) -> None:
     file = str(comparisons_file)
     with_them = ready(
@@ -204,7 +219,7 @@ def test_a_comparisons_prompt_is_as_long_as_before_any_of_its_completions(tokeni
     """A token that a completion shares with the prompt is the completion's, so that the lengths may differ."""
     data = ComparisonData(tokenizer, "x", max_length=16)
     record = Comparison("p", ["x", "y"], [1, 2])
-    reasons = [data.measure(record, [Encoded([5] * 12, n) for n in starts]).dropped for starts in ((8, 7), (7, 9))]
+    reasons = [data.measure(record, [Encoded([n] * 12, n) for n in starts]).dropped for starts in ((8, 7), (7, 9))]
     assert reasons == [None, "with a prompt over 8 tokens"]
 
 
