@@ -203,6 +203,20 @@ def test_autosave_answers_with_the_version_and_refuses_an_old_one(browse: Browse
         assert session.scalars(select(Assignment)).one().answer["completion"] == "one"
 
 
+def test_undo_and_redo_go_to_the_page_of_what_they_changed(browse: Browse, site: Site) -> None:
+    add_tasks(site.database, *comparisons(1))
+    anna = browse("anna")
+    work = f"/work/{start(anna)}"
+    anna.submit(f"{work}/draft", version=0, output=1, rating=6)
+    anna.submit(f"{work}/draft", version=1, output=1, rating=3)
+    anna.submit(f"{work}/draft", version=2, rank_2=1)
+    anna.submit(f"{work}/draft", version=3, notes="typed on the page of B")
+    steps = (("undo", "2"), ("undo", "rank"), ("undo", "1"), ("redo", "1"), ("redo", "rank"))
+    for version, (direction, shows) in enumerate(steps, 4):
+        reply = anna.submit(f"{work}/{direction}", version=version, page="2")
+        assert reply.headers["location"] == f"{work}/{shows}"
+
+
 def test_what_is_not_complete_is_refused_but_kept(browse: Browse, site: Site) -> None:
     add_tasks(site.database, *comparisons(1))
     anna = browse("anna")

@@ -142,12 +142,13 @@ def reopen(site: SiteDep, person: PersonDep, assignment_id: int) -> Response:
 
 @router.post("/work/{assignment_id}/{direction}")
 def step(site: SiteDep, person: PersonDep, form: FormDep, assignment_id: int, direction: str) -> Response:
-    """Undo or redo one change."""
+    """Undo or redo one change, and show it: it may have been made on another page than the button was pressed on."""
     if direction not in ("undo", "redo"):
         raise NotFound("there is no such page")
     with site.database.write() as session:
-        work.step(session, person, assignment_id, number(form, "version"), direction)
-    page = field_of(form, "page")
+        before = assign.find_assignment(session, person, assignment_id).answer
+        now = work.step(session, person, assignment_id, number(form, "version"), direction)
+        page = _page_of_change(shown(before, now.order), shown(now.answer, now.order)) or field_of(form, "page")
     return to(f"/work/{assignment_id}" + (f"/{page}" if page == RANK or page.isdecimal() else ""))
 
 
@@ -186,6 +187,16 @@ def _first_open_page(answer: dict[str, Any]) -> str:
         if output["rating"] is None:
             return str(place)
     return RANK
+
+
+def _page_of_change(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The page of a comparison that shows what differs between two answers; "" where every page does, or nothing."""
+    if "outputs" not in after:
+        return ""
+    for place, (old, new) in enumerate(zip(before["outputs"], after["outputs"], strict=True), 1):
+        if old != new:
+            return str(place)
+    return RANK if before["ranks"] != after["ranks"] else ""
 
 
 def _query(request: Request) -> str:
