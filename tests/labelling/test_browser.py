@@ -394,3 +394,16 @@ def test_a_wide_table_keeps_its_names_in_sight_on_a_phone(open_as: Open, file_da
     assert 0 <= name["x"] < 40
     share = table.locator(".share").first.bounding_box()
     assert share["height"] < 1.5 * name["height"]
+
+
+def test_reading_without_a_change_is_time_on_the_task_too(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, *comparisons(1))
+    page = open_as("anna")
+    page.clock.install()
+    begin(page)
+    for _ in range(4):
+        page.clock.run_for(1_000)
+    page.click("#go")
+    page.wait_for_url("**/2")
+    with file_database.read() as session:
+        assert session.scalars(select(Assignment)).one().seconds >= 3

@@ -69,10 +69,14 @@ async function renewed() {
   return true;
 }
 
-async function send() {
+function writeTime() {
   tick();
-  const spent = worked;
-  field("seconds").value = (spent / 1000).toFixed(1);
+  field("seconds").value = (worked / 1000).toFixed(1);
+  return worked;
+}
+
+async function send() {
+  const spent = writeTime();
   if (!field("nonce").value) field("nonce").value = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
   dirty = false;
   let response, reply;
@@ -145,6 +149,7 @@ for (const each of document.querySelectorAll("form[method=post]")) {
   each.addEventListener("submit", async (event) => {
     if (!leaving && !dirty && !sending) {
       leaving = true;
+      writeTime(); // read since the last save: what changes nothing is work too
       setTimeout(() => { leaving = false; }, 30_000); // still here: somebody stopped it, and may want to go all the same
       return;
     }
