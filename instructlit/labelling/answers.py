@@ -10,7 +10,7 @@ Lists are in the order of the task's completions here, and in the order shown to
 `from_shown` go between the two.
 """  # noqa: E501 - a table
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from instructlit.labelling.questions import QUESTIONS
@@ -57,7 +57,7 @@ def missing(kind: str, answer: dict[str, Any]) -> list[str]:
     outputs = answer.get("outputs", ())
     open_places = {
         "No rating yet": [output["rating"] is None for output in outputs],
-        "Questions open": [not _QUESTIONS.keys() <= output["flags"].keys() for output in outputs],
+        "Questions open": [bool(open_questions(output)) for output in outputs],
         "Not ranked yet": [rank is None for rank in answer["ranks"]],
     }
     problems = []
@@ -65,6 +65,11 @@ def missing(kind: str, answer: dict[str, Any]) -> list[str]:
         if any(is_open):
             problems.append(f"{what}: {', '.join(letter(place) for place, each in enumerate(is_open) if each)}.")
     return problems
+
+
+def open_questions(output: Mapping[str, Any]) -> list[str]:
+    """The names of the yes/no questions that nothing has been said to of an output."""
+    return [name for name in _QUESTIONS if name not in output["flags"]]
 
 
 def shown(answer: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:

@@ -222,9 +222,22 @@ def test_what_is_not_complete_is_refused_but_kept(browse: Browse, site: Site) ->
     anna = browse("anna")
     task = start(anna)
     reply = anna.submit(f"/work/{task}/page", version=0, rank_0=1, go="submit")
-    assert reply.status_code == 422
-    assert "Not ranked yet: B, C." in reply.text
+    page = anna.get(reply.headers["location"])
+    assert page.url.path == f"/work/{task}/1", "the first page that something is missing on"
+    assert "Not handed in yet." in page.text
+    assert "Not ranked yet: B, C." in page.text
     assert '<option value="1" selected>' in anna.get(f"/work/{task}/rank").text
+
+
+def test_work_goes_on_where_a_question_is_open(browse: Browse, site: Site) -> None:
+    add_tasks(site.database, *comparisons(1))
+    anna = browse("anna")
+    task = start(anna)
+    flags = {f"flag_{name}": "no" for name in NO}
+    anna.submit(f"/work/{task}/draft", version=0, output=1, rating=6, **flags)
+    anna.submit(f"/work/{task}/draft", version=1, output=2, rating=6)
+    anna.submit(f"/work/{task}/draft", version=2, output=3, rating=6, **flags)
+    assert anna.get(f"/work/{task}").url.path == f"/work/{task}/2"
 
 
 def test_skipping_reporting_reopening(browse: Browse, site: Site) -> None:

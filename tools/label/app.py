@@ -26,7 +26,6 @@ _TITLES = {
     404: "Not found",
     405: "Not found",
     409: "Changed elsewhere",
-    422: "Not complete",
     503: "Not now",
     500: "Our fault",
 }

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
 from instructlit.labelling import assign, progress, work
-from instructlit.labelling.answers import missing, shown
+from instructlit.labelling.answers import missing, open_questions, shown
 from instructlit.labelling.questions import KINDS
 from instructlit.labelling.refusals import Invalid, NotFound
 from instructlit.labelling.schema import Assignment, Person
@@ -52,6 +52,7 @@ def show(
     page: str = "",
     done: int = 0,
     skipped: int = 0,
+    open: bool = False,
 ) -> Response:
     """One page of the work: a text to write, an output to rate, or the board."""
     with site.database.read() as session:
@@ -76,6 +77,7 @@ def show(
         "can_redo": head.redo is not None,
         "done": done or skipped,
         "was_skipped": bool(skipped),
+        "not_handed_in": open,
         "seconds": assignment.seconds,
     }
     template = "write.html" if task.kind == "demonstration" else "rate.html" if page.isdecimal() else "board.html"
@@ -109,8 +111,11 @@ def turn(site: SiteDep, person: PersonDep, form: FormDep, assignment_id: int) ->
         if go not in pages:
             raise Invalid("there is no such page", where="go")
         return to(f"/work/{assignment_id}/{go}")
-    with site.database.write() as session:  # the draft is kept even where it is not complete
-        work.submit(session, person, assignment_id, saved.version)
+    try:
+        with site.database.write() as session:  # the draft is kept even where it is not complete
+            work.submit(session, person, assignment_id, saved.version)
+    except Invalid:
+        return to(f"/work/{assignment_id}?open=1")  # where it goes on, under a line that says what is missing
     return _next(site, person, kind, f"?done={assignment_id}")
 
 
@@ -184,7 +189,7 @@ def _pages(assignment: Assignment) -> list[str]:
 
 def _first_open_page(answer: dict[str, Any]) -> str:
     for place, output in enumerate(answer.get("outputs", ()), 1):
-        if output["rating"] is None:
+        if output["rating"] is None or open_questions(output):
             return str(place)
     return RANK
 

@@ -108,8 +108,7 @@ async function send() {
   for (const version of document.querySelectorAll("input[name=version]")) version.value = reply.version;
   document.querySelector("#undo button").disabled = !reply.undo;
   document.querySelector("#redo button").disabled = !reply.redo;
-  const problems = document.querySelector("#problems");
-  if (problems) problems.textContent = reply.problems.join(" ");
+  for (const each of document.querySelectorAll(".problems")) each.textContent = reply.problems.join(" ");
   if (!dirty) say("Saved");
   return true;
 }
