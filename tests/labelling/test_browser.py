@@ -407,3 +407,31 @@ def test_reading_without_a_change_is_time_on_the_task_too(open_as: Open, file_da
     page.wait_for_url("**/2")
     with file_database.read() as session:
         assert session.scalars(select(Assignment)).one().seconds >= 3
+
+
+LONG = "\n\n".join(["word " * 150] * 12)
+
+
+def test_the_end_of_a_long_output_stays_in_sight_while_it_is_judged(open_as: Open, file_database: Database) -> None:
+    add_tasks(file_database, *comparisons(1, completions=[LONG, f"{LONG} b", f"{LONG} c"]))
+    page = open_as("anna", viewport={"width": 1366, "height": 768})
+    begin(page)
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    before = page.evaluate("scrollY")
+    for key in "5ynn":
+        page.keyboard.press(key)
+    assert page.evaluate("scrollY") == before > 768
+    question = page.locator("[data-question]:focus-within").bounding_box()
+    assert 0 <= question["y"] < 768 - question["height"]
+
+
+def test_a_long_prompt_is_read_before_its_answer_is_written(open_as: Open, file_database: Database) -> None:
+    prompts = ("Write.", LONG)
+    add_tasks(file_database, *({"kind": "demonstration", "prompt": prompt} for prompt in prompts))
+    page = open_as("anna")
+    begin(page, "demonstration")
+    page.keyboard.type("At once.")
+    saved(page)
+    page.click("#go")
+    page.wait_for_url("**/work/*?done=*")
+    assert page.evaluate("[scrollY, document.activeElement.id]") == [0, ""]

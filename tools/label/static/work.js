@@ -230,6 +230,9 @@ addEventListener("keydown", (event) => {
 
 /* ---- small things that need scripts ---- */
 
+const answer = document.querySelector("#completion"); // to write at once, but below a long prompt, which is read first
+if (answer && answer.getBoundingClientRect().top < innerHeight) answer.focus({ preventScroll: true });
+
 const rest = document.querySelector("#rest-no");
 if (rest) {
   rest.hidden = false;
