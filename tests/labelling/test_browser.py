@@ -435,3 +435,32 @@ def test_a_long_prompt_is_read_before_its_answer_is_written(open_as: Open, file_
     page.click("#go")
     page.wait_for_url("**/work/*?done=*")
     assert page.evaluate("[scrollY, document.activeElement.id]") == [0, ""]
+
+
+def test_nine_outputs_stand_in_a_row_on_a_laptop_and_lead_to_their_texts(
+    open_as: Open, file_database: Database
+) -> None:
+    texts = [f"{LONG} {i}" for i in range(8)]
+    add_tasks(file_database, *comparisons(1, completions=[*texts, ""], policies=None))
+    page = open_as("anna", viewport={"width": 1280, "height": 720})
+    page.goto(begin(page).rsplit("/", 1)[0] + "/rank")
+    assert len({column.bounding_box()["y"] for column in page.locator(".columns .column").all()}) == 1
+    assert page.locator(".card", has_text="This output is empty").count() == 1
+    card = page.locator(".card[data-place='7']")
+    assert card.get_attribute("aria-label") == "Output H, not ranked"
+    card.focus()
+    for key in ("ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    assert page.evaluate("document.activeElement.ariaLabel") == "Output H, rank 2"
+    card.locator(".letter").click()
+    text = page.locator("#output-7")
+    assert abs(text.bounding_box()["y"]) < 100
+    text.get_by_role("link", name="Back to the ranking").click()
+    assert abs(page.locator("#board").bounding_box()["y"]) < 100
+    letter = card.locator(".letter").bounding_box()
+    page.mouse.move(letter["x"] + 5, letter["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(letter["x"] + 60, letter["y"] + 60, steps=4)
+    page.mouse.move(letter["x"] + 5, letter["y"] + 5, steps=4)
+    page.mouse.up()
+    assert page.url.endswith("#board"), "dropped where it was taken up, it goes nowhere"

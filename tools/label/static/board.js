@@ -10,12 +10,14 @@ if (board) {
   const count = Number(board.dataset.columns);
   const rankOf = (card) => card.querySelector("select").value;
   let chosen = null;
+  let dragged = false; // whether the last press became a drag
 
   function settle(card) {
     const column = columns.find((each) => each.dataset.rank === rankOf(card));
     const slot = column.querySelector(".slot");
     const after = [...slot.children].find((other) => Number(other.dataset.place) > Number(card.dataset.place));
     if (card.parentElement !== slot) slot.insertBefore(card, after ?? null);
+    card.ariaLabel = `Output ${card.dataset.letter}, ${rankOf(card) ? `rank ${rankOf(card)}` : "not ranked"}`;
   }
 
   function place(card, rank) {
@@ -45,6 +47,9 @@ if (board) {
     card.querySelector("select").addEventListener("change", () => settle(card));
     card.addEventListener("focusin", () => choose(card));
     card.addEventListener("pointerdown", (event) => startDrag(card, event));
+    card.querySelector(".letter").addEventListener("click", (event) => {
+      if (dragged && event.detail) event.preventDefault(); // dropped where it was taken up; a key's click has no detail
+    });
   }
   choose(cards.find((card) => !rankOf(card)) ?? cards[0]);
   chosen.classList.remove("chosen");
@@ -58,10 +63,12 @@ if (board) {
     if (down.pointerType !== "mouse" && !down.target.closest("header")) return; // fingers scroll elsewhere
     let ghost = null;
     let target = null;
+    dragged = false;
 
     function move(event) {
       if (!ghost) {
         if (Math.hypot(event.clientX - down.clientX, event.clientY - down.clientY) < THRESHOLD) return;
+        dragged = true;
         ghost = card.cloneNode(true);
         ghost.classList.add("ghost");
         ghost.setAttribute("aria-hidden", "true");
