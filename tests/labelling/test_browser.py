@@ -203,6 +203,18 @@ def test_what_is_typed_is_saved_and_undone_across_a_reload(page: Any) -> None:
     playwright.expect(page.locator("#completion")).to_have_value("One. Two.")
 
 
+def test_a_line_break_at_the_beginning_is_kept(page: Any, file_database: Database) -> None:
+    page.fill("#completion", "\n    return x")
+    saved(page)
+    page.reload()
+    assert page.input_value("#completion") == "\n    return x"
+    page.fill("#notes", "a continuation")
+    saved(page)
+    page.click("#go")
+    page.wait_for_url("**/?none=demonstration")
+    assert [record["completion"] for record in label_records(file_database)] == ["\n    return x"]
+
+
 def test_what_is_pressed_twice_or_held_down_is_sent_once(open_as: Open, file_database: Database) -> None:
     add_tasks(file_database, *({"kind": "demonstration", "prompt": f"Write {i}."} for i in range(2)))
     page = open_as("anna")

@@ -69,7 +69,7 @@ def render_guide(text: str) -> Markup:
 
 def _rendered(text: str, parser: MarkdownIt) -> Markup:
     if len(text) > MAX_RENDERED:
-        return Markup('<pre class="plain">{}</pre>').format(text)
+        return Markup('<pre class="plain">\n{}</pre>').format(text)
     return Markup(parser.render(text))  # html is off and links are checked
 
 
