@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from instructlit.errors import UserError, nearest
+from instructlit.rubric import BEST, WORST
 
 if TYPE_CHECKING:  # the labelling server asks this module what a prompt is, and does without torch
     from instructlit.types import Message, PromptText
@@ -138,7 +139,18 @@ class Fields:
             self.wrong(name, f"found {len(value)} of them", f"at least {at_least} completions, to compare")
         return [self.answer(entry, f"{name}[{i}]") for i, entry in enumerate(value)]
 
-    def integers(self, name: str, length: int, low: int, high: int, meaning: str) -> list[int]:
+    def ranks(self, length: int) -> list[int]:
+        """The rank of each of `length` completions, of which the best has 1."""
+        ranks = self._integers("ranks", length, 1, length, "1 is best, equal is a tie")
+        if min(ranks) != 1:
+            self.wrong("ranks", f"the best rank is {min(ranks)}", "ranks that start at 1")
+        return ranks
+
+    def ratings(self, length: int) -> list[int]:
+        """A rating of each of `length` completions."""
+        return self._integers("ratings", length, WORST, BEST, "ratings")
+
+    def _integers(self, name: str, length: int, low: int, high: int, meaning: str) -> list[int]:
         """A list of `length` whole numbers from `low` to `high`."""
         expected = f"{length} whole numbers from {low} to {high}: {meaning}"
         value = self.value(name, expected)
@@ -151,13 +163,14 @@ class Fields:
                 self.wrong(f"{name}[{i}]", f"found {_kind(number)}", expected)
         return list(value)
 
-    def truths(self, name: str, length: int) -> list[bool]:
-        """A list of `length` true or false values."""
-        expected, value = f"{length} values, each true or false", self.row.get(name)
+    def ended(self, length: int) -> list[bool]:
+        """Whether each of `length` completions ended."""
+        expected = f"{length} values, each true or false"
+        value = self.value("ended", expected)
         if not isinstance(value, list):
-            self.wrong(name, f"found {_kind(value)}", expected)
+            self.wrong("ended", f"found {_kind(value)}", expected)
         if len(value) != length or not all(isinstance(entry, bool) for entry in value):
-            self.wrong(name, f"found {value!r:.60}", expected)
+            self.wrong("ended", f"found {value!r:.60}", expected)
         return list(value)
 
     def objects(self, value: Any, name: str) -> list[dict[str, Any]]:
@@ -175,15 +188,15 @@ class Fields:
             self.wrong(name, f"found {_kind(value)}", "a whole number")
         return int(value)
 
-    def flags(self, name: str, length: int) -> list[dict[str, bool]]:
-        """One dict of yes/no flags for each completion."""
+    def flags(self, length: int) -> list[dict[str, bool]]:
+        """The yes/no flags of each of `length` completions."""
         expected = f"a list of {length} objects of true or false values"
-        value = self.value(name, expected)
+        value = self.value("flags", expected)
         if not isinstance(value, list) or len(value) != length:
-            self.wrong(name, f"found {_kind(value)}", expected)
+            self.wrong("flags", f"found {_kind(value)}", expected)
         for i, entry in enumerate(value):
             if not isinstance(entry, dict) or not all(isinstance(flag, bool) for flag in entry.values()):
-                self.wrong(f"{name}[{i}]", f"found {_kind(entry)}", expected)
+                self.wrong(f"flags[{i}]", f"found {_kind(entry)}", expected)
         return value
 
 

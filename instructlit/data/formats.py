@@ -127,24 +127,18 @@ def _native_comparison(fields: Fields) -> Comparison:
     prompt = fields.prompt()
     completions = fields.texts("completions", at_least=2)
     k = len(completions)
-    ranks = fields.integers("ranks", k, 1, k, "1 is best, equal is a tie")
-    if min(ranks) != 1:
-        fields.wrong("ranks", f"the best rank is {min(ranks)}", "ranks that start at 1")
-    ratings = fields.integers("ratings", k, 1, 7, "ratings") if "ratings" in fields else None
-    flags = fields.flags("flags", k) if "flags" in fields else None
-    ended = fields.truths("ended", k) if "ended" in fields else None
     return Comparison(
         prompt,
         completions,
-        ranks,
+        fields.ranks(k),
         labeler=fields.name("labeler"),
-        ratings=ratings,
-        flags=flags,
+        ratings=fields.ratings(k) if "ratings" in fields else None,
+        flags=fields.flags(k) if "flags" in fields else None,
         policy=_policy(fields, k),
         use_case=fields.name("use_case"),
         user=fields.name("user"),
         weight=fields.weight(),
-        ended=ended,
+        ended=fields.ended(k) if "ended" in fields else None,
     )
 
 

@@ -227,7 +227,7 @@ def parse_task(row: dict[str, Any], where: str) -> Task:
         completions=completions,
         policy=_texts(given, "policy", len(completions)),
         scores=_numbers(given, "scores", len(completions)),
-        ended=given.truths("ended", len(completions)) if row.get("ended") is not None else None,
+        ended=given.ended(len(completions)) if row.get("ended") is not None else None,
         round=_count(given, "round"),
         use_case=given.name("use_case"),
         user=given.name("user"),
@@ -248,23 +248,19 @@ def parse_label(row: dict[str, Any], where: str) -> Label:
     at_least = 1 if kind == "demonstration" else 2
     completions = given.texts("completions", at_least) if skipped is None or "completions" in given else []
     k = len(completions)
-    ranks = None
-    if kind != "demonstration" and skipped is None:
-        ranks = given.integers("ranks", k, 1, k, "1 is best, equal is a tie")
-        if min(ranks) != 1:
-            given.wrong("ranks", f"the best rank is {min(ranks)}", "ranks that start at 1")
-    seconds = _numbers({"seconds": [row["seconds"]]}, "seconds", 1, where) if row.get("seconds") is not None else None
+    timed = [row["seconds"]] if row.get("seconds") is not None else None
+    seconds = _numbers(Fields({"seconds": timed}, where), "seconds", 1)
     return Label(
         task=_text(given, "task"),
         kind=kind,
         prompt=given.prompt(),
         labeler=_text(given, "labeler"),
         completions=completions,
-        ranks=ranks,
+        ranks=given.ranks(k) if kind != "demonstration" and skipped is None else None,
         ratings=_ratings(given, k),
-        flags=given.flags("flags", k) if row.get("flags") is not None else None,
+        flags=given.flags(k) if row.get("flags") is not None else None,
         policy=_texts(given, "policy", k),
-        ended=given.truths("ended", k) if row.get("ended") is not None else None,
+        ended=given.ended(k) if row.get("ended") is not None else None,
         round=_count(given, "round"),
         seconds=seconds[0] if seconds else None,
         skipped=skipped,
@@ -318,14 +314,13 @@ def _texts(given: Fields, name: str, length: int | None) -> list[str] | None:
     return list(value)
 
 
-def _numbers(given: Fields | dict[str, Any], name: str, length: int, where: str = "") -> list[float] | None:
-    fields = given if isinstance(given, Fields) else Fields(given, where)
-    value = fields.row.get(name)
+def _numbers(given: Fields, name: str, length: int) -> list[float] | None:
+    value = given.row.get(name)
     if value is None:
         return None
     right = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
     if not right or len(value) != length:
-        fields.wrong(name, f"found {value!r:.60}", "a number" if length == 1 else f"{length} numbers")
+        given.wrong(name, f"found {value!r:.60}", "a number" if length == 1 else f"{length} numbers")
     return [float(v) for v in value]
 
 
@@ -336,7 +331,7 @@ def _ratings(given: Fields, k: int) -> list[int | None] | None:
     if not isinstance(value, list) or len(value) != k:
         given.wrong("ratings", f"found {value!r:.60}", f"{k} ratings, null where there is none")
     given_ones = [rating for rating in value if rating is not None]
-    Fields({"ratings": given_ones}, given.where).integers("ratings", len(given_ones), 1, 7, "ratings")
+    Fields({"ratings": given_ones}, given.where).ratings(len(given_ones))
     return list(value)
 
 
