@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-BLOCK = 256
-"""Values that share one scale in an 8-bit optimiser of bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861)."""
+from instructlit.models.sharded_optimizer import BLOCK
 
 
 def state_bytes(make_optimizer: Callable[[Any], torch.optim.Optimizer], shapes: Iterable[torch.Size]) -> int:

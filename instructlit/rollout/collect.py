@@ -1,20 +1,16 @@
 """One rollout: sample, score, shape the rewards, estimate the advantages."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from instructlit.errors import require
 from instructlit.ops.advantages import gae
-from instructlit.ops.masking import whiten
+from instructlit.ops.masking import Reduce, whiten
 from instructlit.ops.moments import RunningMoments
-from instructlit.ops.rewards import missing_eos, shape_rewards
+from instructlit.ops.rewards import MissingEOS, missing_eos, shape_rewards
 from instructlit.types import Generation, Rollout
-
-Reduce = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -36,7 +32,7 @@ class Shaping:
         UserError: `gamma` or `lam` is not from 0 to 1, or the value is not finite, or below 0 and to be subtracted.
     """
 
-    missing_eos: Literal["replace", "subtract", "keep"] = "replace"
+    missing_eos: MissingEOS = "replace"
     missing_eos_value: float = -1.0
     normalize_scores: bool = False
     whiten_rewards: bool = False
