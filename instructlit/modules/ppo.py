@@ -32,6 +32,7 @@ from instructlit.modules.random_state import on_every_rank
 from instructlit.modules.rescue import together
 from instructlit.ops.kl import sequence_kl
 from instructlit.ops.kl_control import FixedKL, KLController
+from instructlit.ops.masking import masked_sum
 from instructlit.ops.moments import RunningMoments
 from instructlit.rollout import (
     CachedEngine,
@@ -305,17 +306,18 @@ class PPOModule(ActorCritic):
             old, mask, weights = part.old_log_probs, part.response_mask, None
             if self.sampler_correction is not None:
                 weights = sampler_weights(old, part.sampled_log_probs, mask, self.sampler_correction)
-                metrics.add_sampler_weights(weights, mask)
+                metrics.add("sampler", {"weight_mean": masked_sum(weights, mask)}, mask)
             loss, stats = policy_loss(log_probs, old, part.advantages, mask, self.clip, weights)
-            metrics.add_policy(stats, entropy, mask)
+            metrics.add("policy", stats | {"entropy": masked_sum(entropy, mask)}, mask)
             if not metrics.updates:  # the weights are still those that were sampled from
-                metrics.add_engine_gap(log_probs.detach() - part.sampled_log_probs, mask)
+                gap = (log_probs.detach() - part.sampled_log_probs).abs()
+                metrics.add("engine", {"gap": masked_sum(gap, mask)}, mask)
             return loss
 
         def value(part: Rollout) -> LossSum:
             values = response_values(self.value_model, part)
             loss, stats = value_loss(values, part.values, part.returns, part.response_mask, self.value_clip)
-            metrics.add_value(stats, part.response_mask)
+            metrics.add("value", stats, part.response_mask)
             return loss
 
         losses = {"policy/loss": self.accumulate(parts, ppo, tokens)}

@@ -1,18 +1,15 @@
 """The figures PPO logs: every mean is over the tokens, responses or updates that count, on all ranks."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from instructlit.ops.kl import sequence_kl
-from instructlit.ops.masking import masked_moments, masked_sum
+from instructlit.ops.masking import Reduce, masked_moments, masked_sum
 from instructlit.ops.statistics import explained_variance
 from instructlit.types import Rollout
-
-Reduce = Callable[[Tensor], Tensor]
 
 
 class UpdateMetrics:
@@ -37,27 +34,17 @@ class UpdateMetrics:
         """Forget what was added since `state` was taken."""
         self.sums, self.tokens, self.means, self.updates = state
 
-    def add_policy(self, stats: dict[str, Tensor], entropy: Tensor, mask: Tensor) -> None:
-        """A micro-batch's sums over response tokens, with the entropy (B, R) of its steps."""
-        self.tokens["policy"] = self.tokens["policy"] + mask.sum()
-        for name, value in (stats | {"entropy": masked_sum(entropy, mask)}).items():
-            self.sums[f"policy/{name}"] = self.sums[f"policy/{name}"] + value
+    def add(self, part: str, sums: dict[str, Tensor], mask: Tensor) -> None:
+        """A micro-batch's sums over response tokens.
 
-    def add_engine_gap(self, difference: Tensor, mask: Tensor) -> None:
-        """The trainer's log-probs less the engine's (B, R), of the same weights."""
-        self.tokens["engine"] = self.tokens["engine"] + mask.sum()
-        self.sums["engine/gap"] = self.sums["engine/gap"] + masked_sum(difference.abs(), mask)
-
-    def add_sampler_weights(self, weights: Tensor, mask: Tensor) -> None:
-        """A micro-batch's weights of truncated importance sampling (B, R), over all updates."""
-        self.tokens["sampler"] = self.tokens["sampler"] + mask.sum()
-        self.sums["sampler/weight_mean"] = self.sums["sampler/weight_mean"] + masked_sum(weights, mask)
-
-    def add_value(self, stats: dict[str, Tensor], mask: Tensor) -> None:
-        """A micro-batch's sums over response tokens of the value loss."""
-        self.tokens["value"] = self.tokens["value"] + mask.sum()
-        for name, value in stats.items():
-            self.sums[f"value/{name}"] = self.sums[f"value/{name}"] + value
+        Args:
+            part: "policy", "value", "engine" or "sampler": the tokens of each are counted by themselves.
+            sums: scalars, by the metric's name after that of the part.
+            mask: (B, R), the tokens that were summed over.
+        """
+        self.tokens[part] = self.tokens[part] + mask.sum()
+        for name, value in sums.items():
+            self.sums[f"{part}/{name}"] = self.sums[f"{part}/{name}"] + value
 
     def add_update(self, figures: dict[str, Tensor]) -> None:
         """Losses and gradient norms of one optimiser step, already over all ranks."""

@@ -192,13 +192,13 @@ def test_a_rollout_by_hand() -> None:
 
 
 def test_updates_by_hand() -> None:
-    """Means over tokens of two updates; the engine's gap is that of the first, without its sign."""
+    """Means over the tokens of each part in two updates."""
     metrics, mask = UpdateMetrics(torch.device("cpu")), tensor([[True, True, False]])
-    metrics.add_engine_gap(tensor([[0.25, -0.25, 9.0]]), mask)
-    metrics.add_policy({"ratio_mean": tensor(2.5)}, tensor([[1.0, 2.0, 9.0]]), mask)
-    metrics.add_policy({"ratio_mean": tensor(0.5)}, tensor([[3.0, 9.0, 9.0]]), tensor([[True, False, False]]))
-    metrics.add_value({"clip_fraction": tensor(1.0)}, mask)
-    metrics.add_sampler_weights(tensor([[0.5, 1.0, 0.0]]), mask)
+    metrics.add("engine", {"gap": tensor(0.5)}, mask)
+    metrics.add("policy", {"ratio_mean": tensor(2.5), "entropy": tensor(3.0)}, mask)
+    metrics.add("policy", {"ratio_mean": tensor(0.5), "entropy": tensor(3.0)}, tensor([[True, False, False]]))
+    metrics.add("value", {"clip_fraction": tensor(1.0)}, mask)
+    metrics.add("sampler", {"weight_mean": tensor(1.5)}, mask)
     for loss in (1.0, 4.0):
         metrics.add_update({"policy/loss": tensor(loss)})
     assert {name: value.item() for name, value in metrics.compute(lambda sums: sums).items()} == {
