@@ -147,7 +147,7 @@ def run_of(
 
 def _ppo(module: PPOModule, data: Any, batch: int, common: dict[str, Any]) -> Run:
     devices = common["devices"]
-    models = {"policy": module.policy_backbone, "value": module.value_backbone}
+    models = {"policy": module.backbone, "value": module.value_backbone}
     if reference := module.frozen_reference_backbone:
         models["reference"] = reference
     notes: tuple[str, ...] = ()

@@ -56,16 +56,12 @@ class ActorCritic(StageModule):
         micro_batch_tokens: int | None,
     ):
         super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite, micro_batch_tokens)
-        self.policy_backbone, self.value_backbone, self.reference_backbone = policy, value, reference
+        self.backbone, self.value_backbone, self.reference_backbone = policy, value, reference
         self.reward, self.value_learning_rate, self.ema_decay = reward, value_learning_rate, ema_decay
         self.policy: nn.Module | None = None
         self.value: ScalarModel | None = None
         self.frozen_reference: list[nn.Module] = []  # in a list: not ours to save, move or shard as a submodule
         self.ema: EMA | None = None
-
-    @property
-    def backbone(self) -> Backbone:
-        return self.policy_backbone
 
     @property
     def trained_model(self) -> nn.Module:
@@ -85,17 +81,17 @@ class ActorCritic(StageModule):
     @property
     def frozen_reference_backbone(self) -> Backbone | None:
         """The reference's, where it is a model of its own: None where it is the policy without its adapters."""
-        return self.reference_backbone or (None if self.policy_backbone.lora else self.policy_backbone)
+        return self.reference_backbone or (None if self.backbone.lora else self.backbone)
 
     def backbones(self) -> dict[str, Backbone]:
-        named = {"policy": self.policy_backbone, "value": self.value_backbone, "reference": self.reference_backbone}
+        named = {"policy": self.backbone, "value": self.value_backbone, "reference": self.reference_backbone}
         return {f"model.init_args.{name}": backbone for name, backbone in named.items() if backbone is not None}
 
     def trained_backbones(self) -> dict[str, Backbone]:
         return {where: b for where, b in self.backbones().items() if b is not self.reference_backbone}
 
     def parents(self) -> dict[str, str]:
-        found = {"policy": self.policy_backbone.path, "value": self.value_backbone.path}
+        found = {"policy": self.backbone.path, "value": self.value_backbone.path}
         if self.reference_backbone:
             found["reference"] = self.reference_backbone.path
         if (model := getattr(self.reward, "model", None)) and isinstance(model, Backbone):
@@ -108,7 +104,7 @@ class ActorCritic(StageModule):
         if self.policy is not None:
             return
         trunks = None if self.sharded else Trunks()  # a sharded parameter belongs to one model
-        self.policy = load_causal_lm(self.policy_backbone, "model.init_args.policy", trunks=trunks)
+        self.policy = load_causal_lm(self.backbone, "model.init_args.policy", trunks=trunks)
         self.value = load_scalar_model(self.value_backbone, where="model.init_args.value", trunks=trunks)
         if backbone := self.frozen_reference_backbone:
             reference = load_causal_lm(backbone, "model.init_args.reference", trunks=trunks, frozen=True)

@@ -43,6 +43,7 @@ from instructlit.models.adapters import frozen_state_names
 from instructlit.models.architecture import check_trainable
 from instructlit.models.backbone import Backbone
 from instructlit.models.compatibility import check_positions, check_vocabulary
+from instructlit.models.export import export_folder
 from instructlit.models.packed import can_pack
 from instructlit.models.sharded_optimizer import over_shards
 from instructlit.models.sharding import shard
@@ -95,6 +96,8 @@ class StageModule(pl.LightningModule):
     """
 
     stage: str
+    backbone: Backbone
+    """Where the trained model came from."""
     asks_data_for: tuple[str, ...] = ("tokenizer",)
     """What the datamodule needs to have beside its loaders."""
     batch_kind: type[Batch] | None = None
@@ -124,11 +127,6 @@ class StageModule(pl.LightningModule):
         self._updates_done = 0  # before this process
 
     # -- what a stage says of itself -------------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def backbone(self) -> Backbone:
-        """Where the trained model came from."""
 
     @property
     @abstractmethod
@@ -177,8 +175,6 @@ class StageModule(pl.LightningModule):
 
     def export(self, path: str | Path, record: dict[str, Any], merge: bool = True) -> list[Path]:
         """Write what leaves the stage as Hugging Face folders, adapters merged or alone; the main one first."""
-        from instructlit.models.export import export_folder
-
         record = record | {"weights": "raw"}
         return [export_folder(self.trained_model, self.tokenizer, Path(path), record, merge=merge)]
 

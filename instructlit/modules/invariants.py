@@ -59,7 +59,7 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
     Raises:
         InvariantError: naming the invariant, what was found and the likely cause.
     """
-    bound = tolerance(module, module.trained_model, module.policy_backbone)
+    bound = tolerance(module, module.trained_model, module.backbone)
     mask = rollout.response_mask
     own = module.policy_log_probs(rollout)
     gap = float(masked_mean((own - rollout.sampled_log_probs).abs(), mask))
@@ -71,7 +71,7 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
         "the engine samples from another distribution (temperature, weights, precision) than the trainer computes;"
         " sampler_correction corrects for another precision",
     )
-    if module.reference_backbone is None or module.reference_backbone.path == module.policy_backbone.path:
+    if module.reference_backbone is None or module.reference_backbone.path == module.backbone.path:
         kl = float(masked_sum(own - rollout.ref_log_probs, mask) / len(rollout))
         limit = bound * max(1.0, float(mask.sum()) / len(rollout))
         _require(
@@ -103,7 +103,7 @@ def check_first_minibatch(module: PPOModule, metrics: UpdateMetrics) -> None:
     Raises:
         InvariantError: where one is not.
     """
-    bound = tolerance(module, module.trained_model, module.policy_backbone)
+    bound = tolerance(module, module.trained_model, module.backbone)
     first = metrics.compute(module.sum_over_ranks)
     found = {
         "ratio_mean": abs(float(first["policy/ratio_mean"]) - 1),

@@ -61,17 +61,13 @@ class RewardModule(StageModule):
     ):
         super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite, micro_batch_tokens)
         require("a whole number above 0", "model.init_args.", shift_batches=shift_batches)
-        self._backbone = model
+        self.backbone = model
         self.shift_batches, self.shared_prefix = shift_batches, shared_prefix
         self.model: ScalarModel | None = None
         self.validation_pairs = PairMetrics()
 
-    @property
-    def backbone(self) -> Backbone:
-        return self._backbone
-
     def backbones(self) -> dict[str, Backbone]:
-        return {"model.init_args.model": self._backbone}
+        return {"model.init_args.model": self.backbone}
 
     @property
     def trained_model(self) -> ScalarModel:
@@ -81,7 +77,7 @@ class RewardModule(StageModule):
     def configure_model(self) -> None:
         if self.model is None:
             where = "model.init_args.model"
-            self.model = self.placed(load_scalar_model(self._backbone, where=where), where)
+            self.model = self.placed(load_scalar_model(self.backbone, where=where), where)
 
     def training_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
         count = self.sum_over_ranks(ranking_loss(self._no_scores(batch), batch.prompt_index, batch.ranks).count.float())

@@ -50,15 +50,11 @@ class SFTModule(StageModule):
         metric_prefix: str = "sft",
     ):
         super().__init__(optimizer, lr_scheduler, micro_batch_size, gradient_clip_norm, nonfinite, micro_batch_tokens)
-        self._backbone = policy
+        self.backbone = policy
         self.metric_prefix = metric_prefix
         self.policy: nn.Module | None = None
         self.validation_loss = Mean()
         self.validation_accuracy = Mean()
-
-    @property
-    def backbone(self) -> Backbone:
-        return self._backbone
 
     @property
     def trained_model(self) -> nn.Module:
@@ -68,7 +64,7 @@ class SFTModule(StageModule):
     def configure_model(self) -> None:
         if self.policy is None:
             where = "model.init_args.policy"
-            self.policy = self.placed(load_causal_lm(self._backbone, where), where)
+            self.policy = self.placed(load_causal_lm(self.backbone, where), where)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> None:
         loss, count = self.accumulate_tokens(batch)

@@ -137,7 +137,7 @@ def test_ppo_on_frozen_trunks(
     found = line("ppo", PROMPTS, *options, "--reward_model", str(folder))
     assert found["kl_first"] == pytest.approx(0, abs=0.05)
     module = trained[0]
-    ranks = {m.rank for m in (module.policy_backbone.lora, module.value_backbone.lora) if m is not None}
+    ranks = {m.rank for m in (module.backbone.lora, module.value_backbone.lora) if m is not None}
     assert ranks == {3}
     (reward,) = module.reward.networks()
     trunks = [

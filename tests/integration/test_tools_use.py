@@ -152,7 +152,7 @@ def test_a_lora_checkpoint_is_merged(
     if quantization and find_spec("bitsandbytes") is None:
         pytest.skip("needs bitsandbytes (extra `8bit`)")
     module = sft_module(tiny_llama_dir)
-    module._backbone = Backbone(str(tiny_llama_dir), lora=Lora(rank=4), quantization=quantization)
+    module.backbone = Backbone(str(tiny_llama_dir), lora=Lora(rank=4), quantization=quantization)
     file = trained(module, FixedBatches(char_tokenizer, [DEMONSTRATIONS] * 3), tmp_path / "last.ckpt")
     command("export", file, tmp_path / "merged", "--tokenizer", tiny_llama_dir)
     loaded = load_causal_lm(Backbone(str(tmp_path / "merged")))
