@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from instructlit.callbacks.save_config import SaveConfig
-from instructlit.modules.random_state import on_every_rank
+from instructlit.models.ranks import on_every_rank
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger

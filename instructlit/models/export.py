@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from instructlit.errors import UserError
@@ -28,6 +28,7 @@ from instructlit.models.adapters import is_adapted, plain_state_dict, unwrapped
 from instructlit.models.card import model_card
 from instructlit.models.folders import quiet_transformers, trunk_of
 from instructlit.models.lineage import RECORD, make_record, weights_digest
+from instructlit.models.ranks import on_first_rank_alone
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.sharding import is_sharded
 
@@ -86,24 +87,6 @@ def save_weights(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: Pat
             tokenizer.save_pretrained(partial)
 
     on_first_rank_alone(lambda: _beside(path, write, known="config.json"))
-
-
-def on_first_rank_alone(write: Callable[[], None]) -> None:
-    """Have the first rank write while the others wait; its fault is raised in all, for they go on together or not."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        write()
-        return
-    fault = None
-    if distributed.get_rank() == 0:
-        try:
-            write()
-        except UserError as error:
-            fault = error
-    told = [fault]
-    distributed.broadcast_object_list(told, src=0)
-    if told[0] is not None:
-        told[0].told = distributed.get_rank() != 0  # the first says it
-        raise told[0]
 
 
 def _write_folder(

@@ -45,6 +45,7 @@ from instructlit.models.backbone import Backbone
 from instructlit.models.compatibility import check_positions, check_vocabulary
 from instructlit.models.export import export_folder
 from instructlit.models.packed import can_pack
+from instructlit.models.ranks import on_every_rank
 from instructlit.models.sharded_optimizer import over_shards
 from instructlit.models.sharding import shard
 from instructlit.models.token_scores import target_log_probs
@@ -53,7 +54,7 @@ from instructlit.modules.gradients import clip_gradient, sum_gradients
 from instructlit.modules.lifeline import Lifeline
 from instructlit.modules.narrow_weights import tell_narrow_weights
 from instructlit.modules.nonfinite import NonFinite, StepGuard
-from instructlit.modules.random_state import on_every_rank, own_share, random_state, restore_random_state
+from instructlit.modules.random_state import own_share, random_state, restore_random_state
 from instructlit.modules.refusals import check_datamodule, check_optimizer, check_schedule, check_trainer
 from instructlit.modules.rescue import Rescue, have_validated_again
 from instructlit.modules.savable import check_savable

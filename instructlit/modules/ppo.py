@@ -19,6 +19,7 @@ from instructlit.models.adapters import reference_view
 from instructlit.models.backbone import Backbone
 from instructlit.models.export import check_no_source
 from instructlit.models.packed import can_pack
+from instructlit.models.ranks import on_every_rank
 from instructlit.models.schedules import ConstantWithWarmup
 from instructlit.models.sharding import gathered
 from instructlit.modules.actor_critic import ActorCritic
@@ -28,7 +29,6 @@ from instructlit.modules.mean import Mean
 from instructlit.modules.nonfinite import NonFinite
 from instructlit.modules.ppo_metrics import UpdateMetrics, rollout_metrics
 from instructlit.modules.ppo_refusals import check_options, check_rollout_batch, check_sizes, check_strategy
-from instructlit.modules.random_state import on_every_rank
 from instructlit.modules.rescue import together
 from instructlit.ops.kl import sequence_kl
 from instructlit.ops.kl_control import FixedKL, KLController

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed
 
 
 def random_state() -> dict[str, Any]:
@@ -30,15 +29,6 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
-
-
-def on_every_rank(value: Any) -> list[Any]:
-    """This value of all ranks, in their order; every rank must call it."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
 
 
 def own_share(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:

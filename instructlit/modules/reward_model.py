@@ -10,12 +10,12 @@ from torch import Tensor
 from instructlit.errors import UserError, require
 from instructlit.losses import LossSum, ranking_loss
 from instructlit.models.backbone import Backbone, load_scalar_model
+from instructlit.models.ranks import on_every_rank
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import CosineToFraction
 from instructlit.modules.base import StageModule
 from instructlit.modules.batches import check_batch
 from instructlit.modules.nonfinite import NonFinite
-from instructlit.modules.random_state import on_every_rank
 from instructlit.modules.reward_metrics import PairMetrics
 from instructlit.ops.micro_batches import spans
 from instructlit.types import ComparisonBatch, TokenBatch

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from instructlit.errors import UserError
 from instructlit.models.export import check_no_source, save_weights
+from instructlit.models.ranks import on_every_rank
 from instructlit.rollout.engine import GenerationEngine, Sampling, as_generation, eos_and_pad
 from instructlit.types import Generation, PromptBatch
 
@@ -87,10 +88,7 @@ class ExternalEngine(GenerationEngine):
         """The folder, the same on every rank."""
         if self.folder is None:
             self._temporary = self._temporary or tempfile.TemporaryDirectory(prefix="instructlit-policy-")
-            told = [str(Path(self._temporary.name) / "policy")]
-            if distributed.is_available() and distributed.is_initialized():
-                distributed.broadcast_object_list(told, src=0)
-            self.folder = told[0]
+            self.folder = on_every_rank(str(Path(self._temporary.name) / "policy"))[0]
         return Path(self.folder).expanduser()
 
 

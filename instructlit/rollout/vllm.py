@@ -13,7 +13,7 @@ from typing import Any
 
 from instructlit.errors import UserError, require, require_address
 from instructlit.http import NoAnswer, ask, secret_key
-from instructlit.models.export import on_first_rank_alone
+from instructlit.models.ranks import on_first_rank_alone
 from instructlit.rollout.engine import Sampling
 from instructlit.rollout.external import ExternalEngine, Sample
 
