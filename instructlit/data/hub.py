@@ -1,10 +1,13 @@
 """Names on the Hugging Face Hub: asked for once, with a short patience, before a library tries for minutes."""
 
 import functools
+import re
 from pathlib import Path
 
 from instructlit.errors import UserError, first_line
 
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""What a name on the Hub looks like."""
 PATIENCE = 10.0
 """Seconds to wait for the Hub's answer."""
 

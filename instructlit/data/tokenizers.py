@@ -1,16 +1,14 @@
 """Loading a tokenizer and refusing one that could only be used by guessing."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from instructlit.data.hub import check_revision, reachable
+from instructlit.data.hub import HUB_NAME, check_revision, reachable
 from instructlit.errors import UserError, first_line
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_tokenizer(
@@ -33,7 +31,7 @@ def load_tokenizer(
                 fix="point `tokenizer` at the folder of a model that was saved with its tokenizer",
             )
         place = str(folder)
-    elif not _HUB_NAME.fullmatch(path) or folder.exists():
+    elif not HUB_NAME.fullmatch(path) or folder.exists():
         kind = "a file" if folder.is_file() else "missing"
         raise UserError(f"{path} is {kind}", where="tokenizer", expected="a folder, or a name on the Hugging Face Hub")
     else:

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as hf_logging
 
-from instructlit.data.hub import check_revision, reachable
+from instructlit.data.hub import HUB_NAME, check_revision, reachable
 from instructlit.errors import UserError, nearest
 
 SINGLE = "model.safetensors"
@@ -21,7 +20,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
 """Sizes without which there is no model: of no layers transformers would make one that is an embedding."""
-_HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
 def check_source(path: str, *, weights: bool, where: str) -> None:
@@ -39,7 +37,7 @@ def check_source(path: str, *, weights: bool, where: str) -> None:
             fix = f"turn it into a folder first: instructlit export {path} FOLDER"
         raise UserError(f"{path} is a file", where=where, expected="a Hugging Face model folder", fix=fix)
     if not folder.is_dir():
-        if not _HUB_NAME.match(path) or path.startswith("."):
+        if not HUB_NAME.fullmatch(path) or path.startswith("."):
             raise _missing_folder(path, folder, where)
         return
     if (folder / "config.json").is_file():
