@@ -16,10 +16,10 @@ from instructlit.evaluation import intervals
 from instructlit.evaluation.datasets import needed
 from instructlit.evaluation.judging import about_samples
 from instructlit.evaluation.measures import Curve, Measure, Outcome, Study
-from instructlit.evaluation.requests import Answer, Ask, Request
+from instructlit.evaluation.requests import Answer, Ask, Reply, Request
 from instructlit.evaluation.task import Task
 from instructlit.evaluation.tasks.preference import read_prompts
-from instructlit.types import Prompt
+from instructlit.types import Prompt, PromptText
 
 
 class BestOfN(Task):
@@ -75,12 +75,8 @@ class BestOfN(Task):
             for n in (1, sizes[-1])
         }
         for model in study.models:
-            scores = {judge: self._scores(study, judge, model) for judge in judges}
-            known = np.all([np.isfinite(own).all(axis=1) for own in scores.values()], axis=0)
-            if not known.any():
-                continue
-            for judge in judges:
-                best = {n: best_of_n(scores[self.proxy][known], scores[judge][known], n) for n in sizes}
+            prompts = [p.prompt for p in self._prompts]
+            for judge, best in scored_best(study, judges, prompts, study.replies[model], self.samples).items():
                 lines[judge][model] = over_sqrt_kl(best)
                 for n in (1, sizes[-1]):
                     columns[judge, n].figures[model] = intervals.mean(best[n], study.seed)
@@ -91,18 +87,6 @@ class BestOfN(Task):
             if own
         ]
         return outcome
-
-    def _scores(self, study: Study, judge: str, model: str) -> np.ndarray:
-        """(prompts, samples) scores; nan where an answer or a score is missing."""
-        replies = study.replies[model]
-        found = np.full((len(replies), self.samples), np.nan)
-        there = [i for i, reply in enumerate(replies) if isinstance(reply, Answer) and len(reply.texts) == self.samples]
-        kind = study.desk.judge(judge).marks
-        asked = [question for i in there for question in about_samples(kind, self._prompts[i].prompt, replies[i])]
-        values = [np.nan if v.value is None else v.value for v in study.desk.ask(judge, asked)]
-        if there:
-            found[there] = np.array(values).reshape(len(there), self.samples)
-        return found
 
 
 def best_of_n_kl(n: int) -> float:
@@ -118,6 +102,31 @@ def doubling(samples: int) -> list[int]:
 def over_sqrt_kl(best: Mapping[int, np.ndarray]) -> list[tuple[float, float]]:
     """The points (√KL, mean value) of best-of-n, whose values are (P,) for each n."""
     return [(math.sqrt(best_of_n_kl(n)), float(values.mean())) for n, values in best.items()]
+
+
+def scored_best(
+    study: Study, judges: Sequence[str], prompts: Sequence[PromptText], replies: Sequence[Reply | None], samples: int
+) -> dict[str, dict[int, np.ndarray]]:
+    """Expected scores of the best of n by the first judge, by judge and n, of the prompts with all samples and scores.
+
+    Nothing where there is no such prompt.
+    """
+    whole = [
+        (prompt, reply)
+        for prompt, reply in zip(prompts, replies, strict=True)
+        if isinstance(reply, Answer) and len(reply.texts) == samples
+    ]
+    scores: dict[str, np.ndarray] = {}
+    for judge in judges:
+        kind = study.desk.judge(judge).marks
+        asked = [question for prompt, reply in whole for question in about_samples(kind, prompt, reply)]
+        values = [np.nan if verdict.value is None else verdict.value for verdict in study.desk.ask(judge, asked)]
+        scores[judge] = np.array(values).reshape(len(whole), samples)
+    known = np.all([np.isfinite(own).all(axis=1) for own in scores.values()], axis=0)
+    if not known.any():
+        return {}
+    proxy = scores[judges[0]][known]
+    return {j: {n: best_of_n(proxy, own[known], n) for n in doubling(samples)} for j, own in scores.items()}
 
 
 def best_of_n(proxy: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:

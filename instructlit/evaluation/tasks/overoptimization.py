@@ -18,9 +18,9 @@ from instructlit.evaluation.datasets import needed, read_rows
 from instructlit.evaluation.divergence import asked_of_reference, log_ratios
 from instructlit.evaluation.judging import Question, about_samples
 from instructlit.evaluation.measures import Curve, Measure, Outcome, Study, checked_baseline, measured
-from instructlit.evaluation.requests import Answer, Ask, Reply, Request
+from instructlit.evaluation.requests import Ask, Reply, Request
 from instructlit.evaluation.task import Task
-from instructlit.evaluation.tasks.best_of_n import best_of_n, doubling, over_sqrt_kl
+from instructlit.evaluation.tasks.best_of_n import over_sqrt_kl, scored_best
 from instructlit.evaluation.tasks.preference import read_prompts
 from instructlit.types import PromptText
 
@@ -152,19 +152,15 @@ class Overoptimization(Task):
         return [measure for measure in found if measure.figures]
 
     def _means(self, study: Study, judge: str, replies: Sequence[Reply | None]) -> list[float | None]:
-        """A judge's mean score of the answers to each prompt."""
-        return [None if not own else sum(own) / len(own) for own in self._scores(study, judge, replies)]
-
-    def _scores(self, study: Study, judge: str, replies: Sequence[Reply | None]) -> list[list[float]]:
-        """The scores of the answers to each prompt; nothing where one is missing."""
+        """A judge's mean score of the answers to each prompt; None where a score is missing."""
         kind = study.desk.judge(judge).marks
         asked = [about_samples(kind, p, reply) for p, reply in zip(self._prompts, replies, strict=True)]
         verdicts = iter(study.desk.ask(judge, [question for own in asked for question in own]))
-        found = []
+        found: list[float | None] = []
         for own in asked:
             values = [next(verdicts).value for _ in own]
             known = [value for value in values if value is not None]
-            found.append(known if len(known) == len(own) else [])
+            found.append(sum(known) / len(known) if known and len(known) == len(values) else None)
         return found
 
     def _run(
@@ -195,15 +191,7 @@ class Overoptimization(Task):
     def _best(self, study: Study, judges: Sequence[str], lines: dict[str, Lines]) -> None:
         reference = self._reference(study)
         replies = study.further.get(reference, [])[-len(self._prompts) :]
-        whole = [r if isinstance(r, Answer) and len(r.texts) == self.best_of else None for r in replies]
-        if not any(whole):
+        if not replies:
             return
-        scores = {judge: self._scores(study, judge, whole) for judge in judges}
-        rows = [i for i in range(len(whole)) if whole[i] and all(own[i] for own in scores.values())]
-        if not rows:
-            return
-        proxy = np.array([scores[self.proxy][i] for i in rows])
-        for judge in judges:
-            value = np.array([scores[judge][i] for i in rows])
-            best = {n: best_of_n(proxy, value, n) for n in doubling(self.best_of)}
+        for judge, best in scored_best(study, judges, self._prompts, replies, self.best_of).items():
             lines[judge][f"best-of-n of {study.title(reference)}"] = over_sqrt_kl(best)
