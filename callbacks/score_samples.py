@@ -1,5 +1,6 @@
 """A reward's score of what a model answers, at every validation: how the paper chose its SFT checkpoint (p. 41)."""
 
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -7,8 +8,8 @@ import torch
 
 from instructlit.callbacks.common import progress_of, stage_name
 from instructlit.data.collate import EncodedPrompt, collate_prompts
-from instructlit.data.formats import read_records
 from instructlit.data.readers import open_source
+from instructlit.data.records import prompts_of
 from instructlit.data.sources import Source
 from instructlit.data.tokenization import Encoder
 from instructlit.errors import UserError, require
@@ -16,7 +17,7 @@ from instructlit.models.sharding import gathered
 from instructlit.modules.rescue import together
 from instructlit.rollout import CachedEngine, GenerationEngine, RewardFunction, Sampling, checked_scores
 from instructlit.rollout.samples import sample_rows
-from instructlit.types import Prompt, PromptBatch
+from instructlit.types import PromptBatch
 
 
 class ScoreSamples(pl.Callback):
@@ -92,16 +93,9 @@ class ScoreSamples(pl.Callback):
         return rows
 
     def _read(self, encoder: Encoder, pad_id: int) -> list[PromptBatch]:
-        found = []
-        for rows in open_source(Source(self.prompts), "ScoreSamples.prompts"):
-            for index in range(len(rows)):
-                if len(found) == self.limit:
-                    break
-                prompt = read_records(rows[index], rows.where(index), "prompt")[1][0]
-                assert isinstance(prompt, Prompt)
-                ids = encoder.prompt(prompt.prompt)
-                if len(ids) <= self.max_prompt_length:
-                    found.append(EncodedPrompt(ids, prompt))
+        prompts = prompts_of(open_source(Source(self.prompts), "ScoreSamples.prompts"))
+        encoded = (EncodedPrompt(encoder.prompt(prompt.prompt), prompt) for _, prompt in prompts)
+        found = list(islice((e for e in encoded if len(e.ids) <= self.max_prompt_length), self.limit))
         if not found:
             raise UserError(
                 f"no prompt of at most {self.max_prompt_length} tokens",

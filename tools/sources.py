@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from instructlit.data.readers import open_source
-from instructlit.data.records import records_of
+from instructlit.data.records import prompts_of
 from instructlit.data.sources import Source
 from instructlit.data.splits import prompt_key
 from instructlit.errors import UserError
@@ -51,7 +51,4 @@ def read_prompts(files: Sequence[str]) -> Iterator[tuple[str, Prompt]]:
     Raises:
         UserError: a file or row that cannot be read.
     """
-    rows = [rows for name in files for rows in open_source(Source(name), "prompts")]
-    for file, row, _, _, record in records_of(rows, "prompt"):
-        assert isinstance(record, Prompt)
-        yield rows[file].where(row), record
+    return prompts_of([rows for name in files for rows in open_source(Source(name), "prompts")])

@@ -21,7 +21,7 @@ from instructlit.data.splits import hash64, prompt_key
 from instructlit.data.store import Store, Writer
 from instructlit.data.tokenization import Encoded
 from instructlit.errors import UserError
-from instructlit.types import Text
+from instructlit.types import Prompt, Text
 
 RECORD = np.dtype(
     [
@@ -161,6 +161,13 @@ def records_of(files: Sequence[Rows], kind: Kind) -> Iterator[tuple[int, int, in
             form, records = read_records(rows[i], rows.where(i), kind, rows.source.format)
             for part, record in enumerate(records):
                 yield f, i, part, form, record
+
+
+def prompts_of(files: Sequence[Rows]) -> Iterator[tuple[str, Prompt]]:
+    """Every prompt in order, with where it stands."""
+    for file, row, _, _, record in records_of(files, "prompt"):
+        assert isinstance(record, Prompt)
+        yield files[file].where(row), record
 
 
 def records_with_progress(files: Sequence[Rows], kind: Kind, what: str) -> Iterator[tuple[int, int, int, str, Record]]:

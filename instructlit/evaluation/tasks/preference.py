@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from instructlit.data.readers import open_source
-from instructlit.data.records import records_of
+from instructlit.data.records import prompts_of
 from instructlit.data.sources import Source
 from instructlit.evaluation import intervals
 from instructlit.evaluation.datasets import needed
@@ -219,11 +219,9 @@ class Preference(Task):
 
 def read_prompts(path: str, limit: int | None) -> list[Prompt]:
     """The distinct prompts of a source: one that is asked twice is no second trial."""
-    files = open_source(Source(path), "prompts")
     found: dict[str, Prompt] = {}
-    for _, _, _, _, record in records_of(files, "prompt"):
-        assert isinstance(record, Prompt)
-        found.setdefault(str(record.prompt), record)
+    for _, prompt in prompts_of(open_source(Source(path), "prompts")):
+        found.setdefault(str(prompt.prompt), prompt)
     return list(found.values())[:limit]
 
 
