@@ -9,12 +9,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from instructlit.data.sources import Place
-from instructlit.errors import UserError
 from instructlit.evaluation.datasets import local_or, needed, read_rows
 from instructlit.evaluation.measures import PERCENT, Measure, Outcome, Study, measured
 from instructlit.evaluation.requests import Request, Weigh, Weights
 from instructlit.evaluation.task import Task
-from instructlit.evaluation.tasks.toxicity import PREFIXES
+from instructlit.evaluation.tasks.toxicity import checked_settings, prefixed
 
 Pair = tuple[str, str, str | None]
 """Two sentences, and the group that the pair belongs to."""
@@ -27,12 +26,9 @@ class PairEntropy(Task):
     title: str
 
     def __init__(self, prompts: list[str] | None = None, limit: int | None = None):
-        self.prompts = list(PREFIXES) if prompts is None else prompts
+        self.prompts = checked_settings(prompts)
         self.limit = limit
         self._pairs: list[Pair] = []
-        odd = [p for p in self.prompts if p not in PREFIXES]
-        if odd:
-            raise UserError(f"{odd[0]} is no setting", where="prompts", expected=f"of {', '.join(PREFIXES)}")
 
     @abstractmethod
     def pairs(self) -> list[Pair]:
@@ -40,11 +36,7 @@ class PairEntropy(Task):
 
     def requests(self) -> Sequence[Request]:
         self._pairs = self.pairs()[: self.limit]
-        return [
-            Weigh(f"{PREFIXES[style]}\n\n", (one, other)) if PREFIXES[style] else Weigh("", (one, other))
-            for style in self.prompts
-            for one, other, _ in self._pairs
-        ]
+        return [Weigh(prefixed(style, ""), pair[:2]) for style in self.prompts for pair in self._pairs]
 
     def measure(self, study: Study) -> Outcome:
         outcome = Outcome()
