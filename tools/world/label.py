@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from instructlit.files import write_json, write_rows
 from instructlit.rollout.engine import Sampling
 from instructlit.rubric import MAX_OUTPUTS
-from instructlit.tools.sources import parse_source
+from instructlit.tools.sources import parse_source, source_name
 from instructlit.tools.world.answers import load_policy, sample, seed_of
 from instructlit.tools.world.folder import read_prompts, read_world
 from instructlit.types import Prompt
@@ -93,11 +93,10 @@ def draw(
         rows = [row for row, chosen in enumerate(wanted) for source in chosen if source == number]
         policy = load_policy(folder)
         at = Sampling(sampling.max_new_tokens, temperature)
-        name = folder if temperature == 1.0 else f"{folder}@{temperature:g}"
         batches = sample(policy, [prompts[row] for row in rows], at, seed_of(purpose, number), batch_size)
         for positions, generation in batches:
             for position, text, ended in zip(positions, generation.texts, generation.ended.tolist(), strict=True):
-                drawn[rows[position]].append(Completion(text, name, ended))
+                drawn[rows[position]].append(Completion(text, source_name(folder, temperature), ended))
     for completions in drawn:
         rng.shuffle(completions)
     return drawn
