@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from instructlit.world import lexicon
 
+_MEMBERS = {name: frozenset(words) for name, words in lexicon.CATEGORIES.items()}
+
 
 class Answer:
     """The words of a completion, split at spaces.
@@ -21,7 +23,7 @@ class Answer:
 
     def of(self, category: str) -> list[str]:
         """The distinct words of a category, in order of appearance."""
-        members = _members(category)
+        members = _MEMBERS[category]
         return list(dict.fromkeys(word for word in self.content if word in members))
 
     def any(self, words: tuple[str, ...]) -> bool:
@@ -53,10 +55,3 @@ class Answer:
     def unknowing(self) -> bool:
         """True if the answer says that it does not know."""
         return "do not know" in " ".join(self.words)
-
-
-_MEMBERS = {name: frozenset(words) for name, words in lexicon.CATEGORIES.items()}
-
-
-def _members(category: str) -> frozenset[str]:
-    return _MEMBERS[category]

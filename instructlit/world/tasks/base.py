@@ -96,10 +96,6 @@ class Task:
         """The (relation, subject) asked about, for questions about the world."""
         return None
 
-    def allowed(self, slots: Slots) -> frozenset[str]:
-        """Naming words that an answer to a closed task may use beside those of its prompt."""
-        return frozenset()
-
 
 def only(found: list[str], right: str) -> float:
     """1 if `right` is the only word found, 0.4 if it is one of several, else 0."""
