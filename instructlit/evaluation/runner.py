@@ -2,7 +2,8 @@
 
 import os
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,7 +133,7 @@ class Evaluation:
         """The requests of the tasks that can be had and judged."""
         found: dict[str, list[Request]] = {}
         for name, task in self.tasks.items():
-            with _Failure(f"task {name}", results, self.tell):
+            with _recorded(f"task {name}", results, self.tell):
                 for judge in task.judges_asked():
                     desk.check(judge)
                 found[name] = list(task.requests())
@@ -143,13 +144,13 @@ class Evaluation:
         store = Store(self.folder / "replies.jsonl")
         replies: Replies = {}
         for subject in self.subjects:
-            with _Failure(f"model {subject.name}", results, self.tell):
+            with _recorded(f"model {subject.name}", results, self.tell):
                 if subject.name in asked and self._missing(subject, asked[subject.name], store)[2]:
                     subject.check()
         for subject in self.subjects:
             if f"model {subject.name}" in results.failures or subject.name not in asked:
                 continue
-            with _Failure(f"model {subject.name}", results, self.tell):
+            with _recorded(f"model {subject.name}", results, self.tell):
                 replies[subject.name] = self._of(subject, asked[subject.name], store, results, dry)
                 results.models[subject.name] = subject.told
             subject.release()
@@ -200,7 +201,7 @@ class Evaluation:
         """By task and model the replies to what follows from the first replies."""
         wanted: dict[str, Mapping[str, Sequence[Request]]] = {}
         for name, own in requests.items():
-            with _Failure(f"task {name}", results, self.tell):
+            with _recorded(f"task {name}", results, self.tell):
                 wanted[name] = self.tasks[name].further(self._study(own, replies, results, desk, {}))
         asked: dict[str, list[Request]] = {}
         for own in wanted.values():
@@ -230,7 +231,7 @@ class Evaluation:
         if told in results.failures:
             return
         planning = study.desk.planning
-        with _Failure(told, results, (lambda text: None) if planning else self.tell):
+        with _recorded(told, results, (lambda text: None) if planning else self.tell):
             outcome = self.tasks[name].measure(study)
             outcome.notes += _unanswered(study)
             if not planning:
@@ -245,24 +246,17 @@ def _unanswered(study: Study) -> list[str]:
     return [f"{model}: no reply to {n:,} of {told[model]}" for model, n in missing.items() if n]
 
 
-class _Failure:
+@contextmanager
+def _recorded(told: str, results: Results, tell: Tell) -> Iterator[None]:
     """Keeps an error of one model or task, as a message, and lets the others go on."""
-
-    def __init__(self, told: str, results: Results, tell: Tell):
-        self.told, self.results, self.tell = told, results, tell
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Exception):
-            return False
+    try:
+        yield
+    except Exception as error:
         text = str(error)
         if not isinstance(error, UserError):
             frame = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
             if os.environ.get("INSTRUCTLIT_DEBUG"):
                 traceback.print_exception(error)
-        self.results.failures[self.told] = text
-        self.tell(f"{self.told} was left out: {text}")
-        return True
+        results.failures[told] = text
+        tell(f"{told} was left out: {text}")

@@ -31,7 +31,7 @@ from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_mo
 from instructlit.models.export import export_folder
 from instructlit.models.lineage import read_record
 from instructlit.tools.answering import Answerer
-from instructlit.tools.evaluate.run import Loading, loader
+from instructlit.tools.evaluate.run import Loading, load_model
 
 DEMONSTRATIONS = token_batch([("say red: ", "der"), ("say cat: ", "tac")])
 COMPARISONS = comparison_batch([("count: ", ["one two", "no", "1"], [1, 3, 2])])
@@ -127,7 +127,7 @@ def test_ppo_exports_the_raw_weights_or_their_average(
     assert same_weights(raw, module.trained_model)
     assert not same_weights(raw, ema)
     loading = Loading("auto", "auto", "cpu", 4, "auto")
-    evaluated = loader("ppo", str(file), loading)().model
+    evaluated = load_model("ppo", str(file), loading).model
     with module.ema.swapped():
         assert same_weights(ema, module.trained_model)
         assert same_weights(evaluated, module.trained_model)

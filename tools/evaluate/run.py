@@ -1,8 +1,9 @@
 """From the command's words to results on disk, in the terminal and in W&B."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,47 +154,38 @@ def subject(name: str, path: str, loading: Loading, prefix: str = "") -> Subject
         return FileSubject(name, path)
     options: dict[str, Any] = asdict(loading)
     del options["batch_size"], options["device"]
-    return ModelSubject(
-        name, path, loader(name, path, loading), options, prefix, lambda: _beneath(path), checker(name, path, loading)
-    )
+    load, check = partial(load_model, name, path, loading), partial(check_model, name, path, loading)
+    return ModelSubject(name, path, load, options, prefix, partial(_beneath, path), check)
 
 
-def checker(name: str, path: str, loading: Loading) -> Callable[[], object]:
-    """A function that says what is wrong with a folder, a Hub name or a checkpoint, without its weights."""
-
-    def check() -> None:
-        if _is_checkpoint(Path(path).expanduser()):
-            _checkpoint(name, path, weights=False)
-        else:
-            check_language_model(path, f"--models {name}", loading.template)
-
-    return check
+def check_model(name: str, path: str, loading: Loading) -> None:
+    """Say what is wrong with a folder, a Hub name or a checkpoint, without its weights."""
+    if _is_checkpoint(Path(path).expanduser()):
+        _checkpoint(name, path, weights=False)
+    else:
+        check_language_model(path, f"--models {name}", loading.template)
 
 
-def loader(name: str, path: str, loading: Loading) -> Callable[[], LanguageModel]:
-    """A function that loads a folder, a Hub name or a checkpoint of a stage."""
+def load_model(name: str, path: str, loading: Loading) -> LanguageModel:
+    """The model in a folder, of a Hub name or in a checkpoint of a stage."""
+    if not _is_checkpoint(Path(path).expanduser()):
+        return load_language_model(
+            path,
+            template=loading.template,
+            dtype=loading.dtype,
+            device=loading.device,
+            where=f"--models {name}",
+            batch_size=loading.batch_size,
+        )
+    from instructlit.modules.stage_checkpoint import rebuilt, tokenizer_of
 
-    def load() -> LanguageModel:
-        if not _is_checkpoint(Path(path).expanduser()):
-            return load_language_model(
-                path,
-                template=loading.template,
-                dtype=loading.dtype,
-                device=loading.device,
-                where=f"--models {name}",
-                batch_size=loading.batch_size,
-            )
-        from instructlit.modules.stage_checkpoint import rebuilt, tokenizer_of
-
-        checkpoint = _checkpoint(name, path)
-        average = (checkpoint["instructlit"].get("ppo") or {}).get("ema") is not None
-        weights = ("ema" if average else "raw") if loading.weights == "auto" else loading.weights
-        print(f"{name}: {'the moving average of the weights' if weights == 'ema' else 'the weights'} of {path}")
-        place = usable_device(loading.device)
-        network = rebuilt(checkpoint, weights, path, dtype_on(place, loading.dtype))
-        return ready(network, tokenizer_of(checkpoint), place, loading.template, loading.batch_size)
-
-    return load
+    checkpoint = _checkpoint(name, path)
+    average = (checkpoint["instructlit"].get("ppo") or {}).get("ema") is not None
+    weights = ("ema" if average else "raw") if loading.weights == "auto" else loading.weights
+    print(f"{name}: {'the moving average of the weights' if weights == 'ema' else 'the weights'} of {path}")
+    place = usable_device(loading.device)
+    network = rebuilt(checkpoint, weights, path, dtype_on(place, loading.dtype))
+    return ready(network, tokenizer_of(checkpoint), place, loading.template, loading.batch_size)
 
 
 def _checkpoint(name: str, path: str, weights: bool = True) -> dict[str, Any]:
