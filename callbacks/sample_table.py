@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from instructlit.callbacks.common import gathered, logger_step, put_file_aside, rehearses, stage_name, wandb_loggers
 from instructlit.errors import UserError, require
-from instructlit.files import replacing
+from instructlit.files import json_lines, replacing
 from instructlit.types import PromptText
 
 COLUMNS = ("iteration", "episodes", "prompt", "before", "response", "score_before", "score", "kl", "length", "ended")
@@ -126,7 +126,7 @@ class SampleTable(pl.Callback):
         size = path.stat().st_size if path.exists() else 0
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                file.writelines(json_lines(rows))
         except OSError:
             os.truncate(path, size)  # half a row would hide those behind it
             raise
@@ -138,7 +138,7 @@ class SampleTable(pl.Callback):
         if len(kept) == len(_lines(path)):
             return
         with replacing(path) as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+            file.writelines(json_lines(kept))
 
     def _log_tables(self, trainer: pl.Trainer, module: pl.LightningModule, rows: list[dict[str, Any]]) -> None:
         for logger in wandb_loggers(trainer):

@@ -3,7 +3,7 @@ nothing half written under it.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -57,6 +57,11 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes JSON Lines; raises as `write_lines` does."""
-    write_lines(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_lines(path, json_lines(rows))
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Each row as a line of JSON Lines, with its end."""
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from instructlit.files import json_lines
 from instructlit.labelling.questions import KINDS
 from instructlit.labelling.records import label_records, label_row
 from instructlit.labelling.refusals import Invalid
@@ -68,5 +69,4 @@ def exported(session: Session, kind: str, gold: bool = False) -> Iterator[str]:
     """The labels of a kind as lines of JSON."""
     if kind not in KINDS:
         raise Invalid(f"there is no kind {kind[:40]!r}", expected=", ".join(KINDS))
-    for record in label_records(session, [kind], gold=gold):
-        yield json.dumps(label_row(record), ensure_ascii=False) + "\n"
+    yield from json_lines(map(label_row, label_records(session, [kind], gold=gold)))

@@ -15,7 +15,7 @@ from typing import Any
 from instructlit.errors import counted
 from instructlit.evaluation.datasets import read_rows
 from instructlit.evaluation.judging import Judge, Question, Verdict
-from instructlit.files import write_text
+from instructlit.files import write_rows
 from instructlit.rubric import BEST, FLAGS, MAX_OUTPUTS, MIN_OUTPUTS, WORST
 from instructlit.types import PromptText
 
@@ -112,8 +112,7 @@ class PeopleJudge(Judge):
             kinds[RATINGS if fits else SINGLE].append(row)
         for kind, rows in kinds.items():
             if rows:
-                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                write_text(self.file(kind), text)
+                write_rows(self.file(kind), rows)
 
 
 def _said(question: Question, row: Mapping[str, Any]) -> float | None:

@@ -8,7 +8,6 @@ where each of its instructions was checked, so that nothing fails for want of da
 import contextlib
 import functools
 import io
-import json
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,6 +28,7 @@ from instructlit.evaluation.measures import (
 )
 from instructlit.evaluation.requests import Ask, Request
 from instructlit.evaluation.task import Task
+from instructlit.files import json_lines
 from instructlit.rollout.time_limit import within
 
 Followed = list[bool | None]
@@ -84,13 +84,11 @@ class IFEval(Task):
         outcome.samples = first_rows(rows, self.samples_shown)
         outcome.files = {
             f"ifeval_{model}.jsonl": "".join(
-                json.dumps(
-                    {"prompt": row["prompt"], "instruction_id_list": row["instruction_id_list"], **verdict},
-                    ensure_ascii=False,
+                json_lines(
+                    {"prompt": row["prompt"], "instruction_id_list": row["instruction_id_list"], **verdict}
+                    for row, verdict in zip(self._rows, verdicts, strict=True)
+                    if verdict is not None
                 )
-                + "\n"
-                for row, verdict in zip(self._rows, verdicts, strict=True)
-                if verdict is not None
             )
             for model, verdicts in found.items()
         }
