@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import write_jsonl
 
 from instructlit.cli import main
 from instructlit.errors import UserError
@@ -45,9 +46,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sys.modules.pop("my_judge", None)
     (tmp_path / "my_judge.py").write_text(JUDGE)
     prompts = [{"prompt": f"Q{i} {EVIL}", "use_case": "chat" if i % 2 else "other"} for i in range(8)]
-    write(tmp_path / "prompts.jsonl", prompts)
-    write(tmp_path / "sft.jsonl", [{"prompt": p["prompt"], "response": "short"} for p in prompts])
-    write(tmp_path / "ppo.jsonl", [{"prompt": p["prompt"], "response": f"much longer {EVIL}"} for p in prompts])
+    write_jsonl(tmp_path / "prompts.jsonl", prompts)
+    write_jsonl(tmp_path / "sft.jsonl", [{"prompt": p["prompt"], "response": "short"} for p in prompts])
+    write_jsonl(tmp_path / "ppo.jsonl", [{"prompt": p["prompt"], "response": f"much longer {EVIL}"} for p in prompts])
     suite = {
         "judges": {
             "judge": {
@@ -68,10 +69,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
     return tmp_path
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def measures(place: Path, output: str = "evaluation") -> dict[str, Any]:
@@ -361,7 +358,7 @@ def test_lm_eval_tasks_give_lm_evals_own_scores(tmp_path: Path, tiny_llama_dir: 
     from instructlit.evaluation.language_model import load_language_model
     from instructlit.evaluation.store import Store
 
-    write(
+    write_jsonl(
         tmp_path / "docs.jsonl",
         [{"q": f"{i} plus {i}", "choices": [str(2 * i), str(3 * i + 1)], "a": i % 2} for i in range(6)],
     )

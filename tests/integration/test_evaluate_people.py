@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import write_jsonl
 
 pytest.importorskip("fastapi")
 pytest.importorskip("sqlalchemy")
@@ -74,8 +75,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("old", "new"):
         rows = [{"prompt": f"Q{i}", "response": f"{name} answer {i}"} for i in range(PROMPTS)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Q{i}"}) + "\n" for i in range(PROMPTS)))
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    write_jsonl(tmp_path / "prompts.jsonl", ({"prompt": f"Q{i}"} for i in range(PROMPTS)))
     tasks = {
         "preference": {"prompts": "prompts.jsonl", "judges": ["team"]},
         "hallucination": {"data": "prompts.jsonl", "judge": "team"},
@@ -143,14 +144,14 @@ def test_what_the_labelling_tool_does_not_ask_stands_apart(place: Path) -> None:
     asked = [row["question"] for row in shipped("false_premises.jsonl")[:2]]
     for name in ("old", "new"):
         rows = [{"prompt": prompt, "response": f"{name} answer"} for prompt in asked]
-        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(place / f"{name}.jsonl", rows)
     assert evaluate()["pending"] == 4
     rows = [json.loads(line) for line in (place / "evaluation" / "to_label_team_single.jsonl").read_text().splitlines()]
     assert {row["flag"] for row in rows} == {"accepts_premise"}
     for row in rows:
         row["flags"] = [{"accepts_premise": text.startswith("new")} for text in row["completions"]]
     (place / "labels").mkdir()
-    (place / "labels" / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(place / "labels" / "other.jsonl", rows)
     found = evaluate()
     assert found["false_premise/accepted"]["ppo"]["value"] == 1.0
     assert found["false_premise/accepted"]["sft"]["value"] == 0.0

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import write_jsonl
 from services import Reply, Service, google_error, openai_error
 
 from instructlit.cli import main
@@ -44,14 +45,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
     monkeypatch.setattr(EndpointJudge, "pause_scale", 0.001)
     monkeypatch.setattr(PerspectiveScorer, "pause_scale", 0.001)
-    write(tmp_path / "prompts.jsonl", [{"prompt": f"Q{i}."} for i in range(PROMPTS)])
-    write(tmp_path / "sft.jsonl", [{"prompt": f"Q{i}.", "response": f"old {i}"} for i in range(PROMPTS)])
-    write(tmp_path / "ppo.jsonl", [{"prompt": f"Q{i}.", "response": f"new {i}"} for i in range(PROMPTS)])
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"Q{i}."} for i in range(PROMPTS)])
+    write_jsonl(tmp_path / "sft.jsonl", [{"prompt": f"Q{i}.", "response": f"old {i}"} for i in range(PROMPTS)])
+    write_jsonl(tmp_path / "ppo.jsonl", [{"prompt": f"Q{i}.", "response": f"new {i}"} for i in range(PROMPTS)])
     return tmp_path
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def suite(place: Path, url: str, **options: Any) -> list[str]:
@@ -291,7 +288,7 @@ def test_perspective_quota_texts_it_does_not_score_and_a_wrong_key(
     wrong = service(
         lambda n, body: google_error(400, "API key not valid. Please pass a valid API key.", "INVALID_ARGUMENT")
     )
-    write(place / "ppo.jsonl", [{"prompt": f"Q{i}.", "response": f"newer {i}"} for i in range(PROMPTS)])
+    write_jsonl(place / "ppo.jsonl", [{"prompt": f"Q{i}.", "response": f"newer {i}"} for i in range(PROMPTS)])
     assert main(toxicity(place, perspective(wrong.url))) == 2
     assert "API key not valid" in " ".join(capsys.readouterr().out.split())
     assert len(wrong.calls) == 1

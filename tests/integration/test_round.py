@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import write_jsonl
 from transformers import PreTrainedTokenizerFast
 
 from instructlit.cli import main
@@ -29,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama_dir: Path, 
     Path("ppo").symlink_to(tiny_gpt2_dir)
     rng = random.Random(0)
     prompts = dict.fromkeys(sample_spec(rng, kind="open_capital").render() for _ in range(60))
-    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in list(prompts)[:8]))
+    write_jsonl(Path("prompts.jsonl"), ({"prompt": prompt} for prompt in list(prompts)[:8]))
     return home
 
 

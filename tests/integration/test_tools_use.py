@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import write_jsonl
 from stage_helpers import (
     FixedBatches,
     comparison_batch,
@@ -284,7 +285,7 @@ def test_greedy_answers_are_those_of_the_model_itself(tiny_llama_dir: Path, comm
 
 
 def test_a_prompt_without_room_is_left_out(tiny_llama_dir: Path, tmp_path: Path, command: Callable[..., str]) -> None:
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("x" * 252, "hm")))
+    write_jsonl(tmp_path / "p.jsonl", ({"prompt": text} for text in ("x" * 252, "hm")))
     rows = command("generate", tiny_llama_dir, tmp_path / "p.jsonl", "--max-new-tokens", 5).splitlines()
     assert [json.loads(row)["prompt"] for row in rows] == ["hm"]
 

@@ -1,12 +1,12 @@
 """Gold against proxy over sqrt(KL), on replies whose every figure can be worked out by hand."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_jsonl
 
 from instructlit.errors import UserError
 from instructlit.evaluation import Answer, Desk, Judge, Question, Study, Verdict, Weights
@@ -38,9 +38,7 @@ def study_of(folder: Path, replies: dict[str, list[Any]]) -> Study:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> str:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"Q{i}"}) + "\n" for i in range(3)))
-    return str(path)
+    return str(write_jsonl(tmp_path / "prompts.jsonl", ({"prompt": f"Q{i}"} for i in range(3))))
 
 
 def test_policies_and_best_of_n_stand_where_they_belong(prompts: str, tmp_path: Path) -> None:
@@ -80,9 +78,8 @@ def test_policies_and_best_of_n_stand_where_they_belong(prompts: str, tmp_path: 
 
 def logged(folder: Path, *rows: dict[str, Any]) -> dict[str, str]:
     """A run's samples, of one time where nothing else is said."""
-    path = folder / "ppo.jsonl"
-    path.write_text("".join(json.dumps({"iteration": 0, "response": "a", "prompt": "Q"} | row) + "\n" for row in rows))
-    return {"ppo": str(path)}
+    told = ({"iteration": 0, "response": "a", "prompt": "Q"} | row for row in rows)
+    return {"ppo": str(write_jsonl(folder / "ppo.jsonl", told))}
 
 
 def points(task: Overoptimization, folder: Path) -> list[list[tuple[float, float]]]:

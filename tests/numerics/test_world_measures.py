@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import write_jsonl
 
 from instructlit.cli import main
 from instructlit.data.tokenizers import load_tokenizer
@@ -44,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"iteration": i, "prompt": PROMPTS[0], "response": "lund .", "score": 0.5 * i, "kl": 1.0 * i}
             for i in range(3)
         ]
-        (folder / "samples" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(folder / "samples" / f"{name}.jsonl", rows)
     return folder
 
 
@@ -78,7 +79,7 @@ def measured(task: Any, model: LanguageModel, folder: Path) -> Outcome:
 
 
 def perplexity(model: LanguageModel, folder: Path, texts: list[str]) -> float:
-    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_jsonl(folder / "texts.jsonl", ({"text": text} for text in texts))
     task = Perplexity(str(folder / "texts.jsonl"), documents=True)
     return measured(task, model, folder).measures[0].figures["m"].value
 
@@ -110,7 +111,7 @@ def test_choices_go_by_the_mean_not_the_sum(policy: LanguageModel, tmp_path: Pat
     best = reply.means.index(max(reply.means))
     row = {"task": "t", "context": "tom saw a", "choices": choices}
     path = tmp_path / "tasks.jsonl"
-    path.write_text("".join(json.dumps(row | {"answer": answer}) + "\n" for answer in (best, 1 - best)))
+    write_jsonl(path, (row | {"answer": answer} for answer in (best, 1 - best)))
     [column] = measured(MultipleChoice(str(path)), policy, tmp_path).measures
     assert (column.name, column.figures["m"].value, column.figures["m"].n) == ("choices/t", 0.5, 2)
 

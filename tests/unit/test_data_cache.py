@@ -1,6 +1,5 @@
 """Ids that are kept: made once for the same files, tokenizer, template and limits, and never taken for others."""
 
-import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import write_jsonl
 from transformers import AutoTokenizer
 
 from instructlit.data import ComparisonData, DemonstrationData, Encoder, PromptData, Source, TextData
@@ -65,7 +65,7 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def written(path: Path, kind: str) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[kind]))
+    write_jsonl(path, ROWS[kind])
     return path
 
 

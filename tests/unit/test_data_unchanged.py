@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from conftest import write_jsonl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from stage_helpers import sft_module, trainer
 
@@ -146,7 +147,7 @@ def test_ids_of_a_text_whose_temporary_file_cannot_be_written_or_is_gone(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     path = tmp_path / "t.jsonl"
-    path.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(8)))
+    write_jsonl(path, ({"text": f"text {n}"} for n in range(8)))
     data = TextData(str(tiny_llama_dir), str(path), batch_size=2, block_size=8, validation_fraction=0)
     with monkeypatch.context() as patch:
         patch.setattr(Table, "_flush", full)

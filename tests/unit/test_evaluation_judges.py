@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_char_tokenizer
+from conftest import make_char_tokenizer, write_jsonl
 from services import Service
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
@@ -177,7 +177,7 @@ def preference(
     """The measures of a preference task over answers made by hand."""
     first = next(iter(answers.values()))
     rows = [{"prompt": f"Q{i}", "use_case": use_cases[i] if use_cases else None} for i in range(len(first))]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tmp_path / "prompts.jsonl", rows)
     task = Preference(str(tmp_path / "prompts.jsonl"), ["j"], **more)
     task.requests()
     study = Study(
@@ -267,7 +267,7 @@ def test_nonsense_is_counted_and_scores_for_nobody(tmp_path: Path) -> None:
 
 def test_two_judges_and_how_they_agree(tmp_path: Path) -> None:
     rows = [{"prompt": f"Q{i}"} for i in range(4)]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tmp_path / "p.jsonl", rows)
     task = Preference(str(tmp_path / "p.jsonl"), ["model", "people"])
     task.requests()
     model = Scripted(lambda q: float(q.answers[0] == "good") if q.kind == "compare" else 3.0)
@@ -316,7 +316,7 @@ def test_people_see_pairs_blind_and_their_labels_come_back(tmp_path: Path) -> No
     for row in shown:
         row["ranks"] = [1, 2] if row["completions"][0] == "good" else [2, 1]
     rating["ratings"] = [6 if text == "good" else 2 for text in rating["completions"]]
-    labels.write_text("".join(json.dumps(row) + "\n" for row in [*shown, rating]))
+    write_jsonl(labels, [*shown, rating])
     found = dict(judge.verdicts([*both, *rates]))
     assert [found[i].value for i in range(42)] == [1.0] * 20 + [0.0] * 20 + [6.0, 2.0]
 
@@ -326,7 +326,7 @@ def test_labelers_are_averaged_and_any_ranking_says_which_of_two_is_better(tmp_p
         {"prompt": "Q", "completions": ["a", "b", "c"], "ranks": [1, 2, 2], "ratings": [7, 3, 2], "labeler": "anna"},
         {"prompt": "Q", "completions": ["c", "a"], "ranks": [1, 2], "ratings": [5, 4], "labeler": "ben"},
     ]
-    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tmp_path / "labels.jsonl", rows)
     judge = PeopleJudge(str(tmp_path / "labels.jsonl"), str(tmp_path / "t.jsonl"))
     asked = [Question("compare", "Q", pair) for pair in (("a", "c"), ("c", "a"), ("b", "c"), ("a", "b"))]
     found = dict(judge.verdicts([*asked, Question("rate", "Q", ("a",)), Question("rate", "Q", ("d",))]))

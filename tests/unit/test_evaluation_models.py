@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import write_jsonl
 
 from instructlit.errors import UserError
 from instructlit.evaluation import Answer, Ask, Weigh, Weights
@@ -190,7 +191,7 @@ def test_a_file_of_answers_replies_by_prompt(tmp_path: Path) -> None:
         {"prompt": "p", "response": "two"},
         {"prompt": [{"role": "user", "content": "q"}], "completions": ["three"]},
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, rows)
     subject = FileSubject("made", str(path))
     asked = [
         Ask("p"),

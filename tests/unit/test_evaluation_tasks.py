@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_jsonl
 
 from instructlit.errors import UserError
 from instructlit.evaluation import Answer, Ask, Desk, Judge, Question, Study, Task, Verdict, Weigh, Weights
@@ -71,8 +72,7 @@ def run(
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return str(write_jsonl(path, rows))
 
 
 # -- IFEval ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import write_jsonl
 
 from instructlit.data import ComparisonData, DemonstrationData
 from instructlit.data.formats import Kind, read_records
@@ -218,7 +219,7 @@ def test_exported_rows_are_what_the_datamodules_read(tmp_path: Path, char_tokeni
     assert len(found.train["evaluation"]) == 20, "results are never held out, and a tie is a result"
 
     for name, rows in found.files():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
     comparisons = ComparisonData(
         str(char_tokenizer_dir), str(tmp_path / "comparisons.jsonl"), str(tmp_path / "comparisons_validation.jsonl"),
         batch_size=4, max_length=64,
@@ -331,8 +332,7 @@ def test_weights_and_fractions_out_of_range_are_refused() -> None:
 def test_a_rows_weight_is_how_often_it_comes(tmp_path: Path) -> None:
     labels = [label(f"t{n}", labeler) for n in range(8) for labeler in ("anna", "bob", "carl")]
     rows = export(labels, 0.0, {"anna": 2, "bob": 0.5}).train["comparison"]
-    path = tmp_path / "comparisons.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_jsonl(tmp_path / "comparisons.jsonl", rows)
     coder = Coder("comparison", lambda record: [], lambda record, sequences: Measure(1))
     scanned = scan(open_source(Source(str(path), weight=2.0), "train"), coder, "train")
     groups, weights = scanned.groups(np.ones(len(scanned), dtype=bool))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_jsonl
 
 from instructlit.cli import main
 from instructlit.evaluation import Curve, Desk, Measure, Outcome, Study
@@ -230,8 +231,7 @@ def test_a_run_is_drawn_by_its_own_score_and_kl_and_by_gold(tmp_path: Path) -> N
         {"iteration": 8, "prompt": prompt, "response": "", "score": 9.0, "kl": 9.0},
         {"iteration": 8, "prompt": prompt, "response": right, "score": 1.0, "kl": 0.25},
     ]
-    path = tmp_path / "ppo.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_jsonl(tmp_path / "ppo.jsonl", rows)
     task = Overoptimization(runs={"ppo": str(path)}, policies=False, best_of=0)
     assert list(task.requests()) == []
     judges: Any = {"gold": GoldJudge(str(tmp_path)), "reward": GoldJudge(str(tmp_path))}
