@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import EOS_ID, PAD_ID, make_char_tokenizer
-from torch import Tensor, nn
+from stage_helpers import train_a_little
+from torch import Tensor
 
 from instructlit.models.adapters import Lora
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
@@ -96,14 +97,6 @@ def batch(texts: list[str]) -> tuple[Tensor, Tensor]:
     ids = torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows])
     mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
     return ids, mask
-
-
-def train_a_little(model: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=generator).to(p.dtype), alpha=0.05)
 
 
 def reward_folder(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import EOS_ID, MAX_POSITIONS, PAD_ID, VOCABULARY, save_tiny_model
-from stage_helpers import FixedBatches, ppo_module, prompt_batch, text_batch, trainer
+from stage_helpers import FixedBatches, ppo_module, prompt_batch, text_batch, train_a_little, trainer
 from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -22,13 +22,6 @@ from instructlit.rollout.forward import response_log_probs
 PROMPTS = ["ab?", "a longer prompt", "x", "say: "]
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes (extra `8bit`)")
 PRECISIONS = [None, *(pytest.param(kind, marks=needs_bitsandbytes) for kind in ("nf4", "int8"))]
-
-
-def train_a_little(model: nn.Module) -> None:
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(0.05 * torch.randn_like(p))
 
 
 @pytest.fixture(scope="module")

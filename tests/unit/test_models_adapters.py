@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import EOS_ID, MAX_POSITIONS, PAD_ID, VOCABULARY, make_char_tokenizer, save_tiny_model
 from safetensors.torch import load_file, save
+from stage_helpers import train_a_little
 from torch import Tensor, nn
 from transformers import (
     Llama4TextConfig,
@@ -50,15 +51,6 @@ def set_in_config(folder: Path, **options: Any) -> None:
     """Change options in the folder's adapter_config.json."""
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | options))
-
-
-def train_a_little(model: nn.Module) -> None:
-    """Move every trainable weight; new adapters compute nothing, so that untouched they would hide every mistake."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=generator).to(p.dtype), alpha=0.1)
 
 
 def logits(model: nn.Module) -> Tensor:
