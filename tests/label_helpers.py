@@ -1,15 +1,34 @@
-"""People, tasks and answers for the tests of the labelling tool."""
+"""People with their browsers, tasks and answers for the tests of the labelling tool."""
 
-from typing import Any
+from typing import Any, Self
+
+from starlette.testclient import TestClient
 
 from instructlit.labelling import assign, people, records, tasks, work
 from instructlit.labelling.database import Database
 from instructlit.labelling.questions import QUESTIONS
 from instructlit.labelling.schema import Assignment, Person
+from instructlit.tools.label.security import csrf_token
 
 LEASE = 600.0
 NO = {question.name: False for question in QUESTIONS}
 COMPARISON = {"kind": "comparison", "prompt": "Say a.", "completions": ["a", "bb", "ccc"], "policies": ["p", "q", "r"]}
+
+
+class Browser(TestClient):
+    """A browser of one person: signed in, and with the CSRF token that its pages carry."""
+
+    def sign_in(self, token: str) -> Self:
+        self.get("/sign-in")
+        assert self.submit("/sign-in", token=token).status_code in (200, 303)
+        return self
+
+    @property
+    def csrf(self) -> str:
+        return csrf_token(self.cookies.get("session") or self.cookies["visitor"])
+
+    def submit(self, path: str, **fields: Any) -> Any:
+        return self.post(path, data={"csrf": self.csrf} | fields, follow_redirects=False)
 
 
 def add_people(database: Database, *names: str, role: str = "labeler") -> list[Person]:

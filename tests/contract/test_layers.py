@@ -152,7 +152,7 @@ def test_the_check_sees_what_it_should(tmp_path: Path, home: str, text: str, fau
     ("module", "without"),
     [
         ("instructlit.cli", ("torch", "transformers", "lightning")),
-        ("instructlit.world", ("torch", "transformers")),
+        ("instructlit.world", ("torch", "transformers", "tokenizers")),
         ("instructlit.rollout, instructlit.data.tokenizers", ("lightning", "torchmetrics", "peft")),
     ],
 )

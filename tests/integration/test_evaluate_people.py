@@ -13,30 +13,20 @@ from conftest import write_jsonl
 pytest.importorskip("fastapi")
 pytest.importorskip("sqlalchemy")
 
-from label_helpers import NO
-from starlette.testclient import TestClient
+from label_helpers import NO, Browser
 
 from instructlit.cli import main
 from instructlit.labelling import people
 from instructlit.labelling.database import Database
 from instructlit.tools.label.app import create_app
-from instructlit.tools.label.security import Cookies, csrf_token
+from instructlit.tools.label.security import Cookies
 from instructlit.tools.label.site import Site
 
 PROMPTS = 3
 
 
-class Labeler(TestClient):
+class Labeler(Browser):
     """Somebody at the labelling tool, who prefers answers with "new" in them and rates them 6, others 3."""
-
-    def sign_in(self, token: str) -> "Labeler":
-        self.get("/sign-in")
-        assert self.submit("/sign-in", token=token).status_code in (200, 303)
-        return self
-
-    def submit(self, path: str, **fields: Any) -> Any:
-        token = csrf_token(self.cookies.get("session") or self.cookies["visitor"])
-        return self.post(path, data={"csrf": token} | fields, follow_redirects=False)
 
     def begin(self, kind: str) -> str | None:
         """The address of the next task of a kind; None where there is none."""

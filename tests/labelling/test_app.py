@@ -8,9 +8,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from label_helpers import NO, add_people, add_tasks, comparisons, label, label_records
+from label_helpers import NO, Browser, add_people, add_tasks, comparisons, label, label_records
 from sqlalchemy import event, select
-from starlette.testclient import TestClient
 
 from instructlit.labelling import people
 from instructlit.labelling.database import Database
@@ -38,23 +37,7 @@ HOSTILE = (
     "\u202e\u2066 reversed <b>\x1b[2J",
 )
 
-Browse = Callable[..., "Browser"]
-
-
-class Browser(TestClient):
-    """A browser of one person: signed in, and with the CSRF token that its pages carry."""
-
-    def sign_in(self, token: str) -> "Browser":
-        self.get("/sign-in")
-        assert self.submit("/sign-in", token=token).status_code in (200, 303)
-        return self
-
-    @property
-    def csrf(self) -> str:
-        return csrf_token(self.cookies.get("session") or self.cookies["visitor"])
-
-    def submit(self, path: str, **fields):
-        return self.post(path, data={"csrf": self.csrf} | fields, follow_redirects=False)
+Browse = Callable[..., Browser]
 
 
 @pytest.fixture

@@ -50,12 +50,6 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     assert len(digests[0]) == 15
 
 
-def test_the_world_needs_no_torch() -> None:
-    code = "import sys, instructlit.world; print(sorted({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 def test_seeds_differ_in_their_truth() -> None:
     one, two = Facts(1), Facts(2)
     assert one.truth != two.truth
