@@ -38,7 +38,7 @@ def chat(
 ) -> None:
     """Talk to a model. Lines that begin with / are commands: /reset, /save, /help, /quit.
 
-    With its input from a pipe or a file, each line is one message and the answers alone are printed.
+    If the input is a pipe or a file, each line is one message and only the answers are printed.
 
     Args:
         model: folder or Hub name of a causal language model.
@@ -48,9 +48,9 @@ def chat(
         max_new_tokens: most tokens in an answer.
         temperature: the logits are divided by it; 1 is the model's own distribution.
         greedy: take the likeliest token each time instead of sampling.
-        seed: seed of the sampling; another one each time when not given.
+        seed: seed of the sampling; by default a different one each time.
         template: "auto" (the tokenizer's chat template, else plain), "plain", "turns", a Jinja file, or Jinja text.
-        save_to: file that /save adds to when it names none.
+        save_to: file that /save appends to by default.
         dtype: dtype to compute in; "auto" is bfloat16 on a GPU and float32 elsewhere.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
     """

@@ -34,16 +34,16 @@ def data_check(
     json: bool = False,
 ) -> int:
     """Read the data of a config, or some files, and report what training would see: rows by format, lengths in tokens,
-    what is cut or dropped and why, EOS and template troubles, duplicates, prompts shared between splits, ties, and how
-    far length alone explains the preferences. The exit status is 1 where something would stop or spoil a run.
+    what is cut or dropped and why, problems with EOS and templates, duplicates, prompts shared between splits, ties,
+    and how far length alone explains the preferences. The exit status is 1 if something would stop or spoil a run.
 
     Args:
         files: files to check (or globs, `datasets` folders, Hub names) where no config is given.
         config: configs of a training run; the data they name is checked with their options.
-        validation: files that validation would use, to be compared with `files`.
+        validation: validation files, to be compared with `files`.
         tokenizer: folder or Hub name of the tokenizer; without one, lengths are in characters and masks are not
             checked.
-        kind: what the rows are for; told by the first row of `files` when "auto".
+        kind: what the rows are for; "auto" decides by the first row of `files`.
         max_length: tokens of prompt and completion that training would allow.
         max_prompt_length: tokens of a prompt that training would allow; half of max_length when not given.
         template: "auto" (the tokenizer's chat template, else plain), "plain", "turns", a Jinja file, or Jinja text.

@@ -26,10 +26,10 @@ def export(
             trunk.
         output: the folder to write; an earlier export there is replaced once the new one is whole.
         weights: "raw", the weights at the checkpoint, or "ema", their moving average, where the stage keeps one.
-        tokenizer: folder or Hub name of the tokenizer; by default the one the run used.
+        tokenizer: folder or Hub name of the tokenizer; by default the one used by the run.
         merge: merge LoRA adapters into the weights; otherwise the folder holds adapters and names their trunk.
-        dtype: dtype of the weights written.
-        trust_remote_code: run code that comes with the model which the run began with; only where that code was read.
+        dtype: dtype of the exported weights.
+        trust_remote_code: run code that comes with the base model; set it only after reading that code.
     """
     from instructlit.tools.outputs import check_folder
 

@@ -41,21 +41,21 @@ def generate(
     """Answer prompts with a model, sampling as PPO does: from the full softmax, at one temperature.
 
     Writes one JSON object a prompt: the prompt with its user and use case, the `completions`, whether each `ended` by
-    itself, and the `policy`; with `ranks` added such a row is a comparison. Interrupted, the same command with --output
-    goes on where it was and gives the same answers.
+    itself, and the `policy`; with `ranks` added such a row is a comparison. If interrupted, the same command with
+    --output resumes and gives the same answers.
 
     Args:
         model: folder or Hub name of a causal language model.
-        prompts: files of prompts, in any of the forms that training reads.
-        prompt: one prompt given here, instead of files.
-        output: file to write, when all is answered; printed row by row when not given.
+        prompts: files of prompts, in any format that training reads.
+        prompt: a single prompt, instead of files.
+        output: file to write once all prompts are answered; without it, rows are printed.
         samples: answers to each prompt.
         max_new_tokens: most tokens in an answer.
         temperature: the logits are divided by it; 1 is the model's own distribution.
         greedy: take the likeliest token each time instead of sampling.
         batch_size: answers sampled together.
         seed: seed of the sampling; the same seed, prompts and batch size give the same answers.
-        limit: answer the first so many prompts only.
+        limit: answer only this many prompts, the first ones.
         template: "auto" (the tokenizer's chat template, else plain), "plain", "turns", a Jinja file, or Jinja text.
         dtype: dtype to compute in; "auto" is bfloat16 on a GPU and float32 elsewhere.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...

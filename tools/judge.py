@@ -28,12 +28,12 @@ def judge(
     labeler: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Have a judge answer a file of tasks in the place of people: it ranks the completions of every task.
+    """Have a judge label a file of tasks in place of people: it ranks the completions of every task.
 
-    A judge that scores ranks by score. One that compares is shown every pair in both orders; what it prefers over the
-    two gets the point, half each where it contradicts itself or sees a tie, and the points make the ranks. Equal points
-    are a tie. Every verdict is kept beside the output as it comes: interrupted, the same command goes on
-    and asks nothing twice.
+    A judge that scores ranks by score. One that compares is shown every pair in both orders; the completion preferred
+    in both gets a point, each gets half if the judge contradicts itself or sees a tie, and the ranks follow the points.
+    Equal points are a tie. Every verdict is saved next to the output as it arrives: if interrupted, the same command
+    resumes and asks nothing twice.
 
     Args:
         judge: KIND:WHAT as in `instructlit evaluate --judges`, such as `reward:models/reward` or `api:gpt-4.1-mini`, or
@@ -41,10 +41,10 @@ def judge(
         tasks: file of tasks, as `instructlit collect` writes it.
         output: file of labels to write.
         by: whether it is asked to score or to rate (1 to 7) each completion, or to compare each pair; by default to
-            score where it can, else to compare.
+            score if it can, else to compare.
         options: further options of the judge, each OPTION=VALUE, such as `base_url=http://localhost:8000/v1`.
-        labeler: the name that its labels carry; what the judge calls itself unless given.
-        dry_run: say how much would be asked and what it costs, and ask nothing.
+        labeler: name of the labeler in its labels; by default the judge's own name.
+        dry_run: report how much would be asked and what it costs, and ask nothing.
     """
     check_output(output, tasks)
     asked = [Sheet(task) for task in read_tasks(tasks)]

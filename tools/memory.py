@@ -16,18 +16,18 @@ def memory(
     device: Literal["auto", "cpu", "gpu"] = "auto",
     json: bool = False,
 ) -> int:
-    """What a run needs of a device's memory, phase by phase: weights, gradients, optimiser state, activations, logits,
+    """The device memory that a run needs, phase by phase: weights, gradients, optimiser state, activations, logits,
     keys and values. Only the config.json of each model is read. With --fit, what to change so that it fits; the exit
-    status is 1 where nothing does.
+    status is 1 if nothing suffices.
 
     Args:
-        config: configs of a training run; what `fit` is given on its line (`--data.batch_size 32`) stands in one more
-            of them here.
+        config: configs of a training run; an option of `fit`'s command line (`--data.batch_size 32`) goes into one more
+            config here.
         fit: memory of the device, such as 24GiB.
-        devices: how many; by default as the config says, and one where it says "auto".
-        completions: completions of a prompt, where a reward model is trained.
-        stand_in: model folder or Hub name whose config.json is read for folders that are not there yet, such as the
-            SFT model of a run to come.
+        devices: number of devices; by default that of the config, and one if it says "auto".
+        completions: completions per prompt, when training a reward model.
+        stand_in: model folder or Hub name whose config.json is read for folders that do not exist yet, such as the SFT
+            model of a future run.
         device: what it runs on; on a CPU, PPO's decoder holds some weights once more. By default as the config's
             accelerator says, and a GPU where that is not "cpu".
         json: print bytes as JSON instead of the table.

@@ -61,13 +61,13 @@ class PPOModule(ActorCritic):
 
     Args:
         policy: the SFT model, to be trained.
-        reward: where scores come from: `instructlit.rollout.RewardModel` or a class of yours.
-        value: what the value network starts from: the reward model, head included (p. 41).
-        reference: the frozen model that the KL is measured to; None takes the policy's own folder, or, where the policy
-            is trained by LoRA, the policy with its adapters off.
-        episodes: responses sampled in the whole run; the paper 256,000.
-        minibatch_size: episodes in one optimiser step, over all ranks; the paper 64.
-        ppo_epochs: passes over each rollout; the paper 1.
+        reward: source of the scores: `instructlit.rollout.RewardModel` or a class of yours.
+        value: the model that the value network is initialised from: the reward model, head included (p. 41).
+        reference: the frozen model to which the KL is measured; None takes the policy's own folder or, if the policy is
+            trained with LoRA, the policy with its adapters off.
+        episodes: responses sampled in the whole run; 256,000 in the paper.
+        minibatch_size: episodes in one optimiser step, over all ranks; 64 in the paper.
+        ppo_epochs: passes over each rollout; 1 in the paper.
         sampling: length limit and temperature of the responses.
         shaping: from scores to rewards to advantages.
         kl: constant or adaptive KL coefficient.
@@ -75,22 +75,23 @@ class PPOModule(ActorCritic):
         value_clip: range of the value around its prediction at the rollout.
         pretraining_coefficient: gamma of PPO-ptx; used when the data has pretraining text.
         ema_decay: decay of the moving average of the policy, updated at every step; None keeps none.
-        max_kl: stop the run when a rollout's mean KL, in nats a response, passes this.
-        reward_timeout: seconds that a reward of yours may take for a batch of responses before the run stops; None
-            waits for ever.
+        max_kl: stop the run when a rollout's mean KL, in nats per response, exceeds this.
+        reward_timeout: seconds that a reward of yours may take for a batch of responses before the run stops; None sets
+            no limit.
         engine: the generation engine.
         sampler_correction: the largest weight of truncated importance sampling, by which the policy loss corrects for
             an engine that draws from a policy a little different from the trainer's; 2 is usual. It costs a forward
             over each rollout. None takes the engine's log-probs for the trainer's, as those of `CachedEngine` are.
-        optimizer: the optimiser of policy and value network; its learning rate is the policy's.
-        value_learning_rate: that of the value network.
+        optimizer: the optimiser of policy and value network; its learning rate is the policy's. By default AdamW with
+            learning rate 9e-6, betas 0.9 and 0.95, eps 1e-5, no weight decay.
+        value_learning_rate: learning rate of the value network.
         lr_scheduler: the schedule, in optimiser steps.
         micro_batch_size: sequences in one forward and backward; None takes a minibatch at once.
         micro_batch_tokens: most tokens in one forward and backward, padding included where rows keep theirs; a longer
             row goes alone.
         gradient_clip_norm: largest gradient norm of a step, of policy and value network each.
-        nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
-        self_check: verify the invariants on the first rollout and refuse to go on where one fails.
+        nonfinite: what to do at a step whose loss or gradient is NaN or infinite.
+        self_check: verify the invariants on the first rollout, and stop if one fails.
     """
 
     stage = "ppo"

@@ -29,16 +29,16 @@ class RewardModule(StageModule):
 
     Args:
         model: the backbone; a causal language model gets a fresh scalar head.
-        optimizer: the optimiser; by default Adam as in the paper.
+        optimizer: the optimiser; by default AdamW with learning rate 9e-6, betas 0.9 and 0.95, no weight decay.
         lr_scheduler: the schedule; by default cosine to 10 % of the learning rate.
         micro_batch_size: prompts, with all their completions, in one forward and backward; None takes the whole batch.
         micro_batch_tokens: most tokens, padding included, in one forward and backward; a prompt with more goes alone.
         gradient_clip_norm: largest gradient norm of a step; None does not clip.
-        nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
+        nonfinite: what to do at a step whose loss or gradient is NaN or infinite.
         shift_batches: most batches of demonstrations read for the shift; None reads all.
-        shared_prefix: compute what the completions of a prompt begin with once instead of once for each of them: the
-            same scores for less work. Needs `sdpa` attention and an architecture with position ids; by default it is
-            done where both are there.
+        shared_prefix: compute the prefix that a prompt's completions share once instead of once per completion: the
+            same scores for less work. Needs `sdpa` attention and an architecture with position ids; by default it is on
+            if both are available.
     """
 
     stage = "reward"

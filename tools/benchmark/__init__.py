@@ -30,16 +30,16 @@ def benchmark(
     same work.
 
     Args:
-        workload: sft (a file of demonstrations), reward (comparisons), ppo (prompts), generate (prompts of exactly
-            32 tokens, sampled to the length limit whatever EOS says), or overhead (demonstrations: what a step of sft
-            costs beside its work, in CPU milliseconds; one thread and a model of one layer show it best).
+        workload: sft (a file of demonstrations), reward (comparisons), ppo (prompts), generate (prompts of exactly 32
+            tokens, sampled to the length limit whatever EOS says), or overhead (demonstrations: what a step of sft
+            costs in addition to its work, in CPU milliseconds; one thread and a model of one layer show it best).
         model: folder of a causal language model; where a reward model is trained, of what it starts from.
         data: the file.
         reward_model: folder of the reward model, which the value model and a reward model in training start from too;
             by default the folder beside `model` with "-rm" behind its name. Without such a folder the head is drawn.
-        limit: use the first so many rows.
+        limit: use only this many rows, the first ones.
         precision: that of the Trainer; generation decodes in 16 bits where it has bf16 in it.
-        threads: CPU threads; those that torch takes when not given.
+        threads: CPU threads; by default torch's own choice.
         batch_size: rows of a step: by default 16 demonstrations (4 in overhead), 4 comparisons, 32 episodes of a
             rollout, 32 prompts.
         max_new_tokens: most tokens of a response.
@@ -48,8 +48,8 @@ def benchmark(
             adapters on `model`, all its models share that one trunk, and the value model trains the folder's adapters.
         seed: of the order of the rows and of the sampling.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
-        compile: have torch.compile join each decoder block's operations. The steps that wait for it are timed with the
-            others, but not with the later half of the steps.
+        compile: compile each decoder block with torch.compile. Steps that wait for compilation are included in the
+            timing, but not in that of the later half of the steps.
     """
     import importlib
     import json

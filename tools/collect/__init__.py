@@ -39,22 +39,22 @@ def collect(
 ) -> None:
     """Sample answers to prompts from one or several policies and write them as tasks for labelers.
 
-    The answers to a prompt differ, and stand in an order that says nothing of where they come from. The tasks do not
-    name policies or scores: those stand in a key beside them (tasks.key.jsonl). Interrupted, the same command goes on
-    where it was and gives the same answers; finished, it does nothing.
+    The answers to a prompt are distinct and in random order. The tasks do not contain policies or scores, which are
+    written to a separate key file (tasks.key.jsonl). If interrupted, the same command resumes and gives the same
+    answers; once finished, it does nothing.
 
     Args:
         policies: model folders, or Hub names, in equal shares, each with `@` and a temperature where that is not 1,
             as in `models/ppo@0.7`.
-        prompts: files of prompts, in any of the forms that training reads.
+        prompts: files of prompts, in any format that training reads.
         output: file of tasks.
         kind: `comparison` trains a reward model; `evaluation` tells policies apart: every policy answers every prompt
             once and equal answers stay, being ties.
         completions: answers to each prompt, 2 to 9: one number, or the least and the most, as in `4 9`.
-        select: which prompts, where there is a limit: at `random`, evenly by `use_case`, or those on whose answers the
+        select: which prompts, if there is a limit: at `random`, evenly by `use_case`, or those on whose answers the
             reward models of `ensemble` disagree most.
-        limit: so many prompts.
-        pool: answer only so many prompts, chosen at random, before the disagreement is looked at; all unless given.
+        limit: number of prompts; all unless given.
+        pool: with `disagreement`, answer only this many prompts, chosen at random, before selecting; all unless given.
         use_cases: only prompts of these use cases.
         ensemble: two reward models or more, for `disagreement`.
         reward: a reward model whose scores go into the key.
@@ -62,7 +62,8 @@ def collect(
         seed: seed of the choice, the sampling and the order.
         max_new_tokens: longest answer.
         batch_size: answers sampled together.
-        attempts: times that an answer is drawn before a prompt does with fewer; with fewer than two it is left out.
+        attempts: times that an answer is sampled in all, while it is a duplicate; a prompt left with fewer than two
+            answers is skipped.
         template: as for the datamodules.
         dtype: dtype to compute in.
         device: "auto", "cpu", "cuda", "cuda:1", ...

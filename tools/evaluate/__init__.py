@@ -26,31 +26,32 @@ def evaluate(
 ) -> int:
     """Measure models with a suite of tasks: every figure with its 95 % interval and its count.
 
-    Writes results.json, report.html, replies.jsonl and verdicts.jsonl. Run it again to go on where it was stopped:
-    what was answered and judged is not asked again. What a judge will cost is said before it is asked. A model or a
-    task that fails is named and left out, and the status is then 2.
+    Writes results.json, report.html, replies.jsonl and verdicts.jsonl. The same command resumes where it stopped:
+    existing replies and verdicts are not asked for again. The cost of a judge is printed before it is asked. A model or
+    a task that fails is named and left out, and the exit status is then 2.
 
     Args:
-        models: NAME=PATH each, beside those of the suite: a Hugging Face folder or Hub name, a checkpoint of a stage,
-            or a .jsonl of prompt and response. The first is the baseline and the base where no other is named.
-        suite: a suite that is shipped (instructgpt, released, reward, world) or a YAML file.
+        models: NAME=PATH each, in addition to those of the suite: a Hugging Face folder or Hub name, a checkpoint of a
+            stage, or a .jsonl of prompt and response. The first is the baseline and the base where no other is named.
+        suite: a built-in suite (instructgpt, released, reward, world) or a YAML file.
         tasks: the suite's tasks to run; all of them when not given.
-        judges: NAME=KIND:WHAT each, beside those of the suite: reward:FOLDER, local:FOLDER, api:MODEL, people:FILE,
-            function:PACKAGE.NAME, perspective:TOXICITY, detoxify:original, classifier:FOLDER, world:FOLDER.
-        options: TASK.OPTION=VALUE each, such as ifeval.data=prompts.jsonl, over what the suite says.
+        judges: NAME=KIND:WHAT each, in addition to those of the suite: reward:FOLDER, local:FOLDER, api:MODEL,
+            people:FILE, function:PACKAGE.NAME, perspective:TOXICITY, detoxify:original, classifier:FOLDER,
+            world:FOLDER.
+        options: TASK.OPTION=VALUE each, such as ifeval.data=prompts.jsonl, overriding the suite.
         output: folder of the results.
         baseline: the model that preferences are measured against; the suite's, else one called sft, else the first.
         base: the model that the alignment tax is measured from; the suite's, else one called base, else the first.
-        limit: the first so many prompts of every task that has a limit.
-        seed: of resampling, and of the sampling of tasks that have a seed.
-        template: of prompts, as for training.
+        limit: use only this many prompts, the first ones, of every task that has a limit.
+        seed: seed of the bootstrap, and of sampling in tasks that have a seed.
+        template: template of the prompts, as in training.
         dtype: dtype to compute in; "auto" is bfloat16 on a GPU and float32 elsewhere.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
         batch_size: answers decoded together.
-        weights: of a checkpoint: "auto" takes the moving average where one is kept.
+        weights: which weights of a checkpoint: "auto" takes the moving average if there is one.
         wandb: project of Weights & Biases to log the results to.
-        dry_run: say what would be asked of models, and of judges about the replies that are there, and stop.
-        redraw: draw the page and print the table of the results that are in the output folder, and stop.
+        dry_run: report what models would be asked, and what judges would be asked about existing replies, and stop.
+        redraw: draw the page and print the table again from the results in the output folder, and stop.
     """
     from instructlit.tools.evaluate.run import Loading, run
 

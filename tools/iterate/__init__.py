@@ -21,17 +21,17 @@ def iterate(
 ) -> None:
     """Run rounds: sample answers, have them ranked, train a reward model on all rounds, run PPO, compare the policies.
 
-    Every round is a folder, rounds/N, with all it read and made. Stopped at any step, after minutes or days, the same
-    command goes on there; where people label, it ends with the files it waits for and is given again when the labels
-    are there. It stops by itself when the interval says that a round brought no gain.
+    Every round is a folder, rounds/N, with everything it read and wrote. If stopped at any step, the same command
+    resumes there. If people label, the command names the files it waits for and ends; run it again when the labels are
+    there. With `stop: no_gain`, the default, it ends when the interval shows no gain from a round.
 
     Args:
         config: YAML files of the loop, a later one over an earlier; docs/iterating.md lists the options.
         output: folder of the run.
-        rounds: most rounds, in place of the config's.
-        seed: in place of the config's.
-        wait: where people label, stay and look for their labels every half minute.
-        restart_from: a stage that is run again with all that builds on it, such as `rounds/2/reward`.
+        rounds: maximum number of rounds, instead of the config's.
+        seed: seed of the loop, instead of the config's.
+        wait: if people label, keep running and check for their labels every half minute.
+        restart_from: a stage to run again, with everything that depends on it, such as `rounds/2/reward`.
     """
     from instructlit.cli.config import find
     from instructlit.tools.iterate.config import load

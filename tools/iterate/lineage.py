@@ -33,7 +33,7 @@ class Node:
 
 
 def lineage(run: str = "runs/loop", form: Literal["text", "mermaid", "svg", "json"] = "text") -> None:
-    """Draw what every round of a loop was made from, and say what is not any more what it was then.
+    """Show what every round of a loop was made from, and what has changed since.
 
     Hashes of data files and weights are those of now; where they differ from what a model's own record says it was made
     from, the line says so and the command ends with status 1.

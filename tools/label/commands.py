@@ -15,10 +15,10 @@ Source = Literal["native", "argilla", "label_studio", "trl"]
 
 
 def add_labeler(name: str, *, database: str = "labels.db", role: Literal["labeler", "owner"] = "labeler") -> None:
-    """Add somebody who may sign in, and print their token. Only its hash is kept: it cannot be shown again.
+    """Add a person who may sign in, and print their token. Only its hash is stored: it cannot be shown again.
 
     Args:
-        name: what the person is called in exported labels.
+        name: the person's name in exported labels.
         database: file, or URL of a PostgreSQL server.
         role: a labeler sees the work; an owner also sees the dashboard, people, import and export.
     """
@@ -28,7 +28,7 @@ def add_labeler(name: str, *, database: str = "labels.db", role: Literal["labele
 
 
 def new_token(name: str, *, database: str = "labels.db") -> None:
-    """Print a further token for somebody; revoke first to end the ones before.
+    """Print another token for a person; revoke first to end the earlier ones.
 
     Args:
         name: the person the token belongs to.
@@ -40,7 +40,7 @@ def new_token(name: str, *, database: str = "labels.db") -> None:
 
 
 def revoke(name: str, *, database: str = "labels.db") -> None:
-    """Revoke every token of somebody. Browsers that signed in with them are out at once; labels stay.
+    """Revoke all tokens of a person. Browsers that signed in with them are signed out at once; labels stay.
 
     Args:
         name: the person the token belongs to.
@@ -73,26 +73,26 @@ def import_tasks(
     round: int | None = None,
     gold: bool = False,
 ) -> None:
-    """Put prompts, or prompts with completions, into the database as tasks: all of them, or none where one is wrong.
+    """Put prompts, or prompts with completions, into the database as tasks: all of them, or none if one is invalid.
 
-    Rows are JSON Lines with `prompt` and, but for demonstrations, 2 to 9 `completions`, as `instructlit generate
-    --samples 4` writes them; optional `policy`, `use_case`, `user`, `round`, `overlap`, `priority`. A task that is
-    there already is left out.
+    Rows are JSON Lines with `prompt` and, except for demonstrations, 2 to 9 `completions`, as `instructlit generate
+    --samples 4` writes them; optional `policy`, `use_case`, `user`, `round`, `overlap`, `priority`. A task that already
+    exists is skipped.
 
     With `--source` they are the tasks of another tool's file, labelled there or not: `instructlit labels import` takes
-    the labels. Of a pair of chosen and rejected the preference is left out.
+    the labels. The preference of a chosen/rejected pair is not imported.
 
     Args:
         files: the files.
-        kind: "demonstration" (write an answer), "comparison" (rate and rank) or "evaluation" (blind preference). A
-            file of another tool may tell it for each task; a task with completions is else a comparison, one without a
-            demonstration.
+        kind: "demonstration" (write an answer), "comparison" (rate and rank) or "evaluation" (blind preference). A file
+            of another tool may give it for each task; otherwise a task with completions is a comparison, and one
+            without a demonstration.
         source: whose format it is: rows as above, Argilla's `records.to_json`, Label Studio's JSON, TRL pairs.
-        database: file, or URL of a PostgreSQL server; a file that is not there is made.
-        output: a file of tasks to write in the place of a database, from another tool's files.
+        database: file, or URL of a PostgreSQL server; a missing file is created.
+        output: a file of tasks to write instead of a database, from another tool's files.
         overlap: how many people label each task.
-        round: number of the round, for rows that name none.
-        gold: the rows have the right `ranks`: questions that show how well each labeler judges.
+        round: number of the round, for rows without one.
+        gold: the rows have the correct `ranks`: gold questions, which show how well each labeler judges.
     """
     if source != "native" and gold:
         raise UserError(f"{source} has no gold questions", where="--gold", expected="rows with `ranks`, of no source")

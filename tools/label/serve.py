@@ -31,21 +31,22 @@ def label(
 ) -> None:
     """Serve the web application in which people write demonstrations, rate and rank answers, and evaluate models.
 
-    The first owner is made by `instructlit label add-labeler NAME --role owner`. Only this machine is listened to
-    unless `host` says otherwise, and others only by TLS.
+    Create the first owner with `instructlit label add-labeler NAME --role owner`. By default the server listens on this
+    machine only; serving others requires TLS.
 
     Args:
-        database: file, or URL of a PostgreSQL server; brought to the newest schema, a copy of an older file kept.
+        database: file, or URL of a PostgreSQL server; migrated to the newest schema, with a copy of an older file kept.
         host: address to listen on.
         port: port to listen on.
-        title: what the pages are headed with.
-        lease_minutes: how long a task stays with somebody who does nothing.
+        title: heading of the pages.
+        lease_minutes: how long a task stays reserved for a labeler without a save.
         tls_certificate: file of the certificate chain, PEM.
         tls_key: file of its key, PEM, without a password.
-        behind_proxy: a proxy on this machine does TLS and passes requests on with the browser's Host, which forms are
-            checked against, and with X-Forwarded-For and -Proto.
-        plain_http: listen to other machines without TLS: tokens and prompts then cross the network readable.
-        hostnames: names that browsers may reach it by; other Host headers are refused. On loopback, its own names.
+        behind_proxy: a proxy on this machine terminates TLS and forwards the browser's Host, against which forms are
+            checked, X-Forwarded-For and X-Forwarded-Proto.
+        plain_http: serve other machines without TLS: tokens and prompts are then sent unencrypted.
+        hostnames: host names under which browsers may reach it; other Host headers are refused. By default, on
+            loopback, the loopback names.
     """
     _check(host, port, lease_minutes, tls_certificate, tls_key, plain_http)
     opened = Database(database, create=False)

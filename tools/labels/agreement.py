@@ -17,11 +17,11 @@ def labels_agreement(
     *,
     database: str | None = None,
 ) -> None:
-    """Say how far labelers of the same tasks agree.
+    """Measure how far labelers of the same tasks agree.
 
-    Prints the share of the pairs of completions that two labelers order alike, of those that neither ties, with its
-    95 % interval by task (the paper reports 72.6 ± 1.5 %); Krippendorff's alpha (ordinal) of ranks and ratings;
-    Fleiss' kappa of each flag; and each labeler's agreement with the others.
+    Prints the share of pairs of completions, among those that neither labeler ties, that two labelers put in the same
+    order, with its 95 % interval by task (the paper reports 72.6 ± 1.5 %); Krippendorff's alpha (ordinal) of ranks and
+    ratings; Fleiss' kappa of each flag; and each labeler's agreement with the others.
 
     Args:
         labels: files of labels.

@@ -31,25 +31,24 @@ def labels_export(
 ) -> None:
     """Write labels as the comparison, demonstration and evaluation files that training reads, or for other tools.
 
-    A row keeps its labeler, ratings, flags, policy, round and task. The split is by prompt: all labels of a prompt
-    are on one side, in this round and in every other. What is left out is counted and said. Where one side has no
-    rows, its file in the folder, of an earlier export, is removed.
+    A row keeps its labeler, ratings, flags, policy, round and task. The split is by prompt: all labels of a prompt are
+    on one side, in this round and in every other. What is left out is counted and reported. If one side has no rows,
+    its file from an earlier export is removed from the folder.
 
     Args:
         labels: files of labels (JSON Lines); with several, a later label of one task by one labeler replaces an
             earlier.
         output: folder to write in.
-        tasks: the files of tasks that were labelled, with their keys beside them: they say which policy wrote what,
-            where the labels do not. With `argilla` and `label_studio` tasks alone may be exported, to be labelled
-            there.
+        tasks: the files of tasks that were labelled, with their keys beside them: they tell which policy wrote what, if
+            the labels do not. With `argilla` and `label_studio` tasks alone may be exported, to be labelled there.
         to: `native` (comparisons.jsonl and so on), `labels` (labels.jsonl, every label as it was given), `trl` (pairs
             of chosen and rejected), `argilla`, `label_studio`.
-        validation_fraction: share of the prompts in files of their own: those whose hash lies below it. Where that is
-            none of them no such file is written.
-        weights: how often a labeler's rows come in an epoch, as in '{"anna": 2, "bob": 0.5}'; 0 leaves a labeler out.
+        validation_fraction: share of the prompts in separate validation files: those whose hash lies below it. If that
+            is none, no such file is written.
+        weights: how often a labeler's rows occur per epoch, as in '{"anna": 2, "bob": 0.5}'; 0 leaves a labeler out.
         min_agreement: leave out tasks whose labelers order less than this share of the pairs alike.
         database: labelling database whose labels are taken as well: a file, or the URL of a PostgreSQL server.
-        gold: whether the database's labels of gold questions are among them.
+        gold: include the database's labels of gold questions.
     """
     check_folder(output)
     asked = [task for file in tasks or [] for task in read_tasks(file)]

@@ -22,9 +22,9 @@ def labels_import(
 ) -> None:
     """Read what was labelled in another tool: write it as labels (JSON Lines), or put it into a labelling database.
 
-    In the database the labels stand beside those that are given there: with their tasks, under their labelers' names,
-    in the dashboard and in exports. A label that somebody has given there already stays as it is. Skipped labels and
-    those of a prompt that anybody reported are left out; of two labels of one task by one labeler the later counts.
+    Imported labels appear in the database together with those given there: with their tasks, under their labelers'
+    names, in the dashboard and in exports. A label that already exists there is not changed. Skipped labels and those
+    of a reported prompt are left out; if a labeler labelled a task twice, the later label counts.
 
     Args:
         files: Argilla's `records.to_json`, Label Studio's JSON export, TRL pairs (chosen and rejected), or labels of

@@ -17,16 +17,16 @@ def quickstart(
 ) -> None:
     """Run the whole recipe in the embedded world: pretraining, SFT, reward model, PPO, PPO-ptx, evaluation, report.
 
-    Interrupted, the same command continues where it was. With several seeds it prints a verdict over them and ends with
-    status 1 unless at least four of five hold.
+    If interrupted, the same command resumes. With several seeds it prints a verdict over them and ends with status 1
+    unless at least four of five hold.
 
     Args:
         seed: seed of the world and of every stage.
         output: folder of the run; with `seeds`, one folder `seed-N` in it for each.
         seeds: run these seeds one after the other and judge them together, as in `--seeds 11 12 13 14 15`.
-        configs: folder with the stages' YAML files, those of the package unless given.
+        configs: folder with the stages' YAML files; by default those of the package.
         trial: a few steps of everything, to see that it runs; its numbers mean nothing.
-        restart_from: a stage that is run again, with all that builds on it, even where nothing has changed.
+        restart_from: a stage to run again, with everything that depends on it, even if nothing has changed.
     """
     from instructlit.tools.outputs import check_folder
     from instructlit.tools.quickstart.runner import Runner

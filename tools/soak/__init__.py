@@ -19,16 +19,16 @@ def soak(
     """Show that a stage killed at any moment ends where one that was never killed ends, bit for bit.
 
     The stage of the embedded world is run once to its end. Then the same command is killed with SIGKILL at random
-    moments, half of them aimed at a phase (sampling, updating, saving, validating, …), and started again, until it was
-    killed as often as asked and has come to its end. Final weights, optimisers, schedules and random states, the
-    exported models, the metrics and the samples are compared. One JSON line says what was found; the exit status is 0
-    only where nothing differs.
+    moments, half of them aimed at a phase (sampling, updating, saving, validating, …), and restarted, until it has been
+    killed as often as requested and has finished. Final weights, optimisers, schedules and random states, the exported
+    models, the metrics and the samples are compared. One JSON line gives the result; the exit status is 0 only if
+    nothing differs.
 
     Args:
-        stage: which one to kill.
-        kills: how often.
-        seed: of the world, the training and the moments.
-        output: folder of the runs; the models that a stage starts from are made there once and used again.
+        stage: which stage to kill.
+        kills: number of kills.
+        seed: seed of the world, the training and the moments.
+        output: folder of the runs; the models that a stage starts from are made there once and reused.
         batches: training batches of the run, a checkpoint after every second.
         config: further configs laid over the stage's, such as configs/optimizer/adamw_8bit.yaml.
     """

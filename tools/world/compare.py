@@ -22,17 +22,18 @@ def world_compare(
     max_new_tokens: int = 32,
     output: str | None = None,
 ) -> None:
-    """Let two policies answer the world's test prompts and say how often the gold scorer prefers ours, ties half.
+    """Let two policies answer the world's test prompts, and report how often the gold scorer prefers ours; ties count
+    half.
 
     Args:
         ours: model folder.
         theirs: model folder.
         data: the world's data folder.
-        seed: of the sampling.
+        seed: seed of the sampling.
         prompts: test prompts that both answer.
         answers: answers to each.
         max_new_tokens: longest answer.
-        output: JSON file for the figures, beside what is printed.
+        output: JSON file for the figures, in addition to the printed output.
     """
     if output is not None:
         check_output(output)

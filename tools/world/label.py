@@ -38,10 +38,10 @@ def world_label(
         policies: model folders the completions come from in equal shares, each with `@` and a temperature where that is
             not 1, as in `models/sft@1.3`; name one twice for a double share. SFT alone unless given.
         data: the world's data folder with its prompts; the files are written there.
-        seed: of the sampling and the labelers.
+        seed: seed of the sampling and the labelers.
         max_new_tokens: longest completion.
         validation: held-out comparisons, on the first prompts of prompts_validation.jsonl.
-        limit: rank completions of only that many training prompts.
+        limit: rank completions of only this many training prompts.
         batch_size: completions sampled together.
         trial: a few prompts of each split.
     """

@@ -15,16 +15,16 @@ def world_rank(
     labelers: int = 1,
     seed: int = 1,
 ) -> None:
-    """Have simulated labelers of the embedded world answer a file of tasks, as people would.
+    """Have simulated labelers of the embedded world label a file of tasks, as people would.
 
     They see what people see: a prompt and completions, no policy. Their labels carry ranks, ratings and flags.
 
     Args:
         tasks: file of tasks over prompts of the world.
         output: file of labels to write.
-        world: seed of the world that the prompts are of.
+        world: seed of the world that the prompts come from.
         labelers: how many different labelers answer each task.
-        seed: of the labelers' choice and errors.
+        seed: seed of the choice of labelers and of their errors.
     """
     check_output(output, tasks)
     team = World(world)
