@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from transformers import PreTrainedTokenizerBase
 
 from instructlit.errors import Range, UserError, require
 
@@ -160,6 +161,13 @@ def check_datamodule(module: "StageModule") -> None:
                 expected=f"what {type(module).__name__} asks its data for: {', '.join(module.asks_data_for)}",
                 fix="add it: docs/plugging-in.md says what each is",
             )
+    if not isinstance(data.tokenizer, PreTrainedTokenizerBase):
+        raise UserError(
+            f"`tokenizer` of {type(data).__name__} is {data.tokenizer!r}",
+            where="data.class_path",
+            expected="the tokenizer itself, not its folder or name",
+            fix="load it in `setup`, as by instructlit.data.load_tokenizer, and keep the name under another attribute",
+        )
 
 
 def check_optimizer(made: Optimizer) -> None:

@@ -1,13 +1,15 @@
 """What one optimiser step does: equivalences of micro-batches, gradients put together by hand, the first minibatch."""
 
 import math
-from dataclasses import replace
+from collections import deque
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from conftest import MAX_POSITIONS
@@ -45,11 +47,12 @@ from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_mo
 from instructlit.models.export import export_folder
 from instructlit.models.scalar import ScalarModel
 from instructlit.models.schedules import ConstantWithWarmup, CosineToFraction, LinearToZero
-from instructlit.modules import RewardModule, SFTModule
+from instructlit.modules import RewardModule, SFTModule, StageModule
 from instructlit.modules.invariants import InvariantError
-from instructlit.ops import AdaptiveKL
-from instructlit.rollout import CachedEngine, RewardModel, Sampling, Shaping, TextReward
+from instructlit.ops import AdaptiveKL, KLController
+from instructlit.rollout import CachedEngine, GenerationEngine, RewardModel, Sampling, Shaping, TextReward
 from instructlit.rollout.forward import response_values
+from instructlit.types import Batch, Prompt, PromptBatch, TokenBatch
 
 PAIRS = [
     ("ab", "c"),
@@ -631,6 +634,12 @@ def test_a_datamodule_without_what_a_stage_asks_for_is_refused_before_it_trains(
         trainer(tmp_path).fit(make(tiny_llama_dir), datamodule=data)
 
 
+def test_the_name_of_a_tokenizer_in_its_place_is_refused(tmp_path, tiny_llama_dir):
+    data = FixedBatches("models/base", [token_batch(PAIRS)])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^data.class_path: `tokenizer` of FixedBatches is 'models/base'\n.*itself"):
+        trainer(tmp_path).fit(sft_module(tiny_llama_dir), datamodule=data)
+
+
 def test_a_rollout_of_another_size_than_the_data_says_is_refused(tmp_path, tiny_llama_dir, char_tokenizer):
     """What is left over at the end of an epoch, where a loader keeps it, would count as whole."""
     batches = [{"prompts": prompt_batch(PROMPTS)}, {"prompts": prompt_batch(PROMPTS[:4])}]
@@ -678,6 +687,18 @@ def test_callbacks_that_go_behind_the_back_of_a_stage_are_refused(
         ("sft", vars(token_batch(PAIRS)), "a training batch is a dict\n.*TokenBatch"),
         ("sft", replace(token_batch(PAIRS), loss_mask=torch.ones(8, 17)), "`loss_mask` of .* is torch.float32"),
         ("sft", replace(token_batch(PAIRS), input_ids=[[1]]), "`input_ids` of a training batch is list"),
+        (
+            "sft",
+            replace(token_batch(PAIRS), loss_mask=token_batch(PAIRS).loss_mask[:, 1:]),
+            r"`loss_mask` of .* has the shape \(8, 19\)\n.*\(8, 20\)",
+        ),
+        ("sft", TokenBatch(*(x.flip(1) for x in vars(token_batch(PAIRS)).values())), "a training batch has .*right"),
+        ("reward", replace(comparison_batch(RANKED), ranks=torch.ones(3).long()), r"`ranks` of .* the shape \(3,\)"),
+        (
+            "ppo",
+            {"prompts": PromptBatch(*padded([[97], [97, 98]]), [Prompt("a"), Prompt("ab")])},
+            "`prompts` of a training batch has a row with padding that is not on the left",
+        ),
         ("reward", token_batch(PAIRS), "a training batch is a TokenBatch\n.*ComparisonBatch"),
         ("ppo", prompt_batch(PROMPTS), "a training batch, a PromptBatch, has no `prompts`"),
         ("ppo", {"prompts": PROMPTS}, "`prompts` of a training batch is a list\n.*PromptBatch"),
@@ -694,6 +715,25 @@ def test_a_batch_of_another_kind_is_refused(stage, batch, found, tmp_path, tiny_
     data.train = [batch]
     with pytest.raises(UserError, match=f"data.class_path: {found}"):
         trainer(tmp_path).fit(module, datamodule=data)
+
+
+def test_of_a_batch_of_ones_own_the_kind_alone_is_looked_at(tmp_path, tiny_llama_dir, char_tokenizer):
+    @dataclass
+    class Weighed(Batch):
+        tokens: TokenBatch
+        weights: torch.Tensor
+
+    class Own(SFTModule):
+        batch_kind = Weighed
+
+        def training_step(self, batch: Any, batch_idx):
+            super().training_step(batch.tokens, batch_idx)
+
+    module = Own(Backbone(str(tiny_llama_dir)))
+    data = FixedBatches(char_tokenizer, [token_batch(PAIRS)])
+    data.train = [Weighed(token_batch(PAIRS), torch.full((8,), 0.5))]
+    trainer(tmp_path).fit(module, datamodule=data)
+    assert module.trainer.global_step == 1
 
 
 def test_held_out_batches_and_demonstrations_of_another_kind_are_refused(tmp_path, tiny_llama_dir, char_tokenizer):
