@@ -281,6 +281,16 @@ class InstructCLI(LightningCLI):
             kwargs["weights_only"] = True  # a checkpoint is data; pickled code in it is refused
         return kwargs
 
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        if "_parameters" not in vars(self.model):  # which torch and Lightning would miss one after the other
+            kind = type(self.model)
+            raise UserError(
+                f"`{kind.__name__}.__init__` does not call `super().__init__`",
+                where="model.class_path",
+                expected="that call, before anything is set",
+            )
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The Trainer, with our progress bar where the config names none."""
         config = self._get(self.config_init, "trainer", default={})

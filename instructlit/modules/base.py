@@ -14,6 +14,7 @@ A run, in the order in which Lightning calls; what stands behind a star is the s
       for each batch:
           on_train_batch_start  refuses a batch of another kind, takes up the random state of a checkpoint
         * training_step         `accumulate` over micro-batches, once for each loss, `step_optimizer`, `log_dict`
+          on_train_batch_end    refuses a loss that was returned and not learnt from
       on_validation_start       keeps the random state, which `on_validation_end` puts back
       on_save_checkpoint
       export                    what leaves the stage: called by `ExportHuggingFace`
@@ -55,7 +56,14 @@ from instructlit.modules.lifeline import Lifeline
 from instructlit.modules.narrow_weights import tell_narrow_weights
 from instructlit.modules.nonfinite import NonFinite, StepGuard
 from instructlit.modules.random_state import own_share, random_state, restore_random_state
-from instructlit.modules.refusals import check_datamodule, check_optimizer, check_schedule, check_trainer
+from instructlit.modules.refusals import (
+    check_backbone,
+    check_class,
+    check_datamodule,
+    check_optimizer,
+    check_schedule,
+    check_trainer,
+)
 from instructlit.modules.rescue import Rescue, have_validated_again
 from instructlit.modules.savable import check_savable
 from instructlit.modules.settings import advance, step, with_own_settings
@@ -97,6 +105,8 @@ class StageModule(pl.LightningModule):
     """
 
     stage: str
+    """Stands in checkpoints and first in the names of metrics. A class that has none takes its own name, in lower case
+    and without `Module`."""
     backbone: Backbone
     """Where the trained model came from."""
     asks_data_for: tuple[str, ...] = ("tokenizer",)
@@ -114,6 +124,9 @@ class StageModule(pl.LightningModule):
         micro_batch_tokens: int | None = None,
     ):
         super().__init__()
+        check_class(type(self))
+        if not hasattr(self, "stage"):
+            self.stage = type(self).__name__.removesuffix("Module").lower()
         micro = {"micro_batch_size": micro_batch_size, "micro_batch_tokens": micro_batch_tokens}
         require("a whole number above 0", "model.init_args.", **micro)
         require("a finite number above 0", "model.init_args.", gradient_clip_norm=gradient_clip_norm)
@@ -126,6 +139,7 @@ class StageModule(pl.LightningModule):
         self._random_state: dict[str, Any] | None = None
         self._before_validation: dict[str, Any] | None = None  # the random state, while a validation runs
         self._updates_done = 0  # before this process
+        self._steps_before = 0  # optimiser steps before the batch at hand
 
     # -- what a stage says of itself -------------------------------------------------------------------------------
 
@@ -234,6 +248,7 @@ class StageModule(pl.LightningModule):
         return [kind() for kind in (Turns, Rescue, Lifeline) if kind not in held]
 
     def setup(self, stage: str) -> None:
+        check_backbone(self)
         for logger in self.trainer.loggers:
             getattr(logger, "log_for", lambda _: None)(self.trainer.state.fn)
         if stage == TrainerFn.FITTING:
@@ -280,6 +295,18 @@ class StageModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.check_training_batch(batch)
         self._take_up_random_state()
+        self._steps_before = self.trainer.global_step
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        stepped = self.trainer.global_step > self._steps_before or self.guard.in_a_row
+        if outputs and "loss" in outputs and not stepped:
+            raise UserError(
+                f"the training step of {type(self).__name__} returned a loss and took no step of the optimiser: "
+                "nothing is learnt, for a StageModule optimises by hand",
+                where="model.class_path",
+                expected="a training_step that calls `accumulate` and then `step_optimizer`",
+                fix="docs/plugging-in.md says how; a plain LightningModule may return its loss",
+            )
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if self.batch_kind is not None:

@@ -2,6 +2,7 @@
 trained.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,56 @@ def check_numbers(trainer: pl.Trainer) -> None:
                 where="trainer.max_time",
                 expected="a duration above 0",
             )
+
+
+KEPT = (
+    *("configure_callbacks", "setup", "on_fit_start", "on_train_start", "on_train_batch_start"),
+    *("on_validation_start", "on_validation_end", "on_save_checkpoint", "on_load_checkpoint"),
+)
+"""Hooks that our modules need: without one of them a run trains on what it should refuse, or does not go on exactly, or
+not at all, and mostly without a word."""
+
+
+def check_class(kind: type["StageModule"]) -> None:
+    """Refuse a stage of the user's own that has no `trained_model`, or overrides a hook without calling the one that it
+    overrides.
+
+    Raises:
+        UserError: for the first of them.
+    """
+    if getattr(kind.trained_model, "__isabstractmethod__", False):
+        raise _incomplete(kind, "trained_model", "a property that returns the model in training")
+    for owner in kind.__mro__:
+        if owner.__module__.startswith("instructlit."):
+            return
+        for name in KEPT:
+            hook = vars(owner).get(name)
+            code = getattr(inspect.unwrap(hook), "__code__", None) if callable(hook) else None
+            if code is not None and not {"super", name} & set(code.co_names):
+                raise UserError(
+                    f"{owner.__name__}.{name} does not call the `{name}` that it overrides",
+                    where="model.class_path",
+                    expected=f"`super().{name}(…)` in it: a stage does some of its work there",
+                )
+
+
+def check_backbone(module: "StageModule") -> None:
+    """Refuse a stage of the user's own that has not set its `backbone`.
+
+    Raises:
+        UserError: it has not.
+    """
+    if not hasattr(module, "backbone"):
+        raise _incomplete(type(module), "backbone", "an attribute, set in __init__: the Backbone of the trained model")
+
+
+def _incomplete(kind: type["StageModule"], name: str, expected: str) -> UserError:
+    return UserError(
+        f"{kind.__name__} does not define `{name}`",
+        where="model.class_path",
+        expected=expected,
+        fix="docs/plugging-in.md lists what a StageModule needs",
+    )
 
 
 def check_datamodule(module: "StageModule") -> None:

@@ -876,6 +876,66 @@ def test_a_schedule_that_waits_for_a_metric_is_refused(tmp_path, tiny_llama_dir,
         run(tmp_path, module, char_tokenizer, [token_batch(PAIRS)])
 
 
+class Unsaid(StageModule):
+    def __init__(self):
+        super().__init__(lambda p: torch.optim.SGD(p, lr=0.1), None, None, None)
+
+
+class Homeless(Unsaid):
+    @property
+    def trained_model(self):
+        raise AssertionError
+
+
+class Hasty(SFTModule):
+    def on_train_start(self):
+        pass
+
+
+class Patient(SFTModule):
+    """Calls what it overrides, in two ways, and has hooks that nothing depends on."""
+
+    def setup(self, stage):
+        super().setup(stage)
+
+    def on_train_start(self):
+        SFTModule.on_train_start(self)
+
+    def on_train_epoch_start(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Unsaid, "Unsaid does not define `trained_model`"),
+        (lambda: Homeless().setup("fit"), "Homeless does not define `backbone`"),
+        (lambda: Hasty(Backbone("base")), "Hasty.on_train_start does not call"),
+    ],
+)
+def test_a_stage_of_ones_own_that_is_not_whole_is_refused(make, message):
+    with pytest.raises(UserError, match=f"^model.class_path: {message}"):
+        make()
+    assert Patient(Backbone("base")).stage == "sft"
+
+
+def test_a_loss_that_is_returned_and_not_learnt_from_is_refused(tmp_path, tiny_llama_dir, char_tokenizer):
+    """As a module of Lightning's does, which there is right."""
+
+    class Returns(SFTModule):
+        def training_step(self, batch, batch_idx):  # type: ignore[override]
+            return self.token_loss(batch).total
+
+    class Both(SFTModule):
+        def training_step(self, batch, batch_idx):  # type: ignore[override]
+            super().training_step(batch, batch_idx)
+            return torch.zeros(())
+
+    run(tmp_path, Both(Backbone(str(tiny_llama_dir))), char_tokenizer, [token_batch(PAIRS)])
+    with pytest.raises(UserError, match=r"Returns returned a loss and took no step(.|\n)*`step_optimizer`"):
+        run(tmp_path, Returns(Backbone(str(tiny_llama_dir))), char_tokenizer, [token_batch(PAIRS)])
+
+
 class Keeper(pl.Callback):
     """Keeps something in every checkpoint."""
 
