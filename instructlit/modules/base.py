@@ -197,6 +197,10 @@ class StageModule(pl.LightningModule):
         """The folders that `export` writes."""
         return [Path(path)]
 
+    def stateful(self) -> dict[str, Any]:
+        """What has a `state_dict` in its checkpoints and may be the user's own, by the option that names it."""
+        return {"data.class_path": self.trainer.datamodule}  # type: ignore[attr-defined]
+
     # -- models over ranks -----------------------------------------------------------------------------------------
 
     @property

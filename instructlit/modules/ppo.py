@@ -31,7 +31,7 @@ from instructlit.modules.ppo_metrics import UpdateMetrics, rollout_metrics
 from instructlit.modules.ppo_refusals import check_options, check_rollout_batch, check_sizes, check_strategy
 from instructlit.modules.rescue import together
 from instructlit.ops.kl import sequence_kl
-from instructlit.ops.kl_control import FixedKL, KLController
+from instructlit.ops.kl_control import FixedKL, KLController, coefficient_of
 from instructlit.ops.masking import masked_sum
 from instructlit.ops.moments import RunningMoments
 from instructlit.rollout import (
@@ -199,6 +199,7 @@ class PPOModule(ActorCritic):
         check_strategy(self)
         super().setup(stage)
         check_sizes(self)
+        coefficient_of(self.kl)
         self.kl.check(self.rollout_size)
         if batches := int(self.trainer.fast_dev_run):  # type: ignore[attr-defined]
             # Lightning has set as many optimiser steps.
@@ -254,7 +255,7 @@ class PPOModule(ActorCritic):
         with gathered(self.reference_model):
             reference = parts.joined([self.reference_log_probs(part) for part in parts])
         own = None if self.sampler_correction is None else self.policy_log_probs(generation)
-        shaping, beta = self.shaping, self.kl.coefficient
+        shaping, beta = self.shaping, coefficient_of(self.kl)
         return build_rollout(
             generation, scores, reference, values, shaping, beta, self.moments, self.sum_over_ranks, own
         )
@@ -351,7 +352,7 @@ class PPOModule(ActorCritic):
         """Steer the KL coefficient, log, and end the run when it is done or has run away."""
         self.episodes_seen += self.rollout_size
         self.last_rollout = rollout
-        figures = rollout_metrics(rollout, self.kl.coefficient, self.sum_over_ranks)
+        figures = rollout_metrics(rollout, coefficient_of(self.kl), self.sum_over_ranks)
         figures |= metrics.compute(self.sum_over_ranks)
         kl = float(figures["objective/kl"])
         if math.isfinite(kl):  # the coefficient would never come back from it
@@ -400,6 +401,9 @@ class PPOModule(ActorCritic):
         return sequence_kl(generation.log_probs, reference, generation.response_mask)
 
     # -- state -----------------------------------------------------------------------------------------------------
+
+    def stateful(self) -> dict[str, Any]:
+        return super().stateful() | {"model.init_args.kl": self.kl}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

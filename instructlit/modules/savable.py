@@ -3,6 +3,8 @@ to go on."""
 
 import io
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_savable(module: "StageModule") -> None:
-    """Refuse a schedule, or a callback, whose state is not data.
+    """Refuse a part of a run whose state is not data.
 
     Raises:
         UserError: it cannot be written, or cannot be read as data, which is how checkpoints are read: never as code.
@@ -25,18 +27,34 @@ def check_savable(module: "StageModule") -> None:
     schedule: Any = module.lr_schedulers()
     parts = [] if schedule is None else [("model.init_args.lr_scheduler", schedule)]
     parts += [("trainer.callbacks", callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    parts += module.stateful().items()
     for where, part in parts:
-        file = io.BytesIO()
-        try:
-            torch.save(part.state_dict(), file)
-            file.seek(0)
-            torch.load(file, weights_only=True)
-        except Exception as error:  # of many kinds: whatever pickle meets
-            kind = re.search(r"GLOBAL (\S+)", str(error))  # of torch.load, whose advice is to trust the file
-            reason = f"it holds a {kind[1]}" if kind else first_line(error)
-            raise UserError(
-                f"the state of {type(part).__name__} cannot be saved and read back: {reason}",
-                where=where,
-                expected="a state_dict of numbers, texts, tensors, and lists and dicts of them",
-                fix="keep other objects out of it, or train without checkpoints: trainer.enable_checkpointing: false",
-            ) from error
+        _check(part.state_dict, part, where)
+    if not type(module).on_save_checkpoint.__module__.startswith("instructlit."):
+        _check(lambda: _added(module), module, "model.class_path")
+
+
+def _check(state: Callable[[], Any], part: Any, where: str) -> None:
+    file = io.BytesIO()
+    try:
+        torch.save(state(), file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception as error:  # of many kinds: whatever pickle meets
+        kind = re.search(r"GLOBAL (\S+)", str(error))  # of torch.load, whose advice is to trust the file
+        reason = f"it holds a {kind[1]}" if kind else first_line(error)
+        raise UserError(
+            f"the state of {type(part).__name__} cannot be saved and read back: {reason}",
+            where=where,
+            expected="a state_dict of numbers, texts, tensors, and lists and dicts of them",
+            fix="keep other objects out of it, or train without checkpoints: trainer.enable_checkpointing: false",
+        ) from error
+
+
+def _added(module: "StageModule") -> dict[str, Any]:
+    """What a module of the user's own adds to a checkpoint; nothing where its hook wants more of one than is here."""
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    with suppress(Exception):
+        module.on_save_checkpoint(checkpoint)
+        return {name: value for name, value in checkpoint.items() if name != "state_dict"}
+    return {}

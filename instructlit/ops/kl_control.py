@@ -25,11 +25,31 @@ class KLController(ABC):
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps, as plain numbers: all that `update` has changed, and no settings."""
-        return {"coefficient": self.coefficient}
+        return {"coefficient": float(self.coefficient)}  # np.clip leaves a number of NumPy's, which is not read back
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from a checkpoint, of a controller without state too."""
         self.coefficient = float(state.get("coefficient", self.coefficient))
+
+
+def coefficient_of(controller: KLController) -> float:
+    """The coefficient now, of a controller that may be the user's own.
+
+    Raises:
+        UserError: it has none, or one that is no finite number.
+    """
+    found = getattr(controller, "coefficient", None)
+    try:
+        value = float(found)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(
+            f"its `coefficient` is {found!r}",
+            where=f"{type(controller).__module__}.{type(controller).__qualname__}",
+            expected="a finite number, set by `__init__` and kept so by `update`",
+        )
+    return value
 
 
 class FixedKL(KLController):

@@ -936,6 +936,47 @@ def test_a_loss_that_is_returned_and_not_learnt_from_is_refused(tmp_path, tiny_l
         run(tmp_path, Returns(Backbone(str(tiny_llama_dir))), char_tokenizer, [token_batch(PAIRS)])
 
 
+class Clipped(KLController):
+    """As TRL's, whose coefficient is a number of NumPy's from the first update on."""
+
+    coefficient = 0.1
+
+    def update(self, mean_sequence_kl, n_episodes):
+        self.coefficient *= 1 + np.clip(mean_sequence_kl / 6 - 1, -0.2, 0.2) * n_episodes / 10_000
+
+
+class Lost(Clipped):
+    def update(self, mean_sequence_kl, n_episodes):
+        self.coefficient = math.nan
+
+
+def test_a_coefficient_of_numpys_is_read_back(tmp_path, tiny_llama_dir, char_tokenizer):
+    module = ppo_module(tiny_llama_dir, kl=Clipped())
+    saver = ModelCheckpoint(tmp_path, save_last=True)
+    trainer(tmp_path, callbacks=[saver], enable_checkpointing=True).fit(
+        module, datamodule=FixedBatches(char_tokenizer, [{"prompts": prompt_batch(PROMPTS)}])
+    )
+    assert isinstance(module.kl.coefficient, np.floating)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["instructlit"]["ppo"]["kl"]
+    assert kept == {"coefficient": pytest.approx(float(module.kl.coefficient))}
+    assert kept["coefficient"] < 0.1
+
+
+@pytest.mark.parametrize(("coefficient", "found"), [("much", "'much'"), (None, "None"), (math.inf, "inf")])
+def test_a_controller_without_a_coefficient_is_refused(tmp_path, tiny_llama_dir, char_tokenizer, coefficient, found):
+    controller = Clipped()
+    controller.coefficient = coefficient
+    with pytest.raises(UserError, match=rf"Clipped: its `coefficient` is {found}"):
+        run(tmp_path, ppo_module(tiny_llama_dir, kl=controller), char_tokenizer, [{"prompts": prompt_batch(PROMPTS)}])
+
+
+def test_a_coefficient_that_is_lost_is_told_before_anything_is_learnt_by_it(tmp_path, tiny_llama_dir, char_tokenizer):
+    module = ppo_module(tiny_llama_dir, kl=Lost(), episodes=16)
+    with pytest.raises(UserError, match=r"Lost: its `coefficient` is nan"):
+        run(tmp_path, module, char_tokenizer, [{"prompts": prompt_batch(PROMPTS)}] * 2)
+    assert module.trainer.global_step == 2
+
+
 class Keeper(pl.Callback):
     """Keeps something in every checkpoint."""
 
@@ -965,6 +1006,56 @@ def test_what_a_checkpoint_could_not_give_back_is_told_before_anything_is_traine
         )
     assert module.trainer.global_step == 0
     assert not list(tmp_path.glob("*.ckpt"))
+
+
+class Remembering(Clipped):
+    def state_dict(self):
+        return {"last": deque([1.0])}
+
+
+class Counting(SFTModule):
+    def on_save_checkpoint(self, checkpoint):
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["seen"] = np.float64(3)
+
+
+class Particular(SFTModule):
+    """Wants more of a checkpoint than there is before the first."""
+
+    def on_save_checkpoint(self, checkpoint):
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["epochs"] = checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]["ready"]
+
+
+class Placed(FixedBatches):
+    def state_dict(self):
+        return {"at": np.float64(3)}
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("kl", "model.init_args.kl: the state of Remembering .*deque"),
+        ("module", "model.class_path: the state of Counting .*numpy"),
+        ("data", "data.class_path: the state of Placed .*numpy"),
+        ("particular", None),
+    ],
+)
+def test_state_of_ones_own_that_could_not_be_read_back_is_told_before_anything_is_trained(
+    tmp_path, tiny_llama_dir, char_tokenizer, stage, message
+):
+    kind = {"module": Counting, "particular": Particular}.get(stage, SFTModule)
+    module = ppo_module(tiny_llama_dir, kl=Remembering()) if stage == "kl" else kind(Backbone(str(tiny_llama_dir)))
+    batches = [{"prompts": prompt_batch(PROMPTS)}] if stage == "kl" else [token_batch(PAIRS)]
+    data = (Placed if stage == "data" else FixedBatches)(char_tokenizer, batches)
+    fitter = trainer(tmp_path, callbacks=[ModelCheckpoint(tmp_path)], enable_checkpointing=True)
+    if message is None:
+        fitter.fit(module, datamodule=data)
+        assert list(tmp_path.glob("*.ckpt"))
+        return
+    with pytest.raises(UserError, match=message):
+        fitter.fit(module, datamodule=data)
+    assert fitter.global_step == 0
 
 
 @pytest.mark.parametrize(
