@@ -45,6 +45,7 @@ from instructlit.rollout import (
     checked_scores,
     minibatch_indices,
 )
+from instructlit.rollout.engine import called, checked_generation
 from instructlit.rollout.forward import (
     Chunks,
     R,
@@ -262,14 +263,19 @@ class PPOModule(ActorCritic):
 
     def _sample(self, prompts: PromptBatch, generator: torch.Generator | None) -> tuple[Generation, Tensor]:
         """Responses and their scores."""
-        if not self.engine_synced:
-            together(self.trainer, lambda: self.engine.sync(self.trained_model, self.tokenizer))
-            self.engine_synced = True
-        with gathered(self.trained_model):
-            model, sampling, tokenizer = self.trained_model, self.sampling, self.tokenizer
-            generation = together(
-                self.trainer, lambda: self.engine.generate(model, prompts, sampling, tokenizer, generator)
+        engine, model, tokenizer = self.engine, self.trained_model, self.tokenizer
+
+        def generate() -> Generation:
+            found = called(
+                engine, "generate", lambda: engine.generate(model, prompts, self.sampling, tokenizer, generator)
             )
+            return checked_generation(engine, prompts, found)
+
+        if not self.engine_synced:
+            together(self.trainer, lambda: called(engine, "sync", lambda: engine.sync(model, tokenizer)))
+            self.engine_synced = True
+        with gathered(model):
+            generation = together(self.trainer, generate)
         with gathered(*self.reward.networks()):
             return generation, self.scored(generation)
 

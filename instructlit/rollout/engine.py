@@ -2,15 +2,16 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from instructlit.errors import UserError, require
+from instructlit.errors import UserError, raised_at, require
 from instructlit.rollout.decoders import decoder_for
 from instructlit.rollout.drawing import chance, draw
 from instructlit.rollout.graphs import Replayed
@@ -22,6 +23,8 @@ _REFUSED = {
     "repetition_penalty": "it rescales the logits by what was said before",
     "min_new_tokens": "it forbids EOS for a while",
 }
+
+T = TypeVar("T")
 
 STEPS_UNASKED = 8
 """Tokens of every row that a GPU decodes before it is asked which rows have ended."""
@@ -110,6 +113,57 @@ class GenerationEngine(ABC):
         Returns:
             B responses, R at most `sampling.max_new_tokens`.
         """
+
+
+def called(engine: GenerationEngine, method: str, call: Callable[[], T]) -> T:
+    """What a call into an engine gives. An error of one of the user's own ends the run as a reward's does: in all
+    processes, and what was learnt is kept.
+
+    Raises:
+        UserError: it raises something, memory that is full aside.
+    """
+    try:
+        return call()
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if type(engine).__module__.startswith("instructlit."):
+            raise
+        raise UserError(
+            f"raised {type(error).__name__}: {error} ({raised_at(error, type(engine))})",
+            where=f"{_class_path(engine)}.{method}",
+            fix="INSTRUCTLIT_DEBUG=1 shows the stack trace",
+        ) from error
+
+
+def checked_generation(engine: GenerationEngine, prompts: PromptBatch, found: Any) -> Generation:
+    """What an engine gave for B prompts, which may be the user's own.
+
+    Raises:
+        UserError: it is no `Generation` of B rows, or its tensors do not go together.
+    """
+    if not isinstance(found, Generation):
+        raise _misfit(engine, f"returned a {type(found).__name__}", "an instructlit.types.Generation")
+    rows = len(prompts)
+    for name, value in vars(found).items():
+        if len(value) != rows:
+            raise _misfit(engine, f"returned {len(value)} {name} for {rows} prompts", "one for each prompt, in order")
+    ids, mask, log_probs = found.response_ids, found.response_mask, found.log_probs
+    if mask.dtype != torch.bool or not ids.shape == mask.shape == log_probs.shape:
+        shapes = (
+            f"ids {tuple(ids.shape)}, log-probs {tuple(log_probs.shape)} and a mask {tuple(mask.shape)} {mask.dtype}"
+        )
+        raise _misfit(engine, f"returned {shapes}", "one shape for the three, and a mask of torch.bool")
+    return found
+
+
+def _misfit(engine: GenerationEngine, what: str, expected: str) -> UserError:
+    fix = "instructlit.rollout.engine.as_generation makes one of ids and log-probs"
+    return UserError(what, where=f"{_class_path(engine)}.generate", expected=expected, fix=fix)
+
+
+def _class_path(engine: GenerationEngine) -> str:
+    return f"{type(engine).__module__}.{type(engine).__qualname__}"
 
 
 class CachedEngine(GenerationEngine):

@@ -530,6 +530,44 @@ def test_a_reward_that_fails_stops_the_run(tmp_path, tiny_llama_dir, char_tokeni
         ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, reward=reward)
 
 
+class Short(CachedEngine):
+    def generate(self, model, prompts, *args, **options):
+        found = super().generate(model, prompts, *args, **options)
+        return found.rows(torch.arange(len(prompts) - 1))
+
+
+class Numbered(CachedEngine):
+    def generate(self, *args, **options):
+        found = super().generate(*args, **options)
+        return replace(found, response_mask=found.response_mask.long())
+
+
+class Bare(GenerationEngine):
+    def generate(self, model, prompts, *args, **options):
+        return prompts.input_ids
+
+
+class Down(CachedEngine):
+    def sync(self, model, tokenizer):
+        raise TimeoutError("no server")
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (Short(), "Short.generate: returned 7 prompts for 8 prompts"),
+        (Numbered(), r"Numbered.generate: returned .* torch.int64\n.*a mask of torch.bool"),
+        (Bare(), r"Bare.generate: returned a Tensor\n.*Generation"),
+        (Down(), r"Down.sync: raised TimeoutError: no server \(.*test_stages.py:\d+\)"),
+    ],
+)
+def test_an_engine_that_fails_stops_the_run(tmp_path, tiny_llama_dir, char_tokenizer, engine, message):
+    """One that gives fewer responses than it was asked for would else be counted as if it had given all."""
+    batch = {"prompts": prompt_batch(PROMPTS)}
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, ppo_module(tiny_llama_dir, engine=engine, self_check=False), char_tokenizer, [batch])
+
+
 def test_greedy_rollouts_are_refused(tiny_llama_dir):
     with pytest.raises(UserError, match="greedy"):
         ppo_module(tiny_llama_dir, sampling=Sampling(4, greedy=True))
