@@ -64,6 +64,13 @@ class ExportHuggingFace(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if rehearses(trainer):  # a rehearsal is not to replace what a run has written
             return
+        if trainer.num_training_batches == 0:  # Lightning ends such a run as if it were done
+            raise UserError(
+                "the data has no training batch, so that nothing was trained and no folder is written",
+                where="data",
+                expected="one batch or more",
+                fix="more rows or a smaller batch: a loader with drop_last has none of fewer rows than a batch",
+            )
         if isinstance(trainer.strategy, FSDPStrategy):
             trainer.print(
                 "Not written: under FSDPStrategy the weights are whole only in a checkpoint. Write the folder from one "

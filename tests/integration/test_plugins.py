@@ -138,6 +138,58 @@ def test_a_misspelt_option_of_ones_own_class_is_named(folder: Path, capsys: pyte
     assert "beta" in error.replace("betta", "")
 
 
+def test_a_loader_without_a_batch_leaves_no_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fewer rows than a batch, of which the example's loader keeps none: the base model is not to pass for trained."""
+    assert fit("sft_sums.yaml", data__examples=10, data__batch_size=16) == 2
+    assert "data: the data has no training batch" in capsys.readouterr().err
+    assert not (folder / "models" / "sums").exists()
+
+
+PARTS = """
+from collections import deque
+
+import lightning.pytorch as pl
+
+from instructlit.models.backbone import Backbone
+from instructlit.modules import SFTModule
+
+
+class Begun(SFTModule):
+    def __init__(self, policy: Backbone):
+        self.path = policy.path
+
+
+class Window(pl.Callback):
+    def __init__(self):
+        self.lengths = None
+
+    def on_train_batch_end(self, *args):
+        self.lengths = deque([1], maxlen=4)
+
+    def state_dict(self):
+        return {"lengths": self.lengths}
+"""
+
+
+def test_a_module_that_is_not_set_up_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "my_rlhf" / "parts.py").write_text(PARTS)
+    assert fit("sft_sums.yaml", model="my_rlhf.parts.Begun") == 2
+    assert "`Begun.__init__` does not call `super().__init__`" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_holds_more_than_data_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "my_rlhf" / "parts.py").write_text(PARTS)
+    options: dict[str, object] = {"data__examples": 16, "trainer__callbacks+": "my_rlhf.parts.Window"}
+    assert fit("sft_sums.yaml", **options, trainer__max_epochs=1) == 0
+    (path,) = folder.rglob("*.ckpt")
+    capsys.readouterr()
+    assert fit("sft_sums.yaml", **options, ckpt_path=path) == 2
+    error = capsys.readouterr().err
+    assert "ckpt_path: the checkpoint holds a collections.deque" in error
+    assert "--weights_only false" in error
+    assert fit("sft_sums.yaml", **options, ckpt_path=path, weights_only="false") == 0
+
+
 # -- the numbers -------------------------------------------------------------------------------------------------------
 
 
