@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from instructlit.errors import UserError, extra_of, nearest
 
@@ -156,7 +156,27 @@ def import_class(path: str, wanted: list[type], where: str) -> Any:
     if isinstance(found, type) and wanted and not issubclass(found, tuple(wanted)):
         names = " or ".join(f"{c.__module__}.{c.__name__}" for c in wanted)
         raise UserError(f"{path} is not a {wanted[0].__name__}", where=where, expected=f"a class derived from {names}")
+    if wanted and inspect.isabstract(found):
+        lacking = ", ".join(f"`{method}`" for method in sorted(found.__abstractmethods__))
+        raise UserError(
+            f"{path} has no {lacking}", where=where, expected="a class that defines what its base class leaves to it"
+        )
+    if wanted and inspect.isfunction(found) and not _returns(found, tuple(wanted)):
+        raise UserError(
+            f"{path} is a function",
+            where=where,
+            expected=f"a class derived from {wanted[0].__module__}.{wanted[0].__name__}",
+        )
     return found
+
+
+def _returns(function: Callable[..., Any], wanted: tuple[type, ...]) -> bool:
+    """Whether a function says that it makes one of the `wanted`, and so may stand for a class."""
+    try:
+        hint = get_type_hints(function).get("return")
+    except Exception:  # a name that is not there, say
+        return True
+    return any(isinstance(m, type) and issubclass(m, wanted) for m in members(hint))
 
 
 def describe(hint: Any) -> str:
@@ -191,6 +211,8 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(e.name for e in hint)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return f"the keys of {hint.__name__} ({', '.join(f.name for f in dataclasses.fields(hint))})"
+    if hint is inspect.Parameter.empty:
+        return "anything"
     if isinstance(hint, type):
         return f"a class_path of {hint.__name__}"
     return str(hint)

@@ -23,6 +23,8 @@ from instructlit.cli.types import (
     suggest,
 )
 from instructlit.errors import UserError
+from instructlit.ops import KLController
+from instructlit.rollout import RewardFunction
 
 
 class Colour(enum.Enum):
@@ -104,6 +106,32 @@ def test_import_class_names_the_nearest(path: str, wanted: type, words: str) -> 
         import_class(path, [wanted], "model.class_path")
     assert words in str(caught.value)
     assert str(caught.value).startswith("model.class_path: ")
+
+
+class Unfinished(KLController):
+    def step(self) -> None: ...
+
+
+def makes(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+
+def scores(prompt, response):
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "words"),
+    [
+        ("Unfinished", KLController, "test_cli_types.Unfinished has no `update`"),
+        ("scores", RewardFunction, "scores is a function\n.*a class derived from .*RewardFunction"),
+        ("makes", RewardFunction, "makes is a function"),
+    ],
+)
+def test_what_can_make_nothing_is_told(name: str, wanted: type, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        import_class(f"{__name__}.{name}", [wanted], "x.yaml:3")
+    assert import_class(f"{__name__}.makes", [torch.optim.lr_scheduler.LRScheduler], "x.yaml:3") is makes
 
 
 def test_a_module_that_lacks_something_itself_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
