@@ -513,10 +513,12 @@ def test_perspective_sends_the_key_in_a_header_only(
 
 
 def test_a_function_is_a_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "my_judge.py").write_text("def odd(q):\n    return 'high' if q.prompt == 'Q1' else 2\n")
+    (tmp_path / "my_judge.py").write_text(
+        "import numpy\ndef odd(q):\n    return {'Q1': 'high', 'Q2': numpy.float32(0.5)}.get(q.prompt, 2)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    found = dict(FunctionJudge("my_judge.odd").verdicts(questions(2)))
-    assert found[0].value == 2.0
+    found = dict(FunctionJudge("my_judge.odd").verdicts(questions(3)))
+    assert (found[0].value, found[2].value) == (2.0, 0.5)
     assert (found[1].value, found[1].said, found[1].unreadable) == (None, "'high'", True)
     with pytest.raises(UserError, match="cannot be imported"):
         FunctionJudge("my_judge.none")

@@ -3,6 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 from instructlit.errors import UserError
@@ -33,7 +34,7 @@ class FunctionJudge(Judge):
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         for index, question in enumerate(questions):
             value = self._function(question)
-            number = isinstance(value, int | float) and math.isfinite(value)
+            number = isinstance(value, Real) and math.isfinite(value)
             yield index, Verdict(float(value) if number else None, "" if value is None else repr(value)[:200])
 
 
