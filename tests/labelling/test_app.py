@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from itertools import count
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from sqlalchemy import event, select
 
 from instructlit.labelling import people
 from instructlit.labelling.database import Database
+from instructlit.labelling.measures import measure
 from instructlit.labelling.schema import Assignment, Task
-from instructlit.tools.label import owner_tasks
+from instructlit.tools.label import owner, owner_tasks
 from instructlit.tools.label.app import create_app
 from instructlit.tools.label.rows import task_record
 from instructlit.tools.label.security import MAX_BODY, Cookies, SignInLimit, csrf_token
@@ -221,6 +223,26 @@ def test_work_goes_on_where_a_question_is_open(browse: Browse, site: Site) -> No
     anna.submit(f"/work/{task}/draft", version=1, output=2, rating=6)
     anna.submit(f"/work/{task}/draft", version=2, output=3, rating=6, **flags)
     assert anna.get(f"/work/{task}").url.path == f"/work/{task}/2"
+
+
+def test_the_more_the_dashboards_figures_take_the_more_seldom_they_are_computed(
+    browse: Browse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, events, computed = [100.0], count(), []
+
+    def measured(records: Any) -> Any:
+        computed.append(clock[0])
+        clock[0] += 3.0  # that is what it takes
+        return measure(records)
+
+    monkeypatch.setattr(owner, "measure", measured)
+    monkeypatch.setattr(owner.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(owner.overview, "newest_event", lambda session: next(events))  # people label all the while
+    olga = browse("olga", "owner")
+    for now in (100.0, 110.0, 159.0, 160.0, 219.0, 220.0):
+        clock[0] = now
+        assert olga.get("/owner").status_code == 200
+    assert computed == [100.0, 160.0, 220.0]
 
 
 def test_skipping_reporting_reopening(browse: Browse, site: Site) -> None:
