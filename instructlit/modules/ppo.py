@@ -409,7 +409,7 @@ class PPOModule(ActorCritic):
     # -- state -----------------------------------------------------------------------------------------------------
 
     def stateful(self) -> dict[str, Any]:
-        return super().stateful() | {"model.init_args.kl": self.kl}
+        return super().stateful() | {"model.init_args.kl": self.kl, "model.init_args.reward": self.reward}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -418,6 +418,7 @@ class PPOModule(ActorCritic):
             "kl": self.kl.state_dict(),
             "moments": self.moments.state_dict(),
             "ema": self.ema_state(),
+            "rewards": on_every_rank(self.reward.state_dict()),
             "generators": on_every_rank(self.generator.get_state() if self.generator is not None else None),
         }
 
@@ -433,6 +434,8 @@ class PPOModule(ActorCritic):
         self.moments.load_state_dict(state["moments"])
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
+        if (states := state.get("rewards")) and self.global_rank < len(states):
+            self.reward.load_state_dict(states[self.global_rank])
         generators = state["generators"]
         if self.generator is not None and self.global_rank < len(generators):
             self.generator.set_state(generators[self.global_rank].cpu())

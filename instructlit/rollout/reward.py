@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,14 @@ class RewardFunction(ABC):
     def networks(self) -> Iterable[nn.Module]:
         """The frozen networks that `score` runs, if any: PPO cuts them over the ranks where it cuts its own."""
         return ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What scoring has changed in this reward on this rank, for a checkpoint: numbers, strings, tensors, and lists
+        and dicts of them. Nothing here; override it in a reward that keeps, say, running statistics."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - optional
+        """Continue from what `state_dict` returned."""
 
     @abstractmethod
     def score(self, responses: Responses) -> Tensor:

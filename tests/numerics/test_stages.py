@@ -1046,6 +1046,36 @@ def test_what_a_checkpoint_could_not_give_back_is_told_before_anything_is_traine
     assert not list(tmp_path.glob("*.ckpt"))
 
 
+class Relative(TextReward):
+    """A response's length over that of the longest so far."""
+
+    longest = 0
+
+    def reward(self, prompt, response):
+        self.longest = max(self.longest, len(response))
+        return len(response) / max(self.longest, 1)
+
+    def state_dict(self):
+        return {"longest": self.longest}
+
+    def load_state_dict(self, state):
+        self.longest = state["longest"]
+
+
+def test_a_reward_that_has_state_goes_on_with_it(tmp_path, tiny_llama_dir, char_tokenizer):
+    rewards, checkpoint = [Relative(), Relative()], tmp_path / "last.ckpt"
+    for reward, resumed in zip(rewards, (None, checkpoint), strict=True):
+        reward.longest = 0 if resumed else 1000  # longer than any that is said
+        module = ppo_module(tiny_llama_dir, reward=reward, episodes=16)
+        data = FixedBatches(char_tokenizer, [{"prompts": prompt_batch(PROMPTS)}])
+        fitter = trainer(tmp_path, max_epochs=2 if resumed else 1)
+        fitter.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        fitter.save_checkpoint(checkpoint)
+        assert module.last_rollout is not None
+        assert module.last_rollout.scores.max() < 0.1
+    assert module.episodes_seen == 16
+
+
 class Remembering(Clipped):
     def state_dict(self):
         return {"last": deque([1.0])}
