@@ -21,8 +21,8 @@ from instructlit.rollout import RewardFunction, RewardModel
 
 
 class ActorCritic(StageModule):
-    """A stage of these models: how they are loaded, on trunks in common where they can be, placed, averaged, exported.
-    What is done with them is the subclass's.
+    """Base of a stage with these models: loads them, on shared trunks where possible, and places, averages and exports
+    them. Subclasses define the training.
 
     Args:
         policy: the model to be trained, which leaves the stage.
@@ -30,9 +30,9 @@ class ActorCritic(StageModule):
         value: what the value network starts from.
         reference: the frozen model; None takes the policy's own folder, or, where the policy is trained by LoRA, the
             policy with its adapters off.
-        value_learning_rate: that of the value network; the optimiser's own is the policy's.
+        value_learning_rate: learning rate of the value network; the optimiser's own is the policy's.
         ema_decay: decay of the moving average of the policy; None keeps none.
-        optimizer: as in `StageModule`, and so are those that follow.
+        optimizer: as in `StageModule`, like the arguments below.
         lr_scheduler: the schedule.
         micro_batch_size: sequences in one forward and backward.
         gradient_clip_norm: largest gradient norm of a step, of policy and value network each.
@@ -80,7 +80,7 @@ class ActorCritic(StageModule):
 
     @property
     def frozen_reference_backbone(self) -> Backbone | None:
-        """The reference's, where it is a model of its own: None where it is the policy without its adapters."""
+        """The reference's, if it is a separate model; None if it is the policy without its adapters."""
         return self.reference_backbone or (None if self.backbone.lora else self.backbone)
 
     def backbones(self) -> dict[str, Backbone]:
@@ -130,7 +130,7 @@ class ActorCritic(StageModule):
             self.ema = EMA(self.trained_model, self.ema_decay)
 
     def place_frozen(self) -> None:
-        """Bring what is frozen to the device."""
+        """Move the frozen models to the device."""
         for model in self.frozen_reference:
             if not is_sharded(model):
                 model.to(self.device)
@@ -145,7 +145,7 @@ class ActorCritic(StageModule):
         return {f"ema.{name}": value for name, value in average.items()}
 
     def ema_state(self) -> dict[str, Any] | None:
-        """What a checkpoint holds of the moving average, but for what `sharded_state` gives it."""
+        """What a checkpoint holds of the moving average, except for what `sharded_state` adds."""
         if self.ema is None:
             return None
         return self.ema.counters() if self.sharded else self.ema.state_dict()

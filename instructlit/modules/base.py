@@ -3,19 +3,19 @@
 A deviation from Lightning's habit, with its reason: the modules optimise by hand. The loss of a step is a sum over all
 its micro-batches and ranks divided by one global count, which automatic accumulation (a mean of means) cannot give.
 
-A run, in the order in which Lightning calls; what stands behind a star is the stage's own:
+A run, in the order of Lightning's calls; a star marks what each stage implements itself:
 
-      configure_callbacks       refuses what the Trainer cannot be asked for, adds the callbacks that guard a run
+      configure_callbacks       refuses unsuitable Trainer options, adds the callbacks that guard a run
       setup                     refuses models that do not go with the tokenizer or the rows
-    * configure_model           loads the models; `placed` cuts them over ranks
-      on_load_checkpoint        where a stopped run goes on; under sharding after `on_fit_start`
+    * configure_model           loads the models; `placed` shards them over ranks
+      on_load_checkpoint        restores a stopped run; under sharding after `on_fit_start`
       configure_optimizers
       on_train_start
       for each batch:
-          on_train_batch_start  refuses a batch of another kind, takes up the random state of a checkpoint
+          on_train_batch_start  refuses a batch of another type, restores the random state of a checkpoint
         * training_step         `accumulate` over micro-batches, once for each loss, `step_optimizer`, `log_dict`
-          on_train_batch_end    refuses a loss that was returned and not learnt from
-      on_validation_start       keeps the random state, which `on_validation_end` puts back
+          on_train_batch_end    refuses a loss that was returned and not learned from
+      on_validation_start       saves the random state, which `on_validation_end` restores
       on_save_checkpoint
       export                    what leaves the stage: called by `ExportHuggingFace`
 """
@@ -82,7 +82,7 @@ class MicroBatch(Protocol):
     """Some rows of a batch."""
 
     def blank(self) -> Self:
-        """As many rows with nothing in them that counts."""
+        """The same number of rows, in which nothing counts."""
         ...
 
 
@@ -95,11 +95,11 @@ class StageModule(pl.LightningModule):
 
     Args:
         optimizer: makes the optimiser from parameters or parameter groups.
-        lr_scheduler: makes the schedule from the optimiser; None keeps the learning rate. One with a `set_total_steps`
-            method is told the number of optimiser steps of the run, or None where nobody knows it.
+        lr_scheduler: makes the schedule from the optimiser; None keeps the learning rate constant. One with a
+            `set_total_steps` method gets the number of optimiser steps of the run, or None if unknown.
         micro_batch_size: rows of a batch in one forward and backward; None takes the whole batch at once.
-        micro_batch_tokens: most tokens in one forward and backward, padding included where rows keep theirs; None sets
-            no bound.
+        micro_batch_tokens: most tokens in one forward and backward, padding included where rows are not packed;
+            None sets no limit.
         gradient_clip_norm: largest gradient norm of a step; None does not clip.
         nonfinite: what happens at a step whose loss or gradient is NaN or infinite.
     """
@@ -110,9 +110,9 @@ class StageModule(pl.LightningModule):
     backbone: Backbone
     """Where the trained model came from."""
     asks_data_for: tuple[str, ...] = ("tokenizer",)
-    """What the datamodule needs to have beside its loaders."""
+    """What the datamodule must have besides its dataloaders."""
     batch_kind: type[Batch] | None = None
-    """What its loaders yield; None, for stages of the user's own, is not looked at."""
+    """What its dataloaders yield; None, for a user's own stages, is not checked."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class StageModule(pl.LightningModule):
         self._updates_done = 0  # before this process
         self._steps_before = 0  # optimiser steps before the batch at hand
 
-    # -- what a stage says of itself -------------------------------------------------------------------------------
+    # -- what describes a stage -------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -155,11 +155,11 @@ class StageModule(pl.LightningModule):
 
     @property
     def held_out(self) -> str:
-        """What stands before the metrics of held-out data, after the stage's name: `val`, or `test` in a test."""
+        """The part of a held-out metric's name after the stage's: `val`, or `test` in a test."""
         return "test" if self.trainer.testing else "val"
 
     def total_updates(self) -> int | None:
-        """Optimiser steps of the whole run, for the schedule; None where nobody knows, as with `max_time` alone."""
+        """Optimiser steps of the whole run, for the schedule; None if unknown, as with `max_time` alone."""
         steps = self.trainer.estimated_stepping_batches
         return int(steps) if 0 <= steps < math.inf else None
 
@@ -181,7 +181,7 @@ class StageModule(pl.LightningModule):
         return {"init": self.backbone.path}
 
     def progress(self) -> tuple[int, int | None, str]:
-        """How far the run is: done, total (None where nobody knows) and the unit."""
+        """How far the run is: done, total (None if unknown) and the unit."""
         return self.trainer.global_step, self.total_updates(), "step"
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -205,21 +205,21 @@ class StageModule(pl.LightningModule):
 
     @property
     def sharded(self) -> bool:
-        """Whether models are cut over the ranks, so that every forward and backward is a collective."""
+        """Whether models are sharded over the ranks, so that every forward and backward is a collective."""
         return self._trainer is not None and isinstance(self._trainer.strategy, ModelParallelStrategy)
 
     def placed(self, model: M, where: str) -> M:
-        """`model` as the strategy wants it: cut over the ranks, or as it is.
+        """`model` as the strategy needs it: sharded over the ranks, or unchanged.
 
         Raises:
-            UserError: the strategy is Lightning's own kind of FSDP2, or the model cannot be cut.
+            UserError: the strategy is Lightning's own kind of FSDP2, or the model cannot be sharded.
         """
         if not self.sharded:
             return model
         strategy = self.trainer.strategy
         if not isinstance(strategy, FSDP2Strategy):
             raise UserError(
-                f"{type(strategy).__name__} does not say how a model is to be cut",
+                f"{type(strategy).__name__} does not define how a model is sharded",
                 where="trainer.strategy",
                 expected="instructlit.modules.FSDP2Strategy",
                 fix="use --config configs/strategy/fsdp2.yaml",
@@ -227,7 +227,7 @@ class StageModule(pl.LightningModule):
         return shard(model, strategy.plan, where)
 
     def in_step(self, parts: Iterable[B]) -> list[B]:
-        """This rank's micro-batches; where models are cut, blank ones follow until every rank has had as many."""
+        """This rank's micro-batches; if models are sharded, blank ones follow until all ranks have as many."""
         parts = list(parts)
         if self.sharded:  # agreed on before the first of them: ranks that have begun cannot ask any more
             most = self.trainer.strategy.reduce(torch.tensor(len(parts), device=self.device), reduce_op="max")
@@ -235,7 +235,7 @@ class StageModule(pl.LightningModule):
         return parts
 
     def sharded_state(self) -> dict[str, Tensor]:
-        """What else than weights and optimiser states is cut over ranks, live: a sharded checkpoint holds it too."""
+        """What is sharded besides weights and optimiser states, live: a sharded checkpoint holds it too."""
         return {}
 
     # -- Lightning hooks -------------------------------------------------------------------------------------------
@@ -266,8 +266,8 @@ class StageModule(pl.LightningModule):
         where, rows = next(iter(spare.items()))
         if rows >= UNUSUAL_ROWS:
             rank_zero_info(
-                f"{where}: {rows} rows of the model's embedding belong to no id of the tokenizer. They cost memory and "
-                "can be sampled: such a token adds no text to a response."
+                f"{where}: {rows} rows of the model's embedding have no token in the tokenizer. They use memory and "
+                "can be sampled; such a token adds no text to a response."
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -328,7 +328,7 @@ class StageModule(pl.LightningModule):
             check_batch(batch, self.batch_kind, "a training batch")
 
     def _take_up_random_state(self) -> None:
-        """Go on from the checkpoint's, once all that draws random numbers on the way to it (checks, loaders) has."""
+        """Restore the checkpoint's, once all that draws random numbers before (checks, dataloaders) has done so."""
         if self._random_state is not None:
             restore_random_state(self._random_state)
             self._random_state = None
@@ -345,7 +345,7 @@ class StageModule(pl.LightningModule):
             super().log_dict(figures, *args, **options)
 
     def on_validation_start(self) -> None:
-        if not self.trainer.sanity_checking:  # a run may go on with the validation that failed
+        if not self.trainer.sanity_checking:  # a run may resume with the validation that failed
             self._take_up_random_state()
         self._before_validation = random_state()  # looking at held-out data must not change what is trained on
 
@@ -389,19 +389,19 @@ class StageModule(pl.LightningModule):
                 where="ckpt_path",
                 expected=f"a checkpoint written by the {self.stage} stage",
             )
-        if self.trainer.state.fn == TrainerFn.FITTING:  # to look at a checkpoint takes nothing back
+        if self.trainer.state.fn == TrainerFn.FITTING:  # evaluating a checkpoint restores nothing
             if "lr_schedulers" not in checkpoint:
                 raise UserError(
-                    "the checkpoint holds the weights alone, as save_weights_only leaves it",
+                    "the checkpoint holds only the weights, as save_weights_only writes it",
                     where="ckpt_path",
-                    expected="one with the whole state of the run",
-                    fix="begin from the model folder that `instructlit export CHECKPOINT FOLDER` makes of it",
+                    expected="a checkpoint with the full state of the run",
+                    fix="start from the model folder that `instructlit export CHECKPOINT FOLDER` writes from it",
                 )
             done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
             for logger in self.trainer.loggers:
                 getattr(logger, "rewind", lambda _: None)(done)
             self._random_state = own_share(kept["random_states"], self.global_rank)
-            # Lightning would put back the settings of the schedule that was saved; this run's goes there by itself.
+            # Lightning would restore the settings of the saved schedule; this run's is advanced instead.
             self._updates_done, checkpoint["lr_schedulers"] = checkpoint["global_step"], []
         self.guard.load_state_dict(kept["guard"])
 
@@ -452,7 +452,7 @@ class StageModule(pl.LightningModule):
         """Clip each model's gradient on its own, step optimiser and schedule; returns the norms before clipping.
 
         Args:
-            models: those whose parameters the step is of.
+            models: those whose parameters are updated.
             losses: the step's losses () over all ranks, by name. Where one of them or a norm is not finite the step is
                 not taken, as `nonfinite` says, and `guard.in_a_row` is above 0.
         """
@@ -489,13 +489,13 @@ class StageModule(pl.LightningModule):
         return told() if told is not None else f"training batch {self.trainer.fit_loop.batch_idx}"
 
     def learning_rate(self) -> float:
-        """That of the first parameter group, now."""
+        """The current learning rate of the first parameter group."""
         return float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
 
 def read_from(module: pl.LightningModule) -> list[str]:
-    """The models and the tokenizer that a module's run begins from: folders or names on the Hub; a module of the user's
-    own need not tell.
+    """The models and the tokenizer that a module's run begins from: folders or names on the Hub; a user's own
+    module need not declare any.
     """
     tokenizer = getattr(getattr(module.trainer, "datamodule", None), "tokenizer", None)
     return [*getattr(module, "parents", dict)().values(), getattr(tokenizer, "name_or_path", "")]

@@ -1,4 +1,4 @@
-"""What a datamodule of the user's own hands to a stage, looked at once, where a batch comes in."""
+"""Checks of the batches that a user's own datamodule hands to a stage."""
 
 from dataclasses import fields
 from typing import Any
@@ -14,12 +14,12 @@ OURS: tuple[type[Batch], ...] = (TokenBatch, ComparisonBatch, PromptBatch)
 
 
 def check_batch(batch: Any, kind: type[Batch], source: str) -> None:
-    """Refuse what is no batch of `kind`, or has a mask that is not boolean, ids that are not whole numbers, shapes that
-    differ or padding on the wrong side.
+    """Refuse what is not a batch of `kind`, or has a mask that is not boolean, ids that are not whole numbers, shapes
+    that differ, or padding on the wrong side.
 
     Args:
-        batch: what came.
-        kind: what should have come.
+        batch: what was received.
+        kind: what was expected.
         source: where it came from, in words.
 
     Raises:

@@ -25,10 +25,10 @@ def sum_gradients(models: Iterable[nn.Module]) -> None:
 
 
 def clip_gradient(root: nn.Module | None, model: nn.Module, bound: float | None) -> Tensor:
-    """The norm () of `model`'s gradient before it is cut down to `bound`; None cuts nothing.
+    """The norm () of `model`'s gradient before it is clipped to `bound`; None does not clip.
 
     Args:
-        root: what the strategy has made of the module that `model` is part of.
+        root: the strategy's wrapper of the module that `model` is part of.
         model: one of the models that are trained.
         bound: largest norm.
     """

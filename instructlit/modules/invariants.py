@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from instructlit.modules.ppo import PPOModule
 
 MEAN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-"""Largest mean difference, in nats a token, between log-probs of one model computed in two ways, by its precision."""
+"""Largest mean difference, in nats per token, between log-probs of one model computed in two ways, by its precision."""
 
 
 CORRECTED_TOLERANCE = 0.1
-"""The same where `sampler_correction` is on: more than two precisions of the same weights make."""
+"""The same with `sampler_correction`: more than two precisions of the same weights differ by."""
 
 
 SCORED_ALONE = 8
-"""Responses of the first rollout whose scores are computed again, one forward each."""
+"""Responses of the first rollout whose scores are computed again, each in its own forward pass."""
 
 
 class InvariantError(UserError):
@@ -54,7 +54,7 @@ def tolerance(module: PPOModule, model: nn.Module, backbone: Backbone) -> float:
 
 @torch.no_grad()
 def check_rollout(module: PPOModule, rollout: Rollout) -> None:
-    """Sampler against trainer, policy against reference, scores against padding, rewards against scores.
+    """Check sampler against trainer, policy against reference, scores against padding, rewards against scores.
 
     Raises:
         InvariantError: naming the invariant, what was found and the likely cause.
@@ -66,9 +66,9 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
     allowed = bound if module.sampler_correction is None else max(bound, CORRECTED_TOLERANCE)
     _require(
         gap <= allowed,
-        f"the engine's log-probs differ from the trainer's by {gap:.2g} nats a token",
+        f"the engine's log-probs differ from the trainer's by {gap:.2g} nats per token",
         f"at most {allowed:g}",
-        "the engine samples from another distribution (temperature, weights, precision) than the trainer computes;"
+        "make the engine sample from the distribution that the trainer computes (temperature, weights, precision);"
         " sampler_correction corrects for another precision",
     )
     if module.reference_backbone is None or module.reference_backbone.path == module.backbone.path:
@@ -78,7 +78,7 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
             abs(kl) <= limit,
             f"the KL to the reference is {kl:.2g} nats before the first update",
             f"0 within {limit:.2g}, since policy and reference are the same folder",
-            "dropout is on, or one of the two was loaded in another precision",
+            "make sure that dropout is off and that both are loaded in the same precision",
             _one_precision(module),
         )
     if isinstance(module.reward, RewardModel) and not module.reward.reads_text:
@@ -88,17 +88,17 @@ def check_rollout(module: PPOModule, rollout: Rollout) -> None:
             shift = float((_alone_and_padded(network, few) - few.scores).abs().max())
         _require(
             shift <= 100 * tolerance(module, network, module.reward.model),
-            f"seven columns of padding, with no other row beside it, change a response's score by {shift:.2g}",
+            f"computed alone, with seven more columns of padding, a response's score changes by {shift:.2g}",
             "no change",
-            "the reward model's architecture ignores the attention mask or the position ids",
+            "use a reward model whose architecture respects the attention mask and the position ids",
         )
     bare = shape_rewards(rollout.scores, rollout.old_log_probs, rollout.ref_log_probs, mask, beta=0.0).sum(dim=1)
     off = float((bare - rollout.scores).abs().max())
-    _require(off <= 1e-4, f"rewards without a KL penalty miss their score by {off:.2g}", "the score, once", "")
+    _require(off <= 1e-4, f"rewards without a KL penalty differ from their score by {off:.2g}", "the score", "")
 
 
 def check_first_minibatch(module: PPOModule, metrics: UpdateMetrics) -> None:
-    """Before anything was learnt the ratio is 1, approx-KL 0 and nothing is clipped.
+    """Check that before any update the ratio is 1, approx-KL is 0 and nothing is clipped.
 
     Raises:
         InvariantError: where one is not.
@@ -115,7 +115,7 @@ def check_first_minibatch(module: PPOModule, metrics: UpdateMetrics) -> None:
             distance <= bound,
             f"{name} of the first minibatch is off by {distance:.2g}",
             "ratio 1, approx-KL 0, clip fraction 0",
-            "the update computes other log-probs than the rollout",
+            "find out why the update computes different log-probs than the rollout",
         )
 
 
@@ -135,14 +135,12 @@ def _require(holds: bool, what: str, expected: str, cause: str, fix: str | None 
             what,
             where="PPO self-check on the first rollout",
             expected=expected,
-            fix=fix or (f"{cause}; model.init_args.self_check: false goes on regardless" if cause else None),
+            fix=fix or (f"{cause}; model.init_args.self_check: false switches this check off" if cause else None),
         )
 
 
 def _alone_and_padded(network: ScalarModel, rollout: Rollout) -> Tensor:
-    """Scores (B,) of rows that are computed one by one, each behind seven columns of padding that are put there after
-    it was trimmed.
-    """
+    """Scores (B,) of rows computed one by one, each trimmed and then padded on the left by seven columns."""
     rows = Chunks(rollout, size=1)
 
     def left(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Processes of one run that notice within seconds when another is gone, whatever they are doing.
 
-A collective would tell too, but only the next one, and with NCCL only after the timeout of the process group, half an
+A collective would notice too, but only the next one, and with NCCL only after the timeout of the process group, half an
 hour: too short a timeout ends healthy runs whose ranks wait for a long rollout. So every process holds a TCP connection
 to the first, over which nothing is sent. When a process dies, by SIGKILL too, its kernel closes the connection, and
 where a machine dies the others' kernels find out by keepalive within a minute. No thread of Python has to run in time
@@ -36,7 +36,7 @@ _BYE, _FAILED, _LOST = "bye", "failed", "lost"  # what is said over the line, th
 
 
 class Lifeline(pl.Callback):
-    """Ends this process when another of the run's is lost; nothing where there is only one process."""
+    """Ends this process when another of the run is lost; does nothing in a run of one process."""
 
     def __init__(self) -> None:
         self._watch: _Watch | None = None
@@ -56,8 +56,8 @@ class Lifeline(pl.Callback):
         )
         if len(lines) < (trainer.world_size - 1 if listener else 1):
             warnings.warn(
-                f"process {trainer.global_rank} has no connection to all of those it should watch: should one of them "
-                "die, the others may wait until the timeout of the process group",
+                f"process {trainer.global_rank} is not connected to all the processes that it should watch: if one of "
+                "them dies, the others may wait until the timeout of the process group",
                 stacklevel=2,
             )
         _open.update(lines.values())
@@ -165,8 +165,8 @@ def _message(rank: int, failed: bool) -> UserError:
     fault = UserError(
         f"process {rank} of the run {how}, so this one stops too",
         expected="all processes to run to the end",
-        fix=("see what it has printed" if failed else "look for what ended it (out of memory?)")
-        + ", then give the same command again: with a ResumeCheckpoint it goes on from the last checkpoint",
+        fix=("read what it printed" if failed else "find out what ended it (out of memory?)")
+        + ", then run the same command again: with a ResumeCheckpoint it resumes from the last checkpoint",
     )
     fault.status = STATUS
     return fault
@@ -210,7 +210,7 @@ def _connect(first: str, port: int, word: str, rank: int) -> dict[int, socket.so
 
 
 def _close_in_child() -> None:
-    """A forked worker of a loader would hold the connection of a process that is no more."""
+    """A forked worker of a loader would hold the connection of a process that has ended."""
     for line in list(_open):
         line.close()
 

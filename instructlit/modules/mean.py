@@ -1,4 +1,4 @@
-"""The mean of a validation, in the precision of figures rather than of the module that it is a part of."""
+"""The mean of a validation metric, in float32 whatever the precision of the module that it is a part of."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ from torchmetrics import Metric
 class Mean(Metric):
     """A mean over rows or tokens of all ranks, in float32 where the module is in 16 bits (`precision: bf16-true`) too.
 
-    A sum in bf16 stands still as soon as it is some 256 times what is added. A NaN is kept, where torchmetrics' mean
-    would leave it out.
+    A sum in bf16 stops growing once it is about 256 times what is added. NaN is kept; torchmetrics' mean would leave
+    it out.
     """
 
     full_state_update = False
@@ -25,7 +25,7 @@ class Mean(Metric):
             self.add_state(name, default=torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
 
     def update(self, total: Tensor, count: Tensor | int) -> None:
-        """Take in a sum () and over how many it is."""
+        """Add a sum () and the number of its terms."""
         self.total = self.total + total
         self.count = self.count + count
 

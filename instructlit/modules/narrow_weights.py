@@ -1,4 +1,4 @@
-"""Weights that are trained in 16 bits: told when a run begins, for nothing else would tell that it learns little."""
+"""Warns at the start of a run about weights trained in 16 bits: nothing else would show that it learns little."""
 
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ def tell_narrow_weights(module: "StageModule") -> None:
     share = sum(p.numel() for p in narrow) / sum(p.numel() for p in trained)
     dtype = str(narrow[0].dtype).removeprefix("torch.")
     rank_zero_warn(
-        f"{share:.0%} of the weights that are trained are held in {dtype}, in which updates much smaller than a weight "
-        "are lost in rounding: at usual learning rates most weights stay where they are. Train with `dtype: float32` "
-        "of the model and trainer.precision: bf16-mixed, or with `lora` on a trunk in 16 bits"
+        f"{share:.0%} of the trained weights are held in {dtype}, in which updates much smaller than a weight are lost "
+        "to rounding: at usual learning rates most weights do not change. Train with the model's `dtype: float32` and "
+        "trainer.precision: bf16-mixed, or with `lora` on a trunk in 16 bits"
     )

@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient is NaN or infinite: seen before they reach the weights, and skipped or the end of a run.
+"""Steps whose loss or gradient is NaN or infinite: found before they reach the weights, and skipped or ending the run.
 
-The gradient norm is there anyway, for clipping, and one NaN or infinity anywhere in the gradient makes it one. So the
-check is a look at two numbers. They are sums over all ranks, which therefore all see the same and decide alike.
+The gradient norm is computed anyway, for clipping, and is NaN or infinite if any part of the gradient is. So the check
+looks at two numbers. They are sums over all ranks, which therefore all see the same and decide alike.
 """
 
 import math
@@ -22,7 +22,7 @@ class NonFinite:
 
     Args:
         action: `stop` the run, or `skip` the step: weights, optimiser, schedule and moving average stay as they are.
-        max_in_a_row: with `skip`, the run stops when so many steps one after the other are not finite.
+        max_in_a_row: with `skip`, the run stops after this many consecutive steps that are not finite.
     """
 
     action: Literal["stop", "skip"] = "stop"
@@ -35,10 +35,10 @@ class NonFinite:
 
 
 class StepGuard:
-    """Lets a step pass or not, and counts those it did not let pass.
+    """Decides whether a step is taken, and counts those that are not.
 
     Args:
-        rule: what to do with them.
+        rule: what to do with steps that are not finite.
     """
 
     def __init__(self, rule: NonFinite):
@@ -51,7 +51,7 @@ class StepGuard:
         Args:
             figures: losses and gradient norms () of the step over all ranks, by name.
             step: optimiser steps taken before it.
-            batch: says which rows the step is of; called only where a figure is not finite.
+            batch: tells the rows of the step; called only where a figure is not finite.
 
         Raises:
             UserError: one is not, and the rule is to stop or the last steps were not finite either.
@@ -64,13 +64,13 @@ class StepGuard:
         what = ", ".join(f"{name} is {value}" for name, value in found if not math.isfinite(value))
         stops = self.rule.action == "stop" or self.in_a_row + 1 >= self.rule.max_in_a_row
         skips = self.rule.action == "skip"
-        again = "" if skips else "; nonfinite.action: skip goes on without such steps"
+        again = "" if skips else "; nonfinite.action: skip continues without such steps"
         last = f" {self.in_a_row + 1} times in a row (nonfinite.max_in_a_row)" if skips and stops else ""
         fault = UserError(
-            f"optimiser step {step + 1} was not taken{last}, for {what}",
+            f"optimiser step {step + 1} was not taken{last}: {what}",
             where=batch(),
             expected="finite losses and gradients",
-            fix=f"look at these rows, lower the learning rate{again}",
+            fix=f"check these rows or lower the learning rate{again}",
         )
         fault.on_all_ranks = True
         self.in_a_row += 1

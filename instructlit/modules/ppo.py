@@ -82,14 +82,14 @@ class PPOModule(ActorCritic):
         engine: the generation engine.
         sampler_correction: the largest weight of truncated importance sampling, by which the policy loss corrects for
             an engine that draws from a policy a little different from the trainer's; 2 is usual. It costs a forward
-            over each rollout. None takes the engine's log-probs for the trainer's, as those of `CachedEngine` are.
+            pass over each rollout. None takes the engine's log-probs for the trainer's, as those of `CachedEngine` are.
         optimizer: the optimiser of policy and value network; its learning rate is the policy's. By default AdamW with
             learning rate 9e-6, betas 0.9 and 0.95, eps 1e-5, no weight decay.
         value_learning_rate: learning rate of the value network.
         lr_scheduler: the schedule, in optimiser steps.
         micro_batch_size: sequences in one forward and backward; None takes a minibatch at once.
-        micro_batch_tokens: most tokens in one forward and backward, padding included where rows keep theirs; a longer
-            row goes alone.
+        micro_batch_tokens: most tokens in one forward and backward, padding included where rows are not packed; a
+            longer row goes alone.
         gradient_clip_norm: largest gradient norm of a step, of policy and value network each.
         nonfinite: what to do at a step whose loss or gradient is NaN or infinite.
         self_check: verify the invariants on the first rollout, and stop if one fails.
@@ -186,7 +186,7 @@ class PPOModule(ActorCritic):
         ends: list[float] = [-(-self.episodes // self.rollout_size)]
         if trainer.max_steps >= 0:  # in updates, looked at where a rollout ends
             ends.append(-(-trainer.max_steps // self.updates_per_batch))
-        if trainer.max_epochs not in (None, -1) and trainer.estimated_stepping_batches:  # which has batches counted
+        if trainer.max_epochs not in (None, -1) and trainer.estimated_stepping_batches:  # which counts the batches
             ends.append(trainer.max_epochs * trainer.num_training_batches)  # type: ignore[operator]
         return int(min(ends))
 
@@ -246,8 +246,8 @@ class PPOModule(ActorCritic):
     def collect(self, prompts: PromptBatch) -> Rollout:
         """Sample a response to each prompt and estimate what each of its tokens was worth.
 
-        Models that are cut over ranks are gathered one after the other, once each, so that no rank waits for another
-        whose responses are longer.
+        Sharded models are gathered one after the other, once each, so that no rank waits for another whose
+        responses are longer.
         """
         generation, scores = self._sample(prompts, self.generator)
         parts = self._parts(generation)
@@ -355,20 +355,20 @@ class PPOModule(ActorCritic):
         return Chunks(responses, self.micro_batch_size, self.micro_batch_tokens, packed=packed)
 
     def _finish(self, rollout: Rollout, metrics: UpdateMetrics) -> None:
-        """Steer the KL coefficient, log, and end the run when it is done or has run away."""
+        """Update the KL coefficient, log, and end the run when it is done or has diverged."""
         self.episodes_seen += self.rollout_size
         self.last_rollout = rollout
         figures = rollout_metrics(rollout, coefficient_of(self.kl), self.sum_over_ranks)
         figures |= metrics.compute(self.sum_over_ranks)
         kl = float(figures["objective/kl"])
-        if math.isfinite(kl):  # the coefficient would never come back from it
+        if math.isfinite(kl):  # the coefficient would never recover from it
             self.kl.update(kl, self.rollout_size)
         figures |= {"episodes": float(self.episodes_seen), "lr": self.learning_rate()}
         figures["skipped_steps"] = float(self.guard.skipped)
         self.log_dict({f"ppo/{name}": value for name, value in figures.items()})
         if self.max_kl is not None and kl > self.max_kl:
             self.print(
-                f"PPO stops: the policy is {kl:.1f} nats a response from the reference, over max_kl={self.max_kl}. "
+                f"PPO stops: the KL to the reference is {kl:.1f} nats per response, above max_kl={self.max_kl}. "
                 "Raise the KL coefficient or lower the learning rate."
             )
             self.trainer.should_stop = True
@@ -392,12 +392,12 @@ class PPOModule(ActorCritic):
     test_step = validation_step
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The samples of a batch with score, KL and length; another seed of the run draws others."""
+        """The samples of a batch with score, KL and length; another seed draws others."""
         generation, scores = self._sample(batch, self._look(batch_idx, torch.initial_seed()))
         return sample_rows(generation, scores, self._kl(generation), self.episodes_seen)
 
     def _look(self, batch_idx: int, seed: int = 0) -> torch.Generator:
-        """One for each batch and rank, so that looking changes nothing and looks compare."""
+        """A generator for each batch and rank: validation leaves training unchanged, and validations are comparable."""
         own = 1_000_003 + batch_idx + 7919 * self.global_rank
         return torch.Generator(self.device).manual_seed((2_000_003 * seed + own) % 2**63)
 

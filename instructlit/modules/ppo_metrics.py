@@ -38,7 +38,7 @@ class UpdateMetrics:
         """A micro-batch's sums over response tokens.
 
         Args:
-            part: "policy", "value", "engine" or "sampler": the tokens of each are counted by themselves.
+            part: "policy", "value", "engine" or "sampler": the tokens of each are counted separately.
             sums: scalars, by the metric's name after that of the part.
             mask: (B, R), the tokens that were summed over.
         """
@@ -65,7 +65,7 @@ class UpdateMetrics:
 
 
 def rollout_metrics(rollout: Rollout, beta: float, reduce: Reduce) -> dict[str, Tensor]:
-    """What the rollout was like, before it was learnt from."""
+    """Metrics of the rollout, before the updates."""
     mask = rollout.response_mask
     per_response = torch.stack(
         [

@@ -1,4 +1,4 @@
-"""What PPO cannot run with: options that teach nothing, a strategy that would hang, sizes and batches that misfit."""
+"""What PPO cannot run with: useless options, a strategy that would hang, sizes and batches that do not fit."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,11 @@ RANGES: dict[Range, tuple[str, ...]] = {
     "a finite number, 0 or more": ("value_learning_rate", "pretraining_coefficient"),
     "a number of at least 0 and below 1": ("ema_decay",),
 }
-"""Options of `PPOModule` by what they have to be."""
+"""Options of `PPOModule` by their range."""
 
 
 def check_options(module: "PPOModule") -> None:
-    """Refuse what would teach nothing, or nonsense.
+    """Refuse options with which PPO would learn nothing, or nonsense.
 
     Raises:
         UserError: for the first option of the kind.
@@ -51,23 +51,23 @@ def check_strategy(module: "PPOModule") -> None:
     """
     if isinstance(module.trainer.strategy, FSDPStrategy):
         raise UserError(
-            "FSDPStrategy gathers weights in every forward, so that ranks whose responses differ in length would "
-            "wait for each other for ever",
+            "FSDPStrategy gathers weights in every forward pass, so ranks whose responses differ in length would "
+            "wait for each other forever",
             where="trainer.strategy",
-            expected="a strategy that gathers them once a rollout, or whole copies",
+            expected="a strategy that gathers weights once per rollout, or that does not shard them",
             fix="use --config configs/strategy/fsdp2.yaml, or ddp.yaml",
         )
 
 
 def check_sizes(module: "PPOModule") -> None:
-    """Refuse minibatches that neither a rollout nor the devices can be cut into.
+    """Refuse a minibatch size that does not divide a rollout, or that the devices do not divide.
 
     Raises:
         UserError: naming the three sizes.
     """
     if module.rollout_size % module.minibatch_size or module.minibatch_size % module.trainer.world_size:
         raise UserError(
-            f"minibatch_size is {module.minibatch_size}, a rollout {module.rollout_size}, "
+            f"minibatch_size is {module.minibatch_size} and a rollout has {module.rollout_size} episodes, "
             f"on {module.trainer.world_size} devices",
             where="model.init_args.minibatch_size",
             expected="a divisor of data.init_args.batch_size and a multiple of the number of devices",
@@ -75,25 +75,25 @@ def check_sizes(module: "PPOModule") -> None:
 
 
 def check_rollout_batch(module: "PPOModule", batch: Any) -> None:
-    """Refuse a training batch that is no rollout's.
+    """Refuse a training batch that does not make a rollout.
 
     Raises:
-        UserError: it has no prompts, or other ones or another number of them than the run counts with.
+        UserError: it has no prompts, prompts of another type, or another number of them than the run expects.
     """
     if not isinstance(batch, dict) or "prompts" not in batch:
         raise unfit(
-            f"a training batch, a {type(batch).__name__}, has no `prompts`",
-            '{"prompts": PromptBatch}, in PPO-ptx with "pretraining": TokenBatch',
+            f"a training batch ({type(batch).__name__}) has no `prompts`",
+            '{"prompts": PromptBatch}, and for PPO-ptx also "pretraining": TokenBatch',
         )
     check_batch(batch["prompts"], PromptBatch, "`prompts` of a training batch")
     if batch.get("pretraining") is not None:
         check_batch(batch["pretraining"], TokenBatch, "`pretraining` of a training batch")
-    # The counts of episodes and updates and the KL's horizon go by it.
+    # The counts of episodes and updates and the KL's horizon depend on it.
     found = len(batch["prompts"]) * module.trainer.world_size
     if found != module.rollout_size:
         raise UserError(
-            f"a batch of {found} prompts over all devices, where `batch_size` of the data says {module.rollout_size}",
+            f"a training batch has {found} prompts over all devices, but `batch_size` is {module.rollout_size}",
             where="data",
-            expected="as many prompts in every training batch as `batch_size` says",
-            fix="leave out what is left over at the end of an epoch: drop_last of a DataLoader",
+            expected="`batch_size` prompts in every training batch",
+            fix="drop the incomplete batch at the end of an epoch: drop_last of a DataLoader",
         )

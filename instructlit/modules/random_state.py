@@ -21,7 +21,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Go on from a `random_state`."""
+    """Restore a `random_state`."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
@@ -32,7 +32,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def own_share(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:
-    """The state that a rank goes on from: its own, and where there are fewer states, one apart from all others."""
+    """The state that a rank resumes with: its own or, if there are fewer states than ranks, one unlike all others."""
     if rank < len(states):
         return states[rank]
     before = random_state()

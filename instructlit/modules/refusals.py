@@ -1,6 +1,4 @@
-"""What a stage cannot train with, of Lightning's, of torch's or of the user's own: one message each, before anything is
-trained.
-"""
+"""What a stage cannot train with, whether from Lightning, torch or the user: one message each, before training."""
 
 import inspect
 from collections.abc import Callable
@@ -30,45 +28,45 @@ if TYPE_CHECKING:
 
 REFUSED_CALLBACKS: dict[type[pl.Callback], tuple[str, str]] = {
     StochasticWeightAveraging: (
-        "copies a module before its model is there, and sets the learning rate itself",
+        "copies a module before its model is loaded, and sets the learning rate itself",
         "PPO averages its policy by model.init_args.ema_decay",
     ),
     WeightAveraging: (
-        "puts averages in the place of weights unseen by the module, which exports and records them as raw",
+        "replaces weights by averages without telling the module, which exports and records them as raw",
         "PPO averages its policy by model.init_args.ema_decay",
     ),
     GradientAccumulationScheduler: (
         "has nothing to schedule: a batch is one optimiser step whatever its micro-batches",
-        "data.init_args.batch_size is what a step learns from",
+        "data.init_args.batch_size sets how much a step learns from",
     ),
     LearningRateFinder: (
-        "sets an attribute that is not where the learning rate comes from, and leaves the data where its trial ended",
+        "sets an attribute that the learning rate does not come from, and does not rewind the data after its trial",
         "set model.init_args.optimizer.init_args.lr",
     ),
     BatchSizeFinder: (
         "changes how much a step learns from",
-        "`instructlit memory` says what fits; model.init_args.micro_batch_size changes nothing else",
+        "`instructlit memory` tells what fits; model.init_args.micro_batch_size changes memory use only",
     ),
     BaseFinetuning: (
-        "freezes layers of a module before its model is there",
-        "adapters (`lora` of a backbone) train few weights",
+        "freezes layers of a module before its model is loaded",
+        "to train few weights, use adapters (`lora` of a backbone)",
     ),
     ModelPruning: (
-        "looks for weights before a module's model is there",
+        "looks for weights before a module's model is loaded",
         "prune the model folder that the run exports",
     ),
 }
-"""Callbacks of Lightning's that our modules would make wrong or void: what each does, and what to do instead."""
+"""Lightning's callbacks that are wrong or without effect with our modules: what each does, and what to do instead."""
 
 REFUSED_OPTIMIZERS: dict[type[Optimizer], str] = {
-    LBFGS: "computes the loss several times a step, and a step here has its gradient before it begins",
-    SparseAdam: "takes sparse gradients alone, and those of a language model are dense",
+    LBFGS: "computes the loss several times per step, but a step here has its gradient before it begins",
+    SparseAdam: "takes only sparse gradients, but those of a language model are dense",
 }
-"""Optimisers of torch's that would end in an error at their first step, and why."""
+"""Optimisers of torch that would fail at their first step, and why."""
 
 
 def check_trainer(trainer: pl.Trainer) -> None:
-    """Trainer options whose work the modules do themselves, and would otherwise be ignored or done twice, and those
+    """Refuse Trainer options whose work the modules do themselves, which would be ignored or done twice, and those
     with which nothing would be trained.
 
     Raises:
@@ -90,13 +88,13 @@ def check_trainer(trainer: pl.Trainer) -> None:
     for option in ("max_steps", "max_epochs", "limit_train_batches"):
         if trainer.state.fn == TrainerFn.FITTING and getattr(trainer, option) == 0:
             raise UserError(
-                "is 0, so that nothing would be trained",
+                "is 0, so nothing would be trained",
                 where=f"trainer.{option}",
-                fix="remove it; `instructlit validate` looks at a model as it is",
+                fix="remove it; `instructlit validate` evaluates a model without training it",
             )
     if str(trainer.precision).startswith("16"):
         raise UserError(
-            f"{trainer.precision} overflows unless losses are scaled, which the count of a step does not allow for",
+            f"{trainer.precision} overflows unless losses are scaled, which is not supported here",
             where="trainer.precision",
             expected="32-true, bf16-mixed or bf16-true",
             fix="set trainer.precision: bf16-mixed",
@@ -104,9 +102,9 @@ def check_trainer(trainer: pl.Trainer) -> None:
     savers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     if any(saver._train_time_interval is not None for saver in savers):
         raise UserError(
-            "Lightning does not look at the time where a module optimises by hand: nothing would be saved",
+            "Lightning ignores this interval under manual optimisation, so nothing would be saved",
             where="ModelCheckpoint.train_time_interval",
-            fix="remove it; instructlit.callbacks.ResumeCheckpoint saves every so many batches",
+            fix="remove it; instructlit.callbacks.ResumeCheckpoint saves at intervals of batches",
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for kind, (what, fix) in REFUSED_CALLBACKS.items():
@@ -119,22 +117,22 @@ TRAINER_RANGES: dict[Range, tuple[str, ...]] = {
     "a number above 0": ("val_check_interval",),
     "a whole number, 0 or more": ("log_every_n_steps", "min_steps", "min_epochs", "num_sanity_val_steps"),
 }
-"""Numbers that Lightning does not look at: it would divide by them, or go on as if they were not given."""
+"""Numbers that Lightning does not check: it would divide by them, or ignore them."""
 
 
 def check_numbers(trainer: pl.Trainer) -> None:
-    """Refuse numbers of the Trainer's that cannot be meant, whatever module it is for.
+    """Refuse Trainer options with senseless values, whatever the module.
 
     Raises:
         UserError: for the first of them.
     """
     for expected, options in TRAINER_RANGES.items():
-        values = {option: getattr(trainer, option, None) for option in options}  # no interval where it is one of time
+        values = {option: getattr(trainer, option, None) for option in options}  # absent where the interval is a time
         require(expected, "trainer.", **{name: x for name, x in values.items() if not isinstance(x, (str, dict))})
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
             raise UserError(
-                f"is {left:g} seconds, so that nothing would be trained",
+                f"is {left:g} seconds, so nothing would be trained",
                 where="trainer.max_time",
                 expected="a duration above 0",
             )
@@ -191,7 +189,7 @@ def _incomplete(kind: type["StageModule"], name: str, expected: str) -> UserErro
 
 
 def check_datamodule(module: "StageModule") -> None:
-    """Refuse a datamodule of the user's own that would end the run where it is asked for what it does not have.
+    """Refuse a user's own datamodule that lacks something which the stage asks it for.
 
     Raises:
         UserError: there is none, or it lacks something.
@@ -199,10 +197,10 @@ def check_datamodule(module: "StageModule") -> None:
     data = module.trainer.datamodule  # type: ignore[attr-defined]
     if data is None:
         raise UserError(
-            "none is given, and loaders alone do not tell the tokenizer",
+            "none is given, and dataloaders alone do not provide the tokenizer",
             where="datamodule",
-            expected=f"one with what {type(module).__name__} asks for: {', '.join(module.asks_data_for)}",
-            fix="put the loaders into a LightningDataModule: docs/plugging-in.md has an example",
+            expected=f"a datamodule with what {type(module).__name__} asks for: {', '.join(module.asks_data_for)}",
+            fix="put the dataloaders into a LightningDataModule: docs/plugging-in.md has an example",
         )
     for name in module.asks_data_for:
         if not hasattr(data, name):
@@ -222,7 +220,7 @@ def check_datamodule(module: "StageModule") -> None:
 
 
 def check_optimizer(made: Optimizer) -> None:
-    """Refuse torch's optimisers that would end in an error at their first step.
+    """Refuse torch's optimisers that would fail at their first step.
 
     Raises:
         UserError: it is one of them.
@@ -230,7 +228,9 @@ def check_optimizer(made: Optimizer) -> None:
     for kind, why in REFUSED_OPTIMIZERS.items():
         if isinstance(made, kind):
             raise UserError(
-                f"{type(made).__name__} {why}", where="model.init_args.optimizer", fix="use torch.optim.AdamW, say"
+                f"{type(made).__name__} {why}",
+                where="model.init_args.optimizer",
+                fix="use torch.optim.AdamW or another",
             )
 
 
@@ -242,18 +242,18 @@ def check_schedule(scheduler: Any, total_updates: Callable[[], int | None]) -> N
         total_updates: tells the optimiser steps of the run, as `StageModule.total_updates`.
 
     Raises:
-        UserError: it follows a metric, or ends in an error where the run is longer than it.
+        UserError: it follows a metric, or fails because the run is longer than the schedule.
     """
     if isinstance(scheduler, ReduceLROnPlateau):
         raise UserError(
-            "ReduceLROnPlateau follows a metric, and a schedule is stepped with every update",
+            "ReduceLROnPlateau follows a metric, but a schedule here is stepped at every update",
             where="model.init_args.lr_scheduler",
-            expected="one that follows the number of updates",
+            expected="a schedule that follows the number of updates",
             fix="use one of instructlit.models.schedules or another of torch.optim.lr_scheduler",
         )
     if isinstance(scheduler, OneCycleLR) and (updates := total_updates()) and scheduler.total_steps < updates:
         raise UserError(
-            f"OneCycleLR ends after {scheduler.total_steps} steps, and the run has {updates}",
+            f"OneCycleLR ends after {scheduler.total_steps} steps, but the run has {updates}",
             where="model.init_args.lr_scheduler",
             expected=f"total_steps of at least {updates}",
             fix="raise it, or lower trainer.max_steps",

@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 FILE = "failed.ckpt"
 BETWEEN_STEPS = (UserError, OSError)
-"""What no optimiser raises: the weights are whole. Nor does it raise what Lightning refuses, such as a metric that is
-not there."""
+"""Errors that no optimiser raises, so the weights are consistent. Nor does one raise Lightning's refusals, such as of a
+missing metric."""
 
 
 def raise_together(trainer: pl.Trainer, fault: UserError | None) -> None:
@@ -59,9 +59,9 @@ def together(trainer: pl.Trainer, call: Callable[[], T]) -> T:
 
 
 def have_validated_again(checkpoint: dict[str, Any]) -> None:
-    """Have a run that goes on from a checkpoint begin with the validation that failed, from its first batch.
+    """Make a run that resumes from the checkpoint begin with the validation that failed, from its first batch.
 
-    Lightning goes on inside a validation where it finds a batch of it begun and not done, and else takes it for done.
+    Lightning resumes a validation if it finds a batch of it begun but not done, and otherwise takes it as done.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
     begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
@@ -69,8 +69,8 @@ def have_validated_again(checkpoint: dict[str, Any]) -> None:
 
 
 class Rescue(pl.Callback):
-    """Saves a checkpoint when an error between two optimiser steps ends training, beside the run's own ones, and says
-    so in the message.
+    """Saves a checkpoint when an error between two optimiser steps ends training, next to the run's own, and says so in
+    the message.
 
     With several processes it is saved only where all of them stop at the same place. A run without checkpoints gets
     none.
@@ -88,9 +88,9 @@ class Rescue(pl.Callback):
         try:
             trainer.save_checkpoint(path)
         except Exception as error:  # the first error is the one to tell
-            exception.add_note(f"  not kept: {path} cannot be written ({error}); earlier checkpoints are as they were")
+            exception.add_note(f"  not saved: {path} cannot be written ({error}); earlier checkpoints are unchanged")
         else:
             exception.add_note(
-                f"  kept: all {trainer.global_step} optimiser steps are in {path}; --ckpt_path {path} goes on behind "
-                "this batch, `instructlit export` makes a model folder of it"
+                f"  saved: all {trainer.global_step} optimiser steps are in {path}; --ckpt_path {path} resumes after "
+                "this batch, `instructlit export` writes a model folder from it"
             )

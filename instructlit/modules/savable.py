@@ -1,5 +1,4 @@
-"""What checkpoints could not hold or give back: said when a run begins, and not at its first checkpoint or when it is
-to go on."""
+"""State that checkpoints could not save or restore: refused when a run begins, not at its first save or on resume."""
 
 import io
 import re
@@ -46,7 +45,7 @@ def _check(state: Callable[[], Any], part: Any, where: str) -> None:
         raise UserError(
             f"the state of {type(part).__name__} cannot be saved and read back: {reason}",
             where=where,
-            expected="a state_dict of numbers, texts, tensors, and lists and dicts of them",
+            expected="a state_dict of numbers, strings, tensors, and lists and dicts of them",
             fix="keep other objects out of it, or train without checkpoints: trainer.enable_checkpointing: false",
         ) from error
 

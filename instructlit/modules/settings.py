@@ -1,6 +1,6 @@
-"""A checkpoint says where optimiser and schedule were; what they are set to, the config says.
+"""A checkpoint holds the state of optimiser and schedule; the config holds their settings.
 
-A run that goes on unchanged sees no difference: both say the same.
+A run that is resumed unchanged sees no difference: both agree.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from instructlit.errors import UserError, first_line
 
 
 def with_own_settings(optimizer: Optimizer) -> Optimizer:
-    """`optimizer` itself, fresh, made to load its state alone: rates, betas and the like stay as they are then."""
+    """`optimizer` itself, changed to load only state: learning rates, betas and other settings stay as configured."""
     load = optimizer.load_state_dict
     arguments = {name for kind in type(optimizer).__mro__ for name in inspect.signature(kind.__init__).parameters}
     # Some optimisers count steps, or estimate a step size, in the groups too.
@@ -54,7 +54,7 @@ def step(schedule: LRScheduler) -> None:
 
 
 def advance(schedule: LRScheduler, updates: int) -> None:
-    """Bring a fresh `schedule` to where it stands after so many updates: it depends on nothing else."""
+    """Advance a fresh `schedule` to its state after `updates` updates: it depends on nothing else."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
         for _ in range(updates):

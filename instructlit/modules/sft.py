@@ -26,8 +26,8 @@ class SFTModule(StageModule):
         optimizer: the optimiser; by default AdamW with learning rate 9.65e-6, betas 0.9 and 0.95, no weight decay.
         lr_scheduler: the schedule; by default cosine to 10 % of the learning rate.
         micro_batch_size: sequences in one forward and backward; None takes the whole batch at once.
-        micro_batch_tokens: most tokens in one forward and backward, padding included where rows keep theirs; a longer
-            row goes alone.
+        micro_batch_tokens: most tokens in one forward and backward, padding included where rows are not packed; a
+            longer row goes alone.
         gradient_clip_norm: largest gradient norm of a step; None does not clip.
         nonfinite: what to do at a step whose loss or gradient is NaN or infinite.
         metric_prefix: first part of every metric's name, `sft` or `pretrain`.

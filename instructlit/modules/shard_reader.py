@@ -1,6 +1,6 @@
-"""Shards of a checkpoint read as data. torch pickles what a folder of them is made of, and every value that is no
-tensor, and reads both as code; here the first may name what torch writes in it and nothing else, and the others are
-read as `torch.load(weights_only=True)` reads.
+"""Reads the shards of a checkpoint as data. torch pickles the list of shards and every value that is not a tensor, and
+unpickles both as code; here the list may name only what torch writes into it, and the values are read as with
+`torch.load(weights_only=True)`.
 """
 
 import io
@@ -21,7 +21,7 @@ _NAMES = {
     (filesystem.__name__, "_StorageInfo"): filesystem._StorageInfo,
     **{(metadata.__name__, name): getattr(metadata, name) for name in (*metadata.__all__, "_MEM_FORMAT_ENCODING")},
 }
-"""What torch writes into the list of shards, beside the names of dtypes and the path it was written at."""
+"""What torch writes into the list of shards, besides the names of dtypes and the path it was written at."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -31,7 +31,7 @@ class _Unpickler(pickle.Unpickler):
         if module in ("pathlib", "pathlib._local") and name in ("PosixPath", "WindowsPath"):
             return pathlib.PurePath
         if (module, name) not in _NAMES:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no data")
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not data")
         return _NAMES[module, name]
 
 
@@ -53,10 +53,10 @@ class ShardReader(FileSystemReader):
 
 
 class ShardPlanner(DefaultLoadPlanner):
-    """Reads values that are no tensors as data."""
+    """Reads values that are not tensors as data."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        # Written anew: what torch's own reading of pickled code then meets is of this process.
+        # Written again, so that torch's own unpickling only meets what this process has written.
         data = io.BytesIO()
         torch.save(torch.load(value, weights_only=True), data)
         data.seek(0)

@@ -24,7 +24,7 @@ def read_checkpoint(file: Path, weights: bool = True) -> dict[str, Any]:
     """A checkpoint of one of our stages, read as data, never as code; without `weights` no shard is read.
 
     Raises:
-        UserError: no such file, no whole checkpoint, or one that another program wrote.
+        UserError: no such file, not a complete checkpoint, or one that another program wrote.
     """
     if not file.is_file() and not is_sharded_checkpoint(file):
         beside = sorted(p.name for p in file.parent.glob("*.ckpt")) if file.parent.is_dir() else []
@@ -45,8 +45,8 @@ def read_checkpoint(file: Path, weights: bool = True) -> dict[str, Any]:
         raise UserError(
             f"{file} cannot be read as a checkpoint: {first_line(error)[:200]}",
             where="checkpoint",
-            expected="a whole checkpoint of tensors and plain values",
-            fix="take an earlier checkpoint",
+            expected="a complete checkpoint of tensors and plain values",
+            fix="use an earlier checkpoint",
         ) from error
     if not isinstance(checkpoint, dict) or "instructlit" not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(
@@ -88,7 +88,7 @@ def rebuilt(
     else:  # every weight comes from the checkpoint
         model = load(replace(backbone, random_init=True), where=where)
         if load is load_causal_lm and not backbone.random_init:
-            with suppress(OSError):  # the ends that the folder names besides, if it has a generation_config.json
+            with suppress(OSError):  # with further EOS ids of the folder, if it has a generation_config.json
                 source = resolved(backbone.path, backbone.revision, where)
                 model.generation_config = GenerationConfig.from_pretrained(source, revision=backbone.revision or "main")
     prefix = _PREFIXES.get(kept["stage"], "policy.")
@@ -103,7 +103,7 @@ def rebuilt(
             f"{name} and {backbone.path} differ in {len(odd)} weights, such as {odd[0]}",
             where="checkpoint",
             expected="the backbone that the run was started from",
-            fix=f"put back what {backbone.path} held when the run began",
+            fix=f"restore what {backbone.path} held when the run began",
         )
     model.load_state_dict(average, strict=False)  # last: of a tensor with two names it holds one
     return model
@@ -114,7 +114,7 @@ def _average(kept: dict[str, Any], name: str) -> dict[str, torch.Tensor]:
     ema = (kept.get("ppo") or {}).get("ema")
     if ema is None:
         raise UserError(
-            f"{name} keeps no moving average",
+            f"{name} holds no moving average",
             where="weights",
             expected="raw, or a checkpoint of PPO with `ema_decay`",
             fix="leave out --weights",

@@ -1,8 +1,8 @@
-"""A step's figures on their way to the loggers, without what Lightning does to each of them again at every step.
+"""Logs a step's metrics without the work that Lightning repeats for each of them at every step.
 
 Lightning's `log` checks a value, builds the description of its metric, compares it with that of the last step and walks
 through everything that the metric holds to move it to the value's device: some 0.4 ms of a CPU for one number. Once
-`log` has taken up a metric all that a further step needs is to hand its place the new number.
+`log` has registered a metric, a later step only has to store the new number in it.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """FSDP2 as a Lightning strategy: Lightning's `ModelParallelStrategy` on one dimension of ranks, with our plan.
 
 What it adds: the mesh is all ranks of all nodes (Lightning's own default is tensor parallelism inside a node), the
-plan's options stand where a user looks for them, and parameters that are kept on the host stay there.
+plan's options are where a user looks for them, and parameters that are kept on the host stay there.
 """
 
 from collections.abc import Iterator
@@ -32,11 +32,11 @@ from instructlit.models.sharding import Plan, is_sharded
 from instructlit.modules.shard_reader import ShardPlanner, ShardReader
 
 METADATA = "meta.pt"
-"""Lightning's name for the file of a sharded checkpoint that holds what is not cut."""
+"""Lightning's name for the file of a sharded checkpoint that holds what is not sharded."""
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Weights, gradients and optimiser states cut over all ranks, block by block; checkpoints are folders of shards.
+    """Weights, gradients and optimiser states sharded over ranks, block by block; checkpoints are folders of shards.
 
     Args:
         param_dtype: dtype in which weights are gathered and computed with; None follows `trainer.precision`, bfloat16
@@ -64,7 +64,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @cached_property
     def plan(self) -> Plan:
-        """How models are cut; known once the processes have found each other."""
+        """How models are sharded; known once the processes are connected."""
         name = self.param_dtype or ("bfloat16" if self.precision_plugin.precision == "bf16-mixed" else None)
         return Plan(
             mesh=init_device_mesh(self.root_device.type, (self.world_size,)),
@@ -73,7 +73,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             cpu_offload=self.cpu_offload,
         )
 
-    # -- checkpoints: a folder with the shards of every rank, and `meta.pt` with all that is not cut -----------------
+    # -- checkpoints: a folder with the shards of every rank, and `meta.pt` with all that is not sharded -------------
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         checkpoint["state_dict"] |= self._sharded_state()
@@ -81,10 +81,10 @@ class FSDP2Strategy(ModelParallelStrategy):
             super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Fill weights, optimiser states and what else is cut, for any number of ranks; returns the rest.
+        """Fill weights, optimiser states and what else is sharded, for any number of ranks; returns the rest.
 
         Raises:
-            UserError: `checkpoint_path` is no folder of shards.
+            UserError: `checkpoint_path` is not a folder of shards.
         """
         path = checked(Path(self.broadcast(checkpoint_path)))
         assert self.model is not None
@@ -133,7 +133,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     def model_to_device(self) -> None:
-        """Move what is not cut; of what is cut, `fully_shard` has put each part where the plan wants it."""
+        """Move what is not sharded; of what is, `fully_shard` has put each part where the plan wants it."""
         assert self.model is not None
         for child in self.model.children():
             if not (self.cpu_offload and is_sharded(child)):
@@ -148,7 +148,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 @contextmanager
 def _as_errors() -> Iterator[None]:
-    """torch wraps what befell each rank, a full disk say, in a BaseException, which no handling of errors would see."""
+    """torch wraps each rank's error, such as a full disk, in a BaseException, which error handlers would not see."""
     try:
         yield
     except CheckpointException as wrapped:
@@ -199,9 +199,9 @@ def checked(path: Path) -> Path:
     """
     if not is_sharded_checkpoint(path):
         raise UserError(
-            "is no sharded checkpoint" + (" but one of an unsharded run" if path.is_file() else ""),
+            "is not a sharded checkpoint" + (" but that of an unsharded run" if path.is_file() else ""),
             where=str(path),
             expected=f"a folder with {METADATA} and the shards of every rank",
-            fix="continue it under the strategy that wrote it, or begin from its exported model",
+            fix="resume it under the strategy that wrote it, or start from its exported model",
         )
     return path

@@ -7,12 +7,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class Turns(pl.Callback):
-    """Gives each `ModelCheckpoint` with `every_n_train_steps` its turn, in Lightning's place.
+    """Saves with each `ModelCheckpoint` that has `every_n_train_steps` when it is due, in Lightning's place.
 
-    Lightning looks whether the steps are a multiple of the number when a batch ends. A batch of several steps, or a
-    step that was skipped, goes past it, and then all of them may. What it saves where a validation follows counts that
-    as done, so that a run that goes on from there leaves it out, and is judged by the score of the validation before.
-    Here the batch that reaches a multiple is followed by a save, and a validation that follows it comes first.
+    Lightning checks at the end of a batch whether the steps are a multiple of the number. With batches of several
+    steps, or a skipped step, it may miss every multiple. A checkpoint that it saves just before a validation counts
+    that as done, so a run resumed from it leaves it out, and it is judged by the score of the validation before. Here
+    the batch that reaches a multiple is followed by a save, after the validation if one is due.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Turns(pl.Callback):
             saver._defer_save_until_validation = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self._before}  # for a run that goes on with a validation that failed
+        return {"before": self._before}  # for a run that resumes with a validation that failed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = int(state_dict["before"])

@@ -1,4 +1,4 @@
-"""A run that ends before its first validation: told when it begins, in place of Lightning's hint when it has ended."""
+"""Warns of a run that ends before its first validation when it begins; Lightning would say so when it has ended."""
 
 import math
 import warnings
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 def tell_unvalidated(module: "StageModule") -> None:
     """Warn where no validation comes before the end.
 
-    For `on_train_start`: Lightning knows its data by then, but where it validates every few epochs, which is not told.
+    For `on_train_start`: Lightning knows its data by then, except if it validates every few epochs: no warning then.
     """
     first, last = module.trainer.val_check_batch, _batches(module)
     if not sum(module.trainer.num_val_batches) or first is None or math.isinf(first) or first <= last:
         return
     rank_zero_warn(
-        f"the run ends after {counted(int(last), 'batch', 'batches')} and its first validation would come after "
+        f"the run ends after {counted(int(last), 'batch', 'batches')} but its first validation would come after "
         f"{first:,}: a ModelCheckpoint that monitors a metric of validation saves nothing. "
         "Lower trainer.val_check_interval"
     )

@@ -289,8 +289,8 @@ RESUMES = ("--trainer.callbacks+", "instructlit.callbacks.ResumeCheckpoint", "--
         (("--trainer.log_every_n_steps", "-1"), "--trainer.log_every_n_steps: found -1\n"),
         (("--trainer.min_steps", "-1"), "--trainer.min_steps: found -1\n"),
         (("--trainer.min_epochs", "-1"), "--trainer.min_epochs: found -1\n"),
-        (("--trainer.max_time.seconds", "-5"), "trainer.max_time: is -5 seconds, so that nothing would be trained\n"),
-        (("--trainer.max_time", "00:00:00:00"), "--trainer.max_time: is 0 seconds, so that nothing would be trained\n"),
+        (("--trainer.max_time.seconds", "-5"), "trainer.max_time: is -5 seconds, so nothing would be trained\n"),
+        (("--trainer.max_time", "00:00:00:00"), "--trainer.max_time: is 0 seconds, so nothing would be trained\n"),
         (("--trainer.barebones", "true"), "\n  to do: add --trainer.logger false\n"),
         ((*RESUMES, "a", *RESUMES, "b"), "trainer.callbacks: Found more than one stateful callback"),
         (

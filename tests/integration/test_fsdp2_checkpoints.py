@@ -124,5 +124,5 @@ def test_the_best_checkpoint_is_exported_and_training_has_its_weights_again(fold
 
 def test_a_single_file_is_refused_as_a_sharded_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "one.ckpt").write_bytes(b"")
-    with pytest.raises(UserError, match=r"one\.ckpt: is no sharded checkpoint but one of an unsharded run"):
+    with pytest.raises(UserError, match=r"one\.ckpt: is not a sharded checkpoint but that of an unsharded run"):
         checked(tmp_path / "one.ckpt")

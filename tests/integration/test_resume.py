@@ -266,7 +266,7 @@ def test_weights_alone_are_refused(stages: dict[str, Stage], tmp_path: Path) -> 
     run = trainer(tmp_path, max_steps=1)
     run.fit(module, datamodule=data)
     run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
-    with pytest.raises(UserError, match=r"ckpt_path: the checkpoint holds the weights alone"):
+    with pytest.raises(UserError, match=r"ckpt_path: the checkpoint holds only the weights"):
         fit(stages["sft"], tmp_path / "again", 2, resume=tmp_path / "weights.ckpt")
 
 

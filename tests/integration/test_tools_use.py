@@ -139,7 +139,7 @@ def test_ppo_exports_the_raw_weights_or_their_average(
         FixedBatches(char_tokenizer, [{"prompts": prompts}] * 2),
         tmp_path / "plain.ckpt",
     )
-    assert "keeps no moving average" in refused("export", plain, tmp_path / "x", "--weights", "ema")
+    assert "holds no moving average" in refused("export", plain, tmp_path / "x", "--weights", "ema")
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])

@@ -121,7 +121,7 @@ def test_a_rollout_of_which_nothing_can_be_learnt_steers_nothing(tmp_path, tiny_
 def test_stop_is_the_rule_and_takes_no_step(tmp_path, tiny_llama_dir, char_tokenizer):
     module = sft_module(tiny_llama_dir, **options(nonfinite=NonFinite()))
     poisoned(module, {2})
-    with pytest.raises(UserError, match="training batch 2: optimiser step 3 was not taken, for gradient norm 1 is nan"):
+    with pytest.raises(UserError, match="training batch 2: optimiser step 3 was not taken: gradient norm 1 is nan"):
         fit(tmp_path, module, char_tokenizer, SFT)
     assert bool(torch.isfinite(weights(module)).all())
     assert module.trainer.global_step == 2
@@ -138,7 +138,7 @@ def test_a_loss_alone_is_enough(tmp_path, tiny_llama_dir, char_tokenizer):
 def test_so_many_in_a_row_are_the_end(tmp_path, tiny_llama_dir, char_tokenizer):
     module = sft_module(tiny_llama_dir, **options())
     poisoned(module, {0, 2, 3})  # one, and later two in a row
-    ended = r"training batch 3: optimiser step 2 was not taken 2 times in a row \(nonfinite.max_in_a_row\), for"
+    ended = r"training batch 3: optimiser step 2 was not taken 2 times in a row \(nonfinite.max_in_a_row\):"
     with pytest.raises(UserError, match=ended):
         fit(tmp_path, module, char_tokenizer, SFT)
     assert module.guard.skipped == 2

@@ -220,7 +220,7 @@ def test_rows_to_spare_are_usual_and_said_once_where_they_are_many(tmp_path, cha
     with caplog.at_level("INFO"):
         module = module_for("ppo", folder)
         trainer(tmp_path).fit(module, datamodule=data_for("ppo", char_tokenizer))
-    said = [r.message for r in caplog.records if "rows of the model's embedding belong to no id" in r.message]
+    said = [r.message for r in caplog.records if "rows of the model's embedding have no token" in r.message]
     assert [message.partition(" rows")[0] for message in said] == (["model.init_args.policy: 1024"] if told else [])
     assert module.trainer.global_step == 1
 

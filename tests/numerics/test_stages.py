@@ -492,7 +492,7 @@ def test_a_reward_model_that_reads_more_than_its_row_fails_the_self_check(
     reward = load_scalar_model(Backbone(str(tiny_llama_dir)))
     reward = RewardModel(Backbone(str(export_folder(reward, char_tokenizer, tmp_path / "reward", {}))), batch_size=3)
     monkeypatch.setattr(ScalarModel, "score", mistaken)
-    with pytest.raises(InvariantError, match=r"seven columns of padding.* change a response's score by"):
+    with pytest.raises(InvariantError, match=r"seven more columns of padding, a response's score changes by"):
         ppo_rows(tmp_path, tiny_llama_dir, char_tokenizer, reward=reward)
 
 
@@ -582,7 +582,7 @@ def test_minibatches_that_leave_a_rest_are_refused(
     module.trainer = fit
     monkeypatch.setattr(pl.Trainer, "world_size", devices)
     with pytest.raises(
-        UserError, match=rf"minibatch_size is {size}, a rollout 8, on {devices} devices\n.*a divisor of"
+        UserError, match=rf"minibatch_size is {size} and a rollout has 8 episodes, on {devices} devices\n.*a divisor of"
     ):
         module.setup("fit")
 
@@ -682,7 +682,9 @@ def test_a_rollout_of_another_size_than_the_data_says_is_refused(tmp_path, tiny_
     """What is left over at the end of an epoch, where a loader keeps it, would count as whole."""
     batches = [{"prompts": prompt_batch(PROMPTS)}, {"prompts": prompt_batch(PROMPTS[:4])}]
     module = ppo_module(tiny_llama_dir, episodes=40)
-    with pytest.raises(UserError, match=r"^data: a batch of 4 prompts .* says 8\n(.|\n)*drop_last"):
+    with pytest.raises(
+        UserError, match=r"^data: a training batch has 4 prompts .* `batch_size` is 8\n(.|\n)*drop_last"
+    ):
         run(tmp_path, module, char_tokenizer, batches)
     assert module.episodes_seen == 8
 
@@ -738,7 +740,7 @@ def test_callbacks_that_go_behind_the_back_of_a_stage_are_refused(
             "`prompts` of a training batch has a row with padding that is not on the left",
         ),
         ("reward", token_batch(PAIRS), "a training batch is a TokenBatch\n.*ComparisonBatch"),
-        ("ppo", prompt_batch(PROMPTS), "a training batch, a PromptBatch, has no `prompts`"),
+        ("ppo", prompt_batch(PROMPTS), r"a training batch \(PromptBatch\) has no `prompts`"),
         ("ppo", {"prompts": PROMPTS}, "`prompts` of a training batch is a list\n.*PromptBatch"),
         (
             "ppo",
@@ -870,7 +872,7 @@ def test_a_cycle_shorter_than_the_run_is_refused_before_it(tmp_path, tiny_llama_
         cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-3, total_steps=steps)
         return run(tmp_path, sft_module(tiny_llama_dir, lr_scheduler=cycle), char_tokenizer, [token_batch(PAIRS)] * 3)
 
-    with pytest.raises(UserError, match="OneCycleLR ends after 2 steps, and the run has 3"):
+    with pytest.raises(UserError, match="OneCycleLR ends after 2 steps, but the run has 3"):
         fit(2)
     assert len(fit(3)) == 3
 
@@ -1161,7 +1163,7 @@ def test_weights_in_16_bits_are_trained(stage, tiny_llama_dir, char_tokenizer, t
         "reward": (reward_module(tiny_llama_dir), comparison_batch([("ab", ["c", "de"], [1, 2])])),
         "ppo": (ppo_module(tiny_llama_dir, episodes=4), {"prompts": prompt_batch(["ab", "c", "de", "f"])}),
     }[stage]
-    with pytest.warns(UserWarning, match="100% of the weights that are trained are held in bfloat16"):
+    with pytest.warns(UserWarning, match="100% of the trained weights are held in bfloat16"):
         trainer(tmp_path, precision="bf16-true").fit(module, FixedBatches(char_tokenizer, [batch]))
     trained = module.trained_model
     assert {p.dtype for p in trained.parameters() if p.dim() > 1} == {torch.bfloat16}

@@ -64,7 +64,7 @@ def attached(module: Any, strategy: Any) -> Any:
 
 def test_lightnings_own_strategy_is_refused_with_the_overlay_to_use(tiny_llama_dir: Path) -> None:
     module = attached(sft_module(tiny_llama_dir), ModelParallelStrategy())
-    with pytest.raises(UserError, match=r"trainer\.strategy: ModelParallelStrategy does not say how") as caught:
+    with pytest.raises(UserError, match=r"trainer\.strategy: ModelParallelStrategy does not define how") as caught:
         module.placed(nn.Linear(2, 2), "model")
     assert "configs/strategy/fsdp2.yaml" in str(caught.value)
 
@@ -108,7 +108,7 @@ def test_code_in_the_list_of_shards_is_not_run(tmp_path: Path) -> None:
     shards = pickle.loads(listed.read_bytes())
     shards.planner_data = Code(tmp_path / "ran")
     listed.write_bytes(pickle.dumps(shards))
-    with pytest.raises(pickle.UnpicklingError, match=r"it holds .*, which is no data"):
+    with pytest.raises(pickle.UnpicklingError, match=r"it holds .*, which is not data"):
         assembled(tmp_path)
     assert not (tmp_path / "ran").exists()
 

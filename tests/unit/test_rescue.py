@@ -82,7 +82,7 @@ def test_the_message_says_it_and_one_error_is_one_message(
     capsys.readouterr()
     assert report(error) == 2
     said = capsys.readouterr().err
-    assert said.startswith("instructlit: x: it broke\n  kept: all 2 optimiser steps are in")
+    assert said.startswith("instructlit: x: it broke\n  saved: all 2 optimiser steps are in")
     assert "Traceback" not in said
 
 
