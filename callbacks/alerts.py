@@ -1,4 +1,4 @@
-"""A word in time when a number leaves its healthy range or PPO's self-check fails."""
+"""Warns when a metric leaves its healthy range or PPO's self-check fails."""
 
 import math
 import time
@@ -25,14 +25,14 @@ LIMITS: dict[str, list[float | None]] = {
 
 
 class InvariantAlerts(pl.Callback):
-    """Warns when a metric is not finite or out of bounds; where W&B is in use it alerts, also of a failed self-check.
+    """Warns when a metric is not finite or out of bounds; with W&B it also sends alerts, of a failed self-check too.
 
-    Each metric warns once until it has been back inside, so that a bad hour is one message. Nothing is stopped: PPO's
-    own `max_kl` and `self_check` do that.
+    Each metric warns once until it has returned to its range, so a bad hour gives one message. Nothing is stopped:
+    PPO's own `max_kl` and `self_check` do that.
 
     Args:
-        limits: metric to its lowest and highest healthy value, null for none; laid over the built-in ones. A metric
-            with [null, null] is watched for infinities only.
+        limits: metric to its lowest and highest healthy value, null for none; added to the built-in ones. A metric
+            with [null, null] is only checked to be finite.
         wait_seconds: least time between two W&B alerts about one metric.
     """
 
@@ -61,7 +61,7 @@ class InvariantAlerts(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, InvariantError):
-            # it ends the run, which tells it
+            # it ends the run, and that reports it
             self._alert(trainer, "self-check", "PPO's self-check failed", str(exception), "ERROR")
 
     def _look(self, trainer: pl.Trainer) -> None:

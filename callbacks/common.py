@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def stage_name(module: pl.LightningModule) -> str:
-    """What the stage's metrics begin with: `sft`, `pretrain`, `reward`, `ppo`, or what a module of one's own says."""
+    """What the stage's metrics begin with: `sft`, `pretrain`, `reward`, `ppo`, or what a user's own module says."""
     name = getattr(module, "metric_prefix", None) or getattr(module, "stage", None)
     return str(name or type(module).__name__.removesuffix("Module").lower())
 
 
 def progress_of(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[int, int | None, str]:
-    """How much of the run is done, how much there is (None where nobody knows) and the unit."""
+    """How much of the run is done, how much there is (None if unknown) and the unit."""
     if hasattr(module, "progress"):
         done, total, unit = cast(Any, module).progress()
         return int(done), None if total is None else int(total), str(unit)

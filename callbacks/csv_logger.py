@@ -1,4 +1,4 @@
-"""Metrics as a CSV file that goes on where an interrupted run left it."""
+"""Metrics as a CSV file that continues where an interrupted run left it."""
 
 import csv
 import os
@@ -22,10 +22,10 @@ class CSVLogger(LightningCSVLogger):
     """Lightning's CSV logger, but no row is lost.
 
     Lightning deletes `metrics.csv` when a run begins in a folder that has one. Here a run that is continued keeps the
-    rows from before its checkpoint (those after it are logged again), and one that begins anew puts the file aside.
-    What `validate` and `test` measure stands in `metrics-validate.csv` and `metrics-test.csv`, beside it. A process
-    killed while a column is added, for which the file is written anew, leaves the file as it was. A disk without room
-    for a row does not stop the run.
+    rows from before its checkpoint (those after it are logged again), and a new run keeps the file under another
+    name. Metrics of `validate` and `test` go to `metrics-validate.csv` and `metrics-test.csv` next to it. A process
+    killed while a column is added, for which the file is rewritten, leaves the file unchanged. A full disk does not
+    stop the run.
 
     Args:
         save_dir: folder of all runs.
@@ -51,17 +51,17 @@ class CSVLogger(LightningCSVLogger):
 
     @property
     def identity(self) -> int | str:
-        """The version: its folder is where a continued run goes on."""
+        """The version, in whose folder a resumed run continues."""
         return self.version
 
     def take_up(self, identity: int | str) -> None:
-        """Go on in the folder of that version."""
+        """Continue in the folder of that version."""
         self._version = identity
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Lightning's writer, begun without the loss of what was written before."""
+        """Lightning's writer, made without deleting what was written before."""
         if self._experiment is None:
             self._made += [f for f in map(Path, (self.log_dir, self.root_dir, self.save_dir)) if not f.exists()]
             Path(self.root_dir).mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class CSVLogger(LightningCSVLogger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Go on with the rows that were logged before `step`; what was logged from it on will be logged again."""
+        """Keep the rows that were logged before `step`; later ones will be logged again."""
         writer = self.experiment
         if not self._earlier:
             return
@@ -93,12 +93,12 @@ class CSVLogger(LightningCSVLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the rows logged since the last time. Those for which there is no room wait, and training goes on."""
+        """Write the rows logged since the last time. Those for which there is no space wait, and training continues."""
         writer = self.experiment
         path, names = Path(writer.metrics_file_path), list(writer.metrics_keys)
         size = path.stat().st_size if path.exists() else 0
         new = set().union(*writer.metrics) - set(names)
-        before = path.read_bytes() if new and size else None  # a new column has the whole file written anew
+        before = path.read_bytes() if new and size else None  # a new column rewrites the whole file
         try:
             super().save()
         except OSError as error:
@@ -106,8 +106,8 @@ class CSVLogger(LightningCSVLogger):
             with suppress(OSError):  # half a row must not stand before the next one
                 path.write_bytes(before) if before is not None else os.truncate(path, size)
             rank_zero_warn(
-                f"{path}: metrics cannot be written ({error.strerror}). Waiting in memory: "
-                f"{counted(len(writer.metrics), 'row')}, written when there is room again."
+                f"{path}: metrics cannot be written ({error.strerror}). Kept in memory: "
+                f"{counted(len(writer.metrics), 'row')}, to be written when there is space again."
             )
 
     @rank_zero_only

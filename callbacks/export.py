@@ -22,16 +22,16 @@ from instructlit.modules.strategy import FSDP2Strategy
 
 
 class ExportHuggingFace(pl.Callback):
-    """Writes the trained model as a Hugging Face folder when the run has come to its end; not when it is interrupted.
+    """Writes the trained model as a Hugging Face folder when the run is complete, not when it is interrupted.
 
     The folder holds tokenizer, model card and `instructlit.json`: stage, parents with the digests of their weights,
     data files with SHA-256, the config without secrets, versions, seed and the last metrics.
 
     Args:
-        dirpath: the folder to write; an earlier export there is replaced once the new one is whole.
+        dirpath: the folder to write; an earlier export there is replaced once the new one is complete.
         which: `last` takes the weights as they are at the end; `best` those of the checkpoint that the run's
-            `ModelCheckpoint` with a `monitor` holds for the best.
-        merge: merge adapters into the weights; false writes the adapters (and head) alone, and names their trunk:
+            `ModelCheckpoint` with a `monitor` ranks best.
+        merge: merge adapters into the weights; false writes only the adapters (and head), and names their trunk:
             a few hundred megabytes, and PPO holds one trunk for all models with adapters on it.
     """
 
@@ -73,7 +73,7 @@ class ExportHuggingFace(pl.Callback):
             )
         if isinstance(trainer.strategy, FSDPStrategy):
             trainer.print(
-                "Not written: under FSDPStrategy the weights are whole only in a checkpoint. Write the folder from one "
+                "Not written: under FSDPStrategy only a checkpoint has the full weights. Write the folder from one "
                 f"with: instructlit export CHECKPOINT {self.dirpath}"
             )
             return
@@ -84,8 +84,8 @@ class ExportHuggingFace(pl.Callback):
         checkpoint = _monitored(trainer)
         if not checkpoint.best_model_path:  # as where max_steps comes before the first validation
             rank_zero_warn(
-                f"{checkpoint.monitor} was never logged, so the last weights are written and not the best. "
-                "trainer.val_check_interval says how often is validated."
+                f"{checkpoint.monitor} was never logged, so the last weights are written instead of the best. "
+                "trainer.val_check_interval sets how often validation runs."
             )
             self._export(trainer, pl_module, record)
             return
@@ -116,19 +116,19 @@ class ExportHuggingFace(pl.Callback):
     def _elsewhere(
         self, place: Path | None, module: pl.LightningModule, record: dict[str, Any], error: UserError | OSError
     ) -> UserError:
-        """Write the model to another place, since training must not have been for nothing; says what came of it.
+        """Write the model to another place, so that training is not lost; returns the error to raise.
 
         Shards, which it takes all ranks to gather, are not written a second time: `place` is None.
         """
-        cause, expected = getattr(error, "what", str(error)), "a folder that can be written"
-        from_checkpoint = "make room, then write the folder from the run's last checkpoint with `instructlit export`"
+        cause, expected = getattr(error, "what", str(error)), "a writable folder"
+        from_checkpoint = "free space, then write the folder from the run's last checkpoint with `instructlit export`"
         if place is None:
             return UserError(cause, where=self.dirpath, expected=expected, fix=from_checkpoint)
         try:
             self.folders = self._written(module, str(place), record)
         except (UserError, OSError) as second:
             return UserError(
-                f"{cause}; nor can the model be written to {place}: {getattr(second, 'what', second)}",
+                f"{cause}; the model cannot be written to {place} either: {getattr(second, 'what', second)}",
                 where=self.dirpath,
                 expected=expected,
                 fix=from_checkpoint,
@@ -137,7 +137,7 @@ class ExportHuggingFace(pl.Callback):
             f"{cause}; the model was written to {', '.join(map(str, self.folders))} instead",
             where=self.dirpath,
             expected=expected,
-            fix="move it to where it should be: the run is complete",
+            fix="move it to its intended place: the run is complete",
         )
         fault.saved = True
         return fault
@@ -151,7 +151,7 @@ def _loaded(path: str) -> dict[str, Any]:
             f"the best checkpoint cannot be read: {error}",
             where=path,
             expected="the file as the run wrote it",
-            fix="put it back and write the folder from it with `instructlit export`",
+            fix="restore it and write the folder from it with `instructlit export`",
         ) from error
 
 

@@ -13,18 +13,18 @@ from instructlit.errors import UserError, require
 from instructlit.types import Rollout
 
 MOST_BINS = 512
-"""As W&B takes."""
+"""The limit of W&B."""
 
 
 class WandbHistograms(pl.Callback):
     """Histograms under `<stage>/histogram/...`; without a W&B logger nothing happens.
 
-    Of PPO's rollouts: `scores`, `kl` and `lengths` a response; `advantages`, `returns` and `values` a token. Of
-    validation samples: `val_score`, `val_kl`, `val_length`. Of a reward model: `val_margin`, winner's minus loser's
-    score a pair.
+    Of PPO's rollouts: `scores`, `kl` and `lengths` per response; `advantages`, `returns` and `values` per token.
+    Of validation samples: `val_score`, `val_kl`, `val_length`. Of a reward model: `val_margin`, winner's minus loser's
+    score per pair.
 
     Args:
-        every_n_batches: batches between two looks at a rollout.
+        every_n_batches: batches from one histogram of a rollout to the next.
         bins: bars of a histogram, at most 512.
     """
 

@@ -1,7 +1,7 @@
 """Dataset and model artifacts in W&B, each linked to the run that made it and the runs that used it.
 
-An artifact is told by its content. The run that makes a model and the run that starts from it describe the folder in
-the same way, so that W&B sees one version and draws the line from data to SFT to reward model to PPO, also where the
+An artifact is identified by its content. The run that makes a model and the run that starts from it describe the folder
+in the same way, so that W&B sees one version and draws the line from data to SFT to reward model to PPO, even if the
 runs were offline and are uploaded in any order.
 """
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class WandbLineage(pl.Callback):
-    """Notes in W&B what a run read (data files, parent models) and what it made (the exported folders).
+    """Records in W&B what a run read (data files, parent models) and what it made (the exported folders).
 
-    Without a W&B logger nothing happens. The inputs also stand in the run's config under `lineage`.
+    Without a W&B logger nothing happens. The inputs are also in the run's config under `lineage`.
 
     Args:
-        upload_models: upload the weights; else W&B holds their digests and where they lie.
-        upload_data: upload the data files; else their digests and where they lie.
+        upload_models: upload the weights; otherwise W&B holds their digests and locations.
+        upload_data: upload the data files; otherwise their digests and locations.
     """
 
     def __init__(self, upload_models: bool = False, upload_data: bool = False):
@@ -66,7 +66,7 @@ class WandbLineage(pl.Callback):
                     run.log_artifact(self.model_artifact(folder))
 
     def dataset_artifact(self, file: dict[str, Any]) -> "Artifact":
-        """A data file as `datamodule.data_files()` tells of it."""
+        """A data file as `datamodule.data_files()` describes it."""
         import wandb
 
         path = Path(file["path"])
@@ -108,7 +108,7 @@ def _outage_endured() -> Iterator[None]:
         yield
     except (wandb.Error, OSError) as error:
         rank_zero_warn(
-            f"W&B: artifacts are not noted, for the server does not answer ({error}). The same facts stand in the "
+            f"W&B: artifacts are not recorded, because the server does not answer ({error}). The same facts are in the "
             f"run's config and in {RECORD} of every exported folder."
         )
 

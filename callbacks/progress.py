@@ -1,4 +1,4 @@
-"""A progress bar that names the stage, how far it is, the time left and the numbers to watch."""
+"""A progress bar with the stage, its progress, the time left and the metrics to watch."""
 
 import sys
 import time
@@ -33,9 +33,9 @@ class StageProgress(ProgressBar):
     `seconds`, so that a log stays readable.
 
     Args:
-        seconds: time between two lines where the output is no terminal.
+        seconds: time between two lines where the output is not a terminal.
         metrics: full names of the metrics to show; None picks up to three of the stage's own.
-        refresh_rate: redraws a second on a terminal.
+        refresh_rate: redraws per second on a terminal.
     """
 
     def __init__(self, seconds: float = 10.0, metrics: list[str] | None = None, refresh_rate: float = 5.0):
@@ -110,7 +110,7 @@ class StageProgress(ProgressBar):
         self._looking(
             trainer,
             pl_module,
-            "first look" if trainer.sanity_checking else "validating",
+            "sanity check" if trainer.sanity_checking else "validating",
             batch_idx,
             counts,
             dataloader_idx,

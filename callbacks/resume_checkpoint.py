@@ -1,4 +1,4 @@
-"""Checkpoints from which a run that was killed at any moment goes on as if it had not been."""
+"""Checkpoints from which a run that was killed at any moment resumes as if it had not been."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ from instructlit.checkpoints import (
 from instructlit.errors import Ending, UserError, chain, first_line, require
 
 PREEMPTED = 75
-"""Exit status after SIGTERM (`EX_TEMPFAIL` of sysexits.h): everything is saved, the same command goes on."""
+"""Exit status after SIGTERM (`EX_TEMPFAIL` of sysexits.h): everything is saved, the same command resumes."""
 
 
 @dataclass
@@ -40,20 +40,20 @@ class Moment:
 
     after_validation: bool = False  # in the middle of an epoch, where a validation was due
     after_epoch: bool = False
-    will_stop: bool = False  # asked to, before it had done the least that it was to do (min_steps, min_epochs)
+    will_stop: bool = False  # asked to, before it had reached its minimum (min_steps, min_epochs)
 
 
 class ResumeCheckpoint(Checkpoint):
-    """Saves the whole state of a run, between two training batches, every so many of them, and on SIGTERM.
+    """Saves the full state of a run between two training batches, at intervals and on SIGTERM.
 
-    `instructlit fit` finds the newest whole checkpoint in the folder by itself: the same command goes on. What it then
-    does is what a run that was never stopped would have done, bit for bit. After SIGTERM, which a scheduler sends
-    before it takes the machine, the batch at hand is finished, the state saved, and the process ends with status 75.
+    `instructlit fit` finds the newest complete checkpoint in the folder by itself: the same command resumes the run,
+    and does what a run that was never stopped would have done, bit for bit. After SIGTERM, which a scheduler sends
+    before it takes the machine, the current batch is finished, the state saved, and the process ends with status 75.
 
     Args:
-        dirpath: folder of the checkpoints, of this run alone.
+        dirpath: folder of the checkpoints, used by this run only.
         every_n_batches: training batches from one checkpoint to the next; a batch of PPO is a rollout with its updates.
-        keep: how many checkpoints stay; the older ones are for the case that the newest is damaged.
+        keep: how many checkpoints to keep; older ones serve if the newest is damaged.
     """
 
     def __init__(self, dirpath: str, every_n_batches: int = 100, keep: int = 2):
@@ -69,7 +69,7 @@ class ResumeCheckpoint(Checkpoint):
         self._newest = 0  # batches done at the newest checkpoint of this process, or at the one it continues from
 
     def newest(self, module: pl.LightningModule) -> tuple[Path | None, list[str]]:
-        """The newest whole checkpoint of the module's stage, and a sentence for each that was skipped."""
+        """The newest complete checkpoint of the module's stage, and a sentence for each that was skipped."""
         return newest(self.folder, stage_name(module))
 
     # -- hooks -----------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ class ResumeCheckpoint(Checkpoint):
     ) -> None:
         if self._moment is not None and self._moment.after_validation:
             # Lightning takes a state in which a batch is complete, and validation was due after it, for one that was
-            # saved inside the validation, and counts the batch again when it goes on.
+            # saved inside the validation, and counts the batch again on resume.
             checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
     # -- between two batches ---------------------------------------------------------------------------------------
@@ -169,7 +169,9 @@ class ResumeCheckpoint(Checkpoint):
             self._save(trainer, module, done)
             self._moment, self._newest = None, done
         if stop:
-            trainer.print(f"stopped by SIGTERM after batch {done}; all is saved, the same command goes on from there")
+            trainer.print(
+                f"stopped by SIGTERM after batch {done}; all is saved, and the same command resumes from there"
+            )
             raise Ending(PREEMPTED)
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
@@ -191,7 +193,7 @@ class ResumeCheckpoint(Checkpoint):
             fault = UserError(
                 f"the checkpoint after batch {done} could not be written: {reason(error)}",
                 where=str(self.folder),
-                fix=f"make room and give the same command again: it goes on from {kept or 'the beginning'}",
+                fix=f"free some space and run the same command again: it resumes from {kept or 'the beginning'}",
             )
             fault.saved = True  # there is no room for what else would be kept of a run that fails
             raise fault from error
@@ -226,9 +228,9 @@ class ResumeCheckpoint(Checkpoint):
             self._lock = None
 
     def _clear(self) -> None:
-        """Leave nothing in the folder from behind where this run begins: it would be taken for this run's."""
+        """Put aside checkpoints from after where this run begins: they would be taken for this run's."""
         if (aside := put_aside(self.folder, after=self._newest)) is not None:
-            say(f"what an earlier run has saved behind batch {self._newest} is kept in {aside}")
+            say(f"what an earlier run saved after batch {self._newest} is kept in {aside}")
 
     def _first_write(self, write: Callable[[], None]) -> None:
         try:
@@ -250,14 +252,14 @@ def system_error(error: BaseException) -> OSError | None:
 
 
 def reason(error: BaseException) -> str:
-    """The system's word for an error where there is one behind it, such as `No space left on device`."""
+    """The system's message for an error if it has one, such as `No space left on device`."""
     if (behind := system_error(error)) is not None:
         return str(behind.strerror)
     return first_line(error)
 
 
 def _follow(state: dict[str, Any], folder: str) -> None:
-    """Have a `ModelCheckpoint`'s state speak of its files where they are now that its folder is another.
+    """Update the paths in a `ModelCheckpoint`'s state now that its folder is another.
 
     Lightning would forget all scores, and with them which checkpoint is the best.
     """

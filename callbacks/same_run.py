@@ -1,4 +1,4 @@
-"""Whether a run is the one that was stopped: what it depends on, and by what its loggers know it again."""
+"""Whether a run is the one that was stopped: what it depends on, and how its loggers recognise it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +22,7 @@ FREE = {
     "data.init_args.num_workers",
 }
 """Settings that may change between two starts: none of them changes what is computed. The number of processes, which
-`devices` and `num_nodes` make, is compared by itself."""
+`devices` and `num_nodes` make, is compared separately."""
 
 THREADS = "number of threads (OMP_NUM_THREADS)"
 
@@ -31,7 +31,7 @@ EXACT = ("torch", "transformers", "peft", "bitsandbytes", "instructlit")
 
 
 def what_it_depends_on(config: dict[str, Any], trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
-    """All that must be the same for a run to go on exactly, but for the data, which its loaders compare themselves."""
+    """All that must be the same for an exact resume, except for the data, which its loaders compare themselves."""
     device = trainer.strategy.root_device.type
     found: dict[str, Any] = {f"config.{key}": value for key, value in flat(config).items() if not free(key)}
     found["number of processes"] = trainer.world_size
@@ -61,7 +61,7 @@ def free(key: str) -> bool:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of that which a run depends on has changed, a line each."""
+    """What has changed of what a run depends on, one line each."""
     lines = []
     for key in [*then, *(key for key in now if key not in then)]:
         before, after = then.get(key), now.get(key)
@@ -72,20 +72,20 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if before != after:
             shown = key.removeprefix("config.")
             if shown.startswith("weights of"):
-                lines.append(f"{shown}: not the ones the run began with")
+                lines.append(f"{shown}: not those that the run began with")
             else:
                 lines.append(f"{shown}: was {before}, is {after}")
     return lines
 
 
 def identities(loggers: Iterable[Logger]) -> list[list[Any]]:
-    """The class of each logger that knows its run again, and by what."""
+    """The class of each logger that can recognise its run, and the run's identity."""
     found = [[type(logger).__name__, getattr(logger, "identity", None)] for logger in loggers]
     return [pair for pair in found if pair[1] is not None]
 
 
 def take_up(loggers: Iterable[Logger], identities: Iterable[list[Any]]) -> None:
-    """Have loggers go on in the runs of those of their class; one without such begins a run."""
+    """Make each logger continue the run of an earlier one of its class; one without any begins a new run."""
     left = list(identities)
     for logger in loggers:
         pair = next((pair for pair in left if pair[0] == type(logger).__name__), None)

@@ -1,4 +1,4 @@
-"""What the model answers held-out prompts, kept at every validation: a file, a W&B table, a few rows on the console."""
+"""The model's responses to held-out prompts at every validation: a file, a W&B table, a few rows on the console."""
 
 import json
 import os
@@ -21,13 +21,12 @@ COLUMNS = ("iteration", "episodes", "prompt", "before", "response", "score_befor
 class SampleTable(pl.Callback):
     """Writes the rows a module leaves in `validation_rows` (prompt, response, score, KL, length, whether it ended).
 
-    Rows go to `dirpath/name.jsonl`, one JSON object a response, with `iteration`, the optimiser steps taken by then. A
-    resumed run drops what it is about to do again, so that each iteration stands there once; one that begins anew puts
-    the file aside, as `ppo_validation-earlier-1.jsonl`. The look that Lightning takes before training
+    Rows go to `dirpath/name.jsonl`, one JSON object per response, with `iteration`, the optimiser steps taken by then.
+    A resumed run drops what it will do again, so that each iteration appears once; a new run keeps the file under
+    another name, such as `ppo_validation-earlier-1.jsonl`. Lightning's sanity check before training
     (`num_sanity_val_steps`, -1 for all prompts) is iteration 0. `validate` writes none.
 
-    Where a W&B logger is at work each validation also becomes a table in which `before` is the response to the same
-    prompt at the first look.
+    With a W&B logger each validation also becomes a table in which `before` is the first response to the same prompt.
 
     Args:
         dirpath: folder of the file.
@@ -110,7 +109,7 @@ class SampleTable(pl.Callback):
         self.validations = int(state_dict["validations"])
 
     def _take_up(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Begin the file anew, or leave in it what a resumed run has done."""
+        """Begin a new file, or keep in it what a resumed run has done."""
         if trainer.is_global_zero and not self._taken_up and not rehearses(trainer):
             if trainer.ckpt_path is None:
                 if self.path(module).is_file():

@@ -1,4 +1,4 @@
-"""A reward's score of what a model answers, at every validation: how the paper chose its SFT checkpoint (p. 41)."""
+"""A reward's score of a model's responses at every validation: how the paper chose its SFT checkpoint (p. 41)."""
 
 from itertools import islice
 from typing import Any
@@ -24,8 +24,8 @@ class ScoreSamples(pl.Callback):
     """Answers held-out prompts at every validation and logs their mean score as `<stage>/val/score`.
 
     With it a `ModelCheckpoint(monitor="sft/val/score", mode="max")` keeps the checkpoint that a reward model likes
-    best. The samples are drawn with the same random numbers each time, and drawing them leaves those of training alone.
-    They stand in the module's `validation_rows`, from where `SampleTable`, named after this callback, writes them.
+    best. The samples are drawn with the same random numbers each time, which does not affect those of training.
+    They are in the module's `validation_rows`, from which a `SampleTable` listed after this callback writes them.
 
     Args:
         reward: where scores come from.
@@ -35,7 +35,7 @@ class ScoreSamples(pl.Callback):
         batch_size: prompts answered together.
         max_prompt_length: longer prompts are left out.
         engine: the generation engine.
-        reward_timeout: seconds that a reward of yours may take for a batch of responses; None waits for ever.
+        reward_timeout: seconds that a reward of yours may take for a batch of responses; None sets no limit.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ScoreSamples(pl.Callback):
         found = list(islice((e for e in encoded if len(e.ids) <= self.max_prompt_length), self.limit))
         if not found:
             raise UserError(
-                f"no prompt of at most {self.max_prompt_length} tokens",
+                f"no prompt has at most {self.max_prompt_length} tokens",
                 where=f"ScoreSamples.prompts: {self.prompts}",
                 expected="prompts to answer",
             )

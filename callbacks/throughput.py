@@ -16,7 +16,7 @@ class Throughput(pl.Callback):
     """Logs steps, tokens and, in PPO, episodes per second, and the peak of memory, under `perf/`.
 
     Rates are over the last `window` batches and leave out validation and checkpoints. Tokens are those that are trained
-    on, over all ranks: of SFT and reward model the batch's without padding, of PPO the sampled responses'.
+    on, over all ranks: for SFT and reward model the batch's without padding, for PPO the sampled responses'.
 
     Args:
         window: batches that a rate is taken over.

@@ -26,7 +26,7 @@ X_AXES = {"ppo/*": "ppo/episodes"}
 
 
 class WandbLogger(LightningWandbLogger):
-    """Logs to Weights & Biases, and without a key or a network to a folder that `wandb sync` uploads later.
+    """Logs to Weights & Biases or, without a key or a network, to a folder that `wandb sync` uploads later.
 
     Args:
         project: the project, in which artifacts of one name are versions of one thing.
@@ -37,11 +37,11 @@ class WandbLogger(LightningWandbLogger):
         notes: what this run is for.
         save_dir: folder under which `wandb/` is made.
         entity: user or team; None takes your default.
-        id: id of the run; give that of an interrupted one to go on in it.
+        id: id of the run; give that of an interrupted one to continue it.
         offline: write to the folder only, whether or not there is a key and a network.
         online_timeout: seconds to wait for the server before going offline.
-        finish_timeout: seconds that the end of the run waits for what is not uploaded yet; it then stays in the run's
-            folder for `wandb sync`. 0 waits for ever, as versions of wandb do that have no such setting.
+        finish_timeout: seconds to wait at the end of the run for pending uploads; what is left stays in the run's
+            folder for `wandb sync`. 0 waits without limit, as do versions of wandb without this setting.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class WandbLogger(LightningWandbLogger):
         return self._experiment.id if self._experiment is not None else None
 
     def take_up(self, identity: str) -> None:
-        """Go on in the run of that id, unless the config names one."""
+        """Continue the run of that id, unless the config names one."""
         if self._id is None:
             self._id = identity
             self._wandb_init |= {"id": identity, "resume": "allow"}
@@ -124,7 +124,7 @@ class WandbLogger(LightningWandbLogger):
             return
         gone = None if self.why_offline else unreachable(str(self._experiment.settings.base_url))
         if gone:
-            _say(f"{gone}. The run's end waits {self.finish_timeout:g} seconds for it at most")
+            _say(f"{gone}. At its end the run waits at most {self.finish_timeout:g} seconds for it")
         if gone or self.why_offline:
             _say(f"the run is in {self.folder}; upload it with: wandb sync {self.folder}")
 
@@ -144,7 +144,7 @@ class WandbLogger(LightningWandbLogger):
             return self._begun(mode)
 
     def _begun(self, mode: str) -> "Run":
-        """The run, online if that can be, else offline with the reason said."""
+        """The run, online if possible, else offline with the reason printed."""
         import wandb
 
         self.why_offline = "`offline` is set" if self._offline else None

@@ -287,7 +287,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     status, said = command("run")
     assert status == 2
     assert "the checkpoint after batch 4 could not be written: No space left on device" in said
-    assert "it goes on from resume/batch-00000002" in said
+    assert "it resumes from resume/batch-00000002" in said
     assert [path.name for path in (tmp_path / "run" / "resume").glob("*batch*")] == ["batch-00000002"]
     monkeypatch.undo()
     monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parent)])

@@ -80,5 +80,5 @@ def test_every_look_draws_the_same_random_numbers(
 
 def test_a_file_whose_prompts_are_all_too_long(files: Files, tmp_path: Path) -> None:
     scoring = ScoreSamples(Shortness(), str(files.prompts), max_prompt_length=2)
-    with pytest.raises(UserError, match="no prompt of at most 2 tokens"):
+    with pytest.raises(UserError, match="no prompt has at most 2 tokens"):
         pretrain(files, tmp_path, [scoring])
