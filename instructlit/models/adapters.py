@@ -1,4 +1,4 @@
-"""LoRA adapters by peft: put on, taken off for a moment (the reference policy), merged into plain weights.
+"""LoRA adapters by peft: added, switched off temporarily (the reference policy), merged into plain weights.
 
 Source: Hu et al. 2021 (LoRA), arXiv 2106.09685; Dettmers et al. 2023 (QLoRA), arXiv 2305.14314, for quantised trunks.
 """
@@ -23,7 +23,7 @@ HEAD = "score"
 """What the sequence-classification models of transformers' decoder families call their head."""
 
 _NOT_AS_LINEAR = ("DeepseekV4GroupedLinear", "Llama4Router", "PhimoeTopKRouter")
-"""Layers that inherit from a linear one, and take or give something else: no adapter can stand around them."""
+"""Layers that inherit from a linear one but have other inputs or outputs: no adapter can wrap them."""
 
 _PLAIN_LORA: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -39,7 +39,7 @@ _PLAIN_LORA: dict[str, tuple[Any, ...]] = {
     "arrow_config": (None,),
     "kasa_config": (None,),
 }
-"""Of an adapter_config.json what decides whether adapters add a product to weights and do nothing else."""
+"""The fields of an adapter_config.json that decide whether adapters only add a product to weights."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
 
 
 def adapts_only(model: nn.Module, layers: Collection[nn.Module]) -> bool:
-    """Whether `model` is plain, or under LoRA on some of these layers and nothing else of peft's."""
+    """Whether `model` is plain, or has LoRA on some of these layers and nothing else from peft."""
     if not is_adapted(model):
         return True
     from peft import PeftType
@@ -88,10 +88,10 @@ def adapts_only(model: nn.Module, layers: Collection[nn.Module]) -> bool:
 def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) -> nn.Module:
     """`model` frozen, with new trainable float32 adapters; a scalar model's head stays trainable, in float32.
 
-    New adapters start as the identity, so that the outputs are those of `model`.
+    New adapters change nothing at first, so the outputs are those of `model`.
 
     Raises:
-        UserError: a rank, rate or layer name that cannot be.
+        UserError: an impossible rank, rate or layer name.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -127,15 +127,15 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, scalar: bool, where: str) ->
 
 
 def _check_names(model: nn.Module, targets: list[str]) -> None:
-    """Raise ValueError for the first that no layer has; peft asks no more than that one of them is there."""
+    """Raise ValueError for the first that no layer has; peft only requires one of them to exist."""
     known = [f".{name}" for name, _ in model.named_modules()]
     for target in targets:
         if not any(name.endswith(f".{target}") for name in known):
-            raise ValueError(f"{target} is in no layer's name")
+            raise ValueError(f"no layer is called {target}")
 
 
 def check_plain_lora(config: dict[str, Any], path: str, where: str) -> None:
-    """Refuse adapters that are not plain LoRA: they would be merged wrongly, or be lacking in checkpoints.
+    """Refuse adapters that are not plain LoRA: they would be merged wrongly, or be missing from checkpoints.
 
     Args:
         config: the adapter_config.json.
@@ -162,10 +162,10 @@ def hold_head(config: dict[str, Any]) -> bool:
 
 def load_adapters(model: PreTrainedModel, folder: str, *, scalar: bool, where: str) -> nn.Module:
     """`model` with the adapters saved in `folder`, trainable; a scalar model's head is trained and saved with them: the
-    one saved there, or where these are a language model's the model's own.
+    one saved there or, if the adapters are a language model's, the model's own.
 
     Raises:
-        UserError: adapters that are damaged, not all there, or of another shape.
+        UserError: adapters that are damaged, incomplete, or of another shape.
     """
     try:
         adapted = _with_saved(model, folder, scalar=scalar)
@@ -173,8 +173,8 @@ def load_adapters(model: PreTrainedModel, folder: str, *, scalar: bool, where: s
         raise UserError(
             f"the adapters in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}",
             where=f"{where}.path",
-            expected="adapter_config.json and the weights that it tells of, for the trunk that it names",
-            fix="export the adapters again, or copy the whole folder",
+            expected="adapter_config.json and the weights that it describes, for the trunk that it names",
+            fix="export the adapters again, or copy the complete folder",
         ) from error
     _float32_trainable(adapted)
     return adapted
@@ -185,7 +185,7 @@ def _with_saved(model: PreTrainedModel, folder: str, *, scalar: bool) -> nn.Modu
 
     config: Any = PeftConfig.from_pretrained(folder)
     if not scalar or hold_head(vars(config)):
-        with warnings.catch_warnings():  # what is missing would be new adapters, which compute nothing
+        with warnings.catch_warnings():  # what is missing would be new adapters, which change nothing
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, folder, is_trainable=True)
     # By its task peft trains a head, and looks for it among the weights.
@@ -209,7 +209,7 @@ def _float32_trainable(model: nn.Module) -> None:
 def reference_view(model: nn.Module) -> Iterator[nn.Module]:
     """`model` with its adapters off: the frozen trunk that training started from, without a second copy of it.
 
-    Which parameters require a gradient is the same after as before.
+    Which parameters require a gradient is the same afterwards.
 
     Raises:
         UserError: `model` has no adapters, so that its trunk is what is being trained.
@@ -249,9 +249,9 @@ def frozen_state_names(module: nn.Module) -> set[str]:
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Weights under the names of the transformers model, adapters merged in and quantised layers dequantised.
 
-    `model` is left as it is: training can go on. Merging adds in float32 and rounds once, to the trunk's dtype. A
+    `model` is not changed: training can continue. Merging adds in float32 and rounds once, to the trunk's dtype. A
     quantised trunk is taken as it was in training, dequantised, so that the merged model computes what was trained.
-    Of a model that is cut over ranks, where all must call this, only the first rank gets values.
+    Of a sharded model, for which all ranks must call this, only the first rank gets values.
     """
     hf, active = unwrapped(model), _active_adapters(model)
     state: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Whether a folder holds the kind of model that is wanted, by its config alone: what can be refused before weights are
+"""Whether a folder holds the required kind of model, from its config alone: what can be refused before weights are
 loaded.
 """
 
@@ -27,17 +27,17 @@ _SEE_WHAT_FOLLOWS = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "cpm
 and its kin (made decoders by their config they would still count positions in ways of their own), and three more."""
 
 _NOT_BY_TEXT = {
-    "blt": "cuts what it reads into patches, which padding before a text moves",
-    "git": "captions images, and decodes as if one stood before every text",
+    "blt": "cuts its input into patches, which padding before a text shifts",
+    "git": "captions images, and decodes as if an image preceded every text",
 }
-"""Decoders whose numbers of a text alone are not to be had in batches, and why."""
+"""Decoders that cannot compute batches of text alone as single texts, and why."""
 
 
 def check_causal_lm(backbone: "Backbone", where: str = "model") -> PretrainedConfig:
     """The config of a causal language model; what can be refused before its weights are loaded.
 
     Raises:
-        UserError: as `load_causal_lm`, but for missing weights.
+        UserError: as `load_causal_lm`, except for missing weights.
     """
     config = checked_config(backbone, where)
     adapters = adapter_config(backbone.path)
@@ -52,21 +52,21 @@ def check_causal_lm(backbone: "Backbone", where: str = "model") -> PretrainedCon
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
     if not known and not _is_remote(config):
         raise UserError(
-            f"{backbone.path} is of the architecture {config.model_type}, which is no causal language model",
+            f"{backbone.path} is of the architecture {config.model_type}, which is not a causal language model",
             where=f"{where}.path",
             expected="a decoder that transformers' AutoModelForCausalLM knows",
         )
     if config.model_type in _SEE_WHAT_FOLLOWS:
         raise UserError(
-            f"{backbone.path} is of the architecture {config.model_type}, whose tokens see those that follow them",
+            f"{backbone.path} is of the architecture {config.model_type}, in which tokens attend to those that follow",
             where=f"{where}.path",
-            expected="a decoder, which predicts every token from those before it alone",
+            expected="a decoder, which predicts every token only from those before it",
         )
     if config.model_type in _NOT_BY_TEXT:
         raise UserError(
             f"{backbone.path} is of the architecture {config.model_type}, which {_NOT_BY_TEXT[config.model_type]}",
             where=f"{where}.path",
-            expected="a decoder of text",
+            expected="a text decoder",
         )
     return config
 
@@ -78,7 +78,7 @@ def check_scalar_model(
     are loaded.
 
     Raises:
-        UserError: as `load_scalar_model`, but for missing weights.
+        UserError: as `load_scalar_model`, except for missing weights.
     """
     config = checked_config(backbone, where)
     if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not _is_remote(config):
@@ -100,13 +100,13 @@ def check_scalar_model(
             f"{backbone.path} has no trained scalar head ({_architecture(config)})",
             where=f"{where}.path",
             expected="the folder of a reward model",
-            fix="train one from it with the reward stage, and name the folder which that exports",
+            fix="train a reward model from it with the reward stage, and name the folder that this exports",
         )
     return config, trained
 
 
 def text_part(config: PretrainedConfig) -> PretrainedConfig:
-    """What of a config is of the decoder of text: all of it, but in a model that sees or hears besides."""
+    """The part of a config for the text decoder: all of it, except in a model that also takes images or audio."""
     return config.get_text_config(decoder=True)
 
 
@@ -118,9 +118,9 @@ def check_trainable(backbone: "Backbone", where: str) -> None:
     """
     if backbone.quantization and backbone.lora is None and adapter_config(backbone.path) is None:
         raise UserError(
-            f"weights in {backbone.quantization} cannot be trained, and there are no adapters over them",
+            f"weights in {backbone.quantization} cannot be trained, and they have no adapters",
             where=f"{where}.quantization",
-            expected="`lora` beside it, or a folder of adapters as `path`",
+            expected="`lora` as well, or a folder of adapters as `path`",
             fix=f"set {where}.lora.rank, or remove `quantization`",
         )
 
@@ -149,7 +149,7 @@ def checked_config(backbone: "Backbone", where: str, *, weights: bool = True) ->
             "random_init together with lora or quantization would freeze random weights",
             where=where,
             expected="a trained trunk under adapters",
-            fix="take out `random_init`, or `lora` and `quantization`",
+            fix="remove `random_init`, or `lora` and `quantization`",
         )
     check_source(backbone.path, weights=weights and not backbone.random_init, where=f"{where}.path")
     source, adapters = backbone.path, adapter_config(backbone.path)
@@ -157,10 +157,10 @@ def checked_config(backbone: "Backbone", where: str, *, weights: bool = True) ->
         check_plain_lora(adapters, backbone.path, f"{where}.path")
         if backbone.lora is not None:
             raise UserError(
-                f"{backbone.path} holds adapters already",
+                f"{backbone.path} already holds adapters",
                 where=f"{where}.lora",
-                expected="no `lora` (its adapters are trained on), or a merged folder",
-                fix="take out `lora`, or export the model again with its adapters merged",
+                expected="no `lora` (its own adapters are trained further), or a merged folder",
+                fix="remove `lora`, or export the model again with its adapters merged",
             )
         source = _checked_trunk(backbone.path, where, weights)
     config = load_config(source, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code, where=where)

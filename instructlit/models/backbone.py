@@ -1,7 +1,7 @@
 """Loading what a stage trains or reads: a causal language model, or one with a scalar head.
 
 Unlike plain transformers: the dtype is the one asked for, dropout is off unless asked for (transformers keeps GPT-2's
-0.1), weights that are missing are an error and never drawn at random in silence, and a pad id equal to eos is taken out
+0.1), missing weights are an error and never silently initialised at random, and a pad id equal to eos is taken out
 of the config, where it would keep the embedding of eos from being trained (`nn.Embedding(padding_idx=...)`).
 """
 
@@ -57,7 +57,7 @@ class Backbone:
         lora: train low-rank adapters on a frozen trunk; without it all weights are trained.
         quantization: hold the frozen trunk in 4 bits (nf4) or 8 (int8) by bitsandbytes; training it needs `lora`.
         gradient_checkpointing: keep fewer activations and compute them again in the backward pass.
-        compile: have torch.compile join each decoder block's operations; the first steps wait for it.
+        compile: compile each decoder block with torch.compile; the first steps wait for it.
     """
 
     path: str
@@ -81,7 +81,7 @@ def load_causal_lm(
     Args:
         backbone: what to load.
         where: the option that holds `backbone`, for messages.
-        trunks: frozen weights loaded before, to be held in common where they are the same; None shares nothing.
+        trunks: frozen weights loaded before, shared where they are the same; None shares nothing.
         frozen: nothing of the model will be trained, adapters included.
 
     Raises:
@@ -121,7 +121,7 @@ def load_scalar_model(
     hf, missing = _loaded(AutoModelForSequenceClassification, backbone, config, where, trunks, frozen)
     if not isinstance(getattr(hf, HEAD, None), nn.Linear):
         raise UserError(
-            f"the head of {type(hf).__name__} is no linear layer called {HEAD!r}",
+            f"the head of {type(hf).__name__} is not a linear layer called {HEAD!r}",
             where=f"{where}.path",
             expected="a decoder architecture such as Llama, GPT-2, GPT-NeoX, Qwen or Mistral",
         )
@@ -135,7 +135,7 @@ def load_scalar_model(
         model.head.initialise()  # type: ignore[operator]
         from lightning.pytorch.utilities import rank_zero_info  # 75 MiB that most readers of a model do not need
 
-        rank_zero_info(f"{where}: {backbone.path} has no scalar head; a new one was drawn")
+        rank_zero_info(f"{where}: {backbone.path} has no scalar head; a new one was initialised")
     model.backbone = _prepared(hf, backbone, scalar=True, where=where)
     return model.requires_grad_(False).eval() if frozen else model
 
@@ -156,7 +156,7 @@ def _loaded(
 
 
 def trunk_key(backbone: Backbone) -> Key:
-    """What two backbones have in common where their frozen weights are the same tensors."""
+    """What two backbones must have in common for their frozen weights to be the same tensors."""
     source = trunk_of(backbone.path) or backbone.path
     folder = Path(source).expanduser()
     name = str(folder.resolve()) if folder.is_dir() else source
@@ -168,7 +168,7 @@ def trunk_key(backbone: Backbone) -> Key:
 def made(make: Callable[..., Any], backbone: Backbone, config: PretrainedConfig, **more: Any) -> Any:
     """What transformers makes of `config`, by `from_config` or `from_pretrained`, the way `backbone` says.
 
-    Its own choice of attention would be the same, but for a config that names a kernel which is not installed here.
+    Its own choice of attention would be the same, except if a config names a kernel that is not installed here.
     """
     more |= {"config": config, "dtype": DTYPES[backbone.dtype], "trust_remote_code": backbone.trust_remote_code}
     if backbone.attn_implementation != "auto":
@@ -210,19 +210,19 @@ def _build(auto: Any, backbone: Backbone, config: PretrainedConfig, where: str) 
 
 
 def _tell_left_out(names: Iterable[str], hf: PreTrainedModel, path: str, where: str) -> None:
-    """Warn of weights that a model has no place for; a head of another kind than its own is left out without a word."""
+    """Warn of weights that a model has no place for; a head of another kind than its own is ignored silently."""
     left_out = sorted(name for name in names if name.startswith(f"{hf.base_model_prefix}."))
     if left_out:
         from lightning.pytorch.utilities import rank_zero_warn  # 75 MiB that most readers of a model do not need
 
         rank_zero_warn(
-            f"{where}.path: {path} holds {counted(len(left_out), 'weight')} for which its config.json has no place, "
-            f"such as {', '.join(left_out[:3])}: left out"
+            f"{where}.path: {path} holds {counted(len(left_out), 'weight')} that its config.json does not provide for, "
+            f"such as {', '.join(left_out[:3])}: ignored"
         )
 
 
 def _quantisation(backbone: Backbone) -> BitsAndBytesConfig:
-    import bitsandbytes as bitsandbytes  # where it lacks, transformers would name another version than our extra's
+    import bitsandbytes as bitsandbytes  # if it is missing, transformers would name another version than our extra's
 
     skip = list(UNQUANTISED)
     if backbone.quantization == "int8":
@@ -270,6 +270,6 @@ def _missing_weights(path: str, missing: set[str], where: str) -> UserError:
     return UserError(
         f"{path} lacks {len(missing)} of the model's weights, such as {some}",
         where=f"{where}.path",
-        expected="a whole folder",
+        expected="a complete folder",
         fix="export or download it again",
     )

@@ -1,8 +1,8 @@
 """The decoder blocks of a model, and their compilation.
 
-Each block is compiled by itself and in its place: names of parameters stay what they are, and one compilation serves
-all blocks of a model, since they differ in their weights only. Lengths are symbols from the start, so that a new one
-compiles nothing anew. What stands around the blocks (embedding, last norm, head) is as it was.
+Each block is compiled separately and in place: names of parameters stay the same, and one compilation serves all blocks
+of a model, since they differ only in their weights. Lengths are symbolic from the start, so that a new one needs no
+new compilation. What is around the blocks (embedding, last norm, head) is not compiled.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def decoder_blocks(model: nn.Module, where: str, fix: str) -> list[nn.Module]:
-    """`find_blocks`, where there have to be some.
+    """`find_blocks`, if there must be some.
 
     Args:
         model: a transformers model.
@@ -66,7 +66,7 @@ def compile_blocks(model: nn.Module, where: str) -> None:
     Raises:
         UserError: an architecture whose blocks transformers does not name.
     """
-    blocks = decoder_blocks(model, f"{where}.compile", "take out `compile`")
+    blocks = decoder_blocks(model, f"{where}.compile", "remove `compile`")
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
     config.optimize_ddp = False  # it cuts graphs where DDP reduces in between; our modules add gradients up afterwards

@@ -1,6 +1,6 @@
 """K completions of one prompt as branches of a single sequence: what they have in common is computed once.
 
-The rows of a prompt begin alike. Their common beginning is laid down once and the rest of each row behind it, one after
+The rows of a prompt begin alike. Their common beginning is stored once, followed by the rest of each row, one after
 the other; a token sees the beginning, its own branch up to itself, and nothing of the other branches, and its position
 is the one it would have in a row of its own. The scores are therefore those of K separate rows, up to rounding.
 """

@@ -1,4 +1,4 @@
-"""Whether a model goes with the tokenizer and the rows of its run, which is known before its weights are loaded."""
+"""Whether a model fits the tokenizer and the rows of its run, which is known before its weights are loaded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from instructlit.models.backbone import Backbone
 def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model", added: bool = True) -> int:
     """Refuse a tokenizer with ids that the model has no embedding for, before its weights are loaded.
 
-    An embedding with more rows than the tokenizer has ids is usual: rows are padded to a round number.
+    An embedding with more rows than the tokenizer has ids is common: rows are padded to a round number.
 
     Args:
         backbone: what is to be loaded.
@@ -24,7 +24,7 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model", a
             token that no text has, such as that of an image, and is read as it is.
 
     Returns:
-        How many rows there are to spare; 0 where the config does not tell.
+        The number of spare rows; 0 if the config does not tell.
 
     Raises:
         UserError: the largest id of the tokenizer lies outside the model's embedding; or the model's folder comes with
@@ -41,7 +41,7 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model", a
     if largest >= rows:
         outside = sorted((token for token, i in vocabulary.items() if i >= rows), key=vocabulary.__getitem__)
         raise UserError(
-            f"the tokenizer has ids up to {largest}, the model an embedding of {rows} rows; without one are "
+            f"the tokenizer has ids up to {largest}, but the model's embedding has {rows} rows, and so none for "
             f"{', '.join(map(repr, outside[:3]))}{', …' if len(outside) > 3 else ''}",
             where=where,
             expected="the tokenizer the model was trained with",
@@ -49,8 +49,8 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model", a
         )
     if not backbone.random_init and (differing := _other_meaning(backbone, tokenizer)) is not None:
         raise UserError(
-            f"the tokenizer's id of {differing!r} is {vocabulary[differing]}, which is something else to the tokenizer "
-            f"in {backbone.path}",
+            f"the tokenizer's id of {differing!r} is {vocabulary[differing]}, which is another token in the "
+            f"tokenizer of {backbone.path}",
             where=where,
             expected="the tokenizer the model was trained with",
             fix="name the model's own tokenizer in data, or a model that was trained with this one",
@@ -59,7 +59,7 @@ def check_vocabulary(backbone: Backbone, tokenizer: Any, where: str = "model", a
 
 
 def _other_meaning(backbone: Backbone, tokenizer: Any) -> str | None:
-    """A token that has another id in the folder's own tokenizer, where that is so of most that both know."""
+    """A token with another id in the folder's own tokenizer, if that is so for most tokens that both have."""
     folder = Path(backbone.path).expanduser()
     if not (folder / "tokenizer_config.json").is_file() or getattr(tokenizer, "name_or_path", "") == str(folder):
         return None
@@ -80,7 +80,7 @@ def positions(config: PretrainedConfig) -> int | None:
 
 def check_positions(backbone: Backbone, lengths: Mapping[str, int], where: str = "model") -> None:
     """Refuse rows longer than a model with a table of positions can read, before its weights are loaded; warn where
-    positions are computed (RoPE, ALiBi), and those beyond are merely ones that it was not trained on.
+    positions are computed (RoPE, ALiBi), and positions beyond are only ones that it was not trained on.
 
     Args:
         backbone: what is to be loaded.
@@ -97,7 +97,7 @@ def check_positions(backbone: Backbone, lengths: Mapping[str, int], where: str =
         if most is None or length <= most:
             continue
         fault = UserError(
-            f"rows may have {length} tokens, and {where} ({backbone.path}) has {most} positions",
+            f"rows may have {length} tokens, but {where} ({backbone.path}) has {most} positions",
             where=options,
             expected=f"together at most {most}" if " + " in options else f"at most {most}",
             fix=f"lower {options.replace(' + ', ' or ')}, or name a model with more positions",

@@ -1,5 +1,5 @@
-"""Dropout: off everywhere unless asked for, and then at the residual connections only, as the paper trained SFT. So are
-chance and noise in the choice of experts.
+"""Dropout: off everywhere unless asked for, and then at the residual connections only, as the paper trained SFT. The
+same holds for randomness in the choice of experts.
 
 Source: Ouyang et al. 2022 (InstructGPT), appendix C.1: residual dropout of 0.2 for SFT.
 """
@@ -26,7 +26,7 @@ def configure_dropout(config: PretrainedConfig, rate: float, where: str) -> None
     """Set the residual dropout of `config` to `rate` and every other dropout to 0, in place.
 
     Raises:
-        UserError: `rate` is no probability, or it is not 0 and the architecture has no residual dropout.
+        UserError: `rate` is not a probability, or it is not 0 and the architecture has no residual dropout.
     """
     if not 0.0 <= rate < 1.0:
         raise UserError(f"dropout is {rate}", where=where, expected="a rate of at least 0 and below 1")
@@ -60,7 +60,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 def steady_routers(model: nn.Module) -> None:
     """Let routers that draw while training, or add noise, choose experts in training as they do in evaluation: Mixtral,
-    MiniMax, DBRX, Phi-3.5-MoE. Adapters and dropout inside them follow the model's mode as ever."""
+    MiniMax, DBRX, Phi-3.5-MoE. Adapters and dropout inside them still follow the model's mode."""
     for module in model.modules():
         if any("jitter" in name for name in vars(module)):
             module.register_forward_pre_hook(_as_in_evaluation)

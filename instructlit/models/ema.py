@@ -32,7 +32,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now; call it after each optimiser step."""
+        """Update the average with the current weights; call it after each optimiser step."""
         for name, weight in self._weights.items():
             self._average[name].lerp_(weight.detach().float(), 1.0 - self.decay)
         self.updates += 1

@@ -1,8 +1,8 @@
-"""A trained model as a plain Hugging Face folder, whole or not at all.
+"""Writes a trained model as a plain Hugging Face folder, complete or not at all.
 
 What goes in: `config.json` and safetensors (adapters merged), `generation_config.json`, the tokenizer with its chat
 template, `README.md` for people and `instructlit.json` for the next stage. Plain transformers computes the same numbers
-from it, in a fresh process. Two things it cannot hold: a reward model's shift, which stands in the config as
+from it, in a fresh process. Two things it cannot hold: a reward model's shift, which is in the config as
 `reward_shift` (our loader adds it), and padding where pad is eos, for which the config has no pad id: transformers then
 scores one text at a time, since it finds the end of a text by looking for pads.
 """
@@ -41,10 +41,10 @@ def export_folder(
     *,
     merge: bool = True,
 ) -> Path:
-    """Write `model` to the folder `path`, replacing an earlier export there only once the new one is whole.
+    """Write `model` to the folder `path`, replacing an earlier export there only once the new one is complete.
 
-    A model that is cut over ranks is gathered tensor by tensor, for which all of them must call this; the first writes,
-    and what keeps it from that is raised in all.
+    A sharded model is gathered tensor by tensor, for which all ranks must call this; the first writes, and an error
+    there is raised in all.
 
     Args:
         model: a causal language model or a `ScalarModel`, plain or with adapters. It is not changed.
@@ -57,8 +57,8 @@ def export_folder(
         `path`.
 
     Raises:
-        UserError: `path` holds something that is no model folder, or cannot be written (disk full, permissions). An
-            earlier export there is as it was.
+        UserError: `path` holds something that is not a model folder, or cannot be written (disk full, permissions). An
+            earlier export there is unchanged.
     """
     path = Path(path).expanduser()
     if is_sharded(model):
@@ -71,10 +71,10 @@ def export_folder(
 
 def save_weights(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Write a causal language model to `path` for another process to load at once: config, weights, adapters merged,
-    and tokenizer; no record and no card, and nobody waits for the disk. A model folder there is replaced, whoever wrote
+    and tokenizer; no record or card, and without waiting for the disk. A model folder there is replaced, whoever wrote
     it: a server was started on it.
 
-    Every rank must call this; the first writes, and what keeps it from that is raised in all.
+    Every rank must call this; the first writes, and an error there is raised in all.
 
     Raises:
         UserError: as `export_folder`.
@@ -98,7 +98,7 @@ def _write_folder(
     merge: bool,
     state: dict[str, Tensor] | None,
 ) -> None:
-    """Write beside `path` and give it the name when all is on the disk."""
+    """Write next to `path` and rename when everything is on the disk."""
 
     def write(partial: Path) -> None:
         _write(model, tokenizer, partial, path.name, record or make_record("unknown"), merge=merge, state=state)
@@ -108,8 +108,8 @@ def _write_folder(
 
 
 def _beside(path: Path, write: Callable[[Path], None], known: str = RECORD) -> None:
-    """Have a folder written beside `path`, or what it links to, and give it the name when it is whole. A folder there
-    is replaced where it holds the file `known`."""
+    """Have a folder written next to `path`, or to what it links to, and rename it when it is complete. A folder there
+    is replaced if it holds the file `known`."""
     _check_replaceable(path, known)
     place = path.resolve()
     partial = _hidden(place, "partial")
@@ -210,7 +210,7 @@ def _save_adapters(backbone: Any, hf: PreTrainedModel, folder: Path) -> None:
 
 
 def _plain_class(hf: PreTrainedModel) -> type[PreTrainedModel]:
-    """The model's class without what sharding mixed into it."""
+    """The model's class without what sharding added to it."""
     return next(c for c in type(hf).__mro__ if c.__module__.startswith(("transformers.", "transformers_modules.")))
 
 
@@ -236,7 +236,7 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, earlier: GenerationCon
 
 
 def check_destination(path: str | Path) -> None:
-    """Say what would keep a folder from being written there, as far as it can be known beforehand.
+    """Refuse a place where a folder cannot be written, as far as it can be known beforehand.
 
     The folder above is made, and a file is written in it and removed.
 
@@ -271,9 +271,9 @@ def check_no_source(path: str | Path, sources: Iterable[str], where: str | None 
             folder = Path(name).expanduser()
             if folder.is_dir() and folder.resolve().is_relative_to(place):
                 raise UserError(
-                    f"{name}, which is read from, would be written over",
+                    f"{name}, which the model is read from, would be overwritten",
                     where=where or str(path),
-                    expected="a folder of its own",
+                    expected="a separate folder",
                     fix="name another folder",
                 )
 
@@ -282,7 +282,7 @@ def _unwritable(path: Path, error: Exception, fix: str) -> UserError:
     return UserError(
         f"the folder cannot be written: {error}",
         where=str(path),
-        expected="a place with room and permission to write",
+        expected="a place with free space and permission to write",
         fix=fix,
     )
 
@@ -293,7 +293,7 @@ def _check_replaceable(path: Path, known: str = RECORD) -> None:
         raise UserError("there is a file of that name", where=str(path), expected="a folder, new or from an export")
     if path.is_dir() and any(path.iterdir()) and not (path / known).is_file():
         raise UserError(
-            f"the folder holds files and no {known}, so it is not replaced",
+            f"the folder holds files but no {known}, so it is not replaced",
             where=str(path),
             expected="a new folder, an empty one or an earlier export",
             fix="name another folder, or empty this one",
@@ -301,7 +301,7 @@ def _check_replaceable(path: Path, known: str = RECORD) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Have the bytes on the disk before the folder gets its name."""
+    """Sync the bytes to the disk before the folder gets its name."""
     for file in [*(p for p in folder.rglob("*") if p.is_file()), folder]:
         handle = os.open(file, os.O_RDONLY)
         try:
@@ -331,7 +331,7 @@ def _hidden(path: Path, what: str) -> Path:
 
 
 def _clear(path: Path, what: str) -> None:
-    """Remove what processes of this machine that are gone have left beside `path`: each a whole model."""
+    """Remove what ended processes of this machine have left next to `path`: each a whole model."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.{what}-*"):
         pid = left.name.rpartition(f".{what}-")[2].partition("-")[0]
         if pid.isdigit() and not _at_work(int(pid)):
@@ -339,7 +339,7 @@ def _clear(path: Path, what: str) -> None:
 
 
 def _at_work(pid: int) -> bool:
-    """Whether another process of that number is there."""
+    """Whether another process of that number is running."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Where a backbone comes from: a folder, an adapter folder or a Hub name, and what is wrong with it, said early."""
+"""Where a backbone comes from: a folder, an adapter folder or a Hub name, with errors reported early."""
 
 import json
 import pickle
@@ -19,11 +19,11 @@ WEIGHTS = (SINGLE, f"{SINGLE}.index.json", "pytorch_model.bin", "pytorch_model.b
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
-"""Sizes without which there is no model: of no layers transformers would make one that is an embedding."""
+"""Sizes without which there is no model: without layers transformers would make one that is only an embedding."""
 
 
 def check_source(path: str, *, weights: bool, where: str) -> None:
-    """Say what is wrong with a model path before anything heavy is loaded.
+    """Refuse a faulty model path before anything large is loaded.
 
     Raises:
         UserError: a local path that is missing, is a file, has no config.json, or has no weights where they are needed.
@@ -42,10 +42,10 @@ def check_source(path: str, *, weights: bool, where: str) -> None:
         return
     if (folder / "config.json").is_file():
         config, files = "a config.json", WEIGHTS
-        fix = "to train from scratch set `random_init: true` beside `path`; otherwise name a trained folder"
+        fix = "to train from scratch set `random_init: true` in addition to `path`; otherwise name a trained folder"
     elif (folder / ADAPTER_CONFIG).is_file():
         config, files = f"an {ADAPTER_CONFIG}", ADAPTER_WEIGHTS
-        fix = "export the adapters again, or copy the whole folder"
+        fix = "export the adapters again, or copy the complete folder"
     else:
         raise UserError(
             f"{path} has no config.json",
@@ -60,8 +60,8 @@ def check_source(path: str, *, weights: bool, where: str) -> None:
 
 
 def check_whole_weights(path: str, where: str) -> None:
-    """Say which of a folder's files of weights, or of its trunk's and its adapters', is missing or was cut short. Only
-    their headers are read.
+    """Refuse a folder with a weight file, its trunk's and its adapters' included, that is missing or truncated. Only
+    headers are read.
 
     Raises:
         UserError: one is.
@@ -77,13 +77,13 @@ def check_whole_weights(path: str, where: str) -> None:
                 raise UserError(
                     f"{file} cannot be read: {error}",
                     where=where,
-                    expected="whole files of weights",
+                    expected="complete weight files",
                     fix="copy or export the model again",
                 ) from error
 
 
 def _missing_folder(path: str, folder: Path, where: str) -> UserError:
-    fix = "make it first, or correct the path"
+    fix = "create it first, or correct the path"
     if folder.parent.is_dir():
         close = nearest(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()])
         fix = f"did you mean {folder.parent / close}?" if close else fix
@@ -108,7 +108,7 @@ def adapter_config(path: str) -> dict[str, Any] | None:
     config = _read_json(file)
     if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path", ""), str | None):
         raise UserError(
-            "is no config of adapters", where=str(file), expected="what peft writes, with a base_model_name_or_path"
+            "is not a config of adapters", where=str(file), expected="what peft writes, with a base_model_name_or_path"
         )
     return config
 
@@ -129,7 +129,7 @@ def load_config(path: str, *, revision: str | None, trust_remote_code: bool, whe
     """The config of a folder or Hub name.
 
     Raises:
-        UserError: neither a folder nor to be had from the Hub, a revision of a folder, an unknown architecture, code
+        UserError: neither a folder nor available from the Hub, a revision of a folder, an unknown architecture, code
             that is not trusted, a size that no model has.
     """
     source = resolved(path, revision, f"{where}.path")
@@ -159,7 +159,7 @@ def resolved(path: str, revision: str | None, where: str) -> str:
     """What transformers is to load: the folder with `~` opened, a Hub name, or its copy in the cache without a network.
 
     Raises:
-        UserError: neither a folder nor to be had from the Hub.
+        UserError: neither a folder nor available from the Hub.
     """
     folder = Path(path).expanduser()
     return str(folder) if folder.is_dir() else reachable(path, revision, where)
@@ -173,9 +173,9 @@ def explained(error: Exception, path: str, where: str) -> UserError:
         reason = f"{type(error).__name__}: {reason}"  # such as a KeyError, whose text is the key alone
     if "trust_remote_code" in text:
         return UserError(
-            f"{path} needs code of its own, which is not run unasked",
+            f"{path} needs its own code, which is not run without permission",
             where=f"{where}.trust_remote_code",
-            expected="a model whose architecture transformers has",
+            expected="a model whose architecture is part of transformers",
             fix="read that code, then set `trust_remote_code: true`",
         )
     if "attention implementation" in text or "attn_implementation" in text or "FlashAttention" in text:
@@ -188,14 +188,14 @@ def explained(error: Exception, path: str, where: str) -> UserError:
     where = f"{where}.path"
     if isinstance(error, pickle.UnpicklingError):  # whose text tells how to load it all the same
         return UserError(
-            f"{path} cannot be loaded: a .bin file of it is damaged, or holds code beside the weights",
+            f"{path} cannot be loaded: a .bin file of it is damaged, or holds code as well as weights",
             where=where,
-            expected="whole files that hold weights alone",
+            expected="complete files that hold only weights",
             fix="download it again, or write it as .safetensors",
         )
     if "ignore_mismatched_sizes" in text:
         return UserError(
-            f"{path} cannot be loaded: some of its weights have other shapes than its config.json says",
+            f"{path} cannot be loaded: some of its weights do not have the shapes that its config.json says",
             where=where,
             expected="the weights and the config.json of one model",
         )
@@ -206,12 +206,12 @@ def explained(error: Exception, path: str, where: str) -> UserError:
             expected="an architecture of the installed transformers",
             fix=f"update transformers, or name another model ({reason})",
         )
-    return UserError(f"{path} cannot be loaded: {reason}", where=where, expected="a whole Hugging Face model folder")
+    return UserError(f"{path} cannot be loaded: {reason}", where=where, expected="a complete Hugging Face model folder")
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own report on missing keys and its bar: what matters of them is said by our messages."""
+    """Without transformers' own report on missing keys and its progress bar: our messages say what matters."""
     verbosity, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

@@ -2,8 +2,8 @@
 
 Behind the last block no token sees another. Its keys and values are needed of every token; queries, what becomes of
 attention's result, and the MLP only where a log-prob or a value is read: of a demonstration the completion, of a
-comparison one token a branch. The numbers and gradients there are those of the whole block. Elsewhere its output means
-nothing.
+comparison one token per branch. The numbers and gradients there are those of the whole block. Elsewhere its output is
+meaningless.
 """
 
 from collections.abc import Iterator
@@ -39,10 +39,10 @@ _last_blocks: WeakKeyDictionary[nn.Module, ref[nn.Module] | None] = WeakKeyDicti
 
 @contextmanager
 def only_at(model: nn.Module, places: Tensor, tokens: int) -> Iterator[None]:
-    """Inside the `with`, what a forward of `model` ends in means something at these places alone.
+    """Inside the `with`, the output of a forward of `model` is valid only at these places.
 
     Where activations are computed again in the backward pass, which is outside, and where blocks are compiled, all
-    tokens are computed as ever, as they are in blocks of other classes than `TOKEN_BY_TOKEN` names.
+    tokens are computed as usual, as they are in blocks of other classes than `TOKEN_BY_TOKEN` names.
 
     Args:
         model: plain or with adapters.

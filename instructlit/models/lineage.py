@@ -94,7 +94,7 @@ def make_record(
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """The record of a model folder; empty where it has none (a model of other making).
+    """The record of a model folder; empty if it has none (a model made elsewhere).
 
     Raises:
         UserError: the record is not JSON.

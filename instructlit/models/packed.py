@@ -1,4 +1,4 @@
-"""Rows of different length in one row without padding: no token sees another row's, and positions begin anew.
+"""Rows of different length in one row without padding: no token sees another row's, and positions restart.
 
 The rows follow one another as segments. Attention keeps them apart, by a function that transformers' models find under
 its name in their registry; all the rest of a model works on each token for itself and needs no change. On a CPU that is
@@ -160,7 +160,7 @@ def can_pack(model: nn.Module, device: torch.device) -> bool:
 
 @lru_cache(maxsize=8)
 def _has_flash(device: torch.device) -> bool:
-    """Whether flash attention of variable lengths runs on a GPU and says what SDPA says; where not, a warning tells."""
+    """Whether flash attention of variable lengths runs on a GPU and agrees with SDPA; if not, there is a warning."""
     if not torch.backends.cuda.is_flash_attention_available() or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     # An interface that torch calls a prototype: it is tried once, on two segments and keys with fewer heads.
@@ -233,7 +233,7 @@ def prepare(model: PreTrainedModel) -> None:
 
 
 def takes_positions(model: nn.Module) -> bool:
-    """Whether positions can be given; architectures without have none (ALiBi), or count them along the mask."""
+    """Whether positions can be given; architectures without have none (ALiBi), or count them by the mask."""
     return "position_ids" in _arguments(type(unwrapped(model).base_model))
 
 

@@ -1,4 +1,4 @@
-"""What the processes of a run do together; every one of them must call these."""
+"""What the processes of a run do together; all of them must call these."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from instructlit.errors import UserError
 
 
 def on_every_rank(value: Any) -> list[Any]:
-    """This value of all ranks, in their order."""
+    """The values of all ranks, in their order."""
     if not _several():
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
@@ -18,7 +18,7 @@ def on_every_rank(value: Any) -> list[Any]:
 
 
 def on_first_rank_alone(write: Callable[[], None]) -> None:
-    """Have the first rank write while the others wait; its fault is raised in all, for they go on together or not."""
+    """Have the first rank write while the others wait; its error is raised in all of them."""
     if not _several():
         write()
         return

@@ -36,7 +36,7 @@ class ScalarHead(nn.Linear):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw the weights anew from N(0, 1 / (d + 1)).
+        """Draw new weights from N(0, 1 / (d + 1)).
 
         Source: Stiennon et al. 2020, appendix B.1. The second number is the variance: the authors' code draws with
         standard deviation 1 / sqrt(d + 1) (Huang et al., "The N implementation details of RLHF with PPO").

@@ -56,7 +56,7 @@ class Schedule(LRScheduler):
         """Take the run's number of updates, unless one was given; the current rates follow at once.
 
         Raises:
-            UserError: the rate depends on the run's length, and nobody knows it or the warm-up is longer.
+            UserError: the rate depends on the run's length, which is unknown or shorter than the warm-up.
         """
         if self.total_steps is None and total_steps is not None:
             self.total_steps = max(int(total_steps), 1)
@@ -70,14 +70,14 @@ class Schedule(LRScheduler):
         name = type(self).__name__
         if total_steps is None:
             raise UserError(
-                "the rate depends on the length of the run, and nothing sets that",
+                "the learning rate depends on the length of the run, which is not set",
                 where=name,
                 expected="a number of updates",
                 fix="set trainer.max_steps, or the schedule's total_steps",
             )
         if self.warmup_steps >= total_steps and self.warmup_steps > 0:
             raise UserError(
-                f"the warm-up takes {self.warmup_steps} updates and the run has {total_steps}",
+                f"the warm-up takes {self.warmup_steps} updates, but the run has {total_steps}",
                 where=name,
                 expected="a warm-up shorter than the run",
                 fix="lower `warmup_steps`, or train longer",

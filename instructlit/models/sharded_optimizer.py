@@ -1,7 +1,7 @@
-"""bitsandbytes' optimisers over weights that are cut over ranks.
+"""bitsandbytes' optimisers over weights that are sharded over ranks.
 
 Their kernels know no DTensor (bitsandbytes issue 1633). A step here hands them this rank's parts, which share memory
-with the DTensors. A state in 8 bits is a code a value and a scale for each 256 values, counted through this rank's
+with the DTensors. A state in 8 bits is a code per value and a scale per 256 values, counted through this rank's
 part; where parts are cut between such blocks, as they are when a row holds a multiple of 256 values, every update is
 bit for bit that of the whole parameter.
 
@@ -29,7 +29,7 @@ QUANTISED = "__bnb_optimizer_quant_state__"
 
 
 def over_shards(optimizer: Optimizer) -> Optimizer:
-    """`optimizer` itself, made to update this rank's parts if it is bitsandbytes' and its parameters are cut.
+    """`optimizer` itself, made to update this rank's parts if it is bitsandbytes' and its parameters are sharded.
 
     Raises:
         UserError: one whose state is not a value (or two) for each weight, or whose update needs the norm of a whole
@@ -49,7 +49,7 @@ def over_shards(optimizer: Optimizer) -> Optimizer:
         or own.args.max_unorm
     ):
         raise UserError(
-            f"{kind.__name__} cannot update weights that are cut over ranks",
+            f"{kind.__name__} cannot update weights that are sharded over ranks",
             where="model.init_args.optimizer.class_path",
             expected="AdamW, Adam or Lion of bitsandbytes, in 8 bits or 32, paged or not, or an optimiser of torch",
             fix="use --config configs/optimizer/adamw_8bit.yaml",

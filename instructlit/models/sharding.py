@@ -1,8 +1,8 @@
-"""Which parts of a model are cut over the ranks together, in which precision they meet, and when they are whole.
+"""Which parts of a model are sharded together, in which precision they are gathered, and when they are whole.
 
 FSDP2: each decoder block is one unit and what is left (embedding, last norm, head) another. A unit's weights are cut
-along their first dimension, gathered before its forward and its backward and let go after each; gradients are summed
-and cut again. Every forward and backward is therefore a collective, which all ranks enter equally often. Inside
+along their first dimension, gathered before its forward and its backward and freed after each; gradients are summed and
+cut again. Every forward and backward is therefore a collective, which all ranks enter equally often. Inside
 `gathered` there are none: each rank may sample as many tokens as it likes.
 
 Source: Zhao et al. 2023, PyTorch FSDP, arXiv 2304.11277; `torch.distributed.fsdp.fully_shard`.
@@ -27,7 +27,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Plan:
-    """How models are cut.
+    """How models are sharded.
 
     Args:
         mesh: the ranks, one dimension.
@@ -53,7 +53,7 @@ class Plan:
 
 
 def shard(model: M, plan: Plan, where: str = "model") -> M:
-    """`model` itself, cut over the ranks of the plan; one that is cut already is left as it is.
+    """`model` itself, sharded over the ranks of the plan; one that is already sharded is not changed.
 
     Args:
         model: a causal language model or a scalar model, plain or with adapters, the same on every rank.
@@ -68,17 +68,17 @@ def shard(model: M, plan: Plan, where: str = "model") -> M:
         return model
     if any(type(p).__name__ in ("Params4bit", "Int8Params") for p in model.parameters()):
         raise UserError(
-            "quantised weights cannot be cut over the ranks",
+            "quantised weights cannot be sharded over ranks",
             where=f"{where}.quantization",
             expected="a trunk in float32 or bfloat16 under this strategy",
-            fix="take out `quantization`, or use configs/strategy/ddp.yaml",
+            fix="remove `quantization`, or use configs/strategy/ddp.yaml",
         )
     blocks = decoder_blocks(model, where, "use configs/strategy/ddp.yaml")
     if plan.param_dtype is not None:
         for head in [module for module in model.modules() if isinstance(module, ScalarHead)]:
             fully_shard(head, mesh=plan.mesh, offload_policy=plan.offload)
-    # The outermost unit lets go of its weights after a forward too (by default it would keep them for the backward):
-    # after one without a backward, such as a look at validation data, an update would not reach what it kept.
+    # The outermost unit frees its weights after a forward too (by default it would keep them for the backward):
+    # after one without a backward, such as one on validation data, an update would not reach what it kept.
     for unit in (*blocks, model):
         fully_shard(
             unit, mesh=plan.mesh, reshard_after_forward=True, mp_policy=plan.precision, offload_policy=plan.offload
@@ -87,7 +87,7 @@ def shard(model: M, plan: Plan, where: str = "model") -> M:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `model`, or a part of it, is cut over ranks."""
+    """Whether `model`, or a part of it, is sharded."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
@@ -95,7 +95,7 @@ def is_sharded(model: nn.Module) -> bool:
 def gathered(*models: nn.Module) -> Iterator[None]:
     """The models are whole inside the block, for forward passes without gradients, and no forward is a collective.
 
-    Entering is: every rank must. A model that is not cut is left as it is.
+    Entering is one: every rank must. A model that is not sharded is not changed.
     """
     units = [module for model in models for module in model.modules() if isinstance(module, FSDPModule)]
     for unit in units:

@@ -1,4 +1,4 @@
-"""Tensors cut over ranks (DTensor), as the rest of the code meets them: whole, or this rank's part."""
+"""Tensors sharded over ranks (DTensor), as the rest of the code uses them: whole, or this rank's part."""
 
 import torch
 from torch import Tensor, distributed
@@ -6,12 +6,12 @@ from torch.distributed.tensor import DTensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor gathered from all ranks, so that every rank must call this; one that is not cut, as it is."""
+    """The tensor gathered from all ranks, so that every rank must call this; one that is not sharded, unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def on_first_rank(tensor: Tensor) -> Tensor:
-    """The tensor gathered to the first rank's host memory, without values on the others; one not cut, as it is.
+    """The tensor gathered to the first rank's host memory, without values on the others; one not sharded, unchanged.
 
     Every rank must call this. Only one tensor at a time is whole on every device.
     """
@@ -22,7 +22,7 @@ def on_first_rank(tensor: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part, of which some ranks may have none; it shares the tensor's memory. Of one not cut, all of it."""
+    """This rank's part, of which some ranks may have none; it shares the tensor's memory. If not sharded, all of it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

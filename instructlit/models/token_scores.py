@@ -1,4 +1,4 @@
-"""What a language model says of given tokens, without the logits of a whole batch.
+"""A language model's scores of given tokens, without the logits of a whole batch.
 
 The logits are the largest tensor of a step: 2 x 2,048 positions over 152,000 tokens are 2.5 GB in float32, and their
 gradient as much again. Here the head sees only the positions that are asked for, a few at a time, and computes each
@@ -38,7 +38,7 @@ for a model with 1.2 billion weights and a vocabulary of 128,256."""
 _TILE_ROWS = 128  # of a GPU's matrix products: the last tile would be filled in part
 
 Read = Callable[[Tensor, Tensor], Tensor]
-"""From logits (m, V) and ids (m,) to C numbers a token, (m, C)."""
+"""From logits (m, V) and ids (m,) to C numbers per token, (m, C)."""
 
 _post_processed: WeakSet[nn.Module] = WeakSet()
 """Models that do more to their logits than the head does, such as Gemma 2, which bounds them."""
@@ -50,7 +50,7 @@ def at_tokens(
     """What `read` finds at the tokens that count.
 
     Rows go through the model without their padding where they can be packed. The head runs inside the model's own
-    forward, as sharding and adapters expect it to. A model whose forward goes on to change the logits is noticed, and
+    forward, as sharding and adapters expect it to. A model whose forward then changes the logits is detected, and
     read from its whole logits.
 
     Args:

@@ -24,7 +24,7 @@ _QUANTISED = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_
 
 
 class Trunks:
-    """The frozen models loaded so far; a further one from the same folder, in the same precision, holds their weights.
+    """The frozen models loaded so far; another from the same folder, in the same precision, shares their weights.
 
     It applies to weights that nobody trains: those under adapters, quantised ones, and models that are only read.
     """
@@ -56,7 +56,7 @@ class Trunks:
         return model, missing
 
     def keep(self, auto: Any, key: Key, model: PreTrainedModel, where: str) -> None:
-        """Let others hold the weights of `model`, which has no adapters yet."""
+        """Let others share the weights of `model`, which has no adapters yet."""
         self._kept[(auto.__name__, *key)] = (shared_copy(model), where)
 
 

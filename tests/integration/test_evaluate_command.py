@@ -190,7 +190,7 @@ def test_what_is_wrong_with_a_folder_is_told_before_any_model_replies(
     wrong: dict[str, tuple[str, str | bytes, str]] = {  # file, what it holds, what is told
         "configless": ("config.json", '{"model_type', "config.json' is not a valid JSON file"),
         "wordless": ("tokenizer.json", "{", "tokenizer: wordless could not be loaded"),
-        "small": ("config.json", config, "the tokenizer has ids up to 127, the model an embedding of 100 rows"),
+        "small": ("config.json", config, "the tokenizer has ids up to 127, but the model's embedding has 100 rows"),
         "cut": ("model.safetensors", cut, "cut/model.safetensors cannot be read"),
         "shards": (index, listed("model.safetensors", "second.safetensors"), "shards/second.safetensors cannot be"),
         "index": (index, "{", f"index/{index}: not valid JSON"),

@@ -161,7 +161,7 @@ def test_the_folder_of_the_policy_is_never_written_over(
     model: Any, tiny_llama_dir: Path, char_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     engine = VLLMServer(str(tiny_llama_dir))
-    with pytest.raises(UserError, match="would be written over"):
+    with pytest.raises(UserError, match="would be overwritten"):
         engine.sync(model, char_tokenizer)
 
 

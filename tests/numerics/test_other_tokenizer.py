@@ -194,7 +194,7 @@ def test_more_ids_than_rows_are_refused_before_the_weights_are_read(tmp_path, ch
         trainer(tmp_path).fit(module_for(kind, folder), datamodule=data_for(kind, char_tokenizer))
     assert caught.value.where == f"model.init_args.{option}"
     assert (
-        "the tokenizer has ids up to 127, the model an embedding of 120 rows; without one are 'x', 'y'"
+        "the tokenizer has ids up to 127, but the model's embedding has 120 rows, and so none for 'x', 'y'"
         in caught.value.what
     )
 
@@ -203,14 +203,14 @@ def test_the_value_model_and_the_reference_are_looked_at_too(tmp_path, tiny_llam
     small = Backbone(str(llama(tmp_path / "small", 120)))
     for role in ("value", "reference"):
         module = ppo_module(tiny_llama_dir, **{role: small})
-        with pytest.raises(UserError, match=rf"model\.init_args\.{role}: .* embedding of 120 rows"):
+        with pytest.raises(UserError, match=rf"model\.init_args\.{role}: .* embedding has 120 rows"):
             trainer(tmp_path).fit(module, datamodule=data_for("ppo", char_tokenizer))
 
 
 def test_a_reward_model_without_rows_for_its_own_tokenizer(tmp_path, words, char_tokenizer):
     model = load_scalar_model(Backbone(str(llama(tmp_path / "base", 290))))
     folder = export_folder(model, words, tmp_path / "reward")
-    with pytest.raises(UserError, match=r"reward\.init_args\.model: the tokenizer has ids up to \d+, .* of 290 rows"):
+    with pytest.raises(UserError, match=r"reward\.init_args\.model: the tokenizer has ids up to \d+, .* has 290 rows"):
         RewardModel(Backbone(str(folder))).prepare(CPU, char_tokenizer)
 
 
@@ -228,7 +228,7 @@ def test_rows_to_spare_are_usual_and_said_once_where_they_are_many(tmp_path, cha
 def test_a_model_to_whose_own_tokenizer_the_ids_mean_something_else(reward_folder, char_tokenizer):
     """Enough rows, and still every word another: training on that would be silent nonsense."""
     folder, words = reward_folder
-    with pytest.raises(UserError, match="which is something else to the tokenizer in"):
+    with pytest.raises(UserError, match="which is another token in the tokenizer of"):
         check_vocabulary(Backbone(str(folder)), char_tokenizer)
     assert check_vocabulary(Backbone(str(folder), random_init=True), char_tokenizer) == len(words) - 128
     assert check_vocabulary(Backbone(str(folder)), words) == 0

@@ -97,7 +97,7 @@ def test_wrong_numbers_and_a_warmup_longer_than_the_run_are_refused() -> None:
         with pytest.raises(UserError, match=next(iter(wrong))):
             CosineToFraction(optimizer(1.0), **wrong)  # type: ignore[arg-type]
     for warmup in (10, 20):
-        with pytest.raises(UserError, match=f"{warmup} updates and the run has 10"):
+        with pytest.raises(UserError, match=f"{warmup} updates, but the run has 10"):
             LinearToZero(optimizer(1.0), warmup_steps=warmup).set_total_steps(10)
 
 

@@ -88,7 +88,7 @@ def test_being_cut_costs_no_more_precision_than_eight_bits_do(over: dict[int, di
 
 @pytest.mark.parametrize("kind", ["LAMB8bit", "AdEMAMix8bit"])
 def test_an_optimiser_that_cannot_be_cut_is_refused(over: dict[int, dict[str, Any]], kind: str) -> None:
-    assert f"optimizer.class_path: {kind} cannot update weights that are cut over ranks" in over[2][kind]
+    assert f"optimizer.class_path: {kind} cannot update weights that are sharded over ranks" in over[2][kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)

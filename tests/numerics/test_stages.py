@@ -848,7 +848,9 @@ def test_a_run_that_only_time_ends_has_no_length_for_a_schedule(tmp_path, tiny_l
         unbounded.fit(module, datamodule=FixedBatches(char_tokenizer, [token_batch(PAIRS)]))
         return stop.progress
 
-    with pytest.raises(UserError, match=r"CosineToFraction: the rate depends on the length .*\n.*\n.*max_steps"):
+    with pytest.raises(
+        UserError, match=r"CosineToFraction: the learning rate depends on the length .*\n.*\n.*max_steps"
+    ):
         fit(CosineToFraction)
     for needs_none in (ConstantWithWarmup, partial(CosineToFraction, total_steps=5)):
         assert fit(needs_none) == (1, None, "step")

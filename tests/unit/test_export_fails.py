@@ -69,7 +69,7 @@ def test_what_a_run_reads_is_not_written_over(
     target, backbone = str(tmp_path / place), Backbone(str(value))
     for callbacks, options in (([ExportHuggingFace(target)], {}), ([], {"engine": VLLMServer(target)})):
         module = ppo_module(tiny_llama_dir, value=backbone, **options)
-        with pytest.raises(UserError, match="would be written over"):
+        with pytest.raises(UserError, match="would be overwritten"):
             trainer(tmp_path, callbacks=callbacks).fit(module, datamodule=data)
         assert module.policy is None  # said before a model is loaded
 
@@ -80,7 +80,7 @@ def test_a_trunk_and_a_folder_that_holds_a_model_are_not_written_over(tmp_path: 
     adapters = {"base_model_name_or_path": str(tmp_path / "models" / "trunk")}
     (tmp_path / "sft" / "adapter_config.json").write_text(json.dumps(adapters))
     for place in ("sft", "models/trunk", "models"):
-        with pytest.raises(UserError, match=f"{place}: .* would be written over"):
+        with pytest.raises(UserError, match=f"{place}: .* would be overwritten"):
             check_no_source(tmp_path / place, ["gpt2", "", str(tmp_path / "sft")])
     check_no_source(tmp_path / "models" / "policy", ["gpt2", "", str(tmp_path / "sft")])
 
@@ -140,7 +140,7 @@ def test_with_no_room_for_a_folder_a_checkpoint_holds_the_last_weights(
     assert str(kept) in "".join(error.__notes__)
     export(str(kept), str(tmp_path / "later"), tokenizer=str(tiny_llama_dir))
     assert torch.equal(weights(load_causal_lm(Backbone(str(tmp_path / "later")))), weights(module))
-    with pytest.raises(UserError, match=r"output: .*base, which is read from, would be written over"):
+    with pytest.raises(UserError, match=r"output: .*base, which the model is read from, would be overwritten"):
         export(str(kept), str(base), tokenizer=str(tiny_llama_dir))
 
 

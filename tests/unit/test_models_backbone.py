@@ -247,7 +247,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_llama_dir: Path) -> Non
 def test_a_new_head_is_drawn_and_said(tiny_llama_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         model = load_scalar_model(backbone(tiny_llama_dir), where="value")
-    assert "no scalar head; a new one was drawn" in caplog.text
+    assert "no scalar head; a new one was initialised" in caplog.text
     assert float(model.shift) == 0.0
     assert model.head.weight.shape == (1, 32)
 
@@ -301,19 +301,19 @@ def test_code_that_comes_with_a_model_is_not_run_unasked(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "mine.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(UserError, match=r"model\.trust_remote_code: .*code of its own"):
+    with pytest.raises(UserError, match=r"model\.trust_remote_code: .*its own code"):
         load_causal_lm(backbone(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (T5Config(d_model=8, num_layers=1, num_heads=1, d_ff=8).to_dict(), "t5, which is no causal language model"),
+        (T5Config(d_model=8, num_layers=1, num_heads=1, d_ff=8).to_dict(), "t5, which is not a causal language model"),
         ({"model_type": "never_heard_of"}, "does not know the architecture"),
-        (BertConfig().to_dict(), "bert, whose tokens see those that follow them"),
-        (XLNetConfig().to_dict(), "xlnet, whose tokens see those that follow them"),
+        (BertConfig().to_dict(), "bert, in which tokens attend to those that follow"),
+        (XLNetConfig().to_dict(), "xlnet, in which tokens attend to those that follow"),
         (GitConfig().to_dict(), "git, which captions images"),
-        (BltConfig().to_dict(), "blt, which cuts what it reads into patches"),
+        (BltConfig().to_dict(), "blt, which cuts its input into patches"),
     ],
     ids=["encoder-decoder", "unknown", "encoder", "permuted", "captions", "patches"],
 )
@@ -348,14 +348,16 @@ def test_weights_that_are_no_weights_are_one_message(tiny_llama_dir: Path, tmp_p
 
 def test_weights_of_another_shape_are_one_message(tiny_llama_dir: Path, tmp_path: Path) -> None:
     folder = copied(tiny_llama_dir, tmp_path / "m", intermediate_size=48)
-    with pytest.raises(UserError, match=r"model\.path: .*cannot be loaded: .*other shapes than its config\.json says"):
+    with pytest.raises(
+        UserError, match=r"model\.path: .*cannot be loaded: .*do not have the shapes that its config\.json says"
+    ):
         load_causal_lm(backbone(folder))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("pytorch_model.bin", b"PK" + bytes(100), "damaged, or holds code beside the weights"),
+        ("pytorch_model.bin", b"PK" + bytes(100), "damaged, or holds code as well as weights"),
         ("pytorch_model.bin", b"version https://git-lfs.github.com/spec/v1\n", "damaged, or holds code"),
         ("model.safetensors.index.json", b"{}", "KeyError: 'weight_map'"),
         ("model.safetensors.index.json", b'{"weight_map": []}', "AttributeError: "),
@@ -419,7 +421,7 @@ def test_weights_that_the_model_has_no_place_for_are_told(
     load_scalar_model(backbone(tiny_llama_dir))  # has no place for a language model's head, and should not
     assert not recwarn.list
     folder = copied(tiny_llama_dir, tmp_path / "m", num_hidden_layers=1)
-    told = r"^model\.path: .*/m holds 9 weights for which its config\.json has no place, such as model\.layers\.1\."
+    told = r"^model\.path: .*/m holds 9 weights that its config\.json does not provide for, such as model\.layers\.1\."
     for load in (load_causal_lm, load_scalar_model):
         with pytest.warns(UserWarning, match=told):
             load(backbone(folder))
@@ -460,13 +462,15 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(
         pad_token_id=PAD_ID,
     )
     config.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=f"ids up to {VOCABULARY - 1}, the model an embedding of {VOCABULARY - 1} rows"):
+    with pytest.raises(
+        UserError, match=f"ids up to {VOCABULARY - 1}, but the model's embedding has {VOCABULARY - 1} rows"
+    ):
         check_vocabulary(backbone(tmp_path, random_init=True), char_tokenizer)
     with pytest.raises(UserError, match="ids up to"):
         check_vocabulary(backbone(tmp_path, random_init=True), char_tokenizer, added=False)
     wider = copy.deepcopy(char_tokenizer)
     wider.add_tokens(["<image>"])
-    with pytest.raises(UserError, match="without one are '<image>'"):
+    with pytest.raises(UserError, match="and so none for '<image>'"):
         check_vocabulary(backbone(tiny_llama_dir), wider)
     assert check_vocabulary(backbone(tiny_llama_dir), wider, added=False) == 0
 
@@ -477,7 +481,7 @@ def test_rows_beyond_a_table_of_positions_are_refused_and_beyond_computed_ones_w
     for model in (tiny_gpt2_dir, tiny_llama_dir):
         check_positions(backbone(model), {"data.max_length": MAX_POSITIONS})
     assert not recwarn.list
-    message = f"^data.max_length: rows may have {MAX_POSITIONS + 1} tokens, and policy .* has {MAX_POSITIONS} positions"
+    message = f"^data.max_length: rows may have {MAX_POSITIONS + 1} tokens, but policy .* has {MAX_POSITIONS} positions"
     with pytest.raises(UserError, match=message):
         check_positions(backbone(tiny_gpt2_dir), {"data.max_length": MAX_POSITIONS + 1}, "policy")
     with pytest.warns(UserWarning, match=message):

@@ -106,7 +106,9 @@ def test_a_checkpoints_own_word_does_not_let_the_code_of_its_base_run(tmp_path: 
     (tmp_path / "model.safetensors").touch()
     kept = {"stage": "sft", "backbone": asdict(Backbone(str(tmp_path), trust_remote_code=True))}
     torch.save({"instructlit": kept, "state_dict": {}}, tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match=r"trust_remote_code: .* needs code of its own, which is not run unasked"):
+    with pytest.raises(
+        UserError, match=r"trust_remote_code: .* needs its own code, which is not run without permission"
+    ):
         export(str(tmp_path / "last.ckpt"), str(tmp_path / "out"))
     assert not (tmp_path / "ran").exists()
     with pytest.raises(UserError, match="cannot be loaded"):  # there is no class in it

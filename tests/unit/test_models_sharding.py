@@ -33,7 +33,7 @@ class Params4bit(nn.Parameter):
 def test_quantised_weights_are_refused() -> None:
     model = nn.Linear(2, 2)
     model.weight = Params4bit(torch.zeros(2, 2))
-    with pytest.raises(UserError, match=r"policy\.quantization: quantised weights cannot be cut over the ranks"):
+    with pytest.raises(UserError, match=r"policy\.quantization: quantised weights cannot be sharded over ranks"):
         shard(model, NOWHERE, "policy")
 
 
