@@ -1,4 +1,4 @@
-"""What a run needs of a device's memory, worked out from the config before a weight is loaded."""
+"""The device memory that a run needs, worked out from the config before weights are loaded."""
 
 from instructlit.memory.advice import Change, best, fitting
 from instructlit.memory.estimate import Estimate, Phase, estimate

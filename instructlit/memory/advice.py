@@ -13,7 +13,7 @@ from instructlit.models.adapters import Lora
 
 @dataclass
 class Change:
-    """A setting, and what the run takes with it."""
+    """A setting, and the memory that the run takes with it."""
 
     setting: str
     after: Estimate
@@ -29,7 +29,7 @@ def best(run: Run, count: int = 2, shapes: Shapes | None = None) -> list[Change]
 
 
 def fitting(run: Run, size: int, shapes: Shapes | None = None) -> list[Change]:
-    """Settings, one upon the other, until the run takes at most `size` bytes or nothing is left to change.
+    """Settings, added one after another, until the run takes at most `size` bytes or nothing is left to change.
 
     Those that change nothing but time come first, then those that change what is trained, then more devices.
     """

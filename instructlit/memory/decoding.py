@@ -1,4 +1,4 @@
-"""What our decoder holds of the weights once more while it samples."""
+"""The copies of weights that our decoder holds while it samples."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ _ALONE = ("o_proj", "down_proj", "lm_head")
 
 
 def decoder_copies(run: Run, shapes: Shapes, weights: Sequence[Weight]) -> int:
-    """Bytes of the matrices that `LlamaDecoder` holds once more: all of them where oneDNN has an order of its own for
+    """Bytes of the matrices that `LlamaDecoder` holds twice: all of them where oneDNN has an order of its own for
     them or autocast has them cast; elsewhere, in 16 bits, those that it joins, of models without adapters.
 
     Copies of adapters, which are small, are not counted.

@@ -21,7 +21,7 @@ from instructlit.models.token_scores import rows_at_once
 from instructlit.ops.log_probs import GPU_TILE_ELEMENTS, TILE_ELEMENTS
 
 SAMPLING = 32
-"""Bytes a logit that drawing a token takes: the logit, its softmax in float32 twice, the sums in float64 twice."""
+"""Bytes per logit that drawing a token takes: the logit, its softmax in float32 twice, the sums in float64 twice."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Phase:
 
 @dataclass
 class Estimate:
-    """What a run takes, in bytes a device."""
+    """What a run takes, in bytes per device."""
 
     run: Run
     held: dict[str, int]
@@ -105,12 +105,12 @@ class _Account:
     def _state(self) -> int:
         shapes = [w.shape for role in self.run.trained for w in self._trained(role)]
         if is_paged(self.run.make_optimizer):
-            self.notes.append("the paged optimiser's state lies on the host when the device is full: not counted")
+            self.notes.append("the paged optimiser's state moves to the host when the device is full: not counted")
             return 0
         try:
             return ceil(state_bytes(self.run.make_optimizer, shapes) / self.share)
         except RuntimeError as error:
-            self.notes.append(f"the optimiser's state is taken as two float32 numbers a weight, for {error}")
+            self.notes.append(f"the optimiser's state is assumed to be two float32 numbers per weight: {error}")
             return ceil(8 * sum(shape.numel() for shape in shapes) / self.share)
 
     # -- phases ----------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class _Account:
     ) -> dict[str, int]:
         """A forward and backward pass: what autograd keeps, and the larger of what the head and a layer then take.
 
-        Gradients from before are there throughout. This model's own are when the step has several micro-batches; in a
+        Earlier gradients are held throughout. This model's own are when the step has several micro-batches; in a
         single one they come as the activations go.
         """
         backbone = self.run.models[role]

@@ -71,7 +71,7 @@ class Run:
     def standing_in(self, path: str) -> "Run":
         """The same run with the config of `path` for every model folder that is not there yet.
 
-        A packed trunk is only trained under adapters: where no `lora` is set, the folder to come is taken to hold them.
+        A packed trunk is only trained under adapters: where no `lora` is set, that folder is assumed to hold them.
         """
         missing = [role for role, b in self.models.items() if not Path(b.path).expanduser().is_dir()]
         note = f"{path} stands in for {', '.join(dict.fromkeys(self.models[role].path for role in missing))}"
@@ -131,7 +131,7 @@ def run_of(
     notes: tuple[str, ...] = ()
     per = completions if isinstance(module, RewardModule) else 1
     if per > 1:
-        notes = (f"{completions} completions a prompt (--completions)",)
+        notes = (f"{completions} completions per prompt (--completions)",)
     size = _rows(rows, module.micro_batch_size, module.micro_batch_tokens, length * per)
     return Run(
         module.stage,
@@ -156,11 +156,11 @@ def _ppo(module: PPOModule, data: Any, batch: int, common: dict[str, Any]) -> Ru
         models["reward"] = module.reward.model
         scored = min(module.reward.batch_size or episodes, episodes)
     else:
-        notes = (f"{type(module.reward).__name__} is a reward of your own and not counted",)
+        notes = (f"{type(module.reward).__name__} is a reward of your own and is not counted",)
     sampled = (module.engine.batch_size if isinstance(module.engine, CachedEngine) else None) or episodes
     if isinstance(module.engine, ExternalEngine):
         sampled = 0
-        notes = (*notes, f"{type(module.engine).__name__} samples in a process of its own, which is not counted")
+        notes = (*notes, f"{type(module.engine).__name__} samples in a separate process, which is not counted")
     response = module.sampling.max_new_tokens
     length = _required(data, "max_prompt_length") + response
     size, tokens = module.micro_batch_size, module.micro_batch_tokens
@@ -196,7 +196,7 @@ def _required(data: Any, name: str) -> int:
     value = getattr(data, name, None)
     if not isinstance(value, int):
         raise UserError(
-            f"{type(data).__name__} does not say {name}",
+            f"{type(data).__name__} has no whole number `{name}`",
             where="data",
             expected="DemonstrationData, TextData, ComparisonData or PromptData, or a datamodule with that attribute",
         )

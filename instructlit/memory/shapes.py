@@ -1,4 +1,4 @@
-"""Outlines and traces of a run's models, each made once however often an estimate asks."""
+"""Outlines and traces of a run's models, each made once however many estimates need it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +13,7 @@ from instructlit.models.backbone import Backbone
 
 
 class Shapes:
-    """What is asked of backbones again and again while settings are tried."""
+    """What is needed of backbones repeatedly while settings are tried."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Any] = {}

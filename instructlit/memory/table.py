@@ -1,4 +1,4 @@
-"""An estimate as people read it: a table of phases, and what to change."""
+"""An estimate for people to read: a table of phases, and what to change."""
 
 import re
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ def parsed_size(text: str, where: str) -> int:
     """Bytes of `24GiB`, `24G` (both 2**30) or `24GB` (10**9).
 
     Raises:
-        UserError: no number, or another unit.
+        UserError: not a number, or another unit.
     """
     found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)(i?B)?\s*", text, re.IGNORECASE)
     if found is None or found[1].count(".") > 1 or not found[1].strip("."):
-        raise UserError(f"{text!r} is no size", where=where, expected="a size such as 24GiB or 80GB")
+        raise UserError(f"{text!r} is not a size", where=where, expected="a size such as 24GiB or 80GB")
     unit = found[2].upper()
     decimal = (found[3] or "").upper() == "B"
     return int(float(found[1]) * (1000 ** list(UNITS).index(unit) if decimal else UNITS[unit]))

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 class KeyValueCache:
-    """One layer's, laid down beforehand; places that no token has taken yet are 0.
+    """One layer's, allocated beforehand; places that no token has taken yet are 0.
 
     Args:
         slots: rows.
@@ -31,11 +31,11 @@ class KeyValueCache:
         self.values = F.pad(self.values, (0, 0, 0, more))
 
     def keep(self, slots: Tensor) -> None:
-        """Go on with these slots (n,) alone."""
+        """Keep only these slots (n,)."""
         self.keys, self.values = self.keys.index_select(0, slots), self.values.index_select(0, slots)
 
     def attend(self, query: Tensor, bias: Tensor, scale: float) -> Tensor:
-        """What one query a slot and head finds, (slots, query heads, size).
+        """Attention of one query per slot and head, (slots, query heads, size).
 
         Args:
             query: (slots, query heads, size); the heads are a multiple of those of the keys, neighbours share one.

@@ -20,12 +20,12 @@ class Shaping:
     Args:
         missing_eos: what a response that did not end gets: `replace` its score by `missing_eos_value`, `subtract` that
             value from it, or `keep` the score.
-        missing_eos_value: the score put in place (replace) or taken off (subtract).
+        missing_eos_value: the score to set (replace) or to take off (subtract).
         normalize_scores: subtract the scores' running mean and divide them by their running standard deviation, once
             there is one; the moments leave out responses that did not end.
         whiten_rewards: divide the shaped rewards by their standard deviation over the rollout, mean kept.
         whiten_advantages: advantages to mean 0 and variance 1 over the response tokens of all ranks.
-        gamma: discount of a token step; the paper has none (p. 42).
+        gamma: discount per token; the paper has none (p. 42).
         lam: lambda of GAE.
 
     Raises:

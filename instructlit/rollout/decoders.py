@@ -1,9 +1,9 @@
 """What decodes one token for every row: a model with its keys and values of some rows, each in a slot.
 
-`LlamaDecoder` computes the layers of Llama's family itself, with a cache laid down beforehand, from the model's weights
-as they are now; where the forward runs in 16 bits by autocast they are cast once a rollout and not once a token.
+`LlamaDecoder` computes the layers of Llama's family itself, with a cache allocated beforehand, from the model's current
+weights; if the forward runs in 16 bits by autocast they are cast once per rollout and not once per token.
 `llama_gpu.GPULlamaDecoder` is the same for a GPU. `ModelDecoder` calls the model's own forward and serves every other
-architecture whose cache can be trusted. `WholeDecoder` has none and reads every row anew for every token.
+architecture whose cache can be trusted. `WholeDecoder` has none and reads every row again for every token.
 """
 
 import warnings
@@ -36,17 +36,17 @@ COLUMNS = 64
 """Places by which the cache grows: a step then reads whole tensors, of a shape that its kernels have met before."""
 
 CACHE_MISSES = {torch.float32: 1e-4}
-"""Mean difference, in nats a token, above which log-probs by a model's cache are not taken for the model's own."""
+"""Mean difference, in nats per token, above which log-probs by a model's cache do not count as the model's own."""
 
 CACHE_MISSES_IN_HALVES = 0.1
 """The same in 16 bits, whose rounding alone makes a few hundredths."""
 
 _agreed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Of models that keep states: whether their cache says what they do."""
+"""Of models that keep states: whether their cache gives the same results."""
 
 
 class Decoder(ABC):
-    """Rows in slots; every slot is decoded at every step, a free one to no purpose."""
+    """Rows in slots; every slot is decoded at every step, a free one without use."""
 
     refills: bool
     """Whether a prompt can take a slot while others are in the middle of their responses."""
@@ -55,7 +55,7 @@ class Decoder(ABC):
     """Whether the layers are computed here. A model's own forward may keep a tensor for later, in training."""
 
     replays: bool = False
-    """Whether a step asks nothing of the device and changes what it holds in place, so that it can be recorded."""
+    """Whether a step never waits for the device and updates its tensors in place, so that it can be recorded."""
 
     @abstractmethod
     def read(self, slots: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def keep(self, slots: Tensor) -> None:
-        """Go on with these slots (n,) alone, as 0 .. n-1."""
+        """Keep only these slots (n,), as 0 .. n-1."""
 
 
 def decoder_for(model: nn.Module, slots: int, length: int) -> Decoder:
@@ -95,7 +95,7 @@ def decoder_for(model: nn.Module, slots: int, length: int) -> Decoder:
 
 
 def plain_decoder(model: nn.Module) -> Decoder:
-    """What decodes by a model's own forward, and takes no memory for weights laid out anew."""
+    """A decoder that uses the model's own forward, without memory for rearranged weights."""
     return ModelDecoder(model) if _has_cache(model) else WholeDecoder(model)
 
 
@@ -149,7 +149,7 @@ class ModelDecoder(Decoder):
 
 
 class WholeDecoder(Decoder):
-    """A forward over the whole of every row for every token: slow, and right for whatever reads from left to right."""
+    """A forward over the whole of every row for every token: slow, and right for any causal model."""
 
     refills = own = False
 
@@ -175,7 +175,7 @@ class WholeDecoder(Decoder):
 
 
 class LlamaDecoder(Decoder):
-    """Llama's layers over a cache laid down beforehand; the residual stream and the norms run in float32.
+    """Llama's layers over a cache allocated beforehand; the residual stream and the norms run in float32.
 
     Args:
         model: a causal language model of `LLAMAS`, plain or under LoRA.
@@ -342,9 +342,8 @@ def _has_cache(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def _cache_agrees(model: nn.Module) -> bool:
-    """Whether two rows, one behind padding, are decoded by the cache to what the model says of the whole of them; where
-    not, a warning tells. Some architectures compute a step otherwise than many tokens at once, or count along the
-    columns."""
+    """Whether two rows, one behind padding, are decoded by the cache as the model computes them whole; if not, warns.
+    Some architectures compute a step otherwise than many tokens at once, or count along the columns."""
     device = next(model.parameters()).device
     rows = unwrapped(model).config.get_text_config().vocab_size  # type: ignore[union-attr]
     ids = (torch.arange(60, device=device).view(2, 30) * 7919) % rows  # any will do, if they differ
@@ -365,7 +364,7 @@ def _cache_agrees(model: nn.Module) -> bool:
     if gap <= CACHE_MISSES.get(logits[0].dtype, CACHE_MISSES_IN_HALVES):
         return True
     name = type(unwrapped(model)).__name__
-    told = f"{name} is decoded without a cache, which is slow: with it log-probs are {gap:.2g} nats a token off"
+    told = f"{name} is decoded without a cache, which is slow: with one, log-probs are off by {gap:.2g} nats per token"
     warnings.warn(told, stacklevel=2)
     return False
 

@@ -17,7 +17,7 @@ def draw(logits: Tensor, temperature: float, chance: Tensor | None) -> tuple[Ten
     Args:
         logits: (B, V) of any float dtype.
         temperature: they are divided by it.
-        chance: (B, 1) float64, uniform in [0, 1), as `chance` gives it; None takes the likeliest id.
+        chance: (B, 1) float64, uniform in [0, 1), as `chance` gives it; None takes the most likely id.
 
     Returns:
         Ids (B,) int64 and their log-probs (B,) float32 in nats. The sums run in float64, so that the last of 100,000

@@ -20,7 +20,7 @@ from instructlit.types import Generation, PromptBatch
 _REFUSED = {
     "top_k": "it cuts the tail of the softmax",
     "top_p": "it cuts the tail of the softmax",
-    "repetition_penalty": "it rescales the logits by what was said before",
+    "repetition_penalty": "it rescales the logits of tokens that occurred before",
     "min_new_tokens": "it forbids EOS for a while",
 }
 
@@ -40,7 +40,7 @@ class Sampling:
     Args:
         max_new_tokens: most tokens in a response, EOS included.
         temperature: the logits are divided by it, in sampling and in every log-prob.
-        greedy: take the likeliest token instead of sampling; for evaluation only, PPO refuses it.
+        greedy: take the most likely token instead of sampling; for evaluation only, PPO refuses it.
         top_k: refused.
         top_p: refused.
         repetition_penalty: refused.
@@ -62,7 +62,7 @@ class Sampling:
         for option, reason in _REFUSED.items():
             if getattr(self, option) is not None:
                 raise UserError(
-                    f"{option}={getattr(self, option)} is refused: {reason}, and the log-probs do not know of it",
+                    f"{option}={getattr(self, option)} is refused: {reason}, which the log-probs do not reflect",
                     where=f"sampling.{option}",
                     expected="sampling from the full softmax",
                     fix=f"remove {option}; use temperature to sharpen or flatten the distribution",
@@ -81,14 +81,14 @@ class GenerationEngine(ABC):
     """Draws one response for each prompt. Subclass it and name the subclass by `class_path` to plug in another engine.
 
     An engine must sample from softmax(logits / temperature) of the weights it is handed, now: nothing kept from an
-    earlier call may depend on the weights. One that holds weights of its own takes them over in `sync`.
+    earlier call may depend on the weights. One with its own copy of the weights updates it in `sync`.
     """
 
     def sync(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - most need none
-        """Take over the weights as they are now; called on every rank before the first `generate` after they changed.
+        """Take over the current weights; called on every rank before the first `generate` after they changed.
 
         Args:
-            model: the policy, with its adapters; cut over the ranks where the strategy does so.
+            model: the policy, with its adapters; sharded over the ranks if the strategy does so.
             tokenizer: of the policy.
         """
 
@@ -169,12 +169,12 @@ def _class_path(engine: GenerationEngine) -> str:
 class CachedEngine(GenerationEngine):
     """Token by token with a cache of keys and values that lives for one call, by the decoder that fits the model.
 
-    A prompt asked for several samples is read once. A row that has ended leaves, and where the decoder lets it a prompt
-    that waits takes its place, so that a few long responses cost no more than themselves. What a row says does not
-    depend on which others are decoded beside it.
+    A prompt asked for several samples is read once. A row that has ended leaves, and if the decoder allows it a waiting
+    prompt takes its place, so that a few long responses cost no more than themselves. A row's response does not depend
+    on which others are decoded with it.
 
     Args:
-        batch_size: prompts decoded together; None takes all that are handed over.
+        batch_size: prompts decoded together; None takes all.
     """
 
     def __init__(self, batch_size: int | None = None):
@@ -192,7 +192,7 @@ class CachedEngine(GenerationEngine):
         further: Sequence[int] = (),
     ) -> Generation:
         """As `GenerationEngine.generate`, and `further` ids end a response as EOS does (`further_ends`). PPO has none:
-        EOS is the end that its policy is trained to say and that other engines stop at."""
+        EOS is the end that its policy is trained to give and that other engines stop at."""
         training = model.training
         model.eval()  # dropout off: the log-probs returned must be those of the model PPO updates
         try:
@@ -213,9 +213,9 @@ class _Decoding:
         size: most slots; None gives each prompt its own.
         sampling: length limit and temperature.
         end: the ids of EOS and padding.
-        generator: source of chance; all of it is drawn beforehand, a number for each token that may be said, so that
-            which rows are decoded together, and when one leaves, changes nothing of what the others say.
-        further: ids that end a response beside EOS.
+        generator: source of randomness; all of it is drawn beforehand, a number for each possible token, so that
+            which rows are decoded together, and when one leaves, does not affect the others.
+        further: ids that end a response besides EOS.
     """
 
     def __init__(
@@ -252,12 +252,12 @@ class _Decoding:
         return self.response_ids[:, :width], self.log_probs[:, :width]
 
     def _lay_slots(self, slots: int) -> None:
-        # whose a slot is, how many tokens that row has, and its last one
+        # the row in a slot, how many tokens that row has, and its last one
         self.row, self.said, self.tokens = (self.lengths.new_zeros(slots) for _ in range(3))
         self.live = torch.zeros(slots, dtype=torch.bool, device=self.lengths.device)
 
     def _fill(self) -> int:
-        """Let prompts that wait take the free slots and say a first token; how many tokens a row may still say."""
+        """Let waiting prompts take the free slots and give a first token; returns how many more a row may have."""
         if not self.decoder.replays:
             self._narrow()
         while len(slots := self._free()):
@@ -285,7 +285,7 @@ class _Decoding:
         row, said, live = self.row[slots], self.said[slots], self.live[slots]
         chance = None if self.chance is None else self.chance[row, said, None]
         tokens, log_probs = draw(logits, self.sampling.temperature, chance)
-        # A free slot speaks too, and nobody listens.
+        # A free slot produces tokens too; they are ignored.
         self.response_ids[row, said] = torch.where(live, tokens, self.response_ids[row, said])
         self.log_probs[row, said] = torch.where(live, log_probs, self.log_probs[row, said])
         self.lengths[row] = torch.where(live, said + 1, self.lengths[row])
@@ -295,7 +295,7 @@ class _Decoding:
         self.said[slots] = (said + 1).clamp_max(last)
 
     def _narrow(self) -> None:
-        """Go on with the live slots alone, where enough are free for good that moving the rest pays."""
+        """Keep only the live slots, if enough are free for good that moving the rest pays."""
         live = int(self.live.sum())
         if not live or (self.begun < len(self.lengths) and self.decoder.refills) or live > 0.75 * len(self.live):
             return
@@ -305,7 +305,7 @@ class _Decoding:
 
 
 def eos_and_pad(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """The two ids an engine needs; `load_tokenizer` has seen to it that both are there."""
+    """The two ids an engine needs; `load_tokenizer` makes sure that both exist."""
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     assert isinstance(eos, int)
     assert isinstance(pad, int)
@@ -334,7 +334,7 @@ def as_generation(
         further: ids that count as EOS does.
 
     Raises:
-        UserError: the log-prob of a token is NaN or infinite: what a broken model samples is no answer.
+        UserError: the log-prob of a token is NaN or infinite: a broken model's samples are not responses.
     """
     eos, pad = eos_and_pad(tokenizer)
     is_end = _among(response_ids, response_ids.new_tensor([eos, *further]))
@@ -344,8 +344,8 @@ def as_generation(
     if not torch.isfinite(log_probs).all():
         raise UserError(
             "a token was sampled whose log-prob is NaN or infinite",
-            expected="a model that says something",
-            fix="look at its weights: some of them may be NaN, infinite or far too large",
+            expected="finite logits",
+            fix="check the model's weights: some of them may be NaN, infinite or far too large",
         )
     said = zip(response_ids, response_mask & ~is_end, strict=True)
     texts = tokenizer.batch_decode([ids[mask].tolist() for ids, mask in said], skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""Engines outside this process: weights go over as a folder, prompts and samples as ids."""
+"""Engines outside this process: weights are passed as a folder, prompts and samples as ids."""
 
 import tempfile
 from abc import abstractmethod
@@ -28,7 +28,7 @@ class ExternalEngine(GenerationEngine):
 
     Args:
         folder: where the weights go, seen by all processes and by the engine; it is replaced at every sync. None takes
-            a temporary folder, which goes with this process.
+            a temporary folder, removed with this process.
     """
 
     def __init__(self, folder: str | None = None):
@@ -38,7 +38,7 @@ class ExternalEngine(GenerationEngine):
 
     @abstractmethod
     def reload(self, folder: Path) -> None:
-        """Have the engine take the weights in `folder`; called on every rank, once the first has written them."""
+        """Make the engine load the weights in `folder`; called on every rank, once the first has written them."""
 
     @abstractmethod
     def sample(self, prompts: Sequence[list[int]], sampling: Sampling, eos: int, seeds: Sequence[int]) -> list[Sample]:
@@ -52,7 +52,7 @@ class ExternalEngine(GenerationEngine):
         """
 
     def sync(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Hand over the weights as they are now.
+        """Hand over the current weights.
 
         Raises:
             UserError: policy or tokenizer were loaded from the folder, or it cannot be written.
@@ -106,9 +106,9 @@ def _padded(samples: Sequence[Sample], longest: int, eos: int, pad: int) -> tupl
         if not whole or len(ids) > longest or len(ids) != len(values):
             raise UserError(
                 f"the engine gave a response of {len(ids)} tokens and {len(values)} log-probs"
-                + ("" if whole else " that neither ends with EOS nor has the length asked for"),
+                + ("" if whole else " that neither ends with EOS nor has the requested length"),
                 where="engine",
-                expected=f"tokens up to and with EOS (id {eos}), or {longest} of them, each with its log-prob",
+                expected=f"tokens up to and including EOS (id {eos}), or {longest} of them, each with its log-prob",
                 fix="give the engine room for prompt and response (vLLM: --max-model-len)",
             )
         response_ids[row, : len(ids)] = torch.tensor(ids)

@@ -62,7 +62,7 @@ class Chunks(Generic[R]):
 
     Args:
         responses: B rows, one at least.
-        size: the most rows of a part; with neither bound all go at once, in their own order.
+        size: the most rows of a part; with neither limit all go at once, in their own order.
         tokens: the most tokens of a part; a longer row goes alone.
         packed: whether the models leave out padding; else what is left of it in a part counts.
     """

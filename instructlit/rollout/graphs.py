@@ -1,4 +1,4 @@
-"""Work on a GPU that is told once what to do and then does it again without the host: CUDA graphs."""
+"""Work on a GPU that is recorded once and then repeated without the host: CUDA graphs."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ class Replayed:
     is recorded; from then on the record is replayed. On a CPU every call runs as it is.
 
     Args:
-        function: reads and writes the same memory at every call, and asks nothing of the device.
+        function: reads and writes the same memory at every call, and never waits for the device.
         device: where that memory is.
     """
 

@@ -18,10 +18,10 @@ class Norm:
 
 
 class Linear:
-    """Some linear layers of one input, in `dtype`, and what they give one beside the other.
+    """Some linear layers of one input, in `dtype`, with their outputs side by side.
 
     On a CPU where torch has oneDNN their weights are copied into one, in the order in which its product reads them:
-    else every product of a step, which has few rows, would order them anew. Elsewhere they are copied in 16 bits alone,
+    else every product of a step, which has few rows, would reorder them. Elsewhere they are copied in 16 bits alone,
     and not where they are the trunk of adapters, which is there to save memory.
     """
 

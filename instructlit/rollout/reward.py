@@ -27,16 +27,16 @@ from instructlit.types import PromptText, Responses
 
 
 class RewardFunction(ABC):
-    """One score a response. Subclass it (or `TextReward`) and name the subclass by `class_path` as PPO's `reward`."""
+    """One score per response. Subclass it (or `TextReward`) and name the subclass by `class_path` as PPO's `reward`."""
 
     row: int | None = None
-    """The response that is being scored, where they are scored one by one: for messages."""
+    """The response being scored, if they are scored one by one: for messages."""
 
     def prepare(self, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - optional
         """Called before scores are asked for, more than once, with the policy's device and tokenizer."""
 
     def networks(self) -> Iterable[nn.Module]:
-        """The frozen networks that `score` runs, if any: PPO cuts them over the ranks where it cuts its own."""
+        """The frozen networks that `score` runs, if any: PPO shards them if it shards its own."""
         return ()
 
     def state_dict(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class RewardFunction(ABC):
 
     @abstractmethod
     def score(self, responses: Responses) -> Tensor:
-        """Scores (B,) float32 of the responses. Raise where a score cannot be had: it stops the run."""
+        """Scores (B,) float32 of the responses. Raise if there is no score: that stops the run."""
 
 
 class TextReward(RewardFunction):
@@ -84,7 +84,7 @@ class RewardModel(RewardFunction):
 
     Args:
         model: the reward-model folder; its shift is part of the score.
-        batch_size: sequences scored together; None takes all that are handed over.
+        batch_size: sequences scored together; None takes all.
         template: the template it was trained with, as for the datamodules; used only where its tokenizer is another
             than the policy's.
     """
@@ -134,7 +134,7 @@ class RewardModel(RewardFunction):
         return parts.joined([self._network.score(part.input_ids, part.attention_mask) for part in parts])
 
     def _score_text(self, network: ScalarModel, encoder: Encoder, responses: Responses) -> Tensor:
-        """Scores of the responses as the reward model's own tokenizer writes them; says once what that costs."""
+        """Scores of the responses as the reward model's own tokenizer encodes them; reports once what that costs."""
         began = time.perf_counter()
         ids, mask = self._encoded_again(encoder, responses)
         encoded = time.perf_counter()
@@ -146,9 +146,9 @@ class RewardModel(RewardFunction):
 
             rank_zero_info(
                 f"The reward model {self.model.path} has another tokenizer than the policy and reads the responses as "
-                f"text. That costs {encoded - began:.2g} s for the {len(responses)} responses of the first batch, "
-                f"beside {time.perf_counter() - encoded:.2g} s for their scores. White space around a response and "
-                "special tokens in it are not seen; whether it ended is."
+                f"text. Tokenizing the {len(responses)} responses of the first batch took {encoded - began:.2g} s "
+                f"and scoring them {time.perf_counter() - encoded:.2g} s. White space around a response and special "
+                "tokens in it are ignored; whether it ended is not."
             )
         return scores
 
@@ -182,7 +182,7 @@ def checked_scores(reward: RewardFunction, responses: Responses, seconds: float 
         reward: where they come from.
         responses: B of them.
         seconds: most time that a reward of the user's may take (`rollout.time_limit` says what it ends); our own reward
-            model waits for nobody and has no limit.
+            model has no limit.
 
     Raises:
         UserError: when there is not one finite number for each response, or not in time. A reward that fails stops the
@@ -193,7 +193,7 @@ def checked_scores(reward: RewardFunction, responses: Responses, seconds: float 
         f"gave no scores for {len(responses)} responses within {seconds} seconds",
         where=f"{name}.score",
         expected="an answer in that time",
-        fix="find out what it waits for, or raise the limit",
+        fix="find out what it is waiting for, or raise the limit",
     )
     try:
         scores = within(None if isinstance(reward, RewardModel) else seconds, lambda: reward.score(responses), late)
@@ -212,7 +212,7 @@ def checked_scores(reward: RewardFunction, responses: Responses, seconds: float 
             f"raised {type(error).__name__}: {error} ({place}) for {told(responses, reward.row)}",
             where=f"{name}.score" if reward.row is None else f"{name}.reward",
             expected="a score for every response",
-            fix="INSTRUCTLIT_DEBUG=1 shows the stack trace; a reward that may fail has to try again itself",
+            fix="INSTRUCTLIT_DEBUG=1 shows the stack trace; a reward that may fail has to retry by itself",
         ) from error
     fits = isinstance(scores, Tensor) and scores.shape == (len(responses),)
     if not fits or scores.is_complex() or scores.is_meta:
@@ -222,7 +222,7 @@ def checked_scores(reward: RewardFunction, responses: Responses, seconds: float 
         raise UserError(
             f"returned {got} for {told(responses, None)}",
             where=f"{name}.score",
-            expected=f"a tensor of shape ({len(responses)},), one real score a response",
+            expected=f"a tensor of shape ({len(responses)},), one real score per response",
         )
     scores = scores.to(responses.response_ids.device, torch.float32)
     bad = (~torch.isfinite(scores)).nonzero()

@@ -1,4 +1,4 @@
-"""Samples as people read them: a row each, of plain values."""
+"""Samples for people to read: a row each, of plain values."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def sample_rows(responses: Responses, scores: Tensor, kl: Tensor | None, episode
     Args:
         responses: B of them.
         scores: (B,) the reward's.
-        kl: (B,) to the reference, in nats a response; None where none was computed.
+        kl: (B,) to the reference, in nats per response; None if not computed.
         episodes: how far the run was when they were sampled.
     """
     columns = zip(

@@ -1,7 +1,7 @@
-"""A limit in seconds on a call into code of others, on the thread it is called from.
+"""A limit in seconds on a call into other people's code, on the thread it is called from.
 
-It stays on its thread because scoring code may rely on that: libraries that set alarms of their own work nowhere but on
-the main one. Two things end it, one after the other:
+It stays on its thread because scoring code may rely on that: libraries that set their own alarms work only on the main
+one. Two things end it, one after the other:
 
 1. At the limit the main thread gets a signal (SIGUSR2), whose handler raises there. That ends Python code, `sleep`, and
    every wait in the system that signals interrupt: sockets, pipes, locks, child processes, `sleep` in C.
@@ -9,7 +9,7 @@ the main one. Two things end it, one after the other:
    left. `GRACE_SECONDS` later the message is printed from another thread and the process ends.
 
 Not ended by either: C code that holds the interpreter's lock, under which no other thread can run at all. Away from the
-main thread, and on Windows, only the second is at work.
+main thread, and on Windows, only the second works.
 """
 
 import os

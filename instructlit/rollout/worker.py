@@ -1,7 +1,8 @@
-"""Sampling in a process of its own.
+"""Sampling in a separate process.
 
-Trainer and worker speak one JSON object a line over pipes: `{"do": "load", ...}` and `{"do": "sample", ...}`, answered
-by an object that holds an `error` where it failed. The worker ends when its input does: it does not outlive a trainer.
+Trainer and worker exchange JSON objects over pipes, one per line: `{"do": "load", ...}` and `{"do": "sample", ...}`,
+answered by an object that holds an `error` where it failed. The worker ends when its input does: it does not outlive a
+trainer.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from instructlit.rollout.external import ExternalEngine, Sample
 
 
 class WorkerEngine(ExternalEngine):
-    """`CachedEngine` in a process of its own: on another device, in another precision, or under another Python. Each
+    """`CachedEngine` in a separate process: on another device, in another precision, or under another Python. Each
     rank starts one.
 
     Args:
@@ -74,13 +75,13 @@ class WorkerEngine(ExternalEngine):
             code = process.wait()
             self._process, self._synced = None, False
             raise UserError(
-                f"the process that samples ended with status {code}",
+                f"the sampling process ended with status {code}",
                 where="engine",
-                expected="that it runs as long as the trainer; what it said last stands above",
+                expected="a process that runs as long as the trainer; its last output is above",
             )
         reply = json.loads(line)
         if "error" in reply:
-            raise UserError(f"the process that samples failed: {reply['error']}", where="engine")
+            raise UserError(f"the sampling process failed: {reply['error']}", where="engine")
         return reply
 
     def _started(self) -> "subprocess.Popen[bytes]":

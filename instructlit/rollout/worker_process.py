@@ -1,4 +1,4 @@
-"""The process behind `WorkerEngine`: reads a request a line, answers a line, and ends when its input does."""
+"""The process behind `WorkerEngine`: reads one request per line, answers in one line, and ends when its input does."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def serve(requests: IO[str], replies: IO[str]) -> None:
         request = json.loads(line)
         try:
             reply = does[request.pop("do")](**request)
-        except Exception as error:  # the trainer is to hear of it, whatever it is
+        except Exception as error:  # the trainer must be told, whatever it is
             reply = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), file=replies, flush=True)
 

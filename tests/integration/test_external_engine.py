@@ -168,7 +168,7 @@ def test_the_folder_of_the_policy_is_never_written_over(
 def test_a_worker_that_fails_or_dies_is_told(
     worker: WorkerEngine, model: Any, char_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(UserError, match=r"process that samples failed: .*/no/such/folder"):
+    with pytest.raises(UserError, match=r"sampling process failed: .*/no/such/folder"):
         worker.reload(Path("/no/such/folder"))
     worker.sync(model, char_tokenizer)
     assert worker._process is not None
@@ -299,7 +299,7 @@ def test_what_a_server_cannot_do_is_said(
         "no dev mode": r"status 404(.|\n)*VLLM_SERVER_DEV_MODE=1",
         "no ids": "no ids with log-probs",
         "away": "did not answer",
-        "short": "1 tokens and 1 log-probs that neither ends with EOS nor has the length",
+        "short": "1 tokens and 1 log-probs that neither ends with EOS nor has the requested length",
     }[what]
     with pytest.raises(UserError, match=message):
         VLLMServer(str(rollouts), url).generate(model, prompt_batch(TEXTS), Sampling(6), char_tokenizer)

@@ -163,7 +163,7 @@ def test_engines_outside_have_the_weights_of_every_step_and_one_that_ends_ends_b
     assert len(told[0]) == len(told[1]) == 2, "rollouts before the worker was gone"
     assert all(float(line.split()[0]) < 1e-5 for lines in told for line in lines)
     assert len({line.split()[1] for lines in told for line in lines}) == 1, "one folder for both"
-    assert said.count("the process that samples ended with status -9") == 1, said[-3000:]
+    assert said.count("the sampling process ended with status -9") == 1, said[-3000:]
     assert "Traceback" not in said
     assert (folder / "ckpt" / "failed.ckpt").is_file()
 

@@ -298,7 +298,7 @@ def test_an_engine_of_its_own_process_takes_nothing_of_this_device(
     found = estimate(run_of(module, data, cpu=True))
     (sampling,) = (phase for phase in found.phases if phase.name == "sampling")
     assert sum(sampling.parts.values()) == 0
-    assert any("process of its own" in note for note in found.notes)
+    assert any("separate process" in note for note in found.notes)
     assert fitting(found.run, found.peak - 1) is not None
 
 

@@ -114,7 +114,7 @@ def test_scores_are_those_of_the_text(reward_folder, char_tokenizer, caplog, bat
     assert len({round(score, 4) for score in expected}) == len(expected), "the scores do not tell the texts apart"
     told = [record.message for record in caplog.records if "has another tokenizer than the policy" in record.message]
     assert len(told) == 1
-    assert f"for the {len(PAIRS)} responses" in told[0]
+    assert f"the {len(PAIRS)} responses" in told[0]
 
 
 def test_with_as_many_ids_of_other_meaning_it_reads_the_text(tmp_path, char_tokenizer):
