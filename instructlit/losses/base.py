@@ -1,4 +1,4 @@
-"""A loss as a sum and a count, so that how a step is cut into micro-batches and ranks changes nothing."""
+"""A loss as a sum and a count, so that the split of a step into micro-batches and ranks changes nothing."""
 
 from typing import NamedTuple
 

@@ -22,7 +22,7 @@ def language_loss(logits: Tensor, input_ids: Tensor, loss_mask: Tensor) -> LossS
 
 
 def target_loss(log_probs: Tensor, targets: Tensor) -> LossSum:
-    """`language_loss` from log-probs that are there already.
+    """`language_loss` from given log-probs.
 
     Args:
         log_probs: (B, T), float32, in nats.

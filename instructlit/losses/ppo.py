@@ -30,7 +30,7 @@ def policy_loss(
 
     Returns:
         The loss, and sums over the mask without a gradient, each to be divided by the loss's count:
-        `approx_kl`, estimate of KL(old policy || policy) in nats a token (k3, never negative);
+        `approx_kl`, estimate of KL(old policy || policy) in nats per token (k3, never negative);
         `clip_fraction`, tokens where the clipped term is the larger loss, so that the token gives no gradient;
         `ratio_mean`, the ratio, 1 as long as nothing was learned.
 

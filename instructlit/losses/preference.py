@@ -30,7 +30,9 @@ def comparison_pairs(prompt_index: Tensor, ranks: Tensor) -> Pairs:
     (0, 0, 1).
     """
     if prompt_index.shape != ranks.shape or ranks.dim() != 1:
-        raise ValueError(f"prompt_index {tuple(prompt_index.shape)}, ranks {tuple(ranks.shape)}: not one a completion")
+        raise ValueError(
+            f"prompt_index {tuple(prompt_index.shape)}, ranks {tuple(ranks.shape)}: not one per completion"
+        )
     # (N, N) booleans: 64 prompts of 9 completions are 0.3 MB
     better = (prompt_index[:, None] == prompt_index) & (ranks[:, None] < ranks)
     winner, loser = better.nonzero(as_tuple=True)
@@ -50,14 +52,14 @@ def ranking_loss(scores: Tensor, prompt_index: Tensor, ranks: Tensor) -> LossSum
     much as one with 4. K = 2 is the Bradley-Terry likelihood. Prompts whose completions all tie count nothing.
 
     Args:
-        scores: (N,), one a completion, any float dtype.
+        scores: (N,), one per completion, any float dtype.
         prompt_index: (N,) int64, 0 .. P-1, the prompt of each completion.
         ranks: (N,) int64, 1 is best, equal is a tie.
 
     Source: InstructGPT (arXiv 2203.02155) equation 1; that ties are dropped, section 3.5 and appendix A.
     """
     if scores.shape != ranks.shape:
-        raise ValueError(f"scores {tuple(scores.shape)} and ranks {tuple(ranks.shape)} are one a completion")
+        raise ValueError(f"scores {tuple(scores.shape)} and ranks {tuple(ranks.shape)} must be one per completion")
     pairs = comparison_pairs(prompt_index, ranks)
     losses = -logsigmoid(pair_margins(scores, pairs))
     pairs_of = torch.bincount(pairs.prompt)

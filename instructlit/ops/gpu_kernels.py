@@ -9,7 +9,7 @@ import torch
 
 @lru_cache(maxsize=8)
 def kernels_run(device: torch.device) -> bool:
-    """True on a GPU where Triton, which comes with torch's builds for CUDA, compiles and starts a kernel; where it does
+    """True on a GPU where Triton, which comes with torch's builds for CUDA, compiles and starts a kernel; if it does
     not, a warning says why."""
     if device.type != "cuda" or find_spec("triton") is None:
         return False

@@ -1,8 +1,8 @@
 """Per-token estimators of KL(policy || reference) from tokens that the policy sampled.
 
 With y sampled from the policy and d = log policy(y) - log reference(y), k1 and k3 are unbiased, k2 is close while the
-two distributions are. In the reward they are numbers without a gradient, and any of them may stand there. As a loss
-they are different things: the expected gradient of k1 is zero, that of k2 is the gradient of KL(policy || reference),
+two distributions are. In the reward they are numbers without a gradient, and any of them can be used there. As a loss
+they differ: the expected gradient of k1 is zero, that of k2 is the gradient of KL(policy || reference),
 and that of k3 is the gradient of KL(reference || policy). The recipe has k1, signed, in the reward.
 
 Source: J. Schulman, "Approximating KL Divergence" (2020); InstructGPT (arXiv 2203.02155) equation 2 for k1 in the

@@ -13,7 +13,7 @@ class KLController(ABC):
 
     @abstractmethod
     def update(self, mean_sequence_kl: float, n_episodes: int) -> None:
-        """Take note of a rollout.
+        """Update the coefficient after a rollout.
 
         Args:
             mean_sequence_kl: mean over all ranks' episodes of the KL summed over each response, in nats.
@@ -21,14 +21,14 @@ class KLController(ABC):
         """
 
     def check(self, n_episodes: int) -> None:  # noqa: B027 - optional
-        """Raise UserError where rollouts of so many episodes, over all ranks, cannot be steered by."""
+        """Raise UserError if rollouts of so many episodes, over all ranks, cannot control the coefficient."""
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps, as plain numbers: all that `update` has changed, and no settings."""
         return {"coefficient": float(self.coefficient)}  # np.clip leaves a number of NumPy's, which is not read back
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a checkpoint, of a controller without state too."""
+        """Restore from a checkpoint, of a controller without state too."""
         self.coefficient = float(state.get("coefficient", self.coefficient))
 
 
@@ -101,7 +101,7 @@ class AdaptiveKL(KLController):
         """Raise UserError where one update could bring the coefficient to 0."""
         if self.MAX_ERROR * n_episodes >= self.horizon:
             raise UserError(
-                f"{n_episodes} episodes a rollout are too many for a horizon of {self.horizon}: "
+                f"{n_episodes} episodes per rollout are too many for a horizon of {self.horizon}: "
                 "one update could bring the coefficient to 0",
                 where="AdaptiveKL.horizon",
                 expected=f"more than {self.MAX_ERROR * n_episodes:g} episodes",

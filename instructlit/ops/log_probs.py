@@ -61,7 +61,7 @@ def token_log_probs_and_entropy(logits: Tensor, ids: Tensor, temperature: float 
     adds nothing to them.
     """
     if logits.shape[:-1] != ids.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} do not stand over ids {tuple(ids.shape)}")
+        raise ValueError(f"logits {tuple(logits.shape)} do not match ids {tuple(ids.shape)}")
     _check_temperature(temperature)
     return _TokenLogProbs.apply(logits, ids, temperature)
 

@@ -1,4 +1,4 @@
-"""Masked reductions and whitening: the one home of "which positions count".
+"""Masked reductions and whitening: the one place that decides "which positions count".
 
 Masks are boolean and True means "counts". What stands where a mask is False never matters, NaN and infinity included.
 Halves are widened to float32 before anything is summed; float64 stays float64.

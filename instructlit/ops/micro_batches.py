@@ -8,7 +8,7 @@ def spans(
 ) -> Iterator[tuple[int, int]]:
     """Neighbouring rows of a batch, (start, stop) each, as many as go into one forward pass; every row once, in order.
 
-    The modules divide by the count of the whole optimiser step, so that where the cuts fall changes no gradient.
+    The modules divide by the count of the whole optimiser step, so the split changes no gradient.
 
     Args:
         count: rows of the batch.
@@ -40,7 +40,7 @@ def computed_tokens(*lengths: list[int], packed: bool) -> Callable[[int, int], i
 
 
 def of_like_length(lengths: Sequence[int], rows: int | None, tokens: int | None) -> Iterator[list[int]]:
-    """The numbers of padded rows, the short ones first, as many together as go into one forward pass.
+    """The indices of padded rows, the short ones first, as many together as go into one forward pass.
 
     Args:
         lengths: of each row.

@@ -9,7 +9,7 @@ from torch import Tensor
 from instructlit.ops.masking import Reduce, masked_moments
 
 ROUNDING = 1e-6
-"""Standard deviation, in units of the mean, of float32 values that are the same but for their last bits."""
+"""Standard deviation, in units of the mean, of float32 values that differ only in their last bits."""
 
 
 class RunningMoments:
@@ -24,7 +24,7 @@ class RunningMoments:
         self.count, self.mean, self._squares = 0.0, 0.0, 0.0
 
     def update(self, x: Tensor, mask: Tensor | None = None, reduce: Reduce | None = None) -> None:
-        """Take in the values of `x` that count (all of them without `mask`), those of all ranks with `reduce`."""
+        """Add the values of `x` that count (all of them without `mask`), those of all ranks with `reduce`."""
         mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
         # float64 where the device has it, so that a batch far from 0 keeps its variance
         x = x.detach() if x.device.type == "mps" else x.detach().double()
@@ -58,5 +58,5 @@ class RunningMoments:
         return {"count": self.count, "mean": self.mean, "squares": self._squares}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore from a checkpoint."""
         self.count, self.mean, self._squares = float(state["count"]), float(state["mean"]), float(state["squares"])

@@ -1,4 +1,4 @@
-"""From one score a response to a reward a token."""
+"""From one score per response to a reward per token."""
 
 from typing import Literal
 
@@ -55,7 +55,7 @@ def shape_rewards(scores: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor, 
     Source: InstructGPT (arXiv 2203.02155) equation 2; Ziegler et al. 2019 (arXiv 1909.08593) equation 2.
     """
     if scores.shape != mask.shape[:1]:
-        raise ValueError(f"scores {tuple(scores.shape)} are not one a row of {tuple(mask.shape)}")
+        raise ValueError(f"scores {tuple(scores.shape)} are not one per row of {tuple(mask.shape)}")
     check_same_shape(mask, old_log_probs=old_log_probs, ref_log_probs=ref_log_probs)
     penalty = zero_outside(-beta * k1(old_log_probs, ref_log_probs), mask)
     return penalty + torch.where(last_only(mask), widen(scores)[:, None], 0.0)

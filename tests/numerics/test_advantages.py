@@ -107,7 +107,7 @@ def test_without_penalty_each_row_sums_to_its_score() -> None:
 
 
 def test_scores_must_be_one_a_row() -> None:
-    with pytest.raises(ValueError, match="one a row"):
+    with pytest.raises(ValueError, match="one per row"):
         shape_rewards(torch.zeros(1), torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3).bool(), 0.1)
 
 

@@ -131,7 +131,7 @@ def test_half_precision_logits_are_never_copied_whole(monkeypatch: pytest.Monkey
 
 
 def test_shapes_that_do_not_match_are_refused() -> None:
-    with pytest.raises(ValueError, match="do not stand over"):
+    with pytest.raises(ValueError, match="do not match ids"):
         token_log_probs(torch.zeros(2, 3, 5), torch.zeros(2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"\(B, T, V\)"):
         token_log_probs(torch.zeros(1, 2, 3, 5), torch.zeros(1, 2, 3, dtype=torch.int64))

@@ -127,7 +127,7 @@ def test_a_reward_model_that_knows_the_odds_is_calibrated() -> None:
 
 
 def test_one_score_a_completion() -> None:
-    with pytest.raises(ValueError, match="one a completion"):
+    with pytest.raises(ValueError, match="one per completion"):
         ranking_loss(torch.zeros(3, 1), tensor([0, 0, 0]), tensor([1, 2, 3]))
-    with pytest.raises(ValueError, match="one a completion"):
+    with pytest.raises(ValueError, match="one per completion"):
         comparison_pairs(tensor([0, 0]), tensor([1, 2, 3]))

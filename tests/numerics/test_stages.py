@@ -589,7 +589,7 @@ def test_minibatches_that_leave_a_rest_are_refused(
 
 def test_a_horizon_too_short_for_a_rollout_is_refused_before_the_first(tmp_path, tiny_llama_dir, char_tokenizer):
     module = ppo_module(tiny_llama_dir, kl=AdaptiveKL(horizon=1))
-    with pytest.raises(UserError, match="8 episodes a rollout are too many for a horizon of 1"):
+    with pytest.raises(UserError, match="8 episodes per rollout are too many for a horizon of 1"):
         run(tmp_path, module, char_tokenizer, [{"prompts": prompt_batch(PROMPTS)}])
     assert module.policy is None, "no model was loaded"
 
