@@ -46,8 +46,8 @@ class Share:
 
 
 class Tally:
-    """Successes of trials, added up unit by unit. The units, not the trials, are taken as independent: what one labeler
-    says of the pairs of one prompt hangs together.
+    """Successes of trials, added up unit by unit. The units, not the trials, are taken as independent: one labeler's
+    answers on the pairs of one prompt are correlated.
     """
 
     def __init__(self) -> None:
@@ -68,9 +68,8 @@ class Tally:
         """The pooled share.
 
         The variance is that of a ratio of sums (Cochran 1977, section 2.11), and the interval 1.96 standard errors to
-        both sides ("error bars throughout the paper are 95 % confidence intervals", arXiv 2203.02155, figure 1). Where
-        every trial ends alike that would be no width at all; then it is the reach of Wilson's interval for as many
-        trials as units.
+        both sides ("error bars throughout the paper are 95 % confidence intervals", arXiv 2203.02155, figure 1). If
+        every trial ends alike its width would be 0; then it is that of Wilson's interval for as many trials as units.
         """
         if not self.trials:
             return Share(math.nan, math.nan, 0, 0)
@@ -97,7 +96,7 @@ def pairwise(units: Iterable[Sequence[Sequence[int]]]) -> Share:
     """How often two labelers order a pair of completions alike, of the pairs that neither ties (paper, section 3.4).
 
     Args:
-        units: for each prompt the rankings of its completions, one a labeler, 1 is best.
+        units: for each prompt the rankings of its completions, one per labeler, 1 is best.
     """
     return share(_pair_counts(rankings) for rankings in units)
 
@@ -177,7 +176,7 @@ def fleiss_kappa(units: Iterable[Sequence[bool | int | str]]) -> float:
         units: for each unit the categories its labelers chose.
 
     Returns:
-        nan where no unit has two labelers, or where only one category was ever chosen: then chance alone agrees wholly.
+        nan where no unit has two labelers, or where only one category was ever chosen: then chance alone agrees fully.
 
     Source: Fleiss 1971, "Measuring nominal scale agreement among many raters".
     """

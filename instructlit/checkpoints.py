@@ -1,9 +1,9 @@
-"""Checkpoints that a run continues from: each is a folder that is whole or not there.
+"""Checkpoints that a run resumes from: each is a folder that is complete or does not exist.
 
     checkpoints/sft/resume/
       batch-00000120/   state.ckpt (one file; a folder where the strategy shards it) and manifest.json
       batch-00000140/
-      finished.json     the run came to its end, and what it depended on
+      finished.json     the run is complete, and what it depended on
       .lock, .holder    locked by the process that trains, and which one that is
 
 A checkpoint is written under a hidden name, synced, and renamed when all of it is on the disk. `manifest.json` says
@@ -35,18 +35,18 @@ LOCK_SECONDS = 8.0
 
 @dataclass
 class Manifest:
-    """What a checkpoint, or the end of a run, says of itself."""
+    """What a checkpoint, or the end of a run, records about itself."""
 
     stage: str
     batch: int  # training batches done
     run: dict[str, Any]  # what the run depends on: see `callbacks.same_run`
-    loggers: list[Any]  # of each that knows its run again: its class, and by what
+    loggers: list[Any]  # of each logger that recognises its run: its class and the run's identity
     files: dict[str, list[int]] = field(default_factory=dict)  # bytes and CRC-32 of each, by its path in the folder
     format: int = FORMAT
 
 
 def claim(folder: Path) -> FileLock:
-    """Keep a folder to this process until it releases what is returned, or ends in whatever way.
+    """Lock a folder for this process until it releases what is returned, or ends in any way.
 
     Raises:
         UserError: another process has it.
@@ -56,9 +56,9 @@ def claim(folder: Path) -> FileLock:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout as error:
         raise UserError(
-            f"another run is at work in it: {(folder / HOLDER).read_text(encoding='utf-8')}",
+            f"another run is using it: {(folder / HOLDER).read_text(encoding='utf-8')}",
             where=str(folder),
-            expected="a folder of this run alone",
+            expected="a folder that only this run uses",
             fix="wait for it or stop it, or give this run other folders",
         ) from error
     (folder / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
@@ -66,7 +66,7 @@ def claim(folder: Path) -> FileLock:
 
 
 def partial(folder: Path, batch: int) -> Path:
-    """Where the checkpoint after `batch` batches is written before it is whole."""
+    """Where the checkpoint after `batch` batches is written until it is complete."""
     return folder / f"{PARTIAL}{_name(batch)}"
 
 
@@ -84,7 +84,7 @@ def publish(partial: Path, manifest: Manifest) -> Path:
         _sync(inner)
     _sync(partial)
     final = partial.parent / partial.name.removeprefix(PARTIAL)
-    if final.exists():  # a run that continued from an older checkpoint is here again
+    if final.exists():  # a run that resumed from an older checkpoint is here again
         final.rename(partial.with_name(f"{PARTIAL}replaced"))
     partial.rename(final)
     _sync(final.parent)
@@ -112,7 +112,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path, stage: str) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a stage, None where there is none, and a sentence for each that was skipped."""
+    """The newest complete checkpoint of a stage, None if there is none, and a sentence for each that was skipped."""
     skipped = []
     for path in checkpoints(folder):
         fault = why_unusable(path, stage)
@@ -123,7 +123,7 @@ def newest(folder: Path, stage: str) -> tuple[Path | None, list[str]]:
 
 
 def why_unusable(path: Path, stage: str) -> str | None:
-    """What keeps a run of that stage from continuing from a checkpoint; None where nothing does."""
+    """Why a run of that stage cannot resume from a checkpoint; None if it can."""
     try:
         manifest = read_manifest(path)
     except UserError as error:
@@ -134,8 +134,8 @@ def why_unusable(path: Path, stage: str) -> str | None:
 
 
 def check_whole(state: Path, where: str) -> None:
-    """Refuse a state, a file or a folder of shards, that is damaged. Beside one of a `ResumeCheckpoint` lies a manifest
-    that tells of every byte; another file is looked at for its end alone.
+    """Refuse a state, a file or a folder of shards, that is damaged. Next to one of a `ResumeCheckpoint` is a manifest
+    for every byte; of another file only the end is checked.
 
     Raises:
         UserError: it is damaged; `where` is the option that names it.
@@ -143,11 +143,11 @@ def check_whole(state: Path, where: str) -> None:
     if (state.parent / MANIFEST).is_file():
         fault = _damage(state.parent, read_manifest(state.parent))
     elif state.is_file() and not zipfile.is_zipfile(state):  # what torch writes is one, with its table of contents last
-        fault = f"{state.name} was cut off, or was never one"
+        fault = f"{state.name} is truncated, or was never a checkpoint"
     else:
         fault = None
     if fault is not None:
-        expected, fix = "a whole checkpoint", "take an earlier one"
+        expected, fix = "a complete checkpoint", "use an earlier one"
         raise UserError(f"{state} cannot be read as a checkpoint: {fault}", where=where, expected=expected, fix=fix)
 
 
@@ -157,7 +157,7 @@ def state_of(path: str) -> str:
 
 
 def read_manifest(path: Path, name: str = MANIFEST) -> Manifest:
-    """What a folder says of itself in the file `name`: a checkpoint, or the folder of a run that came to its end.
+    """What a folder records about itself in the file `name`: a checkpoint, or the folder of a complete run.
 
     Raises:
         UserError: there is none, or it is not one of ours.
@@ -176,7 +176,7 @@ def read_manifest(path: Path, name: str = MANIFEST) -> Manifest:
 
 
 def mark_finished(folder: Path, manifest: Manifest) -> None:
-    """Remember that the run came to its end, and what it depended on."""
+    """Record that the run is complete, and what it depended on."""
     beside = folder / f"{PARTIAL}{FINISHED}"
     beside.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
     _sync(beside)
@@ -185,7 +185,7 @@ def mark_finished(folder: Path, manifest: Manifest) -> None:
 
 
 def finished(folder: Path) -> Manifest | None:
-    """What is remembered of the run that came to its end in this folder; None where none did.
+    """What is recorded of the complete run in this folder; None if there is none.
 
     Raises:
         UserError: it is not one of ours.
@@ -194,8 +194,8 @@ def finished(folder: Path) -> Manifest | None:
 
 
 def put_aside(folder: Path, after: int = 0) -> Path | None:
-    """Move checkpoints behind batch `after`, of which a run that begins there knows nothing, out of its way; where they
-    are now, None where there were none. That an earlier run came to its end is no longer said.
+    """Move checkpoints after batch `after`, which a run that begins there does not know, out of its way; returns where
+    they are now, None if there were none. The record that an earlier run is complete is removed.
     """
     (folder / FINISHED).unlink(missing_ok=True)
     later = [path for path in checkpoints(folder) if path.name > _name(after)]
@@ -221,7 +221,7 @@ def _damage(path: Path, manifest: Manifest) -> str | None:
     for name, written in manifest.files.items():
         try:
             if _measured(path / name) != written:
-                return f"{name} is damaged: its checksum is another than when it was written"
+                return f"{name} is damaged: its checksum has changed since it was written"
         except OSError as error:
             return f"{name} is damaged ({error})"
     return None

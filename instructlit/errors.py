@@ -22,9 +22,9 @@ class UserError(Exception):
     on_all_ranks = False
     """Whether every process of the run raises it, at the same place: then they can still do things together."""
     saved = False
-    """Whether what was learnt is on disk already, so that nothing has to be rescued."""
+    """Whether what was learnt is already on disk, so that nothing has to be rescued."""
     told = False
-    """Whether it stands on stderr already."""
+    """Whether it was already printed to stderr."""
     status = 2
     """Exit status of the command that it ends."""
 
@@ -38,7 +38,7 @@ class UserError(Exception):
         super().__init__("\n".join(lines))
 
     def at(self, where: str) -> "UserError":
-        """The same of another place."""
+        """The same error at another place."""
         there = UserError(self.what, where=where, expected=self.expected, fix=self.fix)
         there.on_all_ranks, there.saved = self.on_all_ranks, self.saved
         there.told, there.status = self.told, self.status
@@ -72,7 +72,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else's says, in one line; its kind where it says nothing."""
+    """The first line of another library's error; its type if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -85,7 +85,7 @@ def raised_at(error: BaseException, kind: type) -> str:
 
 
 def is_lightnings_refusal(error: BaseException) -> bool:
-    """Whether Lightning says of how it was asked that it cannot be; by names, so that it need not be imported here."""
+    """Whether Lightning refuses the options it was given; by names, so that it need not be imported here."""
     if type(error).__name__ == "MisconfigurationException":
         return True
     innermost = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
@@ -113,13 +113,13 @@ _EXTRAS = {
 
 
 def extra_of(module: str) -> str | None:
-    """How to install what a module belongs to, where it comes with one of our extras."""
+    """How to install the package of a module, if it comes with one of our extras."""
     package = module.partition(".")[0]
     return next((f"pip install 'instructlit[{extra}]'" for extra, held in _EXTRAS.items() if package in held), None)
 
 
 def not_installed(error: ModuleNotFoundError, where: str | None = None, otherwise: str = "") -> UserError:
-    """What to say where a package is not installed, and what else could be done than to install it."""
+    """The error for a package that is not installed, with the alternative to installing it."""
     ways = [way for way in (extra_of(error.name or ""), otherwise) if way]
     return UserError(f"{error.name} is not installed", where=where, fix=", or ".join(ways) or None)
 
@@ -153,7 +153,7 @@ def require(expected: Range, where: str = "", /, **options: float | None) -> Non
 
     Args:
         expected: the range, in the words of the message.
-        where: what stands before an option's name in the config, such as `model.init_args.`.
+        where: the prefix of an option's name in the config, such as `model.init_args.`.
         options: the values, under the names of their options.
 
     Raises:
@@ -165,19 +165,19 @@ def require(expected: Range, where: str = "", /, **options: float | None) -> Non
 
 
 def require_address(where: str = "", /, **options: str) -> None:
-    """Refuse options that are no address of a web service.
+    """Refuse options that are not the address of a web service.
 
     Args:
-        where: what stands before an option's name in the config, such as `judge.`.
+        where: the prefix of an option's name in the config, such as `judge.`.
         options: the addresses, under the names of their options.
 
     Raises:
-        UserError: for the first that is none.
+        UserError: for the first that is not.
     """
     for name, value in options.items():
         if not _is_address(value):
             raise UserError(
-                f"{value} is no web address", where=f"{where}{name}", expected="http://HOST:PORT or https://HOST"
+                f"{value} is not a web address", where=f"{where}{name}", expected="http://HOST:PORT or https://HOST"
             )
 
 
@@ -185,6 +185,6 @@ def _is_address(text: str) -> bool:
     try:
         parts = urlsplit(text)
         _ = parts.port  # read for its error
-    except ValueError:  # a bracket that is not closed, a port that is no number
+    except ValueError:  # a bracket that is not closed, a port that is not a number
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and not any(c.isspace() for c in text)

@@ -1,5 +1,5 @@
-"""Files that are whole or as they were before: written beside their name, then renamed. A kill or a full disk leaves
-nothing half written under it.
+"""Files that are complete or unchanged: written under another name, then renamed. A kill or a full disk leaves nothing
+half written.
 """
 
 import json
@@ -16,7 +16,7 @@ def replacing(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     """A text file (UTF-8) that takes the place of `path` at the end of the block, unless the block fails.
 
     Args:
-        path: the file; folders on the way to it are made.
+        path: the file; missing folders are made.
         newline: as for `open`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Asking a service over HTTP, in JSON, with a key that no other address is sent and no message tells."""
+"""Asking a service over HTTP, in JSON, with a key that goes to no other address and into no message."""
 
 import http.client
 import json
@@ -17,12 +17,12 @@ _TOLD = 2000  # characters of a service's own words that are looked at
 
 
 class NoAnswer(Exception):
-    """The service could not be reached, or what it sent is no answer.
+    """The service could not be reached, or did not send a usable answer.
 
     Attributes:
         status: of what it sent; 0 where that was nothing, or no error.
         told: its own words, or what failed.
-        wish: the seconds it asks to wait, at most two minutes; None where it does not.
+        wish: the seconds it asks to wait, at most two minutes; None if it does not.
     """
 
     def __init__(self, status: int, told: str, wish: float | None = None):
@@ -43,7 +43,7 @@ def secret_key(variable: str, where: str) -> str:
     key = os.environ.get(variable, "").strip()
     if re.fullmatch("[!-~]*", key) is None:
         raise UserError(
-            f"what {variable} holds is no key: a line break, a space or a letter that is not ASCII is in it",
+            f"the value of {variable} is not a key: it has a line break, a space or a non-ASCII character",
             where=where,
             expected="the name of an environment variable with one key in it",
             fix=f"export {variable}=…",
@@ -52,7 +52,7 @@ def secret_key(variable: str, where: str) -> str:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is no answer: urllib would send the headers, and the key among them, to wherever it leads."""
+    """A redirect is not an answer: urllib would send the headers, and the key among them, to wherever it leads."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
         told = f"it redirects to {newurl}, which is not followed: a key is sent to no other address"
@@ -97,21 +97,21 @@ def post(
     retries: int,
     wait: Callable[[float], object],
 ) -> Any:
-    """What `read` finds in the answer to a request, which is tried again, with growing pauses, where it failed for a
-    moment: no connection, no answer in time, half an answer, an answer that `read` cannot use, too many requests (after
-    the time the service asks for in Retry-After), and errors of the server.
+    """What `read` finds in the answer to a request, which is tried again, with growing pauses, if it failed
+    temporarily: no connection, no answer in time, half an answer, an answer that `read` cannot use, too many requests
+    (after the time the service asks for in Retry-After), and errors of the server.
 
     Args:
         url: the service.
         body: the request, as plain values.
         headers: as in `ask`.
-        read: raises ValueError, KeyError, IndexError or TypeError for an answer that is none.
+        read: raises ValueError, KeyError, IndexError or TypeError for an unusable answer.
         timeout: seconds to wait for one answer.
         retries: further tries.
-        wait: lets the given seconds pass; True ends the trying.
+        wait: waits the given seconds; True ends the retries.
 
     Raises:
-        NoAnswer: in the end.
+        NoAnswer: if the last try fails.
     """
     fault = NoAnswer(0, "it was not asked")
     for attempt in range(retries + 1):
@@ -145,7 +145,7 @@ def _told(error: urllib.error.HTTPError, headers: Mapping[str, str]) -> str:
     try:
         return _words(error.read(_TOLD), headers)
     except (OSError, http.client.HTTPException) as broken:
-        return f"(what it said could not be read: {type(broken).__name__})"
+        return f"(its reply could not be read: {type(broken).__name__})"
 
 
 def _wish(header: str | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Confidence intervals, without any library: whatever has to start fast can use them."""
+"""Confidence intervals without any library, for code that has to start fast."""
 
 import math
 

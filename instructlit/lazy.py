@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are asked for, so that who needs one of them does not wait for all."""
+"""Packages whose names are imported on first use, so that using one does not wait for all."""
 
 import importlib
 from collections.abc import Callable, Mapping

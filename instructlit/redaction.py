@@ -1,4 +1,4 @@
-"""Taking secrets out of what is written down: saved configs, model cards, what loggers are told."""
+"""Removes secrets from what is written: saved configs, model cards, what loggers receive."""
 
 import re
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def without_secrets(value: Any) -> Any:
 
 
 def words_without_secrets(words: Sequence[str]) -> list[str]:
-    """The words of a command line, `--option value` or `--option=value`, with the same left out."""
+    """The words of a command line, `--option value` or `--option=value`, with the same replaced."""
     found, option = [], ""
     for word in words:
         name, equals, value = word.partition("=")

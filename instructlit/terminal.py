@@ -1,5 +1,5 @@
-"""Text of strangers for a terminal, which takes some characters for commands: to clear what stands there, to write
-something else over it, to fill the clipboard."""
+"""Untrusted text for a terminal, which takes some characters as commands: to clear the screen, write over it, fill the
+clipboard."""
 
 import re
 
@@ -9,7 +9,7 @@ _PICTURES = 0x2400
 
 
 def harmless(text: str) -> str:
-    """`text` with pictures in the place of control characters; a line's end with CR is one without."""
+    """`text` with pictures in place of control characters; a CR before a line's end is dropped."""
     return _COMMANDS.sub(_picture, text.replace("\r\n", "\n"))
 
 

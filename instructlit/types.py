@@ -37,7 +37,7 @@ class Comparison:
 
     `ranks[k]` belongs to `completions[k]`: 1 is best and equal ranks are a tie. `ratings` are 1 (worst) to 7. `weight`
     is how often the row comes in an epoch. `ended` tells which completions ended by themselves: one that was cut at a
-    limit has no EOS; None takes all for ended.
+    limit has no EOS; None means that all ended.
     """
 
     prompt: PromptText
@@ -54,7 +54,7 @@ class Comparison:
 
     @property
     def ends(self) -> list[bool]:
-        """Whether each completion ended, which is taken for granted where nobody knows."""
+        """Whether each completion ended, which is assumed if unknown."""
         return self.ended or [True] * len(self.completions)
 
 
@@ -63,7 +63,7 @@ class Prompt:
     """A prompt waiting for answers.
 
     Not frozen: where the Trainer's precision is bf16-true Lightning goes through the fields of a batch, and refuses
-    frozen ones. Nobody changes one.
+    frozen ones. Nothing changes one.
     """
 
     prompt: PromptText
@@ -80,7 +80,7 @@ class Text:
 
 @dataclass
 class Batch:
-    """What a loader yields: a dataclass whose tensors move together."""
+    """What a dataloader yields: a dataclass whose tensors move together."""
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with its tensors on `device`; Lightning calls this. Only a copy to a GPU is not waited for."""

@@ -105,7 +105,7 @@ def test_an_error_whose_words_break_off_is_tried_again(service: Callable[[Reply]
     one = service(lambda n, body: "RATING: 4" if n == 3 else broken)
     post(one.url, {}, {}, lambda answer: answer["choices"], timeout=5, retries=2, wait=lambda seconds: None)
     assert len(one.calls) == 3
-    with pytest.raises(NoAnswer, match=r"status 503: \(what it said could not be read: IncompleteRead\)"):
+    with pytest.raises(NoAnswer, match=r"status 503: \(its reply could not be read: IncompleteRead\)"):
         post(one.url, {}, {}, str, timeout=5, retries=0, wait=lambda seconds: None)
 
 

@@ -236,7 +236,7 @@ def test_a_second_run_in_the_folder_is_refused(command: Call, tmp_path: Path, mo
     with monkeypatch.context() as hurried:
         hurried.setattr("instructlit.checkpoints.LOCK_SECONDS", 0.0)
         status, said = command("run", "--resume", "never")
-    assert (status, "resume: another run is at work in it: process" in said) == (2, True)
+    assert (status, "resume: another run is using it: process" in said) == (2, True)
     assert checkpoints(folder) == before
     other.release()
     status, said = command("run")

@@ -116,7 +116,7 @@ def test_a_checkpoint_that_is_named_is_looked_at_before_it_is_read(tmp_path: Pat
     torch.save({"weights": torch.arange(1000.0)}, lone)
     check_checkpoint(str(lone))
     lone.write_bytes(lone.read_bytes()[:-7])
-    with pytest.raises(UserError, match="was cut off"):
+    with pytest.raises(UserError, match="is truncated"):
         check_checkpoint(str(lone))
     shards = write(tmp_path, 10, sharded=True)
     (shards / c.MANIFEST).unlink()
@@ -168,7 +168,7 @@ def test_a_folder_is_one_process_s_until_that_is_gone(tmp_path: Path, monkeypatc
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         for _ in range(2):
-            with pytest.raises(UserError, match=f"another run is at work in it: process {other.pid} on "):
+            with pytest.raises(UserError, match=f"another run is using it: process {other.pid} on "):
                 c.claim(tmp_path)
         other.kill()
     c.claim(tmp_path).release()

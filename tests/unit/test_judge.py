@@ -150,7 +150,7 @@ def test_a_dry_run_asks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["api:m", "--options", "base_ulr=x"], "did you mean base_url"),
         (["api:m", "--options", "x"], "OPTION=VALUE"),
         (["api:m", "--options", "concurrency=["], "--options concurrency=[: `[` is not valid here"),
-        (["api:m", "--options", "base_url=http://[bad"], "judge.base_url: http://[bad is no web address"),
+        (["api:m", "--options", "base_url=http://[bad"], "judge.base_url: http://[bad is not a web address"),
         (["instructlit.evaluation.judges.RewardJudge"], "judge: RewardJudge needs `model`\n  expected: text"),
         (
             ["reward:m", "--options", "dtype=float23"],

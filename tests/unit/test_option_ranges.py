@@ -153,7 +153,7 @@ def test_of_addresses(address: str) -> None:
     ):
         with pytest.raises(UserError) as caught:
             make()
-        assert str(caught.value).startswith(f"{option}: {address} is no web address\n")
+        assert str(caught.value).startswith(f"{option}: {address} is not a web address\n")
 
 
 def test_addresses_as_people_write_them() -> None:
