@@ -87,7 +87,7 @@ def _holds_code(error: pickle.UnpicklingError) -> UserError:
     return UserError(
         f"the checkpoint holds code ({kind[1]}), which is not run unasked" if kind else f"the checkpoint: {error}",
         where="--ckpt_path",
-        expected="tensors, numbers, texts, and lists and dicts of them",
+        expected="tensors, numbers, strings, and lists and dicts of them",
         fix="take one that a run of yours has written; where that one needs it, --weights_only false",
     )
 

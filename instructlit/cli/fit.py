@@ -258,7 +258,7 @@ class InstructCLI(LightningCLI):
             raise UserError(
                 f"the checkpoint holds a {held[1]}" if held else f"cannot be read as data: {first_line(error)}",
                 where="ckpt_path",
-                expected="numbers, texts, tensors, and lists and dicts of them",
+                expected="numbers, strings, tensors, and lists and dicts of them",
                 fix="`--weights_only false` reads it all the same, and runs what code it holds: for one that you trust",
             ) from error
         except RuntimeError as error:
