@@ -34,20 +34,21 @@ def data_check(
     json: bool = False,
 ) -> int:
     """Read the data of a config, or some files, and report what training would see: rows by format, lengths in tokens,
-    what is cut or dropped and why, problems with EOS and templates, duplicates, prompts shared between splits, ties,
-    and how far length alone explains the preferences. The exit status is 1 if something would stop or spoil a run.
+    what is truncated or dropped and why, problems with EOS and templates, duplicates, prompts shared between splits,
+    ties, and how well length alone predicts the preferences. The exit status is 1 if something would stop or ruin
+    training.
 
     Args:
-        files: files to check (or globs, `datasets` folders, Hub names) where no config is given.
+        files: files to check (or globs, `datasets` folders, Hub names) if no config is given.
         config: configs of a training run; the data they name is checked with their options.
         validation: validation files, to be compared with `files`.
         tokenizer: folder or Hub name of the tokenizer; without one, lengths are in characters and masks are not
             checked.
         kind: what the rows are for; "auto" decides by the first row of `files`.
         max_length: tokens of prompt and completion that training would allow.
-        max_prompt_length: tokens of a prompt that training would allow; half of max_length when not given.
+        max_prompt_length: tokens of a prompt that training would allow; half of max_length if not given.
         template: "auto" (the tokenizer's chat template, else plain), "plain", "turns", a Jinja file, or Jinja text.
-        padding_token: token to pad with, where the tokenizer names none.
+        padding_token: token to pad with, if the tokenizer has no pad token.
         json: print the report as JSON instead of tables.
     """
     from instructlit.data.check import check_data, targets_of
@@ -56,7 +57,7 @@ def data_check(
 
     if bool(files) == bool(config):
         raise UserError(
-            "nothing to check" if not files else "both files and a config are given",
+            "no files and no config are given" if not files else "both files and a config are given",
             where="instructlit data check",
             expected="instructlit data check FILE [FILE ...] --tokenizer FOLDER, or --config RECIPE.yaml",
         )
@@ -89,9 +90,9 @@ def _from_config(paths: list[str]) -> "DataModule":
     data = built(checked(paths), "data", paths[-1])
     if not isinstance(data, DataModule):
         raise UserError(
-            f"{type(data).__name__} is a datamodule of your own",
+            f"{type(data).__name__} is a custom datamodule",
             where=f"{paths[-1]}: data",
-            expected=f"one of {', '.join(KINDS.values())}, whose files can be read here",
+            expected=f"one of {', '.join(KINDS.values())}, whose files this command can read",
         )
     return data
 
@@ -106,7 +107,7 @@ def _from_files(
     template: str,
     padding_token: str | None,
 ) -> "tuple[DataModule | None, list[Target]]":
-    """The datamodule that would read the files, where there is a tokenizer for it, and what to check."""
+    """The datamodule that would read the files, if there is a tokenizer for it, and what to check."""
     import instructlit.data as family
     from instructlit.data.check import Target, guess_kind, targets_of
 
@@ -164,7 +165,7 @@ def _print_tables(report: "CheckReport") -> None:
         told = harmless(f"{problem.level}: {problem.where}: {problem.what}")
         console.print(told, style=style, markup=False, highlight=False)
     if not report.problems:
-        console.print("nothing to complain about", style="green")
+        console.print("no problems found", style="green")
 
 
 def _table(report: "CheckReport") -> "Table":
@@ -185,12 +186,12 @@ def _table(report: "CheckReport") -> "Table":
 
 
 def _facts(source: "SourceReport") -> dict[str, str]:
-    """The rows of the table for one option; a fact that does not concern its kind is left out."""
+    """The rows of the table for one option; facts that do not apply to its kind are left out."""
 
     def count(n: int) -> str:
         return f"{n:,}"
 
-    facts = {"files": count(len(source.files)), "rows": count(source.rows), "wrong rows": count(source.wrong)}
+    facts = {"files": count(len(source.files)), "rows": count(source.rows), "invalid rows": count(source.wrong)}
     facts |= {f"form: {form}": count(n) for form, n in source.formats.items()}
     facts |= {f"dropped: {reason}": count(n) for reason, n in source.dropped.items()}
     facts |= {"kept": count(source.kept), "truncated": count(source.truncated)}
@@ -202,7 +203,7 @@ def _facts(source: "SourceReport") -> dict[str, str]:
         if lengths:
             facts[f"{name}: {source.unit}, median / 90 % / 99 % / longest"] = _quantiles(lengths)
     facts |= {
-        "sequences without EOS (cut)": count(source.missing_eos),
+        "sequences without EOS (truncated)": count(source.missing_eos),
         "EOS inside a completion": count(source.eos_inside),
         "later turns inside a completion": count(source.later_turns),
         "special token in the text": count(source.special_inside),
@@ -217,7 +218,7 @@ def _facts(source: "SourceReport") -> dict[str, str]:
             "near-duplicate prompts": count(source.near_duplicates),
         }
     if source.kind == "prompt":
-        facts["prompts with personal data"] = count(source.personal_data)
+        facts["prompts with possible personal data"] = count(source.personal_data)
     if pairs := source.pairs:
         facts["completions of a prompt"] = " ".join(f"{k}:{n}" for k, n in sorted(pairs.completions.items()))
         facts |= {"pairs": count(pairs.total), "tied pairs": count(pairs.tied), "equal pairs": count(pairs.equal)}

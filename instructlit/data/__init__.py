@@ -1,5 +1,5 @@
 """Data: readers and formats, chat rendering, tokenising, collating, packing, and the datamodules that a config
-names. Each is imported when it is asked for: who reads a tokenizer alone does without Lightning.
+names. Each is imported on first use, so that loading a tokenizer does not import Lightning.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,8 @@
-"""Ids are made once: a store is kept under the hash of all it was made from, and found again by the next run.
+"""Token ids are made once: a store is cached under the hash of its inputs and found again by the next run.
 
 The folder is `INSTRUCTLIT_CACHE`, by default `instructlit` in the user's cache folder; `INSTRUCTLIT_CACHE=off` keeps
-nothing beyond the run. An entry is written beside its place and moved there when it is whole, so that no run meets half
-of one. Tables are plain numbers and JSON: reading them runs no code.
+nothing after the run. An entry is written to a temporary folder and moved into place when complete, so no run finds
+half of one. Tables are plain numbers and JSON: reading them runs no code.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from instructlit.data.store import Store, Writer, explained
 VARIABLE = "INSTRUCTLIT_CACHE"
 
 Fill = Callable[[Writer], dict[str, Any]]
-"""Writes the tables of a store and gives its facts."""
+"""Writes the tables of a store and returns its facts."""
 
 
 def cache_folder() -> Path | None:
-    """Where stores are kept; None where they are not."""
+    """The folder of the cache; None if it is off."""
     told = os.environ.get(VARIABLE, "")
     if told.lower() in ("off", "0", "no", "false"):
         return None
@@ -37,14 +37,14 @@ def cache_folder() -> Path | None:
 
 
 def key_of(files: Sequence[Rows], how: Any) -> str | None:
-    """The name of what is made from some files.
+    """The cache key of what is made from some files.
 
     Args:
         files: in order.
-        how: all else that it depends on, as JSON knows it; None where that cannot be told.
+        how: everything else that it depends on, as JSON values; None if that is unknown.
 
     Returns:
-        A hash, or None where `how` is None.
+        A hash, or None if `how` is None.
     """
     if how is None:
         return None
@@ -55,15 +55,15 @@ def key_of(files: Sequence[Rows], how: Any) -> str | None:
 
 
 def kept(key: str | None, fill: Fill, what: str) -> Store:
-    """The store of that key, found or made.
+    """The store with that key, from the cache or newly made.
 
     Args:
-        key: as `key_of` gives it; None keeps nothing.
-        fill: makes it.
-        what: of what, for a person.
+        key: from `key_of`; with None nothing is kept.
+        fill: fills a new store.
+        what: the name of the data, for messages.
 
     Raises:
-        UserError: from `fill`; no room for it anywhere.
+        UserError: from `fill`, or if there is no room for the store.
     """
     folder = cache_folder()
     if key is None or folder is None:
@@ -72,18 +72,20 @@ def kept(key: str | None, fill: Fill, what: str) -> Store:
     try:
         if (found := _found(entry)) is None:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with FileLock(folder / f"{key}.lock"):  # of several processes one makes it
+            with FileLock(folder / f"{key}.lock"):  # only one of several processes makes it
                 if (found := _found(entry)) is None:
                     return _made(entry, fill, what)
     except OSError as error:
-        rank_zero_warn(f"{what}: nothing is kept in {folder} ({error.strerror}); the ids are made for this run alone")
+        rank_zero_warn(
+            f"{what}: cannot cache the token ids in {folder} ({error.strerror}); they are made for this run only"
+        )
         return _temporary(fill)
-    rank_zero_info(f"{what}: ids of an earlier run, {entry}")
+    rank_zero_info(f"{what}: using the token ids of an earlier run, {entry}")
     return found
 
 
 def _found(entry: Path) -> Store | None:
-    """The store at `entry`, if there is one and it is whole; a broken one is removed."""
+    """The store at `entry`, if there is one and it is intact; a damaged one is removed."""
     if not entry.is_dir():
         return None
     try:
@@ -94,13 +96,13 @@ def _found(entry: Path) -> Store | None:
     else:
         if fault is None:
             return store
-    rank_zero_warn(f"the ids kept in {entry} are damaged and are made anew: {fault}")
+    rank_zero_warn(f"the cached token ids in {entry} are damaged and are made again: {fault}")
     shutil.rmtree(entry, ignore_errors=True)
     return None
 
 
 def _made(entry: Path, fill: Fill, what: str) -> Store:
-    for left in entry.parent.glob(f"{entry.name}.*/"):  # by a process that was killed: who holds the lock is alone
+    for left in entry.parent.glob(f"{entry.name}.*/"):  # left by a process that was killed: the lock is held
         shutil.rmtree(left, ignore_errors=True)
     making = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=entry.parent))
     try:
@@ -112,7 +114,7 @@ def _made(entry: Path, fill: Fill, what: str) -> Store:
         shutil.rmtree(making, ignore_errors=True)
         raise
     store = Store(entry)
-    rank_zero_info(f"{what}: ids kept in {entry} ({store.size / 1e6:,.1f} MB); {VARIABLE}=off keeps none")
+    rank_zero_info(f"{what}: token ids cached in {entry} ({store.size / 1e6:,.1f} MB); {VARIABLE}=off disables it")
     return store
 
 
@@ -127,7 +129,7 @@ def _temporary(fill: Fill) -> Store:
 
 @cache
 def _code() -> str:
-    """Hash of the code that makes ids: another release, or a change, makes them anew."""
+    """Hash of the code that makes the ids: another release, or a change, makes them again."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

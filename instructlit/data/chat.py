@@ -1,9 +1,8 @@
-"""The text of prompts and examples: the one home of chat templates.
+"""The text of prompts and examples: the one place that applies chat templates.
 
 An example is always the prompt's own text, then the completion, then what ends the turn. Sampling starts from exactly
-the prompt's text, so what a model is trained on is what it meets when it answers. Templates that would render a
-finished turn in another way (trimming the completion, say) are told by `differs`, and `instructlit data check` counts
-them.
+the prompt's text, so a model is trained on what it sees when it answers. `differs` detects templates that would render
+a finished turn in another way (by trimming the completion, for example), and `instructlit data check` counts the cases.
 """
 
 from pathlib import Path
@@ -15,9 +14,9 @@ from instructlit.types import Message, PromptText
 _PROBE = "instructlit-completion"
 _ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
-# The plain layout as a chat template: what `template="turns"` gives to a tokenizer, which then carries it into every
-# export.
-# Line breaks stand in strings, as transformers drops the one after a block.
+# The plain layout as a chat template: what `template="turns"` sets on a tokenizer, so that every export
+# contains it.
+# Line breaks are in string literals, because transformers drops the one after a block.
 TURNS = (
     "{% for message in messages %}"
     "{{ {'system': 'System', 'user': 'User', 'assistant': 'Assistant'}[message['role']] + ':\n' + message['content'] }}"
@@ -27,14 +26,14 @@ TURNS = (
 
 
 def plain_text(prompt: PromptText) -> str:
-    """The layout for tokenizers without a chat template: text as it is, messages as `Role:`, content, blank line."""
+    """The layout for tokenizers without a chat template: text unchanged, messages as `Role:`, content, blank line."""
     if isinstance(prompt, str):
         return prompt
     return "".join(f"{_ROLES[m['role']]}:\n{m['content']}\n\n" for m in prompt) + "Assistant:\n"
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Whether a tokenizer puts a BOS before plain text."""
+    """Whether a tokenizer adds a BOS to plain text."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer.backend_tokenizer.encode("a").ids[:1] == [bos]
 
@@ -43,7 +42,7 @@ class Renderer:
     """Turns prompts and completions into text.
 
     Args:
-        tokenizer: a Hugging Face tokenizer; its chat template is replaced where `template` brings one.
+        tokenizer: a Hugging Face tokenizer; its chat template is replaced if `template` provides one.
         template: "auto" (the tokenizer's chat template if it has one, else plain), "plain", "turns" (the plain layout
             as a chat template), the path of a Jinja file, or Jinja text itself.
     """
@@ -54,10 +53,10 @@ class Renderer:
             tokenizer.chat_template = self._template_text(template)
         elif template == "auto" and isinstance(own, dict) and "default" not in own:
             raise UserError(
-                f"the tokenizer has the chat templates {', '.join(own)} and none by the name default",
+                f"the tokenizer has the chat templates {', '.join(own)} but none named default",
                 where="template",
-                expected="one chat template, or one of several that is called default",
-                fix="put the one that is meant into a Jinja file and name it",
+                expected="one chat template, or several of which one is named default",
+                fix="save the one you want as a Jinja file and give its path",
             )
         self.uses_template = template != "plain" and tokenizer.chat_template is not None
         self._lead = self._tail = self._after_prompt = ""
@@ -66,7 +65,7 @@ class Renderer:
 
     @property
     def template(self) -> str | None:
-        """The chat template that is used, None for the plain layout."""
+        """The chat template in use; None for the plain layout."""
         return str(self.tokenizer.chat_template) if self.uses_template else None
 
     @property
@@ -81,15 +80,15 @@ class Renderer:
 
     @property
     def put_behind_prompts(self) -> str:
-        """What the template writes before an answer and not as a generation prompt, and we behind every prompt: the
-        assistant's header where it takes none, or an empty block of reasoning."""
+        """What the template writes before an answer but not as a generation prompt, and is added to every prompt here:
+        the assistant's header if the template has no generation prompt, or an empty reasoning block."""
         return self._after_prompt
 
     def prompt(self, prompt: PromptText) -> str:
         """The text a model answers, up to the place where its response starts.
 
         Raises:
-            UserError: the template refuses these messages.
+            UserError: if the template rejects these messages.
         """
         if not self.uses_template:
             return plain_text(prompt)
@@ -98,15 +97,15 @@ class Renderer:
     def example(self, prompt: PromptText, completion: str, ended: bool = True) -> tuple[str, tuple[int, int]]:
         """Prompt, completion and end of turn as one text, and the span of characters to learn (the last two of them).
 
-        EOS is not part of the text where the template has none: encoding adds it, as an id. A completion that has not
-        `ended` is followed by nothing.
+        If the template has no EOS, the text has none either: encoding adds it, as an id. Nothing follows a completion
+        that has not `ended`.
         """
         start = self.prompt(prompt)
         text = start + self._lead + completion + (self._tail if ended else "")
         return text, (len(start), len(text))
 
     def differs(self, prompt: PromptText, completion: str) -> bool:
-        """Whether the template, asked for the finished conversation, writes another text than `example` does."""
+        """Whether the template renders the finished conversation differently from `example`."""
         if not self.uses_template:
             return False
         own = self._render([*_messages(prompt), {"role": "assistant", "content": completion}], generation=False)
@@ -130,26 +129,26 @@ class Renderer:
     def _render(self, messages: list[Message], generation: bool) -> str:
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-        except Exception as error:  # a template may fail in any way that an expression can
+        except Exception as error:  # a template can raise any kind of exception
             roles = ", ".join(m["role"] for m in messages)
             raise UserError(
-                f"the chat template refuses the roles {roles}: {error}",
+                f"the chat template rejects the roles {roles}: {error}",
                 expected="a conversation that this tokenizer's template accepts",
-                fix="use `template: turns`, or a Jinja file of your own, where the template is not needed as it is",
+                fix="use `template: turns` or your own Jinja file, unless you need this template unchanged",
             ) from error
 
     def _probe(self) -> None:
-        """Learns from one made-up turn what the template writes around a completion."""
+        """Finds out from one made-up turn what the template writes around a completion."""
         user: list[Message] = [{"role": "user", "content": "x"}]
         opened = self._render(user, generation=True)
         whole = self._render([*user, {"role": "assistant", "content": _PROBE}], generation=False)
         before, found, after = whole.partition(_PROBE)
         if not found:
-            raise UserError("the chat template leaves out what the assistant said", where="template")
+            raise UserError("the chat template omits the assistant's message", where="template")
         if before.startswith(opened):
             between = before[len(opened) :]
-            # Blanks belong to the completion, as a model of this template learned them; a role header belongs to the
-            # prompt.
+            # Whitespace belongs to the completion, as a model trained with this template learned it; a role header
+            # belongs to the prompt.
             if between.strip():
                 self._after_prompt = between
             else:

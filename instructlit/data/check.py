@@ -1,7 +1,7 @@
 """What training would see, counted before any GPU is used: the facts behind `instructlit data check`.
 
-Rows are read one at a time; only counts and 24 bytes a row (hashes) stay. A wrong row is counted and told, and the next
-is read.
+Rows are read one at a time; only counts and 24 bytes per row (hashes) are kept. An invalid row is counted and reported,
+and reading continues.
 """
 
 import re
@@ -31,13 +31,13 @@ from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.errors import UserError, counted
 from instructlit.types import Comparison, Demonstration, Text
 
-_TOLD = 5  # wrong rows that are shown in full
+_TOLD = 5  # invalid rows that are shown in full
 _PREFIX = 100  # characters of a common prefix that make prompts near duplicates
 
 
 @dataclass(frozen=True)
 class Target:
-    """One option's files and the way training would measure their records."""
+    """One option's files and how training would measure their records."""
 
     name: str
     kind: Kind
@@ -58,11 +58,11 @@ def targets_of(data: DataModule) -> Iterator[Target]:
 
 
 def check_data(targets: Sequence[Target], data: DataModule | None = None) -> CheckReport:
-    """Reads every row of `targets` and says what training would make of it.
+    """Reads every row of `targets` and reports what training would do with it.
 
     Args:
         targets: options and their files.
-        data: the datamodule they belong to, its tokenizer loaded; None to look at the files alone.
+        data: the datamodule they belong to, with its tokenizer loaded; None to check only the files.
     """
     report = CheckReport()
     encoder, prefix = None, _PREFIX
@@ -109,7 +109,7 @@ class _Counter:
         report.prompts = distinct(self.prompts)
         report.duplicates = len(self.records) - len(distinct(self.records))
         report.repeated_prompts = len(self.prompts) - len(report.prompts)
-        # how a prompt begins is a function of the prompt: every beginning has one prompt that is no near duplicate
+        # the prefix is a function of the prompt: every prefix has one prompt that is not a near duplicate
         report.near_duplicates = len(report.prompts) - len(distinct(self.prefixes))
         report.prompt_lengths = Lengths.of(self.lengths["prompt"])
         report.response_lengths = Lengths.of(self.lengths["response"])
@@ -171,7 +171,7 @@ class _Counter:
             self.lengths["prompt"][len(sequences[0].ids) if sequences else len(plain_text(record.prompt))] += 1
 
     def _sequences(self, record: Record) -> list[Encoded]:
-        """Ids of a record, not cut; none without a tokenizer."""
+        """Ids of a record, not truncated; none without a tokenizer."""
         if self.encoder is None or isinstance(record, Text):
             return []
         if isinstance(record, Demonstration):
@@ -181,14 +181,14 @@ class _Counter:
         return [Encoded(self.encoder.prompt(record.prompt), 0)]
 
     def _special(self, prompt: str, learned: Sequence[str]) -> bool:
-        """Whether a special token is written out in a prompt or in what is learned, whose end may be an EOS."""
+        """Whether a special token is spelled out in a prompt or a completion (which may end with EOS)."""
         if self.special is None or self.encoder is None:
             return False
         ends = self.encoder.renderer.tokenizer.eos_token
         return any(map(self.special.search, [prompt, *(text.removesuffix(ends) for text in learned)]))
 
     def _unknown(self, ids: Sequence[Any]) -> bool:
-        """Whether the unknown token is among some ids; a tokenizer may call its EOS so too."""
+        """Whether the unknown token is among some ids; some tokenizers use the same token as EOS."""
         if self.encoder is None:
             return False
         unknown = self.encoder.renderer.tokenizer.unk_token_id
@@ -197,7 +197,7 @@ class _Counter:
     def _example(
         self, record: Demonstration | Comparison, completion: str, measured: Measure, sequence: list[Encoded]
     ) -> int:
-        """Counts one sequence, given where there is a tokenizer; the length of its response."""
+        """Counts one sequence (given if there is a tokenizer) and returns the length of its response."""
         report = self.report
         report.later_turns += LATER_TURN in completion
         if self.encoder is None:
@@ -237,33 +237,33 @@ def _tokenizer_facts(data: DataModule, problems: list[Problem]) -> dict[str, Any
         problems.append(Problem(level, "tokenizer", what))
 
     if facts["pad_is_eos"]:
-        say("note", "pad is EOS; masks go by length here, but other programs may leave such an EOS untrained")
+        say("note", "pad is EOS; masks are made from lengths here, but other programs may not train on such an EOS")
     if not facts["turn_ends_with_eos"]:
-        say("warning", f"the chat template does not end a turn with EOS ({tokenizer.eos_token}): it is added after it")
+        say("warning", f"the chat template does not end a turn with EOS ({tokenizer.eos_token}): EOS is added there")
     if not facts["template_opens_turn"]:
-        behind = f"writes {renderer.put_behind_prompts!r} before an answer and not as a generation prompt"
+        behind = f"writes {renderer.put_behind_prompts!r} before an answer but not as a generation prompt"
         say(
             "warning",
-            f"the chat template {behind}: it is put behind every prompt here, and other programs may not do so",
+            f"the chat template {behind}: it is added to every prompt here, but other programs may not do this",
         )
     if facts["bos_lacking"]:
         say(
             "warning",
-            f"the chat template writes no BOS ({tokenizer.bos_token}), which the tokenizer puts before plain text",
+            f"the chat template writes no BOS ({tokenizer.bos_token}), which the tokenizer adds to plain text",
         )
     if tokenizer.chat_template is not None and not renderer.uses_template and data.kind != "text":  # has no template
-        say("warning", "the tokenizer has a chat template and `template: plain` passes it by")
+        say("warning", "the tokenizer has a chat template, which `template: plain` ignores")
     return facts
 
 
 def _problems(source: SourceReport, data: DataModule | None) -> Iterator[Problem]:
-    """What the counts of one option mean."""
+    """The problems that the counts of one option show."""
 
     def say(level: str, what: str) -> Problem:
         return Problem(level, source.name, what)
 
     if source.wrong:
-        yield say("fatal", f"{counted(source.wrong, 'wrong row')}; the first: {source.wrong_rows[0]}")
+        yield say("fatal", f"{counted(source.wrong, 'invalid row')}; the first: {source.wrong_rows[0]}")
     if source.records and not source.kept:
         yield say("fatal", "nothing is left to train on")
     elif data is not None and source.records:
@@ -273,54 +273,58 @@ def _problems(source: SourceReport, data: DataModule | None) -> Iterator[Problem
             limit = f"max_dropped_fraction ({data.options.max_dropped_fraction:.0%})"
             yield say("fatal", f"{lost:,} of {source.records:,} would be dropped, more than {limit}")
     for count, noun, what in (
-        (source.missing_eos, "sequence", "cut at max_length, without EOS"),
-        (source.eos_inside, "completion", "with EOS before the end"),
+        (source.missing_eos, "sequence", "truncated at max_length, without EOS"),
+        (source.eos_inside, "completion", "with an EOS before the end"),
         (
             source.later_turns,
             "completion",
-            f"with a later turn of the user ({LATER_TURN!r}): it is learned as the assistant's words",
+            f"with a later user turn ({LATER_TURN!r}): it is learned as the assistant's text",
         ),
-        (source.special_inside, "record", "with a special token written out in the text, which is read as that token"),
+        (
+            source.special_inside,
+            "record",
+            "with a special token spelled out in the text: it is tokenised as that token",
+        ),
         (
             source.unknown,
             "sequence",
-            "with what the tokenizer has no token for: its unknown token is learned in the place",
+            "with text that the tokenizer has no token for: its unknown token is learned instead",
         ),
-        (source.template_mismatch, "example", "unlike what the chat template makes of the finished conversation"),
-        (source.merged_boundaries, "prompt", "sharing a token with the completion: sampling starts with other ids"),
-        (source.duplicates, "record", "there more than once"),
-        (source.personal_data if source.kind == "prompt" else 0, "prompt", "with what seems to be personal data"),
+        (source.template_mismatch, "example", "unlike the chat template's rendering of the finished conversation"),
+        (source.merged_boundaries, "prompt", "sharing a token with the completion: sampling starts from different ids"),
+        (source.duplicates, "record", "occurring more than once"),
+        (source.personal_data if source.kind == "prompt" else 0, "prompt", "with possible personal data"),
     ):
         if count:
             yield say("warning", f"{counted(count, noun)} {what}")
     if source.conversations and data is not None and not data.encoder.renderer.uses_template:
         prompts = counted(source.conversations, "prompt")
-        yield say("note", f"{prompts} of messages, and there is no chat template: plain layout")
+        yield say("note", f"{prompts} made of messages, but there is no chat template: the plain layout is used")
     if source.pairs and source.pairs.equal_but_ranked:
-        yield say("note", f"{counted(source.pairs.equal_but_ranked, 'pair')} of the same text with different ranks")
+        yield say("note", f"{counted(source.pairs.equal_but_ranked, 'pair')} of identical texts with different ranks")
     if source.pairs and source.pairs.length_accuracy and source.pairs.length_accuracy[1] > 0.6:
         share, low, high = source.pairs.length_accuracy
         yield say("warning", f'"the longer wins" is right for {share:.1%} of the pairs ({low:.1%} to {high:.1%})')
 
 
 def _shared(report: CheckReport) -> None:
-    """Prompts that two of training, validation and test have in common."""
+    """Prompts shared by two of training, validation and test."""
     named = [source for source in report.sources if source.name in ("train", "validation", "test")]
     for first, second in combinations(named, 2):
         if shared := len(np.intersect1d(first.prompts, second.prompts, assume_unique=True)):
             report.shared_prompts[f"{first.name}, {second.name}"] = shared
-            what = f"{counted(shared, 'prompt')} in {second.name} too"
+            what = f"{counted(shared, 'prompt')} also in {second.name}"
             report.problems.append(Problem("warning", first.name, what))
 
 
 def guess_kind(path: str) -> Kind:
-    """What the first row of a file is most likely meant for."""
+    """The most likely kind of record in a file, judged by its first row."""
     rows = open_source(Source(path), "files")[0]
     return detect_kind(rows[0])
 
 
 def distinct(hashes: "array[int]") -> np.ndarray:
-    """Every hash once, (n,) uint64, sorted; `hashes` are sorted in their place, as there may be millions."""
+    """The distinct hashes, (n,) uint64, sorted; `hashes` is sorted in place, as there may be millions."""
     if not hashes:
         return np.zeros(0, dtype=np.uint64)
     values = np.frombuffer(hashes, dtype=np.uint64)

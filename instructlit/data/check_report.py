@@ -1,4 +1,4 @@
-"""What `instructlit data check` reports: lengths, pairs, counts of each option, and what they mean."""
+"""What `instructlit data check` reports: lengths, pairs, counts of each option, and the problems found."""
 
 import math
 from collections import Counter
@@ -26,13 +26,13 @@ class Lengths:
 
     @classmethod
     def of(cls, counted: Counter[int]) -> "Lengths | None":
-        """The quantiles of lengths, of each of which there are so many; None where there are none."""
+        """The quantiles of lengths, given as length: count; None if there are none."""
         count = counted.total()
         if not count:
             return None
         lengths = np.array(sorted(counted))
         ranks = np.cumsum([counted[length] for length in lengths.tolist()])
-        # the length that stands at that place of the sorted row, rounded up
+        # the length at that position of the sorted list, rounded up
         places = [math.ceil(share * (count - 1)) for share in (0.5, 0.9, 0.99)]
         median, p90, p99 = (int(lengths[np.searchsorted(ranks, place, side="right")]) for place in places)
         mean = sum(length * n for length, n in counted.items()) / count
@@ -41,16 +41,16 @@ class Lengths:
 
 @dataclass
 class Pairs:
-    """What the pairs of some comparisons are, and how far length alone explains which of two is preferred."""
+    """Counts of the pairs in some comparisons, and how well length alone predicts which of two is preferred."""
 
     total: int = 0
     tied: int = 0
-    equal: int = 0  # the same text twice
-    equal_but_ranked: int = 0  # ... with different ranks: nothing can be learned from those
+    equal: int = 0  # two identical texts
+    equal_but_ranked: int = 0  # ... with different ranks: nothing can be learned from them
     usable: int = 0
     same_length: int = 0
     longer_preferred: int = 0
-    completions: Counter[int] = field(default_factory=Counter)  # K: prompts
+    completions: Counter[int] = field(default_factory=Counter)  # K: number of prompts
 
     def add(self, record: Comparison, lengths: Sequence[int]) -> None:
         """Counts all pairs of one prompt."""
@@ -72,7 +72,7 @@ class Pairs:
     @property
     def length_accuracy(self) -> tuple[float, float, float] | None:
         """Share of the usable pairs of unequal length whose longer completion is preferred, with the Wilson interval
-        (95 %, pairs taken as independent); None where there are none.
+        (95 %, pairs treated as independent); None if there are none.
         """
         n = self.usable - self.same_length
         return (self.longer_preferred / n, *wilson_interval(self.longer_preferred, n)) if n else None
@@ -85,7 +85,7 @@ class SourceReport:
     name: str
     kind: str
     files: list[str]
-    unit: str  # of the lengths: tokens, or characters where there is no tokenizer
+    unit: str  # of the lengths: tokens, or characters without a tokenizer
     rows: int = 0
     records: int = 0
     wrong: int = 0
@@ -109,7 +109,7 @@ class SourceReport:
     response_lengths: Lengths | None = None
     lengths: Lengths | None = None
     pairs: Pairs | None = None
-    prompts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)  # hashes, each once
+    prompts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)  # distinct hashes
 
     @property
     def kept(self) -> int:
@@ -119,7 +119,7 @@ class SourceReport:
 
 @dataclass
 class Problem:
-    """Something to know about the data. Only "fatal" ones would stop or spoil a training run."""
+    """Something to know about the data. Only "fatal" ones would stop or ruin a training run."""
 
     level: str  # fatal, warning or note
     where: str
@@ -128,7 +128,7 @@ class Problem:
 
 @dataclass
 class CheckReport:
-    """Everything `instructlit data check` found."""
+    """Everything that `instructlit data check` found."""
 
     sources: list[SourceReport] = field(default_factory=list)
     tokenizer: dict[str, Any] | None = None

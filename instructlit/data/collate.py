@@ -1,5 +1,5 @@
-"""Lists of encoded rows to padded batches. Masks come from the lengths of rows, never from comparing ids with a pad
-id.
+"""Collates lists of encoded rows into padded batches. Masks come from row lengths, never from comparing ids with the
+pad id.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ def collate_tokens(rows: Sequence[Encoded], pad_id: int) -> TokenBatch:
 
 
 def collate_comparisons(rows: Sequence[EncodedComparison], pad_id: int) -> ComparisonBatch:
-    """The completions of several prompts, neighbours of one prompt together, as a right-padded `ComparisonBatch`."""
+    """The completions of several prompts, grouped by prompt, as a right-padded `ComparisonBatch`."""
     flat = [completion for row in rows for completion in row.completions]
     ids, mask = pad([completion.ids for completion in flat], pad_id, "right")
     return ComparisonBatch(
@@ -77,5 +77,5 @@ def collate_prompts(rows: Sequence[EncodedPrompt], pad_id: int) -> PromptBatch:
 
 
 def padded(collate: Callable[..., Any], pad_id: int) -> Callable[[Sequence[Any]], Any]:
-    """A collate function with its pad id, in a form that worker processes can be sent."""
+    """A collate function with its pad id, in a form that can be sent to worker processes."""
     return partial(collate, pad_id=pad_id)

@@ -16,7 +16,7 @@ from instructlit.types import Comparison, ComparisonBatch
 
 
 def encoded_completions(encoder: Encoder, record: Comparison) -> list[Encoded]:
-    """Each completion behind the prompt, with EOS where it ended, as a policy's response is scored."""
+    """Each completion after the prompt, with EOS if it ended, as a policy's response is scored."""
     completions = zip(record.completions, record.ends, strict=True)
     return [encoder.example(record.prompt, completion, ended) for completion, ended in completions]
 
@@ -24,8 +24,8 @@ def encoded_completions(encoder: Encoder, record: Comparison) -> list[Encoded]:
 class ComparisonData(DataModule):
     """Batches of prompts, each with all its completions. The validation split is by prompt, never by pair.
 
-    Ties and equal completions stay where others differ: a tie is no pair for the loss, but its completions may be part
-    of one.
+    Tied and equal completions are kept if others differ: a tie is not a pair for the loss, but its completions may be
+    part of one.
     """
 
     kind = "comparison"
@@ -55,21 +55,21 @@ class ComparisonData(DataModule):
         Args:
             tokenizer: folder or Hub name of the tokenizer, usually that of the model.
             train: comparisons to train on: a file, a glob, a `datasets` folder, a Hub name, or a list of them.
-            validation: comparisons to validate on; without, a part of the training prompts is held out.
-            test: comparisons for `instructlit test`; without, those of validation.
-            validation_fraction: share of the training prompts to hold out where no validation files are named.
-            batch_size: prompts of one optimiser step, over all processes; each comes with all its completions.
-            max_length: tokens of prompt and completion; what is longer is cut and gains no EOS.
+            validation: comparisons to validate on; if not given, a part of the training prompts is held out.
+            test: comparisons for `instructlit test`; if not given, those of validation.
+            validation_fraction: share of the training prompts to hold out if no validation files are named.
+            batch_size: prompts per optimiser step, over all processes; each with all its completions.
+            max_length: tokens of prompt and completion; longer ones are truncated and get no EOS.
             max_prompt_length: comparisons with a longer prompt are dropped; half of max_length when not given.
             template: "auto" (the tokenizer's chat template, else plain), "plain", "turns", a Jinja file, or Jinja text.
-            demonstrations: demonstrations whose mean score becomes 0; without, the scores are not shifted.
-            length_bucketing: whether prompts with completions of like length share a batch, which saves padding.
-            max_dropped_fraction: share of the comparisons that may be dropped before it is an error.
-            num_workers: processes that read and tokenise ahead; 0 does it in the training process.
-            seed: makes the order of the prompts, together with the epoch.
+            demonstrations: demonstrations whose mean score becomes 0; if not given, the scores are not shifted.
+            length_bucketing: whether prompts with completions of similar length share a batch, which saves padding.
+            max_dropped_fraction: share of the comparisons that may be dropped before this is an error.
+            num_workers: worker processes that read and tokenise ahead; 0 does this in the training process.
+            seed: determines the order of the prompts, together with the epoch.
             tokenizer_revision: branch, tag or commit of the tokenizer on the Hub.
             trust_remote_code: whether code that comes with the tokenizer may run.
-            padding_token: token to pad with, where the tokenizer names none.
+            padding_token: token to pad with, if the tokenizer has no pad token.
         """
         options = Options(
             tokenizer, train, validation, test, validation_fraction, batch_size, template, num_workers, seed,
@@ -82,7 +82,7 @@ class ComparisonData(DataModule):
         self.demonstrations, self.length_bucketing = demonstrations, length_bucketing
 
     def coder(self) -> Coder:
-        """Prompt, completion and, where it ended, EOS, for each completion."""
+        """Prompt, completion and, if it ended, EOS, for each completion."""
         encoder, how = self.encoder, self.encoder.identity
         return Coder(
             "comparison",
@@ -92,8 +92,8 @@ class ComparisonData(DataModule):
         )
 
     def measure(self, record: Comparison, rows: list[Encoded]) -> Measure:
-        """All completions of a prompt together; dropped with too long a prompt, or where no two of them differ in rank,
-        or in what is left of them."""
+        """All completions of a prompt together; dropped if the prompt is too long, or if no two completions differ in
+        rank, or in what is left of them after truncation."""
         if max(row.start for row in rows) > self.max_prompt_length:
             reason = f"with a prompt over {self.max_prompt_length} tokens"
         elif any(row.all_masked for row in rows):
@@ -102,7 +102,7 @@ class ComparisonData(DataModule):
             reason = "with all completions tied"
         elif all(row.ids == rows[0].ids for row in rows):
             cut = any(row.truncated for row in rows)
-            reason = f"with the same completions{f' up to {self.max_length} tokens' if cut else ''}"
+            reason = f"with identical completions{f' up to {self.max_length} tokens' if cut else ''}"
         else:
             reason = None
         return Measure(sum(len(row.ids) for row in rows), any(row.truncated for row in rows), reason)
@@ -112,7 +112,7 @@ class ComparisonData(DataModule):
         return EncodedComparison(sequences, record.ranks, record.labeler)
 
     def collate(self, rows: list[EncodedComparison]) -> ComparisonBatch:
-        """A right-padded batch, the completions of a prompt side by side."""
+        """A right-padded batch, the completions of a prompt next to each other."""
         return collate_comparisons(rows, self.tokenizer.pad_token_id)
 
     def read(self) -> None:
@@ -130,7 +130,7 @@ class ComparisonData(DataModule):
         self.splits["demonstrations"] = Split(dataset, groups, weights)
 
     def demonstration_dataloader(self) -> PlannedLoader | None:
-        """Every demonstration once, as a `TokenBatch`, for the shift; None where none are named."""
+        """Every demonstration once, as a `TokenBatch`, for the shift; None if none are named."""
         if "demonstrations" not in self.splits:
             return None
         loader = self.evaluation_loader(
@@ -140,5 +140,5 @@ class ComparisonData(DataModule):
         return loader
 
     def measure_demonstration(self, record: Any, sequences: list[Encoded]) -> Measure:
-        """See `instructlit.data.demonstrations.measure_demonstration`: for the demonstrations of the shift."""
+        """See `instructlit.data.demonstrations.measure_demonstration`: used for the demonstrations of the shift."""
         return measure_demonstration(record, sequences[0], self.max_prompt_length)

@@ -1,4 +1,4 @@
-"""Conversations in the shapes that other projects write, taken apart into prompt and answer."""
+"""Conversations in the shapes that other projects write, split into prompt and answer."""
 
 import re
 from collections.abc import Iterator
@@ -12,22 +12,22 @@ _TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ANSWER = "\n\nAssistant:"
 LATER_TURN = "\n\nHuman:"
-"""How a turn of the user begins in a transcript; in an answer it is one that the dialogue went on with."""
+"""How a user turn begins in a transcript; inside an answer it means that the dialogue continues."""
 
 
 def last_answer(fields: Fields, turns: list[Message], name: str = "messages") -> tuple[list[Message], str]:
-    """Conversation before the last turn, and that turn, which must be the assistant's."""
+    """The conversation before the last turn, and that turn, which must be the assistant's."""
     if turns[-1]["role"] != "assistant":
         fields.wrong(
-            name, f"the last message is the {turns[-1]['role']}'s", "a conversation that ends with the assistant"
+            name, f"the last message is from the {turns[-1]['role']}", "a conversation that ends with the assistant"
         )
     if len(turns) < 2:
-        fields.wrong(name, "found the answer alone", "at least one message before the answer")
+        fields.wrong(name, "found only the answer", "at least one message before the answer")
     return fields.spoken(turns[:-1], name), turns[-1]["content"]
 
 
 def before_answer(fields: Fields, turns: list[Message], name: str = "messages") -> list[Message]:
-    """The conversation without the answer it may end with."""
+    """The conversation without a final answer, if it has one."""
     return fields.spoken(turns[:-1] if turns[-1]["role"] == "assistant" and len(turns) > 1 else turns, name)
 
 
@@ -41,10 +41,10 @@ def sharegpt_turns(fields: Fields) -> list[Message]:
 
 
 def sharegpt_pair(fields: Fields) -> tuple[list[Message], str, str]:
-    """Prompt, chosen and rejected of a ShareGPT row, the two answers as one `{from, value}` each."""
+    """Prompt, chosen and rejected of a ShareGPT row, the two answers being one `{from, value}` each."""
     turns = sharegpt_turns(fields)
     if turns[-1]["role"] == "assistant":
-        fields.wrong("conversations", "the last message is the assistant's", "messages that end before the answer")
+        fields.wrong("conversations", "the last message is from the assistant", "messages that end before the answer")
     answers = []
     for name in ("chosen", "rejected"):
         value = fields.value(name, "a message with 'from' and 'value'")
@@ -53,7 +53,7 @@ def sharegpt_pair(fields: Fields) -> tuple[list[Message], str, str]:
             continue
         (message,) = fields.messages([value], name, "from", "value", _SHAREGPT_ROLES)
         if message["role"] != "assistant":
-            fields.wrong(name, f"found a message of the {message['role']}", "the assistant's message")
+            fields.wrong(name, f"found a message from the {message['role']}", "a message from the assistant")
         answers.append(message["content"])
     return fields.spoken(turns, "conversations"), answers[0], answers[1]
 
@@ -64,12 +64,12 @@ def is_transcript(chosen: Any, rejected: Any) -> bool:
 
 
 def transcript_pair(fields: Fields) -> tuple[list[Message], str, str]:
-    """Prompt, chosen and rejected of an HH row: the prompt is what both share, up to the last turn of the assistant."""
+    """Prompt, chosen and rejected of an HH row: the prompt is what both share, up to the assistant's last turn."""
     chosen, rejected = fields.text("chosen"), fields.text("rejected")
     cut = _shared(chosen, rejected).rfind(_ANSWER)
     if cut < 0:
         fields.wrong(
-            "chosen", "it shares no turn of the assistant with 'rejected'", f"the same dialogue up to {_ANSWER!r}"
+            "chosen", "it has no assistant turn in common with 'rejected'", f"the same dialogue up to {_ANSWER!r}"
         )
     start = cut + len(_ANSWER)
     prompt = fields.spoken(_dialogue(chosen[:cut]), "chosen")
@@ -85,7 +85,7 @@ def _shared(first: str, second: str) -> str:
 
 
 def _dialogue(text: str) -> list[Message]:
-    """Messages of a `\\n\\nHuman: … \\n\\nAssistant: …` text; the one blank after each colon is layout."""
+    """Messages of a `\\n\\nHuman: … \\n\\nAssistant: …` text; the one space after each colon is layout."""
     _, *parts = _TURN.split(text)
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
@@ -104,7 +104,7 @@ def preference_pair(fields: Fields) -> tuple[PromptText, str, str]:
             return fields.prompt(), fields.answer(chosen, "chosen"), fields.answer(rejected, "rejected")
         return _shared_conversation(fields, chosen, rejected)
     if "prompt" not in fields:
-        fields.wrong("prompt", "the field is missing", "a prompt, or 'chosen' and 'rejected' as whole conversations")
+        fields.wrong("prompt", "the field is missing", "a prompt, or 'chosen' and 'rejected' as complete conversations")
     return fields.prompt(), fields.answer(chosen, "chosen"), fields.answer(rejected, "rejected")
 
 
@@ -127,7 +127,7 @@ def _shared_conversation(fields: Fields, chosen: list[Any], rejected: list[Any])
 
 
 def tree_records(fields: Fields, kind: str) -> Iterator[Demonstration | Comparison | Prompt]:
-    """The records in an OpenAssistant tree, one for each message of the prompter that has what `kind` needs."""
+    """The records in an OpenAssistant tree, one for each prompter message that has what `kind` needs."""
     root = fields.value("prompt", "the root message of a tree")
     if not isinstance(root, dict):
         fields.wrong(

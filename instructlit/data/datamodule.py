@@ -1,4 +1,4 @@
-"""What the datamodules share: tokenizer, sources, splits, loaders and their place in a checkpoint."""
+"""What the datamodules share: tokenizer, sources, splits, loaders and their state in a checkpoint."""
 
 import hashlib
 from collections.abc import Callable
@@ -52,7 +52,7 @@ class Options:
 
 @dataclass
 class Split:
-    """One of training, validation and test: a dataset and which of its rows belong here, by source."""
+    """One of training, validation and test: a dataset and the rows of it that belong to the split, by source."""
 
     dataset: Any
     groups: list[np.ndarray]
@@ -66,23 +66,23 @@ class Split:
 
     @property
     def fingerprint(self) -> dict[str, int | str]:
-        """What tells the same rows of the same data from others."""
+        """Identifies the rows and their data, to detect changes."""
         digest = hashlib.sha256(self.rows.tobytes())
         digest.update(self.dataset.identity)
         return {"rows": len(self.rows), "data": digest.hexdigest()[:16]}
 
 
 class DataModule(pl.LightningDataModule):
-    """Base of the family. A subclass says how a record is measured, encoded and collated.
+    """Base class of the datamodules. A subclass defines how a record is measured, encoded and collated.
 
     `train_dataloader` gives batches of one optimiser step each (this rank's share); `.report` and `.tokenizer` are
-    there after `setup`.
+    available after `setup`.
     """
 
     kind: Kind
     hygiene_reasons: frozenset[str] = frozenset()
     length_bucketing = False
-    """Whether rows of like length share a training batch."""
+    """Whether rows of similar length share a training batch."""
 
     def __init__(self, options: Options, max_length: int | None):
         super().__init__()
@@ -94,9 +94,9 @@ class DataModule(pl.LightningDataModule):
         self._files: dict[str, list[list[Rows]]] = {}
         self._loaders: dict[str, ResumableDataLoader] = {}
         self._positions: dict[str, Any] = {}
-        self.accepts_changes = False  # whether a run may go on with other data than it began with
+        self.accepts_changes = False  # whether a run may resume with different data
 
-    # What a subclass says.
+    # What a subclass defines.
 
     def coder(self) -> Coder:
         """How records become ids, and which of them can be used."""
@@ -107,7 +107,7 @@ class DataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def encoded(self, record: Any, sequences: list[Encoded]) -> Any:
-        """A record and its ids as `collate` takes them."""
+        """A record and its ids in the form that `collate` takes."""
         raise NotImplementedError
 
     def collate(self, rows: list[Any]) -> Any:
@@ -115,24 +115,24 @@ class DataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def clean(self, scanned: Scan, training: bool) -> None:
-        """Drops what hygiene asks for; nothing here."""
+        """Drops rows for hygiene; none by default."""
 
     @property
     def batch_size(self) -> int:
-        """Rows of one training batch, over all processes; the episodes of a rollout where the rows are prompts."""
+        """Rows of one training batch, over all processes; the episodes of a rollout if the rows are prompts."""
         return self.options.batch_size
 
     def row_lengths(self) -> dict[str, int]:
-        """Most tokens of a row, by the option that bounds it."""
+        """Maximum tokens of a row, by the option that sets the limit."""
         return {} if self.max_length is None else {"max_length": self.max_length}
 
-    # Setting up.
+    # Setup.
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads, checks and counts all rows, once; says what it found.
+        """Reads, checks and counts all rows once, and reports what it found.
 
         Raises:
-            UserError: a wrong row, a tokenizer that cannot be used, nothing left to train on.
+            UserError: if a row is invalid, the tokenizer cannot be used, or nothing is left to train on.
         """
         self._loaders = {}
         if self.splits:
@@ -170,17 +170,17 @@ class DataModule(pl.LightningDataModule):
         self.report.shared_prompts = len(np.intersect1d(mine, theirs))
 
     def split_keys(self, scanned: Scan) -> np.ndarray:
-        """(records,) uint64: records with one key are never parted by the validation split."""
+        """(records,) uint64: the validation split never separates records with the same key."""
         return scanned.prompt
 
     def _scan(self, option: str, sources: Sources) -> Scan:
         files = [file for group in self.open(option, sources) for file in group]
         coder = self.coder()
         ours = all(getattr(type(self), name).__module__.startswith("instructlit.") for name in ("coder", "measure"))
-        return scan(files, coder if ours else replace(coder, how=None), option)  # of another's code nothing is known
+        return scan(files, coder if ours else replace(coder, how=None), option)  # a subclass's code is unknown
 
     def open(self, option: str, sources: Sources) -> list[list[Rows]]:
-        """The files of an option, by source; remembered for `data_files`."""
+        """The files of an option, by source; recorded for `data_files`."""
         self._files[option] = [open_source(source, option) for source in as_sources(sources)]
         return self._files[option]
 
@@ -192,13 +192,13 @@ class DataModule(pl.LightningDataModule):
         elif not report.kept:
             reasons = ", ".join(scanned.reasons[i] for i in np.unique(scanned.reason[chosen]))
             raise UserError(
-                f"the {int(chosen.sum()):,} {self.kind}s that are held out would all be dropped: {reasons}",
+                f"the {int(chosen.sum()):,} held-out {self.kind}s would all be dropped: {reasons}",
                 where="validation_fraction",
-                expected="at least one that can be validated on",
-                fix="raise validation_fraction, name files as `validation`, or hold nothing out with 0",
+                expected="at least one that can be used for validation",
+                fix="raise validation_fraction, name files as `validation`, or set validation_fraction to 0",
             )
         else:
-            report.dropped.clear()  # said with the training split, which was read from the same rows
+            report.dropped.clear()  # reported with the training split, which was read from the same rows
         self.report.splits.append(report)
         groups, weights = scanned.groups(chosen)
         self.splits[name] = Split(RecordDataset(scanned, self.encoded), groups, weights, scanned.tokens)
@@ -206,7 +206,7 @@ class DataModule(pl.LightningDataModule):
     def _text_splits(
         self, option: str, sources: Sources, block_size: int, packing: bool, fraction: float = 0.0
     ) -> list[Split]:
-        """Blocks of text (or documents, without packing) to train on and, of a fraction held out, to validate on."""
+        """Blocks of text (or documents, without packing) for training and, from a held-out fraction, for validation."""
         opened = self.open(option, sources)
         stores = tokenise(opened, self.encoder, fraction, option)
         splits = []
@@ -216,7 +216,9 @@ class DataModule(pl.LightningDataModule):
             evaluates = name != option or option in ("validation", "test")
             blocks = Blocks(files, block_size, evaluates) if packing else Documents(files, block_size)
             if not len(blocks):
-                raise UserError(f"{blocks.tokens} tokens make no block", where=name, expected="two tokens at least")
+                raise UserError(
+                    f"{blocks.tokens} tokens: too few for a block", where=name, expected="at least two tokens"
+                )
             weights = [source.weight for source in as_sources(sources)] if name == option else [1.0]
             rows = sum(file.documents for file in files)
             self.report.splits.append(block_report(name, blocks, rows))
@@ -227,12 +229,12 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def world_size(self) -> int:
-        """Ranks that share each batch."""
+        """Number of ranks that share each batch."""
         return self.trainer.world_size if self.trainer else 1
 
     @property
     def rank(self) -> int:
-        """This process among them."""
+        """The rank of this process."""
         return self.trainer.global_rank if self.trainer else 0
 
     @property
@@ -241,12 +243,12 @@ class DataModule(pl.LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def plan(self, split: Split, batch_size: int, bucketing: bool = False) -> ShuffledPlan:
-        """Every row of a split once an epoch; with `bucketing` rows of like length share a batch."""
+        """Every row of a split once per epoch; with `bucketing`, rows of similar length share a batch."""
         lengths = split.lengths if bucketing else None
         return ShuffledPlan(split.groups, batch_size, self.options.seed, split.weights, not self.overfits(), lengths)
 
     def pretraining_plan(self, batch_size: int) -> ShuffledPlan:
-        """Batches of the text that is mixed in, in an order of its own."""
+        """Batches of the text that is mixed in, in their own order."""
         text = self.splits["pretraining"]
         weights = repeated(text.groups, text.weights, batch_size)
         return ShuffledPlan(text.groups, batch_size, self.options.seed + 1, weights, not self.overfits())
@@ -260,18 +262,18 @@ class DataModule(pl.LightningDataModule):
         length: int | None = None,
         rows: Any = None,
     ) -> ResumableDataLoader:
-        """The loader of that name, made once a run; it starts where a restored checkpoint left it.
+        """The loader of that name, made once per run; it starts where a restored checkpoint left it.
 
-        `rows` is the dataset that the plan's numbers mean where it is not the split's own.
+        `rows` is the dataset that the plan indexes, if it is not the split's own.
         """
         if name in self._loaders:
             return self._loaders[name]
         size = len(plan.batch(0))
         if size % self.world_size:
             raise UserError(
-                f"{size} rows cannot be shared evenly by {self.world_size} processes",
+                f"{size} rows cannot be split evenly over {self.world_size} processes",
                 where="batch_size",
-                expected=f"a multiple of {self.world_size}: it is the batch of an optimiser step over all of them",
+                expected=f"a multiple of {self.world_size}: the batch of one optimiser step, over all processes",
             )
         loader = ResumableDataLoader(
             split.dataset if rows is None else rows,
@@ -306,7 +308,7 @@ class DataModule(pl.LightningDataModule):
     def evaluation_loader(
         self, split: Split | None, collate: Callable[[list[Any]], Any] | None = None
     ) -> PlannedLoader | list:
-        """Every row of a split once; an empty list, which Lightning takes for "none", where there is no such split."""
+        """Every row of a split once; if there is no such split, an empty list, which Lightning takes for "none"."""
         if split is None:
             return []
         plan = EvenPlan(split.rows, self.options.batch_size, self.world_size)
@@ -325,30 +327,31 @@ class DataModule(pl.LightningDataModule):
         return self.evaluation_loader(self.splits.get("validation"))
 
     def test_dataloader(self) -> Any:
-        """Every test row once; the validation rows where no test files are named."""
+        """Every test row once; the validation rows if no test files are named."""
         return self.evaluation_loader(self.splits.get("test", self.splits.get("validation")))
 
     def batch_in_use(self) -> str:
-        """Files and lines of the training batch that was handed out last, those of all ranks, for a message."""
+        """Files and lines of the last training batch, over all ranks, for a message."""
         loaders = self._loaders.values()
         return "; ".join(listed(place(loader.rows, int(i)) for i in loader.in_use()) for loader in loaders)
 
     def overfits(self) -> bool:
-        """Whether Lightning was asked to train on the same few batches, which are then the first, and not shuffled."""
+        """Whether Lightning was asked to train on the same few batches: then they are the first ones, unshuffled."""
         return bool(getattr(self.trainer, "overfit_batches", 0))
 
-    # Checkpoints and hand-over.
+    # Checkpoints and lineage.
 
     def state_dict(self) -> dict[str, Any]:
-        """Positions of the training loaders. Lightning saves those too, but restores them only in the middle of an
+        """Positions of the training loaders. Lightning saves them too, but restores them only in the middle of an
         epoch.
         """
         return {name: loader.state_dict() for name, loader in self._loaders.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Moves the loaders that are there, and keeps the positions of those that are made later.
+        """Moves the existing loaders, and keeps the positions for those that are made later.
 
-        A strategy that restores checkpoints late, as those that shard do, has had a loader made to count its batches.
+        With a strategy that restores checkpoints late, as sharding ones do, a loader already exists: its batches were
+        counted.
         """
         self._positions = dict(state_dict)
         for name, loader in self._loaders.items():
@@ -356,7 +359,7 @@ class DataModule(pl.LightningDataModule):
                 self._move(loader, name)
 
     def data_files(self) -> list[dict[str, Any]]:
-        """Every file that was read, with its hash and rows: the data's part of a model's lineage."""
+        """Every file that was read, with its hash and number of rows: the data part of a model's lineage."""
         seen: dict[str, Rows] = {}
         for groups in self._files.values():
             for rows in (rows for group in groups for rows in group):
@@ -368,7 +371,7 @@ class DataModule(pl.LightningDataModule):
         loader.load_state_dict(self._positions.pop(name))
 
     def files_digests(self) -> dict[str, int | str]:
-        """For each option that a training run reads, a hash over the content of its files."""
+        """A hash of the files' content for each option that a training run reads."""
         return {
             f"{option} files": value_hash([rows.sha256() for group in files for rows in group])
             for option, files in self._files.items()

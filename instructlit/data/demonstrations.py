@@ -27,12 +27,12 @@ def demonstration_coder(encoder: Encoder, max_prompt_length: int) -> Coder:
 
 
 def only_sequence(record: Demonstration, sequences: list[Encoded]) -> Encoded:
-    """What a demonstration is collated from."""
+    """The sequence that a demonstration is collated from."""
     return sequences[0]
 
 
 def measure_demonstration(record: Demonstration, encoded: Encoded, max_prompt_length: int) -> Measure:
-    """A demonstration's tokens; dropped without completion, with too long a prompt, or with nothing left to learn."""
+    """A demonstration's tokens; dropped if the completion is empty, the prompt too long, or no token left to learn."""
     if not record.completion.strip():
         reason = "with an empty completion"
     elif encoded.start > max_prompt_length:
@@ -73,23 +73,23 @@ class DemonstrationData(DataModule):
         Args:
             tokenizer: folder or Hub name of the tokenizer, usually that of the model.
             train: demonstrations to train on: a file, a glob, a `datasets` folder, a Hub name, or a list of them.
-            validation: demonstrations to validate on; without, a part of the training prompts is held out.
-            test: demonstrations for `instructlit test`; without, those of validation.
-            validation_fraction: share of the training prompts to hold out where no validation files are named.
-            batch_size: demonstrations of one optimiser step, over all processes.
-            max_length: tokens of prompt and completion; what is longer is cut and gains no EOS.
+            validation: demonstrations to validate on; if not given, a part of the training prompts is held out.
+            test: demonstrations for `instructlit test`; if not given, those of validation.
+            validation_fraction: share of the training prompts to hold out if no validation files are named.
+            batch_size: demonstrations per optimiser step, over all processes.
+            max_length: tokens of prompt and completion; longer ones are truncated and get no EOS.
             max_prompt_length: demonstrations with a longer prompt are dropped; half of max_length when not given.
             template: "auto" (the tokenizer's chat template, else plain), "plain", "turns", a Jinja file, or Jinja text.
             pretraining: texts to mix into every batch.
-            pretraining_fraction: share of a batch's sequences that are blocks of such text, with loss on all their
+            pretraining_fraction: share of a batch's sequences that are blocks of this text, with loss on all their
                 tokens.
-            length_bucketing: whether demonstrations of like length share a batch, which saves padding.
-            max_dropped_fraction: share of the demonstrations that may be dropped before it is an error.
-            num_workers: processes that read and tokenise ahead; 0 does it in the training process.
-            seed: makes the order of the rows, together with the epoch.
+            length_bucketing: whether demonstrations of similar length share a batch, which saves padding.
+            max_dropped_fraction: share of the demonstrations that may be dropped before this is an error.
+            num_workers: worker processes that read and tokenise ahead; 0 does this in the training process.
+            seed: determines the order of the rows, together with the epoch.
             tokenizer_revision: branch, tag or commit of the tokenizer on the Hub.
             trust_remote_code: whether code that comes with the tokenizer may run.
-            padding_token: token to pad with, where the tokenizer names none.
+            padding_token: token to pad with, if the tokenizer has no pad token.
         """
         options = Options(
             tokenizer, train, validation, test, validation_fraction, batch_size, template, num_workers, seed,

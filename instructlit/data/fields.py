@@ -1,4 +1,4 @@
-"""The fields of one row, taken out with checks. Every complaint names file, line, field and what was expected."""
+"""The fields of one row, read with checks. Every error names the file, the line, the field and what was expected."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from instructlit.errors import UserError, nearest
 from instructlit.rubric import BEST, WORST
 
-if TYPE_CHECKING:  # the labelling server asks this module what a prompt is, and does without torch
+if TYPE_CHECKING:  # the labelling server uses this module and runs without torch
     from instructlit.types import Message, PromptText
 
 ROLES = ("system", "user", "assistant")
 
 
 class Fields:
-    """A row and the place it stands, for error messages."""
+    """A row and its location, for error messages."""
 
     def __init__(self, row: dict[str, Any], where: str):
         self.row, self.where = row, where
@@ -36,7 +36,7 @@ class Fields:
         return self.row[name]
 
     def text(self, name: str, blank: bool = True) -> str:
-        """A text; with `blank=False` one that says something."""
+        """A text; with `blank=False`, one that is not blank."""
         return self.as_text(self.value(name, "text"), name, blank)
 
     def as_text(self, value: Any, name: str, blank: bool = True) -> str:
@@ -44,11 +44,11 @@ class Fields:
         if not isinstance(value, str):
             self.wrong(name, f"found {_kind(value)}", "text")
         if not blank and not value.strip():
-            self.wrong(name, "the text is blank", "text that says something")
+            self.wrong(name, "the text is blank", "text that is not blank")
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            self.wrong(name, f"character {error.start + 1} is half of a surrogate pair", "whole Unicode characters")
+            self.wrong(name, f"character {error.start + 1} is half of a surrogate pair", "complete Unicode characters")
         return value
 
     def name(self, name: str) -> str | None:
@@ -61,13 +61,13 @@ class Fields:
         return None if value is None else self.as_text(value, name)
 
     def weight(self) -> float:
-        """The optional `weight`, a number above 0; 1 where it is not given."""
+        """The optional `weight`, a number above 0; 1 if it is not given."""
         value = self.row.get("weight")
         if value is None:
             return 1.0
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value <= sys.float_info.max:  # whole numbers of JSON have no end
-            self.wrong("weight", f"found {_kind(value)}", "a number above 0; leave out the rows that weigh nothing")
+        if not number or not 0 < value <= sys.float_info.max:  # integers in JSON are unbounded
+            self.wrong("weight", f"found {_kind(value)}", "a number above 0; leave out rows with weight 0")
         return float(value)
 
     def prompt(self, name: str = "prompt") -> PromptText:
@@ -80,22 +80,22 @@ class Fields:
         return self.as_text(value, name, blank=False)
 
     def conversation(self, value: Any, name: str) -> list[Message]:
-        """Messages that wait for the assistant."""
+        """Messages that end before the assistant's turn."""
         messages = self.messages(value, name)
         if messages[-1]["role"] == "assistant":
-            self.wrong(name, "the last message is the assistant's", "messages that end before the assistant's turn")
+            self.wrong(name, "the last message is from the assistant", "messages that end before the assistant's turn")
         return self.spoken(messages, name)
 
     def spoken(self, messages: list[Message], name: str) -> list[Message]:
-        """The messages of a prompt, which as little as one of text may be blank."""
+        """The messages of a prompt, which must not all be blank."""
         if not any(message["content"].strip() for message in messages):
-            self.wrong(name, "every message of the prompt is blank", "a message that says something")
+            self.wrong(name, "every message of the prompt is blank", "a message that is not blank")
         return messages
 
     def messages(
         self, value: Any, name: str, role: str = "role", content: str = "content", roles=None
     ) -> list[Message]:
-        """A list of `{role, content}`, their keys and role names as another format may call them."""
+        """A list of `{role, content}`, with the keys and role names of the format at hand."""
         if not isinstance(value, list) or not value:
             self.wrong(name, f"found {_kind(value)}", f"a list of messages, each with {role!r} and {content!r}")
         known = roles or {r: r for r in ROLES}
@@ -108,7 +108,7 @@ class Fields:
             for call in ("tool_calls", "function_call"):
                 if entry.get(call):
                     expected = (
-                        f"a message whose {content!r} is all that it says, calls of tools as the model writes them"
+                        f"a message with all its text in {content!r}, tool calls included, as the model writes them"
                     )
                     self.wrong(f"{place}.{call}", f"found {_kind(entry[call])}", expected)
             who = self.role(entry[role], f"{place}.{role}", known)
@@ -116,7 +116,7 @@ class Fields:
         return messages
 
     def role(self, value: Any, name: str, known: dict[str, str]) -> str:
-        """Our name of a role; `known` has those of a format."""
+        """Our name for a role; `known` maps the names of a format."""
         if not isinstance(value, str) or value not in known:
             self.wrong(name, f"found {value!r}", f"one of {', '.join(known)}")
         return known[value]
@@ -126,21 +126,21 @@ class Fields:
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
             (message,) = self.messages(value, name)
             if message["role"] != "assistant":
-                self.wrong(name, f"found a message of the {message['role']}", "the assistant's message")
+                self.wrong(name, f"found a message from the {message['role']}", "a message from the assistant")
             return message["content"]
         return self.as_text(value, name)
 
     def texts(self, name: str, at_least: int) -> list[str]:
-        """A list of at least so many texts."""
+        """A list of at least `at_least` texts."""
         value = self.value(name, f"a list of at least {at_least} texts")
         if not isinstance(value, list):
             self.wrong(name, f"found {_kind(value)}", f"a list of at least {at_least} texts")
         if len(value) < at_least:
-            self.wrong(name, f"found {len(value)} of them", f"at least {at_least} completions, to compare")
+            self.wrong(name, f"found {len(value)}", f"at least {at_least} completions to compare")
         return [self.answer(entry, f"{name}[{i}]") for i, entry in enumerate(value)]
 
     def ranks(self, length: int) -> list[int]:
-        """The rank of each of `length` completions, of which the best has 1."""
+        """The rank of each of `length` completions; the best has 1."""
         ranks = self._integers("ranks", length, 1, length, "1 is best, equal is a tie")
         if min(ranks) != 1:
             self.wrong("ranks", f"the best rank is {min(ranks)}", "ranks that start at 1")
@@ -157,7 +157,7 @@ class Fields:
         if not isinstance(value, list):
             self.wrong(name, f"found {_kind(value)}", expected)
         if len(value) != length:
-            self.wrong(name, f"found {len(value)} of them for {length} completions", expected)
+            self.wrong(name, f"found {len(value)} for {length} completions", expected)
         for i, number in enumerate(value):
             if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
                 self.wrong(f"{name}[{i}]", f"found {_kind(number)}", expected)
@@ -180,11 +180,11 @@ class Fields:
         return value
 
     def rank(self, value: Any, name: str) -> int | None:
-        """An optional whole number of a tree, which is a float where pandas has met a message without one."""
+        """An optional whole number in a tree; pandas writes it as a float if another message has none."""
         if value is None:
             return None
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or value % 1 != 0:  # of what is not finite the remainder is not a number
+        if not number or value % 1 != 0:  # the remainder of an infinite value is NaN
             self.wrong(name, f"found {_kind(value)}", "a whole number")
         return int(value)
 
@@ -201,7 +201,7 @@ class Fields:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, short enough for a message."""
+    """A short description of a value, for a message."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Row to record. One table of the forms a row may have, told apart by their fields; a row that fits none is an error.
+"""From row to record. One table of the forms a row may have, recognised by their fields; any other row is an error.
 
 | form | fields |
 | --- | --- |
@@ -8,7 +8,7 @@
 | transcript | chosen and rejected as "\\n\\nHuman: … \\n\\nAssistant: …" (HH); the prompt is what both share |
 | sharegpt | conversations of {from, value}, with chosen and rejected for comparisons |
 | alpaca | instruction, input, output (or chosen and rejected) |
-| oasst | message trees: a comparison of the ranked replies, or the best reply, of every prompter's message |
+| oasst | message trees: a comparison of the ranked replies, or the best reply, of every prompter message |
 """
 
 from collections.abc import Callable
@@ -40,15 +40,15 @@ FORMATS = tuple(_TESTS)
 
 
 def detect_format(row: dict[str, Any], kind: Kind | None = None) -> str:
-    """The form of a row, by its fields. Where a comparison is asked for, `messages` beside a pair are not the row: they
-    are the conversation with the better answer, as UltraFeedback has it.
+    """The form of a row, by its fields. If a comparison is asked for, `messages` next to a pair are ignored: they
+    are the conversation with the better answer, as in UltraFeedback.
     """
     passed = "messages" if kind == "comparison" and "chosen" in row else None
     return next(name for name, fits in _TESTS.items() if name != passed and fits(row))
 
 
 def detect_kind(row: dict[str, Any]) -> Kind:
-    """What a row is most likely meant for, where nobody has said: used by `instructlit data check` on bare files."""
+    """The most likely kind of a row, if none was given: used by `instructlit data check` on bare files."""
     if "completions" in row or "chosen" in row or detect_format(row) == "oasst":
         return "comparison"
     if any(name in row for name in ("completion", "output", "messages", "conversations")):
@@ -57,7 +57,7 @@ def detect_kind(row: dict[str, Any]) -> Kind:
 
 
 def read_records(row: dict[str, Any], where: str, kind: Kind, form: str = "auto") -> tuple[str, list[Record]]:
-    """The form of a row and its records: one, but for message trees, which hold any number.
+    """The form of a row and its records: one, except for message trees, which hold any number.
 
     Raises:
         UserError: naming `where`, the field and what was expected.
@@ -88,7 +88,7 @@ def _demonstration(fields: Fields, form: str) -> Demonstration:
     else:
         if fields.row.get("label") is False:
             fields.wrong(
-                "label", "found False: nobody wants this completion", "demonstrations alone: leave the row out"
+                "label", "found False: the completion is marked as bad", "demonstrations only: leave the row out"
             )
         prompt = fields.prompt()
         completion = fields.answer(fields.value("completion", "text"), "completion")
@@ -102,7 +102,7 @@ def _comparison(fields: Fields, form: str) -> Comparison:
         return _native_comparison(fields)
     if form == "messages":
         fields.wrong(
-            "messages", "the row is one conversation", "a comparison: 'completions' with 'ranks', or a chosen pair"
+            "messages", "the row is a single conversation", "a comparison: 'completions' with 'ranks', or a chosen pair"
         )
     if form == "alpaca":
         prompt, chosen, rejected = _alpaca_prompt(fields), fields.text("chosen"), fields.text("rejected")
@@ -143,13 +143,13 @@ def _native_comparison(fields: Fields) -> Comparison:
 
 
 def _policy(fields: Fields, k: int) -> list[str] | str | None:
-    """Which model wrote each completion, or all of them; `models` is another name for it."""
+    """The model that wrote each completion, or all of them; `models` is accepted as another name for the field."""
     name = "policy" if "policy" in fields else "models"
     value = fields.row.get(name)
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list) or len(value) != k or not all(isinstance(v, str) for v in value):
-        fields.wrong(name, "found something else", f"a text, or a list of {k} texts")
+        fields.wrong(name, "found another type or length", f"a text, or a list of {k} texts")
     return value
 
 
@@ -172,7 +172,7 @@ def _prompt(fields: Fields, form: str) -> Prompt:
 
 def _alpaca_prompt(fields: Fields) -> PromptText:
     if fields.row.get("history"):
-        fields.wrong("history", "the row has earlier turns", "none: give such rows as 'messages'")
+        fields.wrong("history", "the row has earlier turns", "no 'history': write such rows as 'messages'")
     instruction = fields.text("instruction", blank=False)
     given = fields.text("input") if "input" in fields else ""
     prompt = f"{instruction}\n\n{given}" if given.strip() else instruction

@@ -1,4 +1,4 @@
-"""Names on the Hugging Face Hub: asked for once, with a short patience, before a library tries for minutes."""
+"""Names on the Hugging Face Hub: checked once with a short timeout, before a library retries for minutes."""
 
 import functools
 import re
@@ -13,43 +13,43 @@ PATIENCE = 10.0
 
 
 def check_revision(revision: str | None, folder: Path, where: str) -> None:
-    """Refuse a revision of what a local folder holds: there is one of it, and another may be meant.
+    """Rejects a revision given for a local folder, which has only one state: another one may be meant.
 
     Args:
-        revision: a branch, tag or commit on the Hub; None asks for none.
-        folder: what is to be read.
+        revision: a branch, tag or commit on the Hub; None if none is given.
+        folder: the folder to read.
         where: the option that gives the revision.
 
     Raises:
-        UserError: it is given.
+        UserError: if it is given.
     """
     if revision is not None:
         raise UserError(
-            f"{revision} of {folder}, which is a folder here and has no revisions",
+            f"found {revision}, but {folder} is a local folder and has no revisions",
             where=where,
-            expected="a name on the Hugging Face Hub beside it",
-            fix="remove it, or name the model on the Hub",
+            expected="a revision only with a name on the Hugging Face Hub",
+            fix="remove the revision, or give the model's name on the Hub",
         )
 
 
 @functools.cache
 def reachable(name: str, revision: str | None, where: str) -> str:
-    """What to load for a model name on the Hub: the name, or where the Hub cannot be reached, its folder in the cache.
+    """What to load for a model name on the Hub: the name, or its folder in the cache if the Hub cannot be reached.
 
     Raises:
-        UserError: the Hub has no such model or revision, or refuses it; no answer and nothing in the cache.
+        UserError: if the Hub has no such model or revision or denies access, or does not answer and nothing is cached.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    what = f"{name} is no folder here, and the Hugging Face Hub"
+    what = f"{name} is not a local folder, and the Hugging Face Hub"
     try:
         HfApi().model_info(name, revision=revision, timeout=PATIENCE)
     except GatedRepoError as error:
         raise UserError(
-            f"{what} gives it only to accounts that accepted its terms",
+            f"{what} allows access only to accounts that have accepted its terms",
             where=where,
-            fix="accept them on its page, then log in with `hf auth login`",
+            fix="accept the terms on its page, then log in with `hf auth login`",
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(
@@ -59,19 +59,19 @@ def reachable(name: str, revision: str | None, where: str) -> str:
         raise UserError(
             f"{what} has no such model (or it is private)",
             where=where,
-            expected="an existing folder, or a name on the Hub",
+            expected="an existing folder or a name on the Hub",
             fix="correct the name; for a private model log in with `hf auth login`",
         ) from error
-    except Exception as error:  # no network, no answer in time, or offline by choice: many kinds, one meaning
+    except Exception as error:  # no network, a timeout, or offline by choice: many exceptions, one meaning
         if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code < 500:
-            raise UserError(f"{what} refused it: {first_line(error)[:200]}", where=where) from error
+            raise UserError(f"{what} rejected the request: {first_line(error)[:200]}", where=where) from error
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if isinstance(cached, str):
             return str(Path(cached).parent)
         raise UserError(
             f"{what} did not answer ({first_line(error)[:200]})",
             where=where,
-            expected="an existing folder, or a Hub name that can be reached or is in the cache",
-            fix="correct the path; without a network, download the model first and name its folder",
+            expected="an existing folder, or a Hub name that is reachable or cached",
+            fix="correct the path; without a network, download the model first and give its folder",
         ) from error
     return name

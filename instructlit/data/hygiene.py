@@ -15,11 +15,11 @@ _BLANKS = re.compile(r"\s+")
 
 
 def prefix_hash(prompt: PromptText, characters: int) -> int:
-    """Hash of how a prompt begins: near duplicates share it.
+    """Hash of a prompt's prefix: near duplicates share it.
 
-    The beginning is the longest of `characters`, twice, four times ... as many that fits, so that what is shared is
-    more than half of the prompt; a shorter prompt is hashed whole. Letter case, runs of blanks and system messages
-    (which whole data sets share) do not count.
+    The prefix has `characters` characters, doubled as often as the prompt's length allows, so that the shared part is
+    more than half of the prompt; a shorter prompt is hashed whole. Letter case, runs of whitespace and system messages
+    (which are often the same in a whole dataset) are ignored.
     """
     text = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt if m["role"] != "system")
     folded = _BLANKS.sub(" ", text).strip().casefold()
@@ -30,7 +30,7 @@ def prefix_hash(prompt: PromptText, characters: int) -> int:
 
 
 def repeats(hashes: np.ndarray) -> np.ndarray:
-    """True on every row whose hash an earlier row had; (rows,) uint64 to bool."""
+    """True for every row whose hash occurred in an earlier row; (rows,) uint64 to bool."""
     _, first = np.unique(hashes, return_index=True)
     again = np.ones(len(hashes), dtype=bool)
     again[first] = False
@@ -38,12 +38,12 @@ def repeats(hashes: np.ndarray) -> np.ndarray:
 
 
 def over_cap(users: np.ndarray, counted: np.ndarray, cap: int) -> np.ndarray:
-    """True on the rows of a user beyond the first `cap` of those `counted`.
+    """True for the rows of a user beyond the first `cap` of those `counted`.
 
     Args:
-        users: (rows,) uint64, 0 where the row names no user; such rows are never capped.
-        counted: (rows,) bool, rows that are still in.
-        cap: most rows of one user.
+        users: (rows,) uint64, 0 if the row names no user; such rows are never capped.
+        counted: (rows,) bool, rows not yet dropped.
+        cap: maximum number of rows per user.
     """
     over = np.zeros(len(users), dtype=bool)
     rows = np.flatnonzero(counted & (users != 0))
@@ -55,7 +55,7 @@ def over_cap(users: np.ndarray, counted: np.ndarray, cap: int) -> np.ndarray:
 
 
 def personal_data(text: str) -> str | None:
-    """The kind of personal data a text seems to hold, or None. A filter, not a guarantee: names and addresses pass."""
+    """The kind of personal data in a text, or None. A filter, not a guarantee: names and addresses are not found."""
     for kind, pattern, holds in _PATTERNS:
         if any(holds(match.group()) for match in pattern.finditer(text)):
             return kind

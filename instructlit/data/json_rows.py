@@ -1,5 +1,5 @@
-"""Rows of JSON: lines that are read from disk by their offsets when they are asked for, and an array that is read whole
-(write JSON Lines where that hurts).
+"""Rows of JSON: lines, each read from disk by its offset when it is needed, and an array, which is read whole (use JSON
+Lines if that takes too much memory).
 """
 
 import hashlib
@@ -22,9 +22,9 @@ _CHUNK = 1 << 22
 
 
 class JsonLines(Rows):
-    """One JSON object a line, read by position: memory grows with the number of lines, not with the file.
+    """One JSON object per line, read by position: memory grows with the number of lines, not with the file.
 
-    A row of a file that has changed since is a `UserError`.
+    Reading a row of a file that has changed since raises a `UserError`.
     """
 
     def __init__(self, source: Source, path: str):
@@ -44,7 +44,7 @@ class JsonLines(Rows):
             line = os.pread(descriptor, int(self._breaks[number]) - start, start)
             self._watched.check(descriptor)
         except OSError as error:
-            raise changed(self.path, f"cannot be read any more: {error.strerror}") from error
+            raise changed(self.path, f"can no longer be read: {error.strerror}") from error
         return self._as_row(parse(line, self.where(index)), index)
 
     def where(self, index: int) -> str:
@@ -57,7 +57,7 @@ class JsonLines(Rows):
         return index % len(self) if self._lines is None else int(self._lines[index])
 
     def _descriptor(self) -> int:
-        """An open file of this process: workers read through their own."""
+        """A file descriptor of this process: each worker has its own."""
         if self._file is None or self._file[0] != os.getpid():
             self._file = (os.getpid(), self._watched.open())
         return self._file[1]
@@ -93,7 +93,7 @@ class JsonArray(Rows):
         return self._as_row(self._rows[index], index)
 
     def where(self, index: int) -> str:
-        """The line is found by reading the file once more, which only errors do; by then it may be another."""
+        """Reads the file again to find the line, for errors only; by then the file may have changed."""
         try:
             line = f"{_line_of_element(Path(self.path).read_text(encoding='utf-8-sig'), index)} "
         except (OSError, ValueError, IndexError):
@@ -108,7 +108,7 @@ def decoded(data: bytes, where: str) -> str:
     """The text of bytes in UTF-8, without a byte order mark.
 
     Raises:
-        UserError: they are in another encoding.
+        UserError: if they are in another encoding.
     """
     try:
         return data.decode("utf-8-sig")
@@ -117,22 +117,22 @@ def decoded(data: bytes, where: str) -> str:
 
 
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of an object of JSON but those that are null, as the lines that pandas and `datasets` write of a table
-    have them.
+    """The fields of a JSON object except those that are null, which pandas and `datasets` write for empty cells of a
+    table.
     """
     found = {}
     for name, value in pairs:
         if name in found:
-            raise UserError("the field is there twice", where=name, expected="every field once")
+            raise UserError("the field occurs twice", where=name, expected="every field once")
         found[name] = value
     return {name: value for name, value in found.items() if value is not None}
 
 
 def parse(data: bytes, where: str) -> Any:
-    """The value that JSON says, without fields that are null.
+    """The value of some JSON, without fields that are null.
 
     Raises:
-        UserError: it is not JSON, or more than Python reads; naming the place in it.
+        UserError: if it is not valid JSON, or exceeds Python's limits; names the position.
     """
     text = decoded(data, where)
     try:
@@ -144,13 +144,13 @@ def parse(data: bytes, where: str) -> Any:
         raise UserError(
             f"not JSON ({error.msg} at character {error.pos + 1}): {shown}{'…' if len(data) > 60 else ''}",
             where=where,
-            expected="one whole JSON object a line (.jsonl) or an array of objects (.json)",
+            expected="one complete JSON object per line (.jsonl) or an array of objects (.json)",
         ) from error
     except RecursionError as error:
-        raise UserError("JSON nested too deeply", where=where, expected="an object with fields") from error
-    except ValueError as error:  # the one that is left, of Python's
+        raise UserError("the JSON is nested too deeply", where=where, expected="an object with fields") from error
+    except ValueError as error:  # only one of Python's is left
         digits = f"{sys.get_int_max_str_digits():,} digits"
-        raise UserError("a number is too long to be read", where=where, expected=f"at most {digits}") from error
+        raise UserError("a number has too many digits", where=where, expected=f"at most {digits}") from error
 
 
 def _line_of_element(text: str, index: int) -> int:
@@ -165,8 +165,8 @@ def _line_of_element(text: str, index: int) -> int:
 
 
 def _line_index(path: str) -> tuple[np.ndarray, np.ndarray | None, str]:
-    """Where each line ends (int64), which lines are not blank (int64, from 0; None where all are), and the SHA-256 of
-    the file; one pass, a chunk at a time.
+    """Where each line ends (int64), which are not blank (int64, from 0; None if no line is blank), and the SHA-256 of
+    the file; one pass, in chunks.
     """
     found, position, digest = array("q"), 0, hashlib.sha256()
     size = os.stat(path).st_size
@@ -180,11 +180,11 @@ def _line_index(path: str) -> tuple[np.ndarray, np.ndarray | None, str]:
             found.append(position)
         breaks = np.frombuffer(found, dtype=np.int64)
         blank = []
-        for i in np.flatnonzero(np.diff(breaks, prepend=-1) <= 17).tolist():  # short enough to be nothing but blanks
+        for i in np.flatnonzero(np.diff(breaks, prepend=-1) <= 17).tolist():  # short enough to be only whitespace
             start = int(breaks[i - 1]) + 1 if i else 0
             file.seek(start)
             if not file.read(int(breaks[i]) - start).strip():
                 blank.append(i)
     if len(blank) == len(breaks):
-        raise UserError("the file holds nothing but blank lines", where=path, expected="at least one row")
+        raise UserError("the file contains only blank lines", where=path, expected="at least one row")
     return breaks, np.delete(np.arange(len(breaks)), blank) if blank else None, digest.hexdigest()

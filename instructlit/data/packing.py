@@ -1,4 +1,4 @@
-"""Documents as one long row of ids on disk, read in blocks of equal length or each for itself."""
+"""Documents as one long sequence of ids on disk, read in blocks of equal length or document by document."""
 
 import struct
 from array import array
@@ -20,17 +20,17 @@ from instructlit.types import Text
 _HELD = "held"
 
 
-DOCUMENT = np.dtype([("end", "<i8"), ("file", "<i4"), ("row", "<i8")])  # end of its ids, file and row it stands in
+DOCUMENT = np.dtype([("end", "<i8"), ("file", "<i4"), ("row", "<i8")])  # end of its ids, and its file and row
 _pack_document = struct.Struct("<qiq").pack
 
 
 class TokenFile:
-    """Ids of many documents, each with its EOS, one after the other in a store (uint32, mapped, not read).
+    """Ids of many documents, each with its EOS, one after the other in a store (uint32, memory-mapped).
 
     Args:
-        store: as `tokenise` has filled it.
-        name: of the part of it.
-        origins: the files that documents came from.
+        store: filled by `tokenise`.
+        name: name of the part in the store.
+        origins: the files that the documents come from.
     """
 
     def __init__(self, store: Store, name: str, origins: Sequence[Rows]):
@@ -45,7 +45,7 @@ class TokenFile:
 
     @property
     def documents(self) -> int:
-        """How many there are."""
+        """Number of documents."""
         return len(self._documents)
 
     def read(self, start: int, end: int) -> list[int]:
@@ -63,7 +63,7 @@ class TokenFile:
 
 
 class _Part:
-    """Documents of one part on their way into a store."""
+    """Writes the documents of one part into a store."""
 
     def __init__(self, writer: Writer, name: str):
         self._ids, self._documents = writer.table(f"{name}-ids"), writer.table(f"{name}-documents")
@@ -76,29 +76,29 @@ class _Part:
 
 
 class TextRows(Dataset):
-    """Stretches of some token files, each a row in which every token but the first is a target.
+    """Spans of some token files, each a row in which every token but the first is a target.
 
     Args:
         files: the token files.
-        counts: rows of each.
+        counts: number of rows of each.
     """
 
-    unit: str  # what a row is called in a report
-    left_out: str  # and what the tokens of no row are
+    unit: str  # name of a row in a report
+    left_out: str  # name of the tokens that are in no row
     tokens: int  # in all rows
-    lengths: np.ndarray | None = None  # of each row, where they differ
+    lengths: np.ndarray | None = None  # of each row, if they differ
 
     def __init__(self, files: Sequence[TokenFile], counts: Sequence[int]):
         self.files = list(files)
         self._edges = np.cumsum([0, *counts])
 
     def span(self, file: int, index: int) -> tuple[int, int]:
-        """Where row `index`, which lies in that file, begins and stops."""
+        """Start and end of row `index`, which is in that file."""
         raise NotImplementedError
 
     @property
     def identity(self) -> bytes:
-        """What tells whether the text has changed."""
+        """Identifies the text, to detect changes."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -120,11 +120,11 @@ class TextRows(Dataset):
 
 
 class Blocks(TextRows):
-    """Blocks of `block_size` ids of some token files; a file's rest is a shorter block where `keep_rest`, else left
-    out.
+    """Blocks of `block_size` ids of some token files; the rest of a file is a shorter block with `keep_rest`, otherwise
+    left out.
     """
 
-    unit, left_out = "block", "tokens behind the last whole block"
+    unit, left_out = "block", "tokens after the last full block"
 
     def __init__(self, files: Sequence[TokenFile], block_size: int, keep_rest: bool):
         counts = []
@@ -145,10 +145,9 @@ class Blocks(TextRows):
 
 
 class Documents(TextRows):
-    """Every document of some token files by itself, in pieces of `block_size` ids where it is longer than that.
+    """Every document of some token files by itself, split into pieces of `block_size` ids if it is longer.
 
-    No text stands before a document that does not belong to it. A last piece of one token, which has no target, is left
-    out.
+    So no document is preceded by text of another. A last piece of one token, which has no target, is left out.
     """
 
     unit, left_out = "document", "last tokens with nothing to learn"
@@ -169,7 +168,7 @@ class Documents(TextRows):
 
 
 def _pieces(ends: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the pieces of documents with those ends begin and stop."""
+    """Starts and ends of the pieces of documents that end at `ends`."""
     begins = np.concatenate([[0], ends[:-1]])
     counts = -(-(ends - begins) // size)
     number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -181,15 +180,15 @@ def _pieces(ends: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 def tokenise(
     sources: Sequence[Sequence[Rows]], encoder: Encoder, validation_fraction: float, what: str
 ) -> tuple[list[TokenFile], list[TokenFile]]:
-    """Token files of each source for training, and of all held-out documents for validation.
+    """Token files: one per source for training, and one of all held-out documents for validation.
 
-    Documents are held out whole, by the hash of their text.
+    Whole documents are held out, by the hash of their text.
 
     Args:
-        sources: the files of each.
-        encoder: makes the ids.
+        sources: the files of each source.
+        encoder: the encoder that makes the ids.
         validation_fraction: share of each source's documents to hold out.
-        what: the name of all that, for a person.
+        what: the name of the data, for messages.
     """
     files = [rows for group in sources for rows in group]
     how = encoder.identity
@@ -203,7 +202,7 @@ def tokenise(
 def _fill(
     writer: Writer, sources: Sequence[Sequence[Rows]], encoder: Encoder, fraction: float, what: str
 ) -> dict[str, Any]:
-    """Writes the parts of a store. Two passes over each source: one for the hashes, where some are held out, one for
+    """Writes the parts of a store. Two passes over each source: one for the hashes, if some are held out, and one for
     the ids."""
     names = [*map(str, range(len(sources))), _HELD]
     parts = {name: _Part(writer, name) for name in names}
@@ -227,7 +226,7 @@ def _fill(
 
 
 def block_report(name: str, rows: TextRows, documents: int) -> SplitReport:
-    """The counts of rows that were made of so many documents."""
+    """The counts of rows that were made from `documents` documents."""
     report = SplitReport(name, rows.unit, rows=documents, records=len(rows), kept=len(rows), tokens=rows.tokens)
     if left := sum(file.tokens for file in rows.files) - rows.tokens:
         report.dropped[rows.left_out] = left

@@ -1,4 +1,4 @@
-"""Which rows of which files a batch was made of: for messages, and worked out only when there is one to write."""
+"""The rows and files that a batch was made from: for messages, and computed only when one is written."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ MOST = 64
 
 
 def place(rows: Any, index: int) -> str:
-    """File and line of row `index` of a dataset; its number where the dataset cannot tell."""
+    """File and line of row `index` of a dataset; only the index if the dataset does not know them."""
     if isinstance(rows, ConcatDataset):
         part = next(i for i, end in enumerate(rows.cumulative_sizes) if index < end)
         return place(rows.datasets[part], index - (rows.cumulative_sizes[part - 1] if part else 0))

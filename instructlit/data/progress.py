@@ -1,4 +1,4 @@
-"""How far a pass over a lot of data is: a bar in a terminal, else a line a minute."""
+"""Progress of a pass over a lot of data: a bar in a terminal, otherwise one line per minute."""
 
 import sys
 import time
@@ -15,11 +15,11 @@ _BAR_SECONDS = 0.2
 
 @contextmanager
 def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Gives a function that is told how many of `total` are done by now; a bar shows after two seconds.
+    """Yields a function to call with the number done so far, out of `total`; a bar appears after two seconds.
 
     Args:
-        what: is being done, for a person.
-        total: of the units.
+        what: what is being done, for messages.
+        total: the number of units.
         unit: "rows", or "bytes", which are shown as megabytes.
     """
     name, scale = ("MB", 1e-6) if unit == "bytes" else (unit, 1.0)

@@ -1,4 +1,4 @@
-"""Prompts for PPO rollouts, with the pretraining text of PPO-ptx beside them."""
+"""Prompts for PPO rollouts, with the pretraining text of PPO-ptx."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from instructlit.data.tokenization import Encoded
 from instructlit.errors import require
 from instructlit.types import Prompt, PromptBatch
 
-_DUPLICATE, _CAPPED = "near duplicates", "beyond the cap of their user"
+_DUPLICATE, _CAPPED = "near duplicates", "over the cap of their user"
 _PERSONAL = "with personal data"
 
 
 class PromptData(DataModule):
-    """Batches of prompts, cleaned as the paper cleans them: near duplicates out, a cap on each user, splits by user."""
+    """Batches of prompts, cleaned as in the paper: near duplicates removed, a cap per user, splits by user."""
 
     kind = "prompt"
     hygiene_reasons = frozenset({_DUPLICATE, _CAPPED, _PERSONAL})
@@ -54,28 +54,28 @@ class PromptData(DataModule):
         Args:
             tokenizer: folder or Hub name of the tokenizer, usually that of the model.
             train: prompts to sample from: a file, a glob, a `datasets` folder, a Hub name, or a list of them.
-            validation: prompts to evaluate on; without, a part of the training prompts is held out.
-            test: prompts for `instructlit test`; without, those of validation.
-            validation_fraction: share of the users (or prompts) to hold out where no validation files are named.
-            batch_size: episodes of one rollout, over all processes.
+            validation: prompts to evaluate on; if not given, a part of the training prompts is held out.
+            test: prompts for `instructlit test`; if not given, those of validation.
+            validation_fraction: share of the users (or prompts) to hold out if no validation files are named.
+            batch_size: episodes per rollout, over all processes.
             max_prompt_length: prompts with more tokens are dropped.
             template: "auto" (the tokenizer's chat template, else plain), "plain", "turns", a Jinja file, or Jinja text.
             pretraining: texts for PPO-ptx.
-            pretraining_per_episode: blocks of such text for each episode of a rollout.
-            pretraining_block_size: tokens of such a block.
-            pretraining_packing: whether documents follow one another in a block; without, every row is one document.
+            pretraining_per_episode: blocks of this text per episode of a rollout.
+            pretraining_block_size: tokens of a block.
+            pretraining_packing: whether documents follow one another in a block; if not, every row is one document.
             duplicate_prefix: prompts that share this many first characters, and half of their text from the start,
-                are near duplicates, of which the first stays; 0 keeps all.
-            max_prompts_per_user: prompts of one user beyond these are dropped; 0 keeps them.
+                are near duplicates, of which only the first is kept; 0 keeps all.
+            max_prompts_per_user: maximum number of prompts per user, further ones are dropped; 0 keeps all.
             split_by_user: whether all prompts of a user stay on one side of the validation split.
-            filter_personal_data: whether training prompts that seem to hold personal data are dropped: a filter, no
-                guarantee.
-            max_dropped_fraction: share of the prompts that may be too long before it is an error.
-            num_workers: processes that read and tokenise ahead; 0 does it in the training process.
-            seed: makes the order of the prompts, together with the epoch.
+            filter_personal_data: whether training prompts that seem to contain personal data are dropped: a filter,
+                not a guarantee.
+            max_dropped_fraction: share of the prompts that may be too long before this is an error.
+            num_workers: worker processes that read and tokenise ahead; 0 does this in the training process.
+            seed: determines the order of the prompts, together with the epoch.
             tokenizer_revision: branch, tag or commit of the tokenizer on the Hub.
             trust_remote_code: whether code that comes with the tokenizer may run.
-            padding_token: token to pad with, where the tokenizer names none.
+            padding_token: token to pad with, if the tokenizer has no pad token.
         """
         options = Options(
             tokenizer, train, validation, test, validation_fraction, batch_size, template, num_workers, seed,
@@ -94,12 +94,12 @@ class PromptData(DataModule):
         self.split_by_user, self.filter_personal_data = split_by_user, filter_personal_data
 
     def row_lengths(self) -> dict[str, int]:
-        """Those of a prompt, and of a block where there is text."""
+        """The limits of a prompt, and of a block if there is text."""
         text = {} if self.pretraining is None else {"pretraining_block_size": self.pretraining_block_size}
         return {"max_prompt_length": self.max_prompt_length, **text}
 
     def coder(self) -> Coder:
-        """The prompt as the policy meets it."""
+        """The prompt as the policy sees it."""
         encoder, how = self.encoder, self.encoder.identity
         return Coder(
             "prompt",
@@ -110,7 +110,7 @@ class PromptData(DataModule):
         )
 
     def measure(self, record: Prompt, sequences: list[Encoded]) -> Measure:
-        """A prompt's tokens; dropped where they are too many, or none (all of it is what the tokenizer takes away)."""
+        """A prompt's tokens; dropped if there are too many, or none (the tokenizer may strip all of the text)."""
         tokens = len(sequences[0].ids)
         if tokens > self.max_prompt_length:
             dropped = f"over {self.max_prompt_length} tokens"
@@ -120,7 +120,7 @@ class PromptData(DataModule):
         return Measure(tokens, dropped=dropped, personal=personal)
 
     def encoded(self, record: Any, sequences: list[Encoded]) -> EncodedPrompt:
-        """The prompt's ids with the record, which rewards of text read."""
+        """The prompt's ids with the record, which text-based rewards read."""
         return EncodedPrompt(sequences[0].ids, record)
 
     def collate(self, rows: list[EncodedPrompt]) -> PromptBatch:
@@ -140,7 +140,7 @@ class PromptData(DataModule):
             scanned.drop(scanned.records["personal"], _PERSONAL)
 
     def split_keys(self, scanned: Scan) -> np.ndarray:
-        """The user where there is one and it counts, else the prompt."""
+        """The user if there is one and splits are by user, otherwise the prompt."""
         return np.where(scanned.user != 0, scanned.user, scanned.prompt) if self.split_by_user else scanned.prompt
 
     def read(self) -> None:
@@ -152,8 +152,8 @@ class PromptData(DataModule):
             )
 
     def train_dataloader(self) -> Any:
-        """`{"prompts": …}`, and `"pretraining"` where there is such text. An epoch is one pass over the prompts; the
-        text goes on where it was when the next begins.
+        """`{"prompts": …}`, and `"pretraining"` if there is such text. An epoch is one pass over the prompts; the
+        next epoch continues the text where the last one stopped.
         """
         split, o = self.splits["train"], self.options
         plan = self.plan(split, o.batch_size)

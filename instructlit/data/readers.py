@@ -1,4 +1,4 @@
-"""The reader of each kind of file: by the ending of its name, and where that tells nothing by its first bytes."""
+"""The reader of each kind of file: by the suffix of its name, or by its first bytes if that is not enough."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def open_source(source: Source, option: str) -> list[Rows]:
     """Every file of a source, ready to be read.
 
     Raises:
-        UserError: a file that is missing, empty, binary, or not what its ending says.
+        UserError: if a file is missing, empty, binary, or does not match its suffix.
     """
     return [_open(source, path) for path in expand(source, option)]
 
@@ -24,8 +24,8 @@ def _open(source: Source, path: str) -> Rows:
             raise UserError(
                 f"found {found!r}",
                 where=f"source {path}: {name}",
-                expected=f"none: the path has no {name}s",
-                fix=f"take `{name}` away, or name the file that holds it",
+                expected=f"no {name}: a file of this kind has no {name}s",
+                fix=f"remove `{name}`, or give the file that contains it",
             )
     if not Path(path).is_file():
         return Table(source, path)
@@ -36,10 +36,12 @@ def _open(source: Source, path: str) -> Rows:
     with open(path, "rb") as file:
         head = file.read(4096)
     if b"\0" in head:
-        raise UserError("the file is binary, or text in another encoding than UTF-8", where=path, expected="UTF-8 text")
+        raise UserError(
+            "the file is binary, or text in an encoding other than UTF-8", where=path, expected="UTF-8 text"
+        )
     if Path(path).suffix.lower() in CELLS:
         return Table(source, path)
-    # A .json file may hold an array, or lines after all; its first character tells.
+    # A .json file may hold an array or JSON Lines; its first character decides.
     if path.lower().endswith(".json") and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
         return JsonArray(source, path)
     return JsonLines(source, path)

@@ -1,4 +1,4 @@
-"""One pass over the rows of some sources, whose ids and figures are kept on disk, and the dataset that reads both."""
+"""One pass over the rows of some sources, whose ids and counts are kept on disk, and the dataset that reads them."""
 
 import struct
 from array import array
@@ -29,13 +29,13 @@ RECORD = np.dtype(
         ("row", "<i8"),  # row of the file
         ("part", "<i4"),  # record of the row (message trees have several)
         ("prompt", "<u8"),  # hash of the prompt
-        ("prefix", "<u8"),  # hash of the prompt's beginning; zero where not asked for
-        ("user", "<u8"),  # hash of the user; zero where the row names none
-        ("weight", "<f8"),  # how often the record comes in an epoch, beside the weight of its source
+        ("prefix", "<u8"),  # hash of the prompt's beginning; zero if not asked for
+        ("user", "<u8"),  # hash of the user; zero if the row names none
+        ("weight", "<f8"),  # how often the record occurs in an epoch, apart from its source's weight
         ("tokens", "<i4"),
         ("truncated", "?"),
-        ("personal", "?"),  # whether it seems to hold personal data; False where not asked for
-        ("reason", "<i2"),  # why it has to go: index into the facts' `reasons`, 0 where it stays
+        ("personal", "?"),  # whether it seems to contain personal data; False if not asked for
+        ("reason", "<i2"),  # why it is dropped: index into the facts' `reasons`, 0 if it is kept
         ("sequences", "<i8"),  # where its sequences end in their table
     ]
 )
@@ -47,7 +47,7 @@ _pack_sequence = struct.Struct("<qi?").pack
 
 @dataclass(frozen=True)
 class Measure:
-    """What one record comes to in tokens: its length, whether it was cut, and why it has to go, if it has."""
+    """The measure of one record in tokens: its length, whether it was truncated, and why it is dropped, if it is."""
 
     tokens: int
     truncated: bool = False
@@ -60,12 +60,12 @@ class Coder:
     """How the records of one kind become ids.
 
     Args:
-        kind: of the records.
-        tokenise: the sequences of a record.
-        measure: what a record and its sequences come to.
-        prefix_characters: how long the prompt's beginning is that is hashed; 0 hashes none.
-        how: all that the sequences and measures depend on beside the record, as JSON knows it; None where that cannot
-            be told, and they are made by every run.
+        kind: the kind of the records.
+        tokenise: gives the sequences of a record.
+        measure: gives the measure of a record and its sequences.
+        prefix_characters: length of the prompt's prefix that is hashed; 0 hashes none.
+        how: everything that the sequences and measures depend on besides the record, as JSON values; None if that is
+            unknown, and every run makes them again.
     """
 
     kind: Kind
@@ -77,7 +77,7 @@ class Coder:
 
 @dataclass
 class Scan:
-    """The records of some files, and which of them stay."""
+    """The records of some files, and which of them are kept."""
 
     files: list[Rows]
     kind: Kind
@@ -102,7 +102,7 @@ class Scan:
 
     @property
     def user(self) -> np.ndarray:
-        """(records,) uint64, hash of the user; zero where the row names none."""
+        """(records,) uint64, hash of the user; zero if the row names none."""
         return self.records["user"]
 
     @property
@@ -141,7 +141,7 @@ class Scan:
         return report
 
     def groups(self, chosen: np.ndarray) -> tuple[list[np.ndarray], list[float]]:
-        """The kept and `chosen` (bool) records that share a source and a weight of their own, and what they weigh."""
+        """The kept and `chosen` (bool) records, grouped by source and own weight, and the weight of each group."""
         weights, indices = [], []
         file, weight = self.records["file"], self.records["weight"]
         file_source = np.array([id(rows.source) for rows in self.files])
@@ -164,14 +164,14 @@ def records_of(files: Sequence[Rows], kind: Kind) -> Iterator[tuple[int, int, in
 
 
 def prompts_of(files: Sequence[Rows]) -> Iterator[tuple[str, Prompt]]:
-    """Every prompt in order, with where it stands."""
+    """Every prompt in order, with its location."""
     for file, row, _, _, record in records_of(files, "prompt"):
         assert isinstance(record, Prompt)
         yield files[file].where(row), record
 
 
 def records_with_progress(files: Sequence[Rows], kind: Kind, what: str) -> Iterator[tuple[int, int, int, str, Record]]:
-    """As `records_of`, telling how far it is."""
+    """As `records_of`, with progress messages."""
     before = np.cumsum([0, *map(len, files)])
     with progress(what, int(before[-1]), "rows") as show:
         for found in records_of(files, kind):
@@ -180,15 +180,15 @@ def records_with_progress(files: Sequence[Rows], kind: Kind, what: str) -> Itera
 
 
 def scan(files: Sequence[Rows], coder: Coder, what: str) -> Scan:
-    """Reads, checks and tokenises every row once; where an earlier run has done so, reads what it kept.
+    """Reads, checks and tokenises every row once, or reads the result of an earlier run from the cache.
 
     Args:
         files: the files.
         coder: how their records become ids.
-        what: the name of all that, for a person.
+        what: the name of the data, for messages.
 
     Raises:
-        UserError: the first row that is wrong, or that the chat template refuses, by file and line.
+        UserError: for the first row that is invalid or that the chat template rejects, with file and line.
     """
     how = None if coder.how is None else [coder.kind, coder.prefix_characters, coder.how]
     store = kept(key_of(files, how), lambda writer: _fill(writer, files, coder, what), what)
@@ -198,7 +198,7 @@ def scan(files: Sequence[Rows], coder: Coder, what: str) -> Scan:
 
 @contextmanager
 def naming(rows: Rows, index: int) -> Iterator[None]:
-    """Has an error about a record, such as a chat template's, name the file and line of its row."""
+    """Adds the file and line of the row to an error about a record, such as a chat template's."""
     try:
         yield
     except UserError as error:
@@ -206,7 +206,7 @@ def naming(rows: Rows, index: int) -> Iterator[None]:
 
 
 def _fill(writer: Writer, files: Sequence[Rows], coder: Coder, what: str) -> dict[str, Any]:
-    """Writes records, sequences and ids; the facts are the reasons for dropping and the number of records by form."""
+    """Writes records, sequences and ids; returns the reasons for dropping and the number of records by form."""
     records, sequences, ids = (writer.table(name) for name in ("records", "sequences", "ids"))
     reasons, forms, count, end = {"": 0}, Counter[str](), 0, 0
     for f, row, part, form, record in records_with_progress(files, coder.kind, f"{what}: reading and tokenising"):
@@ -240,11 +240,11 @@ def _fill(writer: Writer, files: Sequence[Rows], coder: Coder, what: str) -> dic
 
 
 class RecordDataset(Dataset):
-    """The records of a scan, read from their files, with the ids that were kept.
+    """The records of a scan, read from their files, with the ids in the store.
 
     Args:
         scanned: the scan.
-        encoded: from a record and its sequences to what a batch is collated from.
+        encoded: turns a record and its sequences into what a batch is collated from.
     """
 
     def __init__(self, scanned: Scan, encoded: Callable[[Any, list[Encoded]], Any]):
@@ -255,7 +255,7 @@ class RecordDataset(Dataset):
 
     @property
     def identity(self) -> bytes:
-        """The prompts of all records, as bytes that are compared to tell whether the data has changed."""
+        """The prompts of all records, as bytes, to detect changes of the data."""
         return self.scanned.prompt.tobytes()
 
     def where(self, index: int) -> str:
@@ -264,7 +264,7 @@ class RecordDataset(Dataset):
         return self.scanned.files[found["file"]].where(int(found["row"]))
 
     def record(self, index: int) -> Record:
-        """The record as it stands in its file."""
+        """The record as in its file."""
         scanned, found = self.scanned, self.scanned.records[index]
         rows, row = scanned.files[found["file"]], int(found["row"])
         _, records = read_records(rows[row], rows.where(row), scanned.kind, rows.source.format)

@@ -1,4 +1,4 @@
-"""What reading the data came to: counted while it is read, said once, and kept for the record."""
+"""Counts of the data: collected while it is read, printed once, and kept with the model."""
 
 from collections import Counter
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -11,7 +11,7 @@ from instructlit.errors import UserError, counted
 
 @dataclass
 class SplitReport:
-    """Counts of one split. `dropped` are records left out, by reason; `truncated` are kept, but cut and without EOS."""
+    """Counts of one split. `dropped` counts records left out, by reason; `truncated` those cut, without EOS."""
 
     name: str
     kind: str
@@ -34,7 +34,7 @@ class SplitReport:
         return "; ".join(parts)
 
     def require(self, max_dropped_fraction: float, hygiene: frozenset[str]) -> None:
-        """An error where nothing is left, or where more was lost than the user allows (what hygiene takes is not lost).
+        """Raises an error if nothing is left, or more was lost than allowed (rows dropped by hygiene are not lost).
 
         Raises:
             UserError: with the reasons.
@@ -42,7 +42,7 @@ class SplitReport:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.dropped.most_common())
         if not self.kept:
             raise UserError(
-                f"nothing of {counted(self.records, self.kind)} is left: {reasons or 'none were found'}",
+                f"none of {counted(self.records, self.kind)} is left: {reasons or 'none were found'}",
                 where=self.name,
                 expected="at least one that can be learned from",
             )
@@ -64,10 +64,10 @@ class DataReport:
     shared_prompts: int = 0
 
     def lines(self) -> list[str]:
-        """One line for each split, and a warning where one is due."""
+        """One line per split, and a warning if there are shared prompts."""
         lines = [split.line() for split in self.splits]
         if self.shared_prompts:
-            lines.append(f"warning: training has {counted(self.shared_prompts, 'prompt')} of validation too")
+            lines.append(f"warning: training and validation share {counted(self.shared_prompts, 'prompt')}")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class DataReport:
 
 
 def plain(value: Any) -> Any:
-    """A report as containers that JSON knows (`asdict` fails on a Counter); of an array, how many it holds."""
+    """A report as JSON containers (`asdict` fails on a Counter); an array becomes its length."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):

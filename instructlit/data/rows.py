@@ -1,4 +1,4 @@
-"""What every reader of a file has in common: its rows, one at a time, and the words for where each of them is."""
+"""What every reader of a file has in common: its rows, one at a time, and the location of each for messages."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from instructlit.errors import UserError
 
 
 class Rows(ABC):
-    """A file's rows. `rows[i]` is a dict; `where(i)` names the row for a person."""
+    """A file's rows. `rows[i]` is a dict; `where(i)` names the row in messages."""
 
     def __init__(self, source: Source, path: str):
         self.source, self.path = source, path
@@ -27,7 +27,7 @@ class Rows(ABC):
 
     @abstractmethod
     def sha256(self) -> str:
-        """Hash of the bytes that were read when the run began, for the record of what a model was made from."""
+        """Hash of the bytes that were read when the run began, for the model's lineage."""
 
     def _as_row(self, value: Any, index: int) -> dict[str, Any]:
         """A row, which must have fields."""
@@ -43,10 +43,10 @@ def file_hash(path: str) -> str:
 
 
 def value_hash(value: Any) -> str:
-    """The first 64 bits of the SHA-256 of plain JSON values, in hex: enough to tell one state from another."""
+    """The first 64 bits of the SHA-256 of plain JSON values, in hex: enough to distinguish states."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def no_rows(path: str) -> UserError:
-    """What is said of a file without any."""
+    """The error for a file without rows."""
     return UserError("no rows", where=path, expected="at least one row")

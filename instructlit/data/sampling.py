@@ -1,7 +1,7 @@
 """Which rows make which batch, and a loader that can be stopped after any batch and continued.
 
 A plan is a pure function from the number of a batch, counted from the start of training, to the rows of that batch. The
-loader holds nothing but that number, so its state is exact whatever the workers have read ahead. A batch is one
+loader holds nothing but that number, so its state is exact, no matter what the workers have read ahead. A batch is one
 optimiser step's worth; each rank takes every world-size-th row of it, so every rank sees the same number of batches.
 """
 
@@ -34,17 +34,17 @@ class Plan(Protocol):
 
 
 class ShuffledPlan:
-    """Every row once an epoch in an order that is a function of (seed, epoch); what does not fill a batch waits for
-    another.
+    """Every row once per epoch in an order that is a function of (seed, epoch); rows that do not fill a batch wait for
+    a later epoch.
 
     Args:
         groups: rows that share a weight, 1-d int64.
         batch_size: rows of a batch, over all ranks.
-        seed: makes the order, together with the epoch.
-        weights: how often each group's rows come in an epoch; fractions on average over the epochs, however few rows
+        seed: determines the order, together with the epoch.
+        weights: how often each group's rows occur in an epoch; fractions on average over the epochs, however few rows
             share a weight.
         shuffle: False keeps the rows as they come, in every epoch.
-        lengths: tokens of each row, indexed by row; given, rows of like length share a batch (less padding).
+        lengths: tokens of each row, indexed by row; if given, rows of similar length share a batch (less padding).
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ShuffledPlan:
         self._batches = rows // batch_size
         if not self._batches:
             raise UserError(
-                f"{counted(rows, 'row')}: less than one batch of {batch_size}",
+                f"{counted(rows, 'row')}: fewer than one batch of {batch_size}",
                 where="batch_size",
                 expected="at least one whole batch",
                 fix="lower batch_size or add data",
@@ -93,9 +93,9 @@ class ShuffledPlan:
     def _drawn(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The rows that the fractions of the weights add to an epoch, by systematic sampling.
 
-        On a line each row takes as much room as its fraction, one group behind the other, and the row at every whole
-        number is drawn. Where the line begins is random: so each row's chance is its fraction, and an epoch has one row
-        more at most than the fractions' whole sum, which `_batches` counts on.
+        The rows are laid on a line, group after group, each as long as its fraction, and the row at every whole number
+        is drawn. The line's start is random, so each row's chance is its fraction, and an epoch has at most one row
+        more than the whole part of the fractions' sum, which `_batches` relies on.
         """
         if not self._line[-1]:
             return rows[:0]
@@ -103,7 +103,7 @@ class ShuffledPlan:
         return rows[np.diff(np.floor(ends + (rng.random() if self.shuffle else 0.0))) > 0]
 
     def _bucketed(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Sorts by length within stretches of many batches, then shuffles the batches."""
+        """Sorts by length within runs of many batches, then shuffles the batches."""
         assert self.lengths is not None
         stretch = self.batch_size * _BUCKET_BATCHES
         pieces = [rows[i : i + stretch] for i in range(0, len(rows), stretch)]
@@ -112,12 +112,12 @@ class ShuffledPlan:
 
 
 class MixedPlan:
-    """Batches of one plan with the same-numbered batches of another behind; the first says how long an epoch is.
+    """Batches of one plan followed by the same-numbered batches of another; the first defines the length of an epoch.
 
     Args:
         first: the plan that defines the epoch.
-        second: keeps its own epochs: it goes on where it was when the first begins again.
-        offset: added to the second's rows, which lie behind the first's in one dataset.
+        second: keeps its own epochs: it continues where it was when the first starts a new epoch.
+        offset: added to the second's rows, which follow the first's in one dataset.
     """
 
     def __init__(self, first: Plan, second: Plan, offset: int):
@@ -131,11 +131,11 @@ class MixedPlan:
 
 
 class RepeatedPlan:
-    """The first batches of a plan again and again.
+    """The first batches of a plan, repeated.
 
     Args:
-        plan: whose.
-        count: how many.
+        plan: the plan.
+        count: number of batches.
     """
 
     def __init__(self, plan: Plan, count: int):
@@ -152,19 +152,19 @@ class RepeatedPlan:
 class EvenPlan:
     """For evaluation: every row once, in order, in batches of nearly equal size, so that no rank waits for another.
 
-    Every rank has a row in every batch. Where that takes fewer batches than `batch_size` asks for, a batch is larger,
-    by a row a rank at most. Fewer rows than ranks are all seen by each, so that one counts as often as another.
+    Every rank has a row in every batch. If that takes fewer batches than `batch_size` asks for, a batch is larger,
+    by at most one row per rank. With fewer rows than ranks, each rank sees all of them, so that all count equally.
 
     Args:
         rows: the rows, 1-d int64.
-        batch_size: the most rows of a batch, over all ranks.
+        batch_size: maximum rows of a batch, over all ranks.
         world_size: ranks that share each batch.
     """
 
     def __init__(self, rows: np.ndarray, batch_size: int, world_size: int = 1):
         self._rows = rows if len(rows) >= world_size else np.repeat(rows, world_size)
         self._batches = min(-(-len(self._rows) // batch_size), len(self._rows) // world_size)
-        # Cut so that shares of consecutive rows differ by one row at most, and each batch is `world_size` shares.
+        # Split so that shares of consecutive rows differ by at most one row; a batch is `world_size` shares.
         self._edges = np.linspace(0, len(self._rows), self._batches + 1).astype(np.int64)
 
     def __len__(self) -> int:
@@ -175,8 +175,8 @@ class EvenPlan:
 
 
 def repeated(groups: Sequence[np.ndarray], weights: Sequence[float], at_least: int) -> list[float]:
-    """The groups' weights, as many times as an epoch needs to have a batch of `at_least` rows: a text shorter than that
-    is seen several times in it.
+    """The groups' weights, multiplied so that an epoch has a batch of `at_least` rows: a shorter text is seen several
+    times in it.
     """
     rows = sum(len(group) * weight for group, weight in zip(groups, weights, strict=True))
     times = max(1, math.ceil(at_least / rows))
@@ -186,16 +186,16 @@ def repeated(groups: Sequence[np.ndarray], weights: Sequence[float], at_least: i
 class PlannedLoader:
     """Batches of a plan for one rank, from the first in every pass: for evaluation.
 
-    Lightning puts no sampler of its own into it, as it is not a torch `DataLoader` but makes one each pass.
+    Lightning does not replace its sampler, as it is not a torch `DataLoader` but makes one in each pass.
 
     Args:
         rows: `rows[i]` is one encoded row.
         plan: which rows make each batch.
         collate: list of encoded rows to a batch.
-        rank: this process.
+        rank: rank of this process.
         world_size: processes that share each batch.
-        num_workers: processes that read ahead; 0 reads here.
-        pin_memory: hand batches over in page-locked memory, from which a GPU copies while the host goes on.
+        num_workers: worker processes that read ahead; 0 reads in this process.
+        pin_memory: hand batches over in page-locked memory, from which a GPU copies asynchronously.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class PlannedLoader:
         return self._read(range(len(self.plan)))
 
     def _read(self, numbers: range) -> Iterator[Any]:
-        # Its own generator: a torch loader without one draws from the global random state whenever it starts.
+        # Its own generator: without one, a torch loader draws from the global random state at every start.
         loader = DataLoader(
             _Fetched(self.rows),
             batch_sampler=_Shares(self.plan, numbers, self.rank, self.world_size),
@@ -238,20 +238,20 @@ class PlannedLoader:
 class ResumableDataLoader(PlannedLoader):
     """Batches of a training run for one rank, with a position that Lightning saves and restores.
 
-    A pass gives the batches of one epoch and the next pass goes on with the following ones, so that the k-th training
-    batch is the plan's k-th whatever is called an epoch. A pass that was cut short is finished by the next iterator.
+    A pass gives the batches of one epoch and the next pass continues with the following ones, so that the k-th training
+    batch is the plan's k-th, however long an epoch is. A pass that was cut short is finished by the next iterator.
 
     Args:
         rows: `rows[i]` is one encoded row.
         plan: which rows make each batch.
         collate: list of encoded rows to a batch.
-        rank: this process.
+        rank: rank of this process.
         world_size: processes that share each batch.
-        num_workers: processes that read ahead; 0 reads here.
-        pin_memory: hand batches over in page-locked memory, from which a GPU copies while the host goes on.
-        length: batches Lightning is told an epoch has; the plan's own when not given.
+        num_workers: worker processes that read ahead; 0 reads in this process.
+        pin_memory: hand batches over in page-locked memory, from which a GPU copies asynchronously.
+        length: batches per epoch as reported to Lightning; the plan's own if not given.
         limit: Lightning's `limit_train_batches`, so that a pass ends where its epoch does.
-        fingerprint: what the order depends on; a checkpoint made with another is refused.
+        fingerprint: what the order depends on; a checkpoint with another fingerprint is rejected.
         again: every pass gives the batches of the first, as Lightning's `overfit_batches` asks for.
     """
 
@@ -286,11 +286,11 @@ class ResumableDataLoader(PlannedLoader):
         if self._number >= self._pass_start + self._pass_length:
             self._pass_start = self._number
         for batch in self._read(range(self._number, self._pass_start + self._pass_length)):
-            self._number += 1  # before the hand-over: a checkpoint made while the batch is in use counts it as seen
+            self._number += 1  # before yielding: a checkpoint made while the batch is in use counts it as seen
             yield batch
 
     def in_use(self) -> np.ndarray:
-        """Rows (1-d int64) of the batch handed out last, those of all ranks."""
+        """Rows (1-d int64) of the last batch, over all ranks."""
         return self.plan.batch(max(self._number - 1, 0))
 
     def state_dict(self) -> dict[str, Any]:
@@ -301,26 +301,26 @@ class ResumableDataLoader(PlannedLoader):
         """Continues after the batches that `state` has seen.
 
         Raises:
-            UserError: the data or the options that make its order have changed since, and `accepts_changes` is not set.
+            UserError: if the data, or an option that sets its order, has changed and `accepts_changes` is not set.
         """
         then = state["fingerprint"]
         changed = [f"{k} was {then.get(k)}, is {now}" for k, now in self._fingerprint.items() if then.get(k) != now]
         if changed and not self.accepts_changes:
             raise UserError(
-                "the data is not what the run began with: " + "; ".join(changed),
+                "the data differs from what the run began with: " + "; ".join(changed),
                 where="--resume",
-                expected="the same data in the same order, so that the run goes on as if it had not stopped",
-                fix="restore it; `--resume anyway` goes on with the data as it is now, `--resume never` starts anew",
+                expected="the same data in the same order, so that the run continues as if it had not stopped",
+                fix="restore it; `--resume anyway` continues with the data as it is now, `--resume never` starts again",
             )
         for line in changed:
-            rank_zero_warn(f"not exactly as it would have been: {line}")
+            rank_zero_warn(f"the run does not continue exactly as before: {line}")
         self._number, self._pass_start = state["batch"], state["pass_start"]
 
 
 class _Fetched(Dataset):
     """The rows of a batch, or the `UserError` that reading one of them raised.
 
-    A worker process hands an exception on as the text of its stack trace; handed on as a value it stays the message.
+    A worker process passes on an exception as the text of its stack trace; passed on as a value it keeps its message.
     """
 
     def __init__(self, rows: Any):
@@ -337,7 +337,8 @@ class _Fetched(Dataset):
 
 
 def _outlive_sigterm(_: int) -> None:
-    """For the trainer, which may have a batch to finish when all of its group are told to end. It ends with that."""
+    """Ignores SIGTERM in a worker: the trainer may have a batch to finish when its process group is terminated. The
+    worker ends with the trainer."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
@@ -346,7 +347,7 @@ def _collated(collate: Callable[[list[Any]], Any], rows: list[Any] | UserError) 
 
 
 class _Shares(Sampler[list[int]]):
-    """One rank's rows of some batches, worked out as the loader comes to them."""
+    """One rank's rows of some batches, computed when the loader reaches them."""
 
     def __init__(self, plan: Plan, numbers: range, rank: int, world_size: int):
         self._plan, self._numbers, self._rank, self._world_size = plan, numbers, rank, world_size

@@ -18,7 +18,7 @@ class Source:
 
     Args:
         path: a file (.jsonl, .json, .parquet, .csv, .tsv), a glob, a folder written by `datasets`, or a Hub name.
-        weight: how often its rows are seen in an epoch: 2 is twice each, 0.5 half of them, drawn anew in every epoch.
+        weight: how often its rows are seen in an epoch: 2 is twice each, 0.5 half of them, drawn again in every epoch.
         format: "auto", or the one record form its rows must have: native, messages, preference, transcript, sharegpt,
             alpaca, oasst.
         split: the split of a `datasets` folder or Hub name; "train" when not given.
@@ -33,44 +33,44 @@ class Source:
 
     @property
     def identity(self) -> tuple[str | None, ...]:
-        """What of it decides which records its files hold."""
+        """The fields that decide which records its files contain."""
         return self.format, self.split, self.subset
 
 
 Place = str | Source | Path
-"""A bare name is a `Source` with nothing beside its path. `Path` keeps jsonargparse from taking a file that is named
-for a config, whose content then stands in its place; it comes last, for whatever it meets it writes as text."""
+"""A plain name is a `Source` with only a path. `Path` stops jsonargparse from reading a named file as a config and
+putting its content in place of the name; it comes last, because it turns any value into text."""
 
 Sources = str | Source | list[str | Source] | Path
 
 
 def as_source(place: Place) -> Source:
-    """A source as it is, and a name as the source of that path."""
+    """A source unchanged, or the source with that name as its path."""
     return place if isinstance(place, Source) else Source(str(place))
 
 
 def as_sources(value: Sources | None) -> list[Source]:
-    """Any way of naming sources as a list of them; none is an empty list."""
+    """Any form of sources as a list; None is an empty list."""
     if value is None:
         return []
     return [as_source(entry) for entry in (value if isinstance(value, list) else [value])]
 
 
 def require_name(**options: Sources | None) -> None:
-    """Refuse a source whose name is empty, as a variable of the shell may be: it would be taken for none.
+    """Rejects a source with an empty name, such as an unset shell variable: it would be treated as no source.
 
     Args:
         options: the sources, under the names of their options.
 
     Raises:
-        UserError: for the first that is.
+        UserError: for the first empty name.
     """
     for option, value in options.items():
         if any(not source.path for source in as_sources(value)):
             raise UserError(
                 "the name is empty",
                 where=option,
-                expected="a file, a glob, a `datasets` folder or a name on the Hub; null for none",
+                expected="a file, a glob, a `datasets` folder or a name on the Hub; null for no source",
             )
 
 
@@ -80,7 +80,7 @@ def is_dataset_folder(path: Path) -> bool:
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether `path`, which is no file here, can be the name of a dataset on the Hub."""
+    """Whether `path`, which is not a local file, can be the name of a dataset on the Hub."""
     return bool(_HUB_NAME.fullmatch(path)) and not path.lower().endswith(SUFFIXES)
 
 
@@ -88,10 +88,10 @@ def expand(source: Source, option: str) -> list[str]:
     """The files (or the one folder or Hub name) that a source names, sorted.
 
     Raises:
-        UserError: naming `option`, where nothing is found, a file has a form that cannot be read, or the weight is not
-            a finite number above 0.
+        UserError: naming `option`, if nothing is found, a file has an unsupported suffix, or the weight is not a
+            finite number above 0.
     """
-    # Not as soon as there is a source: what it raises is lost where jsonargparse tries one form after another.
+    # Not when the source is created: an exception there is lost, as jsonargparse tries one form after another.
     if not 0 < source.weight < math.inf:
         raise UserError(
             f"source {source.path} has weight {source.weight}", where=option, expected="a finite number above 0"
@@ -102,10 +102,10 @@ def expand(source: Source, option: str) -> list[str]:
             return [str(path)]
         inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
         raise UserError(
-            f"{path} is a folder that `datasets` did not write",
+            f"{path} is a folder that was not written by `datasets`",
             where=option,
             expected="a file, a glob, a folder made by `save_to_disk`, or a Hub name",
-            fix=f"name the files in it: {path / ('*' + Path(inside[0]).suffix)}" if inside else None,
+            fix=f"give the files in it: {path / ('*' + Path(inside[0]).suffix)}" if inside else None,
         )
     if path.is_file():
         files = [str(path)]
@@ -127,9 +127,9 @@ def expand(source: Source, option: str) -> list[str]:
     for file in files:
         if Path(file).suffix.lower() not in SUFFIXES:
             raise UserError(
-                f"{file} has the ending {Path(file).suffix or '(none)'}",
+                f"{file} has the suffix {Path(file).suffix or '(none)'}",
                 where=option,
                 expected=f"one of {', '.join(SUFFIXES)}",
-                fix="unpack it, or write it as JSON Lines",
+                fix="unpack it, or convert it to JSON Lines",
             )
     return files

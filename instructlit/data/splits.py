@@ -1,6 +1,6 @@
 """Which prompts are held out. The choice is a function of the prompt (or user) alone: not of the seed, the order of
 the rows or the other rows, so a prompt does not change sides when data is added, and all its labelers' rows stay
-together. Only `held_out` moves one, where a side would else be empty.
+together. Only `held_out` moves one, if a side would otherwise be empty.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from instructlit.types import PromptText
 
 
 def prompt_key(prompt: PromptText) -> str:
-    """The text that makes two prompts the same: a lone user message counts as its text, outer blanks do not count."""
+    """The text by which prompts are compared: a single user message counts as its text; outer whitespace is ignored."""
     if isinstance(prompt, str):
         return prompt.strip()
     if len(prompt) == 1 and prompt[0]["role"] == "user":
@@ -25,18 +25,18 @@ def hash64(text: str) -> int:
 
 
 def is_held_out(prompt: PromptText, fraction: float) -> bool:
-    """Whether the prompt's hash, as a number between 0 and 1, lies below `fraction`, whatever prompts are beside it."""
+    """Whether the prompt's hash, as a number between 0 and 1, is below `fraction`, regardless of the other prompts."""
     return hash64(prompt_key(prompt)) / 2.0**64 < fraction
 
 
 def held_out(keys: np.ndarray, fraction: float) -> np.ndarray:
-    """True where the row belongs to validation.
+    """True if the row belongs to validation.
 
-    About `fraction` of the distinct keys are held out: those that, as a number between 0 and 1, lie below it. Where
-    that is none of them, or all, the one key nearest to the edge changes sides, as long as there are two.
+    About `fraction` of the distinct keys are held out: those that, as a number between 0 and 1, are below it. If
+    that is none of them, or all, the one key nearest to the threshold changes sides, as long as there are two.
 
     Args:
-        keys: (rows,) uint64, hashes of the prompt or of whatever may not be torn apart.
+        keys: (rows,) uint64, hashes of the prompt, or of whatever must stay together.
         fraction: between 0 and 1; 0 holds nothing out.
     """
     if not fraction:

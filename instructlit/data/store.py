@@ -1,4 +1,4 @@
-"""Tables of numbers in a folder: written a row at a time, read as arrays that are mapped from disk."""
+"""Tables of numbers in a folder: written a row at a time, read as memory-mapped arrays."""
 
 import hashlib
 import json
@@ -28,14 +28,14 @@ class Table:
         self._file, self._buffer, self._digest, self.size = path.open("wb"), bytearray(), hashlib.sha256(), 0
 
     def add(self, rows: bytes) -> None:
-        """Append rows as they lie in memory, little-endian."""
+        """Appends rows as raw bytes, little-endian."""
         self._buffer += rows
         self.size += len(rows)
         if len(self._buffer) >= _BUFFER:
             self._flush()
 
     def close(self) -> dict[str, Any]:
-        """Write what is left; bytes and hash of the whole."""
+        """Writes what is left; returns size and hash of the file."""
         self._flush()
         self._file.close()
         return {"bytes": self.size, "sha256": self._digest.hexdigest()}
@@ -63,17 +63,17 @@ class Writer:
         return self._tables[name]
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Close all tables and write down what they and the `facts`, which JSON must know, are."""
+        """Closes all tables and records them and the `facts`, which must be JSON values."""
         tables = {name: table.close() for name, table in self._tables.items()}
         (self.folder / _MANIFEST).write_text(json.dumps({"tables": tables, "facts": facts}), encoding="utf-8")
 
 
 class Store:
-    """The tables of a folder. Pickled, it is the folder's name: a worker process maps the files itself.
+    """The tables of a folder. Pickling keeps only the folder's name: a worker process maps the files itself.
 
     Args:
-        folder: where a `Writer` has finished.
-        temporary: the folder's owner, where it is to go with this object.
+        folder: a folder completed by a `Writer`.
+        temporary: the folder's owner, if the folder is to be removed with this object.
     """
 
     def __init__(self, folder: Path, temporary: tempfile.TemporaryDirectory[str] | None = None):
@@ -91,7 +91,7 @@ class Store:
         """A table (rows,) of that type, read-only.
 
         Raises:
-            UserError: its file is gone.
+            UserError: if its file is missing.
         """
         if name not in self._mapped:
             path = self.folder / f"{name}.bin"
@@ -101,14 +101,14 @@ class Store:
         return self._mapped[name]
 
     def faults(self) -> Iterator[str]:
-        """Tables that are not what was written: one file after the other is read whole."""
+        """Damaged tables: every file is read completely."""
         for name, told in self._tables.items():
             path = self.folder / f"{name}.bin"
             if not path.is_file() or path.stat().st_size != told["bytes"]:
-                yield f"{path.name} has not the {told['bytes']:,} bytes that were written"
+                yield f"{path.name} does not have the {told['bytes']:,} bytes that were written"
                 continue
             if file_hash(str(path)) != told["sha256"]:
-                yield f"{path.name} has other bytes than were written"
+                yield f"{path.name} differs from what was written"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_temporary": None, "_mapped": {}}
@@ -116,7 +116,7 @@ class Store:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """An error of the system about the file of a store, as a message.
+    """Turns a system error about a file of a store into a message.
 
     Raises:
         UserError: for any `OSError` within.
@@ -125,8 +125,8 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the file for the ids of the data is of no use: {error.strerror}",
+            f"the file for the token ids cannot be used: {error.strerror}",
             where=str(path),
-            expected="four bytes a token of room there, and that nobody clears the folder during the run",
-            fix="set INSTRUCTLIT_CACHE (or, with INSTRUCTLIT_CACHE=off, TMPDIR) to a folder that has both",
+            expected="four bytes of free space per token, and a folder that is not cleared during the run",
+            fix="set INSTRUCTLIT_CACHE (or, with INSTRUCTLIT_CACHE=off, TMPDIR) to such a folder",
         ) from error

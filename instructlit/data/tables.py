@@ -1,6 +1,4 @@
-"""Rows of tables: Parquet, CSV and TSV files, `datasets` folders and data sets of the Hub, as Arrow tables mapped from
-disk.
-"""
+"""Rows of tables: Parquet, CSV and TSV files, `datasets` folders and Hub datasets, as memory-mapped Arrow tables."""
 
 import csv
 import hashlib
@@ -17,21 +15,21 @@ from instructlit.data.unchanged import WatchedFolder
 from instructlit.errors import UserError, first_line
 
 CELLS: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
-"""How the text of a table is cut into cells, by the file's ending; in .tsv a quotation mark is one like any other."""
+"""How the text of a table is split into cells, by the file's suffix; in .tsv a quote is an ordinary character."""
 DEFAULT_SPLIT = "train"
 _LISTS_IN_CELLS = ("completions", "ranks", "ratings", "flags", "policy", "models", "messages", "conversations")
 _MESSAGES_IN_CELLS = ("prompt", "completion", "chosen", "rejected")
 
 
 class Table(Rows):
-    """A Parquet, CSV or TSV file, a `datasets` folder or a dataset of the Hub, as an Arrow table mapped from disk."""
+    """A Parquet, CSV or TSV file, a `datasets` folder or a dataset on the Hub, as a memory-mapped Arrow table."""
 
     def __init__(self, source: Source, path: str):
         super().__init__(source, path)
         self._is_text = Path(path).suffix.lower() in CELLS
         self._sha256 = file_hash(path) if Path(path).is_file() else None
         self._table = _load_table(source, path, self._sha256)
-        # What `datasets` wrote is mapped as it lies; of any other file it has made a copy in its cache.
+        # What `datasets` wrote is mapped directly; it copies any other file to its cache.
         self._arrow_files = _arrow_files(Path(path))
         self._watched = WatchedFolder(self._arrow_files)
 
@@ -56,7 +54,7 @@ class Table(Rows):
         return self._sha256
 
     def _from_cells(self, row: dict[str, Any], index: int) -> dict[str, Any]:
-        """Cells are text; lists stand in a cell as JSON. An empty cell of an optional field is no value."""
+        """Cells are text; lists are JSON in a cell. An empty cell of an optional field means no value."""
         for key, cell in list(row.items()):
             if key in _LISTS_IN_CELLS and cell.startswith("["):
                 row[key] = parse(cell.encode(), f"{self.where(index)}: {key}")
@@ -65,21 +63,21 @@ class Table(Rows):
             elif cell == "" and key not in ("text", "output", "input"):
                 del row[key]
             elif key == "weight":
-                with suppress(ValueError):  # what is no number is told with the field
+                with suppress(ValueError):  # a value that is not a number is reported with the field
                     row[key] = float(cell)
         return row
 
 
 def _arrow_files(folder: Path) -> list[Path]:
-    """The files that the data set of a folder is made of, sorted: beside them lies what other programs have made of it.
-    Of any other path none.
+    """The files of the dataset in a folder, sorted, without caches that other programs have left there. None for any
+    other path.
     """
     states = {state.parent: json.loads(state.read_text(encoding="utf-8")) for state in folder.rglob("state.json")}
     return sorted(parent / part["filename"] for parent, state in states.items() for part in state["_data_files"])
 
 
 def _messages_or_text(cell: str) -> Any:
-    """A cell as the messages that it lists in JSON (or the one of ShareGPT), else as the text it is."""
+    """A cell as the messages that it lists in JSON (or the one message of ShareGPT), otherwise as text."""
     if not cell.startswith(("[", "{")):
         return cell
     try:
@@ -92,20 +90,20 @@ def _messages_or_text(cell: str) -> Any:
 
 
 def _without_none(value: Any) -> Any:
-    """Arrow fills every field that some other row has; None is "no such field" again."""
+    """Arrow gives every row the fields of all others; removes those that are None."""
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _columns(path: str, cells: dict[str, Any], whole: bool) -> list[str]:
-    """The names in the first line of a table, each of which is there once.
+    """The names in the first line of a table, which must be unique.
 
     Args:
         path: the file.
-        cells: how it is cut into cells.
-        whole: see to it that there are rows and every one has as many: a comma that is not in quotes would move the
-            others to columns that are not theirs.
+        cells: how it is split into cells.
+        whole: check that there are rows and that each has that many cells: an unquoted comma would move the others
+            to the wrong columns.
     """
     limit = csv.field_size_limit((1 << 31) - 1)  # texts may be longer than the 128 KiB that a cell has by default
     line = 1
@@ -115,7 +113,7 @@ def _columns(path: str, cells: dict[str, Any], whole: bool) -> list[str]:
             columns = next(reader)
             if twice := {name for name in columns if name and columns.count(name) > 1}:
                 raise UserError(
-                    f"the names {', '.join(sorted(twice))} are there twice",
+                    f"the names {', '.join(sorted(twice))} occur twice",
                     where=f"{path}:1",
                     expected="every name once",
                 )
@@ -136,7 +134,7 @@ def _columns(path: str, cells: dict[str, Any], whole: bool) -> list[str]:
         with open(path, "rb") as file:
             for line, data in enumerate(file, start=1):
                 decoded(data, f"{path}:{line}")
-        raise  # never: one of the lines is not UTF-8
+        raise  # not reached: one of the lines is not UTF-8
     except csv.Error as error:
         raise UserError(f"not CSV ({error})", where=f"{path}:{line}", expected="every quote closed") from error
     finally:
@@ -145,7 +143,7 @@ def _columns(path: str, cells: dict[str, Any], whole: bool) -> list[str]:
 
 
 def _ask_hub(name: str) -> None:
-    """Fails soon where the Hub has no such dataset or does not answer, where `datasets` would go on trying."""
+    """Fails early if the Hub has no such dataset or does not answer; `datasets` would keep trying."""
     from huggingface_hub import HfApi, constants
 
     if not constants.HF_HUB_OFFLINE:
@@ -153,12 +151,12 @@ def _ask_hub(name: str) -> None:
 
 
 def _load_table(source: Source, path: str, sha256: str | None) -> Any:
-    """The Arrow table of a source; `sha256` is of its bytes where it is a file."""
+    """The Arrow table of a source; `sha256` is that of its bytes if it is a file."""
     import datasets
     from datasets import config
 
     datasets.disable_progress_bars()
-    # `datasets` tells its copies of files apart by path and time alone, which another content may have too.
+    # `datasets` identifies its copies by path and time only, which other content may share.
     copies = str(Path(config.HF_DATASETS_CACHE) / f"instructlit-{sha256}")
     try:
         if is_dataset_folder(Path(path)):
@@ -168,7 +166,7 @@ def _load_table(source: Source, path: str, sha256: str | None) -> Any:
         elif (cells := CELLS.get(Path(path).suffix.lower())) is not None:
             # Everything as text: a completion "42" or "NA" is not a number or a gap. A column without a name, such as
             # the index that pandas writes, has the name that pandas gives it when it reads.
-            columns = _columns(path, cells, whole=not Path(copies).exists())  # what has a copy was looked through then
+            columns = _columns(path, cells, whole=not Path(copies).exists())  # what has a copy was checked before
             names = [name or f"Unnamed: {i}" for i, name in enumerate(columns)]
             features = datasets.Features(dict.fromkeys(names, datasets.Value("string")))
             table = datasets.Dataset.from_csv(path, features=features, cache_dir=copies, keep_default_na=False, **cells)
@@ -177,12 +175,12 @@ def _load_table(source: Source, path: str, sha256: str | None) -> Any:
             table = datasets.load_dataset(path, source.subset, split=source.split or DEFAULT_SPLIT)
     except UserError:
         raise
-    except Exception as error:  # pyarrow, pandas, fsspec and the Hub client all raise their own kinds
+    except Exception as error:  # pyarrow, pandas, fsspec and the Hub client all raise their own exceptions
         hub = is_hub_name(path) and not Path(path).exists()
         raise UserError(
             f"could not be read: {first_line(error.__cause__ or error)}",
             where=path,
-            expected="an existing file, or a dataset of the Hub and a way to reach it" if hub else "a whole file",
+            expected="an existing file, or a dataset on the Hub that can be reached" if hub else "a complete file",
             fix="with HF_HUB_OFFLINE=1 a dataset that was loaded before comes from the cache" if hub else None,
         ) from error
     table = _split(table, source.split, path)
@@ -192,7 +190,7 @@ def _load_table(source: Source, path: str, sha256: str | None) -> Any:
 
 
 def _split(table: Any, split: str | None, path: str) -> Any:
-    """The split that is asked for, of what holds several or is one."""
+    """The requested split of a table that has several or is one."""
     import datasets
 
     if isinstance(table, datasets.DatasetDict):
@@ -203,6 +201,6 @@ def _split(table: Any, split: str | None, path: str) -> Any:
             )
         return table[wanted]
     if split and str(table.split) != split:
-        is_one = f"the one that it is, {table.split}" if table.split else "none: the folder is not parted into splits"
-        raise UserError(f"no split {split!r}", where=path, expected=is_one, fix="take `split` away")
+        is_one = f"{table.split}, the only split" if table.split else "no split: the folder is not divided into splits"
+        raise UserError(f"no split {split!r}", where=path, expected=is_one, fix="remove `split`")
     return table

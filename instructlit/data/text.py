@@ -9,8 +9,8 @@ from instructlit.types import TokenBatch
 
 
 class TextData(DataModule):
-    """Blocks of equal length, cut from documents and their EOS one after the other, or (without packing) every document
-    by itself; loss on all tokens but the first.
+    """Blocks of equal length, cut from concatenated documents (each with EOS), or (without packing) every document by
+    itself; loss on all tokens but the first.
     """
 
     kind = "text"
@@ -37,19 +37,19 @@ class TextData(DataModule):
         Args:
             tokenizer: folder or Hub name of the tokenizer, usually that of the model.
             train: rows with `text` to train on: a file, a glob, a `datasets` folder, a Hub name, or a list of them.
-            validation: rows to validate on; without, a part of the training documents is held out.
-            test: rows for `instructlit test`; without, those of validation.
-            validation_fraction: share of the training documents to hold out where no validation files are named.
-            batch_size: blocks of one optimiser step, over all processes.
-            block_size: tokens of a block; the most of a piece of a document, without packing.
-            packing: whether documents follow one another in a block, and attend to those before; without, every row is
+            validation: rows to validate on; if not given, a part of the training documents is held out.
+            test: rows for `instructlit test`; if not given, those of validation.
+            validation_fraction: share of the training documents to hold out if no validation files are named.
+            batch_size: blocks per optimiser step, over all processes.
+            block_size: tokens of a block; without packing, the maximum length of a piece of a document.
+            packing: whether documents follow one another in a block, and attend to earlier ones; if not, every row is
                 one document, which suits texts much shorter than a block.
-            length_bucketing: whether rows of like length share a batch, which saves padding without packing.
-            num_workers: processes that read ahead; 0 does it in the training process.
-            seed: makes the order of the blocks, together with the epoch.
+            length_bucketing: whether rows of similar length share a batch, which saves padding without packing.
+            num_workers: worker processes that read ahead; 0 does this in the training process.
+            seed: determines the order of the blocks, together with the epoch.
             tokenizer_revision: branch, tag or commit of the tokenizer on the Hub.
             trust_remote_code: whether code that comes with the tokenizer may run.
-            padding_token: token to pad with, where the tokenizer names none.
+            padding_token: token to pad with, if the tokenizer has no pad token.
         """
         options = Options(
             tokenizer, train, validation, test, validation_fraction, batch_size, "plain", num_workers, seed,
@@ -60,7 +60,7 @@ class TextData(DataModule):
         self.block_size, self.packing, self.length_bucketing = block_size, packing, length_bucketing
 
     def row_lengths(self) -> dict[str, int]:
-        """Those of a block."""
+        """The limit of a block."""
         return {"block_size": self.block_size}
 
     def collate(self, rows: list[Encoded]) -> TokenBatch:

@@ -1,9 +1,9 @@
 """Text to ids. Prompt and completion are tokenised together; the loss mask comes from character offsets.
 
 A token that holds any character of the completion belongs to the response. Where the tokenizer merges the end of the
-prompt with the start of the completion (a prompt that ends in a space, say) the ids of the prompt alone are no prefix
-of the example's; `Encoder.prompt_is_prefix` tells, and `instructlit data check` counts. A blank line or a template's
-marker between the two keeps them apart.
+prompt with the start of the completion (a prompt that ends in a space, say) the ids of the prompt alone are not a
+prefix of the example's; `Encoder.prompt_is_prefix` detects this, and `instructlit data check` counts it. A blank line
+or a template's marker between the two keeps them apart.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from instructlit.types import PromptText
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sequence: prompt, response and, where nothing was cut off, exactly one EOS.
+    """One sequence: prompt, response and, if nothing was cut off, exactly one EOS.
 
     Example with `ord` as the tokenizer, prompt "ab", completion "c", EOS 0: `ids = [97, 98, 99, 0]`, `start = 2`.
     """
@@ -35,7 +35,7 @@ class Encoded:
         return [i >= self.start for i in range(len(self.ids))]
 
     def cut(self, length: int | None) -> "Encoded":
-        """Its first `length` tokens; None, or a length it does not pass, changes nothing."""
+        """Its first `length` tokens; None, or a length it does not exceed, changes nothing."""
         if length is None or len(self.ids) <= length:
             return self
         return Encoded(self.ids[:length], self.start, truncated=True)
@@ -52,7 +52,7 @@ class Encoder:
     Args:
         tokenizer: a fast Hugging Face tokenizer that has an EOS.
         template: see `Renderer`.
-        max_length: tokens of prompt and response together; what is longer is cut at the end and gains no EOS.
+        max_length: tokens of prompt and response together; longer ones are truncated at the end and get no EOS.
     """
 
     def __init__(self, tokenizer: Any, template: str = "auto", max_length: int | None = None):
@@ -60,7 +60,7 @@ class Encoder:
         self.max_length = max_length
         self.bos: int | None = tokenizer.bos_token_id
         self.eos: int = tokenizer.eos_token_id
-        # A copy of our own: truncation or padding switched on by someone else's call must not reach these ids.
+        # A copy: truncation or padding that other code turns on must not affect these ids.
         self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -68,7 +68,7 @@ class Encoder:
 
     @property
     def identity(self) -> dict[str, Any] | None:
-        """All that ids depend on beside the text, as JSON knows it; None for a template that asks what day it is."""
+        """Everything the ids depend on besides the text, as JSON values; None for a template that uses the date."""
         tokenizer, template = self.renderer.tokenizer, self.renderer.template
         if template is not None and "strftime_now" in template:
             return None
@@ -81,12 +81,12 @@ class Encoder:
         }
 
     def prompt(self, prompt: PromptText) -> list[int]:
-        """Ids of the prompt as the model meets it when it is to answer."""
+        """Ids of the prompt as the model sees it when it answers."""
         return self._ids(self.renderer.prompt(prompt))[0]
 
     def example(self, prompt: PromptText, completion: str, ended: bool = True) -> Encoded:
-        """Ids of prompt, completion and EOS, tokenised as one text and cut to `max_length`; without EOS where the
-        completion is cut off already (not `ended`).
+        """Ids of prompt, completion and EOS, tokenised as one text and truncated to `max_length`; without EOS if the
+        completion was already cut off (not `ended`).
         """
         text, (start, _) = self.renderer.example(prompt, completion, ended)
         ids, ends = self._ids(text)
@@ -98,14 +98,14 @@ class Encoder:
         return Encoded(ids, first).cut(self.max_length)
 
     def document(self, text: str) -> list[int]:
-        """Ids of a document of the pretraining mix and the EOS that parts it from the next."""
+        """Ids of a document of the pretraining mix and the EOS that separates it from the next."""
         ids, _ = self._encode(text, special=True)
         while ids[-1:] == [self.eos]:  # of the text: one is enough
             ids.pop()
         return [*ids, self.eos]
 
     def prompt_is_prefix(self, prompt: PromptText, example: Encoded) -> bool:
-        """Whether the prompt alone has the ids with which `example`, of the same prompt and not cut, begins."""
+        """Whether `example`, made from this prompt and not truncated, begins with the ids of the prompt alone."""
         ids = self.prompt(prompt)
         return example.ids[: len(ids)] == ids and example.start == len(ids)
 

@@ -1,4 +1,4 @@
-"""Loading a tokenizer and refusing one that could only be used by guessing."""
+"""Loads a tokenizer and rejects one that could only be used by guessing."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.j
 def load_tokenizer(
     path: str, revision: str | None = None, trust_remote_code: bool = False, padding_token: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer in a folder or of a Hub name, with an EOS and a pad token that are really its own.
+    """The tokenizer in a folder or on the Hub, with an EOS and a pad token of its own.
 
     Raises:
-        UserError: no such folder or name, a revision of a folder, a tokenizer without character offsets, without EOS,
-            or without a pad token.
+        UserError: if there is no such folder or name, a revision is given for a folder, or the tokenizer has no
+            character offsets, no EOS or no pad token.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -38,7 +38,7 @@ def load_tokenizer(
         place = reachable(path, revision, "tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises many kinds here; every one of them means "not loadable"
+    except Exception as error:  # transformers raises many kinds of exceptions here; each of them means "not loadable"
         raise UserError(
             f"{path} could not be loaded: {first_line(error)}",
             where="tokenizer",
@@ -51,7 +51,7 @@ def checked_tokenizer(tokenizer: Any, name: str, padding_token: str | None = Non
     """`tokenizer` itself, with `padding_token` set; an error where offsets, EOS or pad token are missing."""
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
-            f"{name} has no fast (tokenizers library) version, so it cannot tell the characters of a token",
+            f"{name} has no fast (tokenizers library) version, so it cannot give the character offsets of tokens",
             where="tokenizer",
             expected="a tokenizer saved with tokenizer.json; the loss mask comes from character offsets",
         )
@@ -66,7 +66,7 @@ def checked_tokenizer(tokenizer: Any, name: str, padding_token: str | None = Non
             raise UserError(
                 f"{padding_token!r} is not a token of {name}",
                 where="padding_token",
-                expected="a token that the vocabulary already holds, so that no embedding has to be added",
+                expected="a token that is already in the vocabulary, so that no embedding has to be added",
                 fix=f'use its EOS: --data.padding_token "{tokenizer.eos_token}"',
             )
         tokenizer.pad_token = padding_token
@@ -74,8 +74,8 @@ def checked_tokenizer(tokenizer: Any, name: str, padding_token: str | None = Non
         raise UserError(
             f"{name} has no pad token",
             where="padding_token",
-            expected="a token to fill the short rows of a batch with",
-            fix=f'name one: --data.padding_token "{tokenizer.eos_token}" is its EOS, and safe here since masks go by'
-            " length; a reserved token of the vocabulary is better where others will use the model",
+            expected="a token to fill up the shorter rows of a batch",
+            fix=f'set one: --data.padding_token "{tokenizer.eos_token}" is its EOS, which is safe here, as masks come'
+            " from lengths; a reserved token of the vocabulary is better if other programs will use the model",
         )
     return tokenizer

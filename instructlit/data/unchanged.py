@@ -1,7 +1,7 @@
-"""Notices that a file is no longer the one whose rows were counted and checked when the run began.
+"""Detects that a file is no longer the one whose rows were counted and checked when the run began.
 
-Rows are read again all through a run, from offsets noted at its start: in a file that somebody writes to they would
-silently be other rows. A look at size and time with every row costs a microsecond; only where they differ is the file
+Rows are read again all through a run, from offsets noted at its start: if the file was written to, they
+would silently be other rows. Checking size and time with every row costs a microsecond; only if they differ is the file
 read again, and its hash decides.
 """
 
@@ -20,7 +20,7 @@ _EVERY_SECONDS = 1.0
 
 
 def stamp(found: os.stat_result) -> Stamp:
-    """What tells one state of a file from another at no cost: device, inode, size in bytes, time of change in ns."""
+    """A cheap identification of a file's state: device, inode, size in bytes, time of change in ns."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
@@ -29,7 +29,7 @@ class WatchedFile:
 
     Args:
         path: the file.
-        sha256: of its bytes then.
+        sha256: hash of its bytes at that time.
         seen: its stamp, taken before they were read.
     """
 
@@ -41,18 +41,18 @@ class WatchedFile:
         """A descriptor for reading.
 
         Raises:
-            UserError: the file is not there any more, or cannot be opened.
+            UserError: if the file no longer exists or cannot be opened.
         """
         try:
             return os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            raise changed(self.path, f"cannot be opened any more: {error.strerror}") from error
+            raise changed(self.path, f"can no longer be opened: {error.strerror}") from error
 
     def check(self, descriptor: int) -> None:
-        """To be called after each read: what was read before a change that is seen now may be of either.
+        """To be called after each read: data read before a change was noticed may be old or new.
 
         Raises:
-            UserError: the file has another content than at the start; naming what is different.
+            UserError: if the content differs from that at the start; says what is different.
         """
         found = os.fstat(descriptor)
         now = stamp(found)
@@ -62,17 +62,17 @@ class WatchedFile:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             if content != self.sha256:
                 raise changed(self.path, _difference(self._seen, now))
-            self._seen = now  # touched, or copied over by its like
+            self._seen = now  # touched, or replaced by an identical copy
         if not found.st_nlink and not self._told:
             self._told = True
             rank_zero_warn(
-                f"{self.path} was removed or replaced while the run reads it. It goes on with the file it has opened; "
-                "put that back before the run is resumed."
+                f"{self.path} was removed or replaced while the run was reading it. The run continues with the file it "
+                "has opened; put that file back before you resume the run."
             )
 
 
 class WatchedFolder:
-    """Files that are mapped into memory, where a change of their bytes is a change of the rows.
+    """Files that are mapped into memory, where changing their bytes changes the rows.
 
     Args:
         paths: the files.
@@ -83,10 +83,10 @@ class WatchedFolder:
         self._looked = 0.0
 
     def check(self) -> None:
-        """Looks at most once a second, for there may be thousands. A file that is removed or replaced stays mapped.
+        """Checks at most once a second, as there may be thousands. A file that is removed or replaced stays mapped.
 
         Raises:
-            UserError: a file was written to since the start.
+            UserError: if a file was written to since the start.
         """
         if time.monotonic() - self._looked < _EVERY_SECONDS:
             return
@@ -101,18 +101,18 @@ class WatchedFolder:
 
 
 def changed(path: str, what: str) -> UserError:
-    """The message about a file that is not what it was."""
+    """The error for a file that has changed."""
     return UserError(
         f"the file {what}",
         where=path,
         expected="the file as it was when the run began, whose rows were counted and checked then",
-        fix="put it back and go on from the last checkpoint, or start a new run on the file as it is",
+        fix="put it back and resume from the last checkpoint, or start a new run with the file as it is",
     )
 
 
 def _difference(seen: Stamp, now: Stamp) -> str:
     if now[:2] != seen[:2]:
-        return "was replaced by another while the run reads it"
+        return "was replaced by another while the run was reading it"
     if now[2] != seen[2]:
-        return f"was changed while the run reads it: it has {now[2]:,} bytes and had {seen[2]:,}"
-    return "was changed while the run reads it: it has as many bytes as before, but others"
+        return f"was changed while the run was reading it: it has {now[2]:,} bytes and had {seen[2]:,}"
+    return "was changed while the run was reading it: it has the same size, but different content"

@@ -181,7 +181,7 @@ def test_other_settings_or_data_are_refused_or_said(command: Call, tmp_path: Pat
     train.write_text(rows.replace("completion", "completion", 1).rstrip("\n").removesuffix('"}') + ' more"}\n')
     status, said = command("other")
     assert status == 2
-    assert "the data is not what the run began with: train files was" in said
+    assert "the data differs from what the run began with: train files was" in said
     status, said = command("other", "--resume", "anyway", "--model.init_args.gradient_clip_norm", "0.5")
     assert status == 0
     assert "not exactly as it would have been: model.init_args.gradient_clip_norm: was 1.0, is 0.5" in said

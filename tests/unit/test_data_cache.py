@@ -186,7 +186,7 @@ def test_a_damaged_entry_is_told_and_made_anew(
     else:
         manifest.unlink()
     encodings.clear()
-    with pytest.warns(UserWarning, match="damaged and are made anew"):
+    with pytest.warns(UserWarning, match="damaged and are made again"):
         again = batches(ready("demonstration", tiny_llama_dir, path))
     assert len(encodings) == 24
     assert all(torch.equal(one, two) for one, two in zip(made, again, strict=True))
@@ -210,7 +210,7 @@ def test_where_nothing_can_be_kept_the_run_goes_on(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("INSTRUCTLIT_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="nothing is kept in .*file"):
+    with pytest.warns(UserWarning, match="cannot cache the token ids in .*file"):
         data = ready("demonstration", tiny_llama_dir, written(tmp_path / "d.jsonl", "demonstration"))
     assert batches(data)
 

@@ -139,20 +139,20 @@ def test_several_templates_and_no_default() -> None:
 
 def test_roles_that_a_template_refuses() -> None:
     picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + OPENED
-    with pytest.raises(UserError, match=r"refuses the roles system, user, assistant, user: no system"):
+    with pytest.raises(UserError, match=r"rejects the roles system, user, assistant, user: no system"):
         renderer(picky).prompt(TURNS)
-    with pytest.raises(UserError, match=r"refuses the roles user: division by zero"):
+    with pytest.raises(UserError, match=r"rejects the roles user: division by zero"):
         renderer("{{ 1 / 0 }}" + OPENED)
 
 
 @pytest.mark.parametrize("fault", ["{{ messages[0]['content'].index('?') }}", "{{ 1 / 0 }}", "{{ messages[7].role }}"])
 def test_a_template_that_fails_is_one_message(fault: str) -> None:
-    with pytest.raises(UserError, match="the chat template refuses the roles user: "):
+    with pytest.raises(UserError, match="the chat template rejects the roles user: "):
         renderer(fault + OPENED)
 
 
 def test_a_template_that_leaves_the_answer_out() -> None:
-    with pytest.raises(UserError, match="leaves out what the assistant said"):
+    with pytest.raises(UserError, match="omits the assistant's message"):
         renderer("{% for m in messages %}{{ m['role'] }}{% endfor %}")
 
 

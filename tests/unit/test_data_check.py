@@ -68,7 +68,7 @@ def test_all_wrong_rows_are_counted_and_the_first_shown(check: Any, jsonl: Calla
     assert status == 1
     assert (source["wrong"], len(source["wrong_rows"])) == (8, 5)
     assert "d.jsonl:2: prompt: found the number 0" in source["wrong_rows"][0]
-    assert says(report, "fatal", "8 wrong rows")
+    assert says(report, "fatal", "8 invalid rows")
 
 
 def test_a_system_message_that_all_share_makes_no_near_duplicates(check: Any, jsonl: Callable[..., Path]) -> None:
@@ -88,7 +88,7 @@ def test_a_row_that_the_chat_template_refuses_is_named(check: Any, jsonl: Callab
     status, report = check(file, tokenizer=tokenizer, template=refuses)
     assert status == 1
     (told,) = report["sources"][0]["wrong_rows"]
-    assert told.startswith(f"{file}:2: prompt: the chat template refuses the roles system, user")
+    assert told.startswith(f"{file}:2: prompt: the chat template rejects the roles system, user")
 
 
 def test_a_broken_line_in_the_middle(check: Any, tmp_path: Path, tokenizer: str) -> None:
@@ -106,7 +106,7 @@ def test_what_is_cut_and_what_is_dropped(check: Any, jsonl: Callable[..., Path],
     assert status == 0
     assert (source["truncated"], source["missing_eos"]) == (1, 1)
     assert source["dropped"] == {"with a prompt over 8 tokens": 1}
-    assert says(report, "warning", "cut at max_length")
+    assert says(report, "warning", "truncated at max_length")
     status, report = check(jsonl("d", rows), tokenizer=tokenizer, max_length=6, max_prompt_length=20)
     assert report["sources"][0]["dropped"] == {"with no token left to learn": 1}
     status, report = check(jsonl("d", rows[-2:]), tokenizer=tokenizer, max_length=16)
@@ -123,7 +123,7 @@ def test_duplicates_and_shared_prompts(check: Any, jsonl: Callable[..., Path], t
     assert report["sources"][0]["duplicates"] == 3
     assert report["sources"][0]["prompts"] == 16
     assert report["shared_prompts"] == {"train, validation": 2}
-    assert says(report, "warning", "2 prompts in validation too")
+    assert says(report, "warning", "2 prompts also in validation")
 
 
 def test_pad_is_eos_and_eos_inside(check: Any, tmp_path: Path, jsonl: Callable[..., Path]) -> None:
@@ -141,7 +141,7 @@ def test_special_tokens_in_the_text(check: Any, jsonl: Callable[..., Path], toke
     forged = [{"prompt": p, "completion": c} for p, c in rows]
     _, report = check(jsonl("d", forged), tokenizer=tokenizer)
     assert report["sources"][0]["special_inside"] == 2
-    assert says(report, "warning", "2 records with a special token written out")
+    assert says(report, "warning", "2 records with a special token spelled out")
     turns = [{"prompt": [{"role": "user", "content": "a<eos>b"}], "completions": ["c", "d"], "ranks": [1, 2]}]
     assert check(jsonl("c", turns), tokenizer=tokenizer)[1]["sources"][0]["special_inside"] == 1
     assert check(jsonl("p", [{"prompt": "<pad>"}]), tokenizer=tokenizer)[1]["sources"][0]["special_inside"] == 1
@@ -153,7 +153,7 @@ def test_characters_without_a_token(check: Any, tmp_path: Path, jsonl: Callable[
     file = jsonl("d", [{"prompt": "é", "completion": "c"}, {"prompt": "p", "completion": "é"}])
     _, report = check(file, tokenizer=tokenizer)
     assert report["sources"][0]["unknown"] == 1
-    assert says(report, "warning", "1 sequence with what the tokenizer has no token for")
+    assert says(report, "warning", "1 sequence with text that the tokenizer has no token for")
     assert check(jsonl("t", [{"text": "né"}]), tokenizer=tokenizer)[1]["sources"][0]["unknown"] == 1
     alike = make_char_tokenizer()
     alike.unk_token = "<eos>"  # as GPT-2's are one token
@@ -168,12 +168,12 @@ def test_template_mismatch(check: Any, tmp_path: Path, jsonl: Callable[..., Path
     file = jsonl("d", [{"prompt": "p", "completion": " c"}, {"prompt": "q", "completion": "c"}])
     _, report = check(file, tokenizer=str(tmp_path))
     assert report["sources"][0]["template_mismatch"] == 1
-    assert says(report, "warning", "1 example unlike what the chat template makes")
+    assert says(report, "warning", "1 example unlike the chat template's rendering")
     assert says(report, "warning", "does not end a turn with EOS")
-    assert says(report, "warning", "writes '<assistant>' before an answer and not as a generation prompt")
+    assert says(report, "warning", "writes '<assistant>' before an answer but not as a generation prompt")
     assert not says(report, "warning", "writes no BOS")
     _, report = check(file, tokenizer=str(tmp_path), template="plain")
-    assert says(report, "warning", "`template: plain` passes it by")
+    assert says(report, "warning", "which `template: plain` ignores")
     assert not check(text_file, tokenizer=str(tmp_path))[1]["problems"], "text is read without a template"
 
 
@@ -197,7 +197,7 @@ def test_conversations_without_a_template(check: Any, jsonl: Callable[..., Path]
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     _, report = check(jsonl("d", [{"messages": turns}]), tokenizer=tokenizer)
     assert report["sources"][0]["formats"] == {"messages": 1}
-    assert says(report, "note", "1 prompt of messages")
+    assert says(report, "note", "1 prompt made of messages")
 
 
 @pytest.mark.parametrize("tokenized", [False, True])
@@ -211,7 +211,7 @@ def test_dialogues_that_part_before_their_last_turn(
     _, report = check(jsonl("c", rows), tokenizer=tokenizer if tokenized else None)
     assert report["sources"][0]["formats"] == {"transcript": 2}
     assert report["sources"][0]["later_turns"] == 1
-    assert says(report, "warning", "1 completion with a later turn of the user ('\\n\\nHuman:')")
+    assert says(report, "warning", "1 completion with a later user turn ('\\n\\nHuman:')")
 
 
 def test_pairs_by_hand() -> None:
@@ -286,7 +286,7 @@ def test_what_stops_it(check: Any, tmp_path: Path, demonstrations_file: Path, to
     )
     assert status == 1
     assert says(report, "fatal", "no such file: none.jsonl")
-    with pytest.raises(UserError, match="nothing to check"):
+    with pytest.raises(UserError, match="no files and no config are given"):
         data_check()
     with pytest.raises(UserError, match="both files and a config"):
         data_check(["x"], config=["y"])
@@ -302,7 +302,13 @@ def test_the_table(capsys: pytest.CaptureFixture[str], jsonl: Callable[..., Path
     file = jsonl("c", [*COMPARISONS, {"prompt": "p", "completions": ["a"], "ranks": [1]}])
     assert data_check([str(file)], tokenizer=tokenizer) == 1
     out = capsys.readouterr().out
-    for words in ("comparisons", "form: native", "tied pairs", '"longer wins" is right', "fatal: train: 1 wrong row;"):
+    for words in (
+        "comparisons",
+        "form: native",
+        "tied pairs",
+        '"longer wins" is right',
+        "fatal: train: 1 invalid row;",
+    ):
         assert words in out
 
 

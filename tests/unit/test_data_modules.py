@@ -77,7 +77,7 @@ def test_shared_prompts_are_said(tokenizer: str, demonstrations_file: Path, capl
     with caplog.at_level(logging.INFO):
         data = ready(DemonstrationData(tokenizer, file, validation=file, batch_size=4, max_length=64))
     assert data.report.shared_prompts == 16
-    assert "training has 16 prompts of validation too" in caplog.text
+    assert "training and validation share 16 prompts" in caplog.text
     assert "train: 16 demonstrations of 16 rows" in caplog.text
 
 
@@ -142,7 +142,7 @@ def test_comparisons_that_differ_only_beyond_the_cut_are_dropped(tokenizer: str,
     data = ready(ComparisonData(tokenizer, str(jsonl("c", rows)), max_dropped_fraction=0.5, **options))
     (batch,) = data.train_dataloader()
     assert sorted(batch.ranks.tolist()) == [1, 1, 2, 2, 3]
-    dropped = {"with the same completions up to 4 tokens": 1, "with the same completions": 1}
+    dropped = {"with identical completions up to 4 tokens": 1, "with identical completions": 1}
     assert data.report.splits[0].dropped == dropped
 
 
@@ -240,7 +240,7 @@ def test_demonstrations_of_the_shift_are_held_to_the_limits_of_the_others(
 
 def test_nothing_left_says_why(tokenizer: str, jsonl: Callable[..., Path]) -> None:
     file = str(jsonl("d", long_rows(5, 5)))
-    with pytest.raises(UserError, match=r"train: nothing of 5 demonstrations is left: .*over 8 tokens"):
+    with pytest.raises(UserError, match=r"train: none of 5 demonstrations is left: .*over 8 tokens"):
         ready(DemonstrationData(tokenizer, file, max_length=16, batch_size=1, max_dropped_fraction=1.0))
 
 
@@ -248,7 +248,7 @@ def test_nothing_left_of_what_is_held_out_is_an_error(tokenizer: str, jsonl: Cal
     """Else the run has no validation, and ends with a metric that was never logged."""
     rows = sorted(DEMONSTRATIONS, key=lambda row: hash64(prompt_key(row["prompt"])))
     rows[0] = {**rows[0], "completion": ""}
-    with pytest.raises(UserError, match=r"validation_fraction: the 1 .* held out would all be dropped: .* empty compl"):
+    with pytest.raises(UserError, match=r"validation_fraction: the 1 held-out .* would all be dropped: .* empty compl"):
         ready(DemonstrationData(tokenizer, str(jsonl("d", rows)), validation_fraction=1e-6, batch_size=2))
 
 
@@ -294,7 +294,7 @@ def test_text_is_cut_into_blocks(tokenizer: str, jsonl: Callable[..., Path]) -> 
     data = ready(TextData(tokenizer, file, validation_fraction=0, batch_size=1, block_size=5))
     rows = sorted(text_of(batch, 0) for batch in data.train_dataloader())
     assert rows == ["abcd$", "ef$gh"]
-    assert data.report.splits[0].dropped == {"tokens behind the last whole block": 2, "blank documents": 1}
+    assert data.report.splits[0].dropped == {"tokens after the last full block": 2, "blank documents": 1}
     short = ready(TextData(tokenizer, file, validation_fraction=0, batch_size=1, block_size=20))
     assert [text_of(batch, 0) for batch in short.train_dataloader()] == ["abcd$ef$ghi$"], "less than a block is one"
     whole = ready(TextData(tokenizer, file, validation=file, batch_size=1, block_size=5))
@@ -359,7 +359,7 @@ def test_prompts_are_cleaned(tokenizer: str, jsonl: Callable[..., Path]) -> None
     assert data.report.splits[0].dropped == {
         "over 80 tokens": 1,
         "near duplicates": 2,
-        "beyond the cap of their user": 2,
+        "over the cap of their user": 2,
         "with personal data": 1,
     }
     off = {**options, "duplicate_prefix": 0, "max_prompts_per_user": 0}
@@ -433,7 +433,7 @@ def test_ranks_share_a_batch(tokenizer: str, demonstrations_file: Path) -> None:
     for batch, *shares in zip(whole, *parts, strict=True):
         rows = [text_of(share, i) for share in shares for i in range(len(share))]
         assert sorted(rows) == sorted(text_of(batch, i) for i in range(4))
-    with pytest.raises(UserError, match="4 rows cannot be shared evenly by 3"):
+    with pytest.raises(UserError, match="4 rows cannot be split evenly over 3"):
         ready(DemonstrationData(tokenizer, file, **options), 3).train_dataloader()
 
 
@@ -451,7 +451,9 @@ def test_a_checkpoint_of_other_rows_is_refused(tokenizer: str, jsonl: Callable[.
         data.setup()
         data.load_state_dict(state)
     same.train_dataloader()
-    with pytest.raises(UserError, match=r"--resume: the data is not what the run began with: .*data was \w+, is \w+"):
+    with pytest.raises(
+        UserError, match=r"--resume: the data differs from what the run began with: .*data was \w+, is \w+"
+    ):
         other.train_dataloader()
 
 
@@ -471,7 +473,7 @@ def test_a_checkpoint_of_another_template_or_validation_is_refused(
     made().load_state_dict(state)
     with (template if changed == "template" else held).open("a") as file:
         file.write(" " if changed == "template" else "\n")
-    with pytest.raises(UserError, match=rf"--resume: the data is not what the run began with: [\w ]*{changed}"):
+    with pytest.raises(UserError, match=rf"--resume: the data differs from what the run began with: [\w ]*{changed}"):
         made().load_state_dict(state)
 
 

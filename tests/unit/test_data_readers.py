@@ -162,12 +162,12 @@ def test_a_split_that_cannot_be_chosen_is_an_error(tmp_path: Path) -> None:
         only(file, split="test")
     with pytest.raises(UserError, match="folder: subset: found 'en'"):
         only(folder, subset="en")
-    with pytest.raises(UserError, match=r"folder: no split 'test'\n  expected: none"):
+    with pytest.raises(UserError, match=r"folder: no split 'test'\n  expected: no split: the folder"):
         only(folder, split="test")
     dev = datasets.Dataset.from_list(ROWS, split=datasets.Split("dev"))
     dev.save_to_disk(str(tmp_path / "dev"))
     assert len(only(str(tmp_path / "dev"), split="dev")) == len(ROWS)
-    with pytest.raises(UserError, match=r"no split 'test'\n  expected: the one that it is, dev"):
+    with pytest.raises(UserError, match=r"no split 'test'\n  expected: dev, the only split"):
         only(str(tmp_path / "dev"), split="test")
 
 
@@ -193,7 +193,7 @@ def read_all(path: str) -> list[Any]:
 
 BROKEN: list[tuple[str, bytes, str]] = [
     ("empty.jsonl", b"", "the file is empty"),
-    ("blank.jsonl", b"\n  \n\n", "nothing but blank lines"),
+    ("blank.jsonl", b"\n  \n\n", "only blank lines"),
     ("binary.jsonl", bytes(range(256)), "the file is binary"),
     ("wide.jsonl", '{"prompt": "p"}'.encode("utf-16"), "the file is binary"),
     ("latin.jsonl", b'{"prompt": "caf\xe9"}\n', "not UTF-8"),
@@ -203,20 +203,20 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("text.json", b'"prompt"', "found str"),
     ("elements.json", b'[{"prompt": "p"},\n"q"]', "elements.json:2 (record 2): found str"),
     ("deep.jsonl", b"[" * 100_000, "nested too deeply"),
-    ("twice.jsonl", b'{"prompt": "p", "prompt": null}\n', "twice.jsonl:1: prompt: the field is there twice"),
-    ("turn.json", b'[{"messages": [{"content": "a", "content": "b"}]}]', "content: the field is there twice"),
-    ("long.jsonl", b'{"user": ' + b"1" * 5000 + b"}\n", "long.jsonl:1: a number is too long to be read"),
+    ("twice.jsonl", b'{"prompt": "p", "prompt": null}\n', "twice.jsonl:1: prompt: the field occurs twice"),
+    ("turn.json", b'[{"messages": [{"content": "a", "content": "b"}]}]', "content: the field occurs twice"),
+    ("long.jsonl", b'{"user": ' + b"1" * 5000 + b"}\n", "long.jsonl:1: a number has too many digits"),
     ("none.json", b"[]\n", "none.json: no rows"),
     ("cut.parquet", b"PAR1 and no more", "cut.parquet: could not be read"),
     ("cut.csv", b'prompt,completion\n"p,c\n', "cut.csv:2: not CSV (unexpected end of data)"),
     ("first.csv", b'prompt,completion\n"a\nb",c,d\ne,f\n', "first.csv:2: found 3 cells under 2 names"),
     ("short.csv", b'prompt,completion\n"a\nb",c\n\ne\n', "short.csv:5: found 1 cells under 2 names"),
     ("none.csv", b"prompt,completion\n", "none.csv: no rows"),
-    ("twice.csv", b"prompt,completion,completion\na,b,c\n", "twice.csv:1: the names completion are there twice"),
+    ("twice.csv", b"prompt,completion,completion\na,b,c\n", "twice.csv:1: the names completion occur twice"),
     ("latin.csv", b"prompt,completion\na,b\ncaf\xe9,c\n", "latin.csv:3: byte 3 is not UTF-8"),
     ("tab.tsv", b"prompt\tcompletion\na\tb\tc\n", ".tsv has no way to hold a tab"),
-    ("data.txt", b"text", "has the ending .txt"),
-    ("data.jsonl.gz", b"\x1f\x8b", "has the ending .gz"),
+    ("data.txt", b"text", "has the suffix .txt"),
+    ("data.jsonl.gz", b"\x1f\x8b", "has the suffix .gz"),
 ]
 
 
@@ -242,7 +242,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         open_source(Source(str(tmp_path / "demonstration.jsonl")), "train")
     with pytest.raises(UserError, match=r"train: no file matches"):
         open_source(Source(str(tmp_path / "*.csv")), "train")
-    with pytest.raises(UserError, match=r"name the files in it: .*\*.jsonl"):
+    with pytest.raises(UserError, match=r"give the files in it: .*\*.jsonl"):
         open_source(Source(str(tmp_path)), "train")
 
 
@@ -266,7 +266,7 @@ def test_a_hub_name_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> N
         raise ConnectionError("offline")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(UserError, match=r"someone/data: could not be read: offline\n.*dataset of the Hub"):
+    with pytest.raises(UserError, match=r"someone/data: could not be read: offline\n.*dataset on the Hub"):
         open_source(Source("someone/data"), "train")
 
 

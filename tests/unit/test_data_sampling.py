@@ -93,7 +93,7 @@ def test_unshuffled_keeps_the_order() -> None:
 
 
 def test_less_than_a_batch_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"3 rows: less than one batch of 4"):
+    with pytest.raises(UserError, match=r"3 rows: fewer than one batch of 4"):
         ShuffledPlan([rows(3)], 4)
 
 
@@ -227,7 +227,7 @@ def test_a_checkpoint_of_other_data_is_refused() -> None:
     with pytest.raises(UserError, match="rows was 12, is 13"):
         new.load_state_dict(old.state_dict())
     new.accepts_changes = True
-    with pytest.warns(UserWarning, match="not exactly as it would have been: rows was 12, is 13"):
+    with pytest.warns(UserWarning, match="does not continue exactly as before: rows was 12, is 13"):
         new.load_state_dict(old.state_dict())
 
 

@@ -189,7 +189,7 @@ def test_labels_are_not_written_over_what_they_are_made_from(
     assert main(["judge", f"function:{__name__}.lengthy", tasks, "--output", "tasks.jsonl/labels.jsonl"]) == 2
     assert "--output: tasks.jsonl is a file" in capsys.readouterr().err
     assert main(["judge", f"function:{__name__}.lengthy", ""]) == 2
-    assert "is a folder that `datasets` did not write" in capsys.readouterr().err
+    assert "is a folder that was not written by `datasets`" in capsys.readouterr().err
     assert asked == []
 
 

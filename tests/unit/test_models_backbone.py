@@ -279,7 +279,9 @@ def test_a_misspelt_folder_gets_the_nearest_name(tiny_llama_dir: Path) -> None:
 
 
 def test_a_hub_name_that_cannot_be_had_is_one_message() -> None:
-    with pytest.raises(UserError, match=r"model\.path: nobody/no-such-model is no folder here, and the .*Hub did not"):
+    with pytest.raises(
+        UserError, match=r"model\.path: nobody/no-such-model is not a local folder, and the .*Hub did not"
+    ):
         load_causal_lm(backbone("nobody/no-such-model"))
 
 
@@ -428,9 +430,9 @@ def test_weights_that_the_model_has_no_place_for_are_told(
 
 
 def test_a_revision_of_a_folder_is_refused(tiny_llama_dir: Path) -> None:
-    with pytest.raises(UserError, match=r"^model\.revision: v2 of .*, which is a folder here and has no revisions\n"):
+    with pytest.raises(UserError, match=r"^model\.revision: found v2, but .* is a local folder and has no revisions\n"):
         load_causal_lm(backbone(tiny_llama_dir, revision="v2"))
-    with pytest.raises(UserError, match=r"^tokenizer_revision: v2 of "):
+    with pytest.raises(UserError, match=r"^tokenizer_revision: found v2, but "):
         load_tokenizer(str(tiny_llama_dir), revision="v2")
 
 
