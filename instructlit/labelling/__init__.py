@@ -1,5 +1,5 @@
-"""The labelling database: tasks, people, assignments and answers, and what is read out of them.
+"""The labelling database: tasks, people, assignments and answers, and what is exported from them.
 
-Both the server (`instructlit label`) and whatever puts samples in or takes labels out go through here:
-`tasks.add_tasks` takes records in, `records.label_records` gives records out. Nothing in it imports torch.
+The server (`instructlit label`) and everything that adds samples or exports labels use this package:
+`tasks.add_tasks` imports records, `records.label_records` exports them. Nothing in it imports torch.
 """

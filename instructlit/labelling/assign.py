@@ -1,6 +1,6 @@
-"""Who gets which task. A task goes to at most `overlap` people at a time; a lease that ran out counts as nobody.
+"""Who gets which task. A task goes to at most `overlap` people at a time; an expired lease does not count.
 
-The queue is by priority, then oldest first, so that a task that has been begun reaches its overlap before new ones are
+The queue is by priority, then oldest first, so that a started task reaches its overlap before new ones are
 opened. Questions with a known answer are mixed in, one in `GOLD_EVERY`, and look like any other task.
 """
 
@@ -18,7 +18,7 @@ from instructlit.labelling.schema import IN_USE, Assignment, Person, Revision, T
 GOLD_EVERY = 10
 _TRIES = 50
 
-# Built once, since building takes longer than asking. An assignment keeps others from its task when it was handed in,
+# Built once, since building takes longer than executing. An assignment keeps others from its task if it was submitted,
 # or is open within its lease.
 _HELD = aliased(Assignment)
 _TAKEN = (
@@ -38,14 +38,14 @@ _QUEUE = (
 
 
 def next_assignment(session: Session, person: Person, kind: str, lease_seconds: float) -> Assignment | None:
-    """What `person` works on next: the task that is still open, else a new one; None where nothing waits."""
+    """What `person` works on next: the task that is still open, otherwise a new one; None if nothing is waiting."""
     session.execute(select(Person.id).where(Person.id == person.id).with_for_update())  # one window at a time
     now = time.time()
     current = _current(session, person, kind, now)
     if current is not None:
         current.lease_until = now + lease_seconds
         return current
-    for _ in range(_TRIES):  # on PostgreSQL somebody may be quicker between finding a task and locking it
+    for _ in range(_TRIES):  # on PostgreSQL somebody else may lock a task first
         task = _candidate(session, person, kind, now)
         if task is None:
             return None
@@ -55,35 +55,35 @@ def next_assignment(session: Session, person: Person, kind: str, lease_seconds: 
 
 
 def find_assignment(session: Session, person: Person, assignment_id: int, lock: bool = False) -> Assignment:
-    """Somebody's own assignment.
+    """One of a person's own assignments.
 
     Raises:
-        NotFound: there is none of that id, or it is somebody else's: which of them is not told.
+        NotFound: if there is none with that id, or it is somebody else's; the message does not say which.
     """
     query = select(Assignment).where(Assignment.id == assignment_id, Assignment.person_id == person.id)
     if lock:
         query = query.with_for_update().execution_options(populate_existing=True)
     found = session.scalar(query) if 0 < assignment_id < 2**31 else None
     if found is None:
-        raise NotFound("there is no such work of yours")
+        raise NotFound("you have no such assignment")
     return found
 
 
 def find_assignment_of_task(session: Session, task: Task, labeler: str) -> Assignment:
-    """What a labeler handed in on a task.
+    """The assignment that a labeler submitted for a task.
 
     Raises:
-        NotFound: nothing.
+        NotFound: if there is none.
     """
     query = select(Assignment).join(Person).where(Assignment.task_id == task.id, Person.name == labeler)
     found = session.scalar(query.where(Assignment.state == "done"))
     if found is None:
-        raise NotFound(f"{labeler[:80]!r} has handed nothing in on task {task.id}")
+        raise NotFound(f"{labeler[:80]!r} has not handed in a label for task {task.id}")
     return found
 
 
 def waiting(session: Session, person: Person) -> dict[str, int]:
-    """For each kind, how many tasks `person` could still be given (those in other people's hands included)."""
+    """For each kind, how many tasks `person` could still be given (including those that others are working on)."""
     still_open = Task.state.in_(("open", "gold"))
     everything = select(Task.kind, func.count()).where(still_open).group_by(Task.kind)
     seen = select(Task.kind, func.count()).join(Assignment, Assignment.task_id == Task.id).group_by(Task.kind)
@@ -92,7 +92,7 @@ def waiting(session: Session, person: Person) -> dict[str, int]:
 
 
 def _current(session: Session, person: Person, kind: str, now: float) -> Assignment | None:
-    """The open assignment of somebody, but one never touched whose place was taken after its lease ran out."""
+    """The open assignment of a person, unless it was never touched and its place was taken after its lease expired."""
     query = (
         select(Assignment)
         .join(Task)

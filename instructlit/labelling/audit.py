@@ -1,4 +1,4 @@
-"""Writing and reading the audit log. An event stands in the transaction of the change it tells of: both or neither."""
+"""Writing and reading the audit log. An event is written in the same transaction as its change: both or neither."""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def note(session: Session, actor: str, action: str, subject: str, **detail: Any)
 def events(
     session: Session, before: int | None = None, limit: int = 100, subject: str | None = None
 ) -> Sequence[Event]:
-    """The newest events first; `before` is an event's id to page on from."""
+    """The newest events first; `before` is the id of the event to continue from."""
     query = select(Event).order_by(Event.id.desc()).limit(limit)
     if before is not None:
         query = query.where(Event.id < before)

@@ -1,9 +1,9 @@
 """Opening the database: a file (SQLite) or a server (PostgreSQL by URL), brought to the newest schema first.
 
-SQLite runs with a write-ahead log and `synchronous=FULL`: what a commit returned from is on the disk, and readers do
-not wait for the writer. One write at a time is all SQLite does, so writers of this process queue at a lock instead of
-sleeping and trying again, and take the file's write lock at once (BEGIN IMMEDIATE), so that nothing read before a write
-can be old by the time of it. On PostgreSQL the rows that a decision rests on are locked (`assign`, `answers`).
+SQLite runs with a write-ahead log and `synchronous=FULL`: after a commit the data is on disk, and readers do
+not wait for the writer. SQLite allows one write at a time, so writers of this process queue at a lock instead of
+sleeping and retrying, and take the file's write lock at once (BEGIN IMMEDIATE), so that data read before a write is
+still current when it is written. On PostgreSQL the rows that a decision depends on are locked (`assign`, `answers`).
 """
 
 import shutil
@@ -34,10 +34,10 @@ class Database:
 
     Args:
         name: a file, or a URL of a PostgreSQL server.
-        create: whether a file that is not there is made.
+        create: whether to create a missing file.
 
     Raises:
-        UserError: it cannot be opened, or was written by a newer version of this program.
+        UserError: if it cannot be opened, or was written by a newer version of this program.
     """
 
     def __init__(self, name: str | Path, create: bool = True):
@@ -45,10 +45,10 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         path = Path(self.url.database or "")
         if self.is_sqlite and (path.is_dir() or path.name == ":memory:"):  # "" is the folder one is in
-            what = f"{str(name)!r} is {'a folder' if path.is_dir() else 'gone when the command ends'}"
+            what = f"{str(name)!r} is {'a folder' if path.is_dir() else 'lost when the command ends'}"
             raise UserError(what, where="--database", expected=_EXPECTED)
         if self.is_sqlite and not create and not path.is_file():
-            fix = "`instructlit label import` or `instructlit label add-labeler` makes it"
+            fix = "`instructlit label import` or `instructlit label add-labeler` creates it"
             raise UserError(f"there is no database `{path}`", where="--database", fix=fix)
         try:
             self.engine = _engine(self.url)
@@ -72,16 +72,16 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction: committed, and on the disk, when the block ends; undone when it raises."""
+        """A transaction: committed, and on disk, when the block ends; rolled back if it raises."""
         with self._writers, Session(self._write_engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Closes the connections."""
         self.engine.dispose()
 
     def _upgrade(self) -> Path | None:
-        """Bring the schema to the newest revision; a file that holds an older one is copied beside itself first."""
+        """Migrates the schema to the newest revision; a file with an older one is first copied to the same folder."""
         config = alembic_config(self.engine)
         newest = ScriptDirectory.from_config(config).get_current_head()
         with self.engine.connect() as connection:
@@ -99,7 +99,7 @@ class Database:
     def _copy(self, revision: str) -> Path:
         path = Path(str(self.url.database))
         target = path.with_name(f"{path.name}.schema-{revision}.bak")
-        target.touch(mode=0o600)  # SQLite would make it readable for whoever may read new files here
+        target.touch(mode=0o600)  # SQLite would make it readable by anyone who may read new files here
         shutil.copymode(path, target)
         source, copy = sqlite3.connect(path), sqlite3.connect(target)
         try:
@@ -111,7 +111,7 @@ class Database:
 
 
 def alembic_config(engine: Engine) -> Config:
-    """Alembic's configuration, without a file: where the migrations are and what they run on."""
+    """Alembic's configuration, without a file: the folder of the migrations and the engine they run on."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["engine"] = engine
@@ -119,7 +119,7 @@ def alembic_config(engine: Engine) -> Config:
 
 
 def is_busy(error: Exception) -> bool:
-    """Whether the database was only too busy, and the same may work in a moment."""
+    """Whether the database was only busy, so that a retry may succeed."""
     return isinstance(error, OperationalError) and "locked" in str(error.orig)
 
 
@@ -128,7 +128,7 @@ def _url(name: str) -> URL:
         return URL.create("sqlite", database=name)
     try:
         url = make_url(name)
-    except (ArgumentError, ValueError) as error:  # the text may hold a password: it is not repeated
+    except (ArgumentError, ValueError) as error:  # the text may contain a password: it is not repeated
         raise UserError("this is not a database URL", where="--database", expected=_EXPECTED) from error
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         what = f"{url.get_backend_name()} databases are not supported"
@@ -141,12 +141,14 @@ def _engine(url: URL) -> Engine:
         try:
             return create_engine(url, pool_size=20, max_overflow=20, pool_pre_ping=True, hide_parameters=True)
         except NoSuchModuleError as error:
-            raise UserError(f"{url.drivername} is no known driver", where="--database", expected=_EXPECTED) from error
+            raise UserError(
+                f"{url.drivername} is not a known driver", where="--database", expected=_EXPECTED
+            ) from error
     path = Path(url.database or "")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.touch(mode=0o600)  # labels and token digests are nobody else's business
+            path.touch(mode=0o600)  # labels and token digests are private
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}", where="--database") from error
     engine = create_engine(
@@ -155,7 +157,7 @@ def _engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _prepare(connection, _record) -> None:
-        connection.isolation_level = None  # BEGIN is ours to send (below), not the driver's
+        connection.isolation_level = None  # BEGIN is sent below, not by the driver
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -1,4 +1,4 @@
-"""The text beside the work, in Markdown; the owner edits it, and every version is kept."""
+"""The instructions shown next to a task, in Markdown; the owner edits them, and every version is kept."""
 
 import time
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from instructlit.labelling.schema import Instruction
 
 
 def instructions(session: Session, kind: str) -> Instruction | None:
-    """The version that holds for a kind of task, or None where there is none.
+    """The current version for a kind of task, or None if there is none.
 
     Raises:
-        NotFound: no such kind.
+        NotFound: if there is no such kind.
     """
     if kind not in KINDS:
         raise NotFound(f"there is no kind of task {kind[:40]!r}", expected=", ".join(KINDS))
@@ -25,7 +25,7 @@ def instructions(session: Session, kind: str) -> Instruction | None:
 
 
 def set_instructions(session: Session, actor: str, kind: str, markdown: str) -> None:
-    """Write a new version."""
+    """Writes a new version."""
     instructions(session, kind)
     row = Instruction(kind=kind, text=text(markdown, "instructions"), created_at=time.time())
     session.add(row)
@@ -34,18 +34,18 @@ def set_instructions(session: Session, actor: str, kind: str, markdown: str) -> 
 
 
 def begin_with(session: Session, actor: str, texts: Mapping[str, str]) -> None:
-    """Write the first version of every kind that has none, so that each label can name the version it was given by."""
+    """Writes the first version for every kind that has none, so that each label can name its version."""
     for kind, markdown in texts.items():
         if instructions(session, kind) is None:
             set_instructions(session, actor, kind, markdown)
 
 
 def check_version(session: Session, kind: str, version: int) -> None:
-    """Whether there is such a version.
+    """Checks that a version exists.
 
     Raises:
-        Invalid: there is none for this kind of task.
+        Invalid: if it does not exist for this kind of task.
     """
     found = session.get(Instruction, version)
     if found is None or found.kind != kind:
-        raise Invalid(f"there is no version {version}", where="instructions", expected=f"one for {kind}")
+        raise Invalid(f"there is no version {version}", where="instructions", expected=f"a version for {kind}")

@@ -1,4 +1,4 @@
-"""Taking labels in that were given elsewhere: in another tool, by a judge, in another database."""
+"""Imports labels that were made elsewhere: in another tool, by a judge, in another database."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,18 +16,18 @@ from instructlit.labelling.tasks import Added, add_tasks, refresh_state, taken_i
 
 
 def add_labels(session: Session, actor: str, records: Iterable[Mapping[str, Any]], source: str | None = None) -> Added:
-    """Take labels in as work that was handed in, with the tasks and labelers that are not there yet.
+    """Imports labels as submitted work, and adds missing tasks and labelers.
 
     A record has `task` (a record of `tasks.add_tasks`), `labeler`, and by the task's kind `completion`, or `ranks` with
     optional `ratings` and `flags`, lists in the order of the task's completions; optional `seconds`, and `where`, for
-    messages. Somebody's label on a task on which they have begun or finished work already is left out: nothing is
+    messages. A label on a task that its labeler has already started or finished is skipped: nothing is
     overwritten.
 
     Args:
         session: a session of `Database.write`.
-        actor: who takes them in, for the audit log.
+        actor: who imports them, for the audit log.
         records: the records.
-        source: where tasks come from that are new.
+        source: where new tasks come from.
 
     Raises:
         Invalid: naming the record, the field and what was expected.
@@ -54,7 +54,7 @@ def _add(session: Session, actor: str, task: Task, record: Mapping[str, Any], wh
         person_id=person.id,
         state="done",
         order=list(range(len(task.completions))),
-        version=0,  # nothing was changed here, which tells such labels from work that was done here
+        version=0,  # nothing was changed here, which distinguishes such labels from work done here
         answer=answer,
         seconds=float(record.get("seconds") or 0.0),
         lease_until=now,
@@ -72,7 +72,7 @@ def _add(session: Session, actor: str, task: Task, record: Mapping[str, Any], wh
 
 @contextmanager
 def _told_at(where: str) -> Iterator[None]:
-    """Complaints of what is done within name the record."""
+    """Makes errors raised inside name the record."""
     try:
         yield
     except Invalid as error:
@@ -85,7 +85,7 @@ def _labeler(session: Session, actor: str, name: str) -> Person:
 
 
 def _answer(task: Task, record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The record as an answer; ratings and yes/no questions may be open, unlike in work that is done here."""
+    """The record as an answer; ratings and yes/no questions may be missing, unlike in work done here."""
     count = len(task.completions)
     answer = blank(task.kind, count)
     if "completion" in answer:
@@ -98,5 +98,5 @@ def _answer(task: Task, record: Mapping[str, Any], where: str) -> dict[str, Any]
     with _told_at(where):
         whole = checked(task.kind, count, answer)
     if problems := missing(task.kind, {name: value for name, value in whole.items() if name != "outputs"}):
-        raise Invalid(" ".join(problems), where=where, expected="a whole answer")
+        raise Invalid(" ".join(problems), where=where, expected="a complete answer")
     return whole

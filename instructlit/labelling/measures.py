@@ -1,8 +1,8 @@
-"""What labels say about labelers: agreement, speed, position and length bias. Pure functions of label records.
+"""Measures of labelers: agreement, speed, position and length bias. Pure functions of label records.
 
-A pair of completions counts where both sides order it: two labelers agree on it where they put the same one first, and
-pairs that either calls a tie are left out (their share is told). Intervals take tasks, not pairs, as independent.
-Krippendorff's alpha and Fleiss' kappa are over outputs that two people or more have judged.
+A pair of completions counts if both labelers order it: they agree if they put the same one first, and pairs that either
+calls a tie are left out (their share is reported). Intervals treat tasks, not pairs, as independent. Krippendorff's
+alpha and Fleiss' kappa are over outputs that two or more people have judged.
 """
 
 import math
@@ -17,14 +17,14 @@ from instructlit.agreement import Tally, columns, flag_units, fleiss_kappa, krip
 
 Record = Mapping[str, Any]
 Counts = dict[Tally, list[int]]
-"""Of one task, for every tally that it adds to: successes and trials."""
+"""For one task: successes and trials by the tally that they are added to."""
 _DAY = 24 * 3600
 
 
 @dataclass
 class LabelerMeasures:
     """One labeler's figures. `first` is how often the output shown earlier wins, `longer` how often the longer one
-    does: of the pairs this labeler orders, 50 % and whatever the others have is what one expects.
+    does, among the pairs this labeler orders: expect 50 % for `first`, and the others' value for `longer`.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -36,19 +36,19 @@ class LabelerMeasures:
 
     @property
     def median_seconds(self) -> float | None:
-        """Median time on a task."""
+        """Median time per task."""
         return median(self.seconds) if self.seconds else None
 
 
 @dataclass
 class Dispute:
-    """A task that its labelers do not agree on."""
+    """A task on which its labelers disagree."""
 
     task: int
     kind: str
     prompt: Any
     labelers: int
-    agreed: int  # pairs of outputs, over every two labelers
+    agreed: int  # pairs of outputs, over all pairs of labelers
     pairs: int
     rating_gap: int
 
@@ -58,20 +58,20 @@ class Measures:
     """Everything the dashboard shows."""
 
     labels: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # by kind
-    days: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # days since 1970 (UTC): labels handed in
+    days: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # days since 1970 (UTC): labels submitted
     agreement: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))  # by kind
     flag_agreement: Tally = field(default_factory=Tally)
     labelers: dict[str, LabelerMeasures] = field(default_factory=lambda: defaultdict(LabelerMeasures))
     first: Tally = field(default_factory=Tally)
     longer: Tally = field(default_factory=Tally)
     disputes: list[Dispute] = field(default_factory=list)
-    alpha_ranks: float = math.nan  # Krippendorff's, ordinal; nan where no output has two labelers
+    alpha_ranks: float = math.nan  # Krippendorff's, ordinal; nan if no output has two labelers
     alpha_ratings: float = math.nan
     kappa_flags: dict[str, float] = field(default_factory=dict)  # Fleiss', by flag
 
 
 def measure(records: Iterable[Record]) -> Measures:
-    """One pass over label records, gold questions among them."""
+    """One pass over label records, gold questions included."""
     found = Measures()
     by_task: dict[int, list[Record]] = defaultdict(list)
     for record in records:
@@ -97,7 +97,7 @@ def _add(counts: Counts, tally: Tally, successes: int, trials: int) -> None:
 
 
 def _count(found: Measures, counts: Counts, record: Record) -> None:
-    """One label by itself."""
+    """Counts one label by itself."""
     labeler = found.labelers[record["labeler"]]
     found.labels[record["kind"]] += 1
     found.days[int(record["submitted_at"] // _DAY)] += 1
@@ -122,7 +122,7 @@ def _count(found: Measures, counts: Counts, record: Record) -> None:
 
 
 def _compare(found: Measures, counts: Counts, labels: list[Record]) -> None:
-    """Everybody on one task against everybody else on it."""
+    """Compares all labelers of one task with each other."""
     kind, gap = labels[0]["kind"], 0
     for ours, theirs in combinations(labels, 2):
         if "ranks" in ours:
@@ -143,5 +143,5 @@ def _compare(found: Measures, counts: Counts, labels: list[Record]) -> None:
 
 
 def _said(shared: Iterable[Sequence[Record]], name: str) -> Iterator[tuple[Any, ...]]:
-    """For every output of every task what its labelers said under `name`."""
+    """For every output of every task, its labelers' values of `name`."""
     return columns([label[name] for label in labels if name in label] for labels in shared)

@@ -1,4 +1,4 @@
-"""What the owner sees of all tasks and people: counts, lists, what waits for a decision."""
+"""The owner's view of all tasks and people: counts, lists, pending decisions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def assignment_counts(session: Session) -> dict[str, dict[str, int]]:
 
 
 def tasks(session: Session, kind: str | None, state: str | None, after: int) -> Sequence[Any]:
-    """A page of tasks by id, each with the number of labels handed in."""
+    """A page of tasks by id, each with the number of labels submitted."""
     done = select(func.count()).where(Assignment.task_id == Task.id, Assignment.state == "done").scalar_subquery()
     query = select(Task, done).where(Task.id > after).order_by(Task.id).limit(PAGE)
     if kind:
@@ -51,16 +51,16 @@ def assignments(session: Session, task: Task) -> Sequence[Any]:
 
 
 def open_flags(session: Session) -> Sequence[Flag]:
-    """Reports that nobody has decided on."""
+    """Reports that are still undecided."""
     return session.scalars(select(Flag).where(Flag.decision.is_(None)).order_by(Flag.id)).all()
 
 
 def skip_reasons(session: Session) -> dict[str, int]:
-    """How often tasks were skipped for which reason."""
+    """How often tasks were skipped, by reason."""
     query = select(Assignment.reason, func.count()).where(Assignment.state == "skipped").group_by(Assignment.reason)
     return {str(reason): count for reason, count in session.execute(query)}
 
 
 def newest_event(session: Session) -> int:
-    """The id of the newest event: whatever changes makes it larger."""
+    """The id of the newest event: every change increases it."""
     return session.scalar(select(func.max(Event.id))) or 0

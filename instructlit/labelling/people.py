@@ -20,21 +20,21 @@ _OWNERS = (
 )
 """Owners who can sign in."""
 _NAME = re.compile(r"(?![ -])[\w .@/+':()-]{1,80}(?<! )")
-"""E-mail addresses, and what a judge calls itself, which may be a path, are names too; none looks like an option."""
+"""E-mail addresses and the names of judges, which may be paths, are valid too; no name looks like an option."""
 
 
 def new_secret() -> str:
-    """256 random bits as text, for a token or a browser's cookie."""
+    """256 random bits as text, for a token or a cookie."""
     return secrets.token_urlsafe(32)
 
 
 def digest(secret: str) -> str:
-    """What is stored in place of a token or of a browser's cookie."""
+    """What is stored instead of a token or cookie."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 
 def add_person(session: Session, actor: str, name: str, role: str) -> str:
-    """Add somebody and return the token, which is not to be had again.
+    """Adds a person and returns the token, which cannot be shown again.
 
     Raises:
         Invalid: as `add_without_token` does.
@@ -43,20 +43,20 @@ def add_person(session: Session, actor: str, name: str, role: str) -> str:
 
 
 def add_without_token(session: Session, actor: str, name: str, role: str) -> Person:
-    """Add somebody who cannot sign in yet, such as a labeler of another tool.
+    """Adds a person who cannot sign in yet, such as a labeler of another tool.
 
     Raises:
-        Invalid: a name that is taken or has other characters than letters, digits and ` . @ - _ / + ' : ( )`; an
-            unknown role.
+        Invalid: if the name is taken or has characters other than letters, digits and ` . @ - _ / + ' : ( )`, or
+            the role is unknown.
     """
     if not _NAME.fullmatch(name):
-        expected = "1 to 80 letters, digits, or any of . @ - _ / + ' : ( ) and blanks inside"
-        raise Invalid(f"{name[:80]!r} cannot be a name", where="name", expected=expected)
+        expected = "1 to 80 letters, digits, or any of . @ - _ / + ' : ( ) and inner spaces"
+        raise Invalid(f"{name[:80]!r} is not a valid name", where="name", expected=expected)
     if role not in ROLES:
-        raise Invalid(f"{role[:40]!r} is no role", where="role", expected=" or ".join(ROLES))
+        raise Invalid(f"{role[:40]!r} is not a role", where="role", expected=" or ".join(ROLES))
     if session.scalar(select(Person).where(Person.name == name)):
-        fix = "take another name, or give this person a new token"
-        raise Invalid(f"there is somebody called {name!r} already", where="name", fix=fix)
+        fix = "choose another name, or create a new token for this person"
+        raise Invalid(f"there is already somebody called {name!r}", where="name", fix=fix)
     person = Person(name=name, role=role, created_at=time.time())
     session.add(person)
     session.flush()
@@ -65,7 +65,7 @@ def add_without_token(session: Session, actor: str, name: str, role: str) -> Per
 
 
 def new_token(session: Session, actor: str, person: Person) -> str:
-    """A further token for somebody; earlier ones hold until they are revoked."""
+    """Creates another token for a person; earlier ones stay valid until they are revoked."""
     secret = new_secret()
     token = Token(person_id=person.id, digest=digest(secret), created_at=time.time(), revoked_at=None)
     session.add(token)
@@ -75,10 +75,10 @@ def new_token(session: Session, actor: str, person: Person) -> str:
 
 
 def revoke(session: Session, actor: str, person: Person) -> int:
-    """Revoke all tokens of somebody, which ends their logins at once; how many there were.
+    """Revokes all tokens of a person, which ends their logins at once; returns how many there were.
 
     Raises:
-        NotAllowed: nobody could sign in as owner after it.
+        NotAllowed: if nobody could sign in as owner afterwards.
     """
     others = session.scalars(_OWNERS.where(Person.id != person.id)).first()
     if person.role == "owner" and others is None:
@@ -93,7 +93,7 @@ def revoke(session: Session, actor: str, person: Person) -> int:
 
 
 def sign_in(session: Session, secret: str) -> tuple[Person, str] | None:
-    """The owner of a token, with the secret for their browser's cookie; None for a token that does not hold."""
+    """The owner of a token, with the secret for their browser's cookie; None for an invalid token."""
     token = session.scalar(select(Token).where(Token.digest == digest(secret), Token.revoked_at.is_(None)))
     if token is None:
         return None
@@ -107,7 +107,7 @@ def sign_in(session: Session, secret: str) -> tuple[Person, str] | None:
 
 
 def signed_in(session: Session, cookie: str) -> Person | None:
-    """Who a browser's cookie belongs to, if its login and its token still hold."""
+    """The person that a cookie belongs to, if its login and its token are still valid."""
     query = (
         select(Person)
         .join(Token, Token.person_id == Person.id)
@@ -119,16 +119,16 @@ def signed_in(session: Session, cookie: str) -> Person | None:
 
 
 def sign_out(session: Session, actor: str, cookie: str) -> None:
-    """End the login of one browser."""
+    """Ends the login of one browser."""
     session.execute(update(Login).where(Login.digest == digest(cookie)).values(ended_at=time.time()))
     audit.note(session, actor, "sign out", actor)
 
 
 def find_person(session: Session, name: str) -> Person:
-    """Somebody by name.
+    """A person by name.
 
     Raises:
-        NotFound: nobody is called that.
+        NotFound: if there is nobody of that name.
     """
     person = session.scalar(select(Person).where(Person.name == name))
     if person is None:
@@ -138,7 +138,7 @@ def find_person(session: Session, name: str) -> Person:
 
 
 def everybody(session: Session) -> Sequence[tuple[Person, int]]:
-    """All people by name, each with the number of tokens that hold."""
+    """All people by name, each with the number of valid tokens."""
     live = func.count(Token.id).filter(Token.revoked_at.is_(None))
     query = (
         select(Person, live).outerjoin(Token, Token.person_id == Person.id).group_by(Person.id).order_by(Person.name)

@@ -1,4 +1,4 @@
-"""What somebody has done, for their own eyes."""
+"""A person's own progress."""
 
 import time
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ _DAY = 24 * 3600
 
 
 def of_person(session: Session, person: Person) -> dict[str, Any]:
-    """Counts by state (`done`, `skipped`, `flagged`), `today` (handed in within 24 hours), `seconds` worked on what was
-    handed in, and `open`: the ids, kinds and prompts of work begun.
+    """Counts by state (`done`, `skipped`, `flagged`), `today` (submitted within 24 hours), `seconds` worked on what was
+    submitted, and `open`: the ids, kinds and prompts of open work.
     """
     rows = session.execute(
         select(Assignment.state, func.count(), func.sum(Assignment.seconds))
@@ -41,7 +41,7 @@ def of_person(session: Session, person: Person) -> dict[str, Any]:
 
 
 def history(session: Session, person: Person) -> Sequence[Any]:
-    """The newest finished assignments of somebody, each with its kind and prompt; reported prompts are not shown."""
+    """The newest finished assignments of a person, each with its kind and prompt; reported prompts are not shown."""
     query = (
         select(Assignment.id, Assignment.state, Assignment.finished_at, Assignment.seconds, Task.kind, Task.prompt)
         .join(Task)

@@ -1,10 +1,10 @@
-"""What is read out: one plain record for each label, and the row of a file of labels.
+"""Export: one plain record per label, and the corresponding row of a file of labels.
 
 A record has `task`, `key` (the same for the same task in every database), `kind`, `prompt`, `completions`, `policies`,
-`use_case`, `user`, `round`, `source`, `extra`, `gold` (the known ranks, or None), `labeler`, `order` (as it was shown),
+`use_case`, `user`, `round`, `source`, `extra`, `gold` (the known ranks, or None), `labeler`, `order` (as shown),
 `seconds`, `submitted_at`, `instructions` (the version the labeler saw), `notes`, and by its kind `completion`, `ranks`
 (1 is best, without gaps), `ratings`, `flags`, lists in the order of `completions`. A label from elsewhere has None for
-`order`, `seconds` and `instructions` where they are not known, and `ratings` and `flags` only where they were given.
+`order`, `seconds` and `instructions` if they are not known, and `ratings` and `flags` only if they were given.
 """
 
 import re
@@ -29,13 +29,13 @@ _FIELDS = (
 def label_records(
     session: Session, kinds: Collection[str] = KINDS, rounds: Collection[int] | None = None, gold: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Every label that was handed in, by task and then labeler; nothing of prompts held back or withdrawn.
+    """Every submitted label, by task and then labeler, except those of prompts held back or withdrawn.
 
     Args:
         session: a session of `Database.read`.
-        kinds: the kinds of task wanted.
-        rounds: the rounds wanted; all when not given.
-        gold: whether labels of questions with a known answer are among them.
+        kinds: the kinds of task to include.
+        rounds: the rounds to include; all if not given.
+        gold: whether to include labels of questions with a known answer.
     """
     query = (
         select(Assignment, Task, Person.name)
@@ -91,10 +91,10 @@ def record_of(assignment: Assignment, task: Task, labeler: str) -> dict[str, Any
 
 
 def label_row(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as a row of a file of labels (`instructlit.labels`), which training reads as well.
+    """A record as a row of a file of labels (`instructlit.labels`), which training can read too.
 
-    A task that came with an id of ours, as those of `instructlit collect` do, goes by that id; another by the start of
-    its key, so that rows of several databases can stand in one file. What else rows call `task` is no id.
+    A task that came with an id of our own form, such as those of `instructlit collect`, keeps it; any other gets the
+    start of its key, so that rows of several databases can be in one file. Other values of `task` are not ids.
     """
     row = {name: record[name] for name in _FIELDS if record.get(name) is not None}
     row["task"] = _own_id(record["extra"]) or record["key"][:16]
@@ -103,13 +103,13 @@ def label_row(record: dict[str, Any]) -> dict[str, Any]:
         return row
     if any(record["policies"]):
         row["policy"] = [name or "unknown" for name in record["policies"]]
-    ended = record["extra"].get("ended")  # of a task of ours, or of a file of `instructlit generate`
+    ended = record["extra"].get("ended")  # from a task of ours, or from a file of `instructlit generate`
     if isinstance(ended, list) and [type(end) for end in ended] == [bool] * len(record["completions"]):
         row["ended"] = ended
     return row
 
 
 def _own_id(extra: dict[str, Any]) -> str | None:
-    """The id that a task of ours came with: named as ours, or `task` in a row of a file of tasks."""
+    """The id that a task of ours came with: in our own field, or as `task` in a row of a file of tasks."""
     named, in_file = extra.get("instructlit_task"), extra.get("task")
     return named or (in_file if isinstance(in_file, str) and _ID.fullmatch(in_file) else None)

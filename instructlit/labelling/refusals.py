@@ -1,10 +1,10 @@
-"""Why the labelling database says no. The server gives each its HTTP status, the command line prints the message."""
+"""Errors of the labelling database. The server gives each an HTTP status, the command line prints the message."""
 
 from instructlit.errors import UserError
 
 
 class NotFound(UserError):
-    """There is no such thing, or not for the one who asks."""
+    """The object does not exist, or not for this person."""
 
 
 class NotAllowed(UserError):
@@ -16,4 +16,4 @@ class Stale(UserError):
 
 
 class Invalid(UserError):
-    """The content itself is wrong or not complete."""
+    """The content itself is invalid or incomplete."""

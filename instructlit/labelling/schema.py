@@ -1,6 +1,6 @@
 """The tables. Times are seconds since 1970 in UTC; texts of any length; lists and objects as JSON.
 
-`Revision` and `Event` only ever grow: the database itself refuses to change or delete their rows (migrations/).
+`Revision` and `Event` are append-only: the database itself refuses to change or delete their rows (migrations/).
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ class Base(DeclarativeBase):
 
 
 class Person(Base):
-    """Somebody who signs in: `role` is "labeler" or "owner"."""
+    """A person who signs in: `role` is "labeler" or "owner"."""
 
     __tablename__ = "person"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -38,7 +38,7 @@ class Person(Base):
 
 
 class Token(Base):
-    """What somebody signs in with; only its SHA-256 is kept (it is 256 random bits, so no slow hash is needed)."""
+    """A person's sign-in token; only its SHA-256 is kept (it is 256 random bits, so no slow hash is needed)."""
 
     __tablename__ = "token"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -62,12 +62,12 @@ class Login(Base):
 
 
 class Task(Base):
-    """A prompt with what is to be done about it.
+    """A prompt with the work to be done on it.
 
-    `state`: "open" (labels are wanted), "full" (`overlap` labels are there), "gold" (a question whose right ranks are
-    known, in `gold`; everybody gets it once, whatever the overlap), "held" (somebody flagged it, the owner has to
+    `state`: "open" (labels are wanted), "full" (it has `overlap` labels), "gold" (a question whose correct ranks
+    are known, in `gold`; everybody gets it once, whatever the overlap), "held" (somebody flagged it, the owner has to
     decide), "withdrawn" (nobody sees it again, nothing of it is exported). `key` is a hash of the content: the same
-    task is not taken in twice. Short columns come first: SQLite reads a row up to the column that it needs.
+    task is not added twice. Short columns come first: SQLite reads a row up to the column that it needs.
     """
 
     __tablename__ = "task"
@@ -93,12 +93,12 @@ Index("ix_task_queue", Task.state, Task.kind, Task.priority.desc(), Task.id)
 
 
 class Assignment(Base):
-    """A task in somebody's hands: one row for each pair of them, and one writer.
+    """A task assigned to a person: one row per task and person, written only by that person.
 
     `state`: "open", "done", "skipped", "flagged". `order[shown] = index of the completion`, drawn for this labeler.
-    `version` counts changes; a change names the version that it was made from. An open one past `lease_until` no longer
-    keeps others from the task, but its answer stays and can still be handed in. `instructions` is the id of the
-    `Instruction` that stood beside the work at the last save; None for labels from before that was kept, or imported.
+    `version` counts changes; a change names the version that it was made from. After `lease_until`, an open one no
+    longer keeps others from the task, but its answer stays and can still be submitted. `instructions` is the id of the
+    `Instruction` shown at the last save; None for imported labels and those from before this was recorded.
     """
 
     __tablename__ = "assignment"
@@ -140,7 +140,7 @@ class Revision(Base):
 
 
 class Flag(Base):
-    """Somebody's word that a prompt is private or harmful, and what the owner decided."""
+    """A report that a prompt is private or harmful, and the owner's decision."""
 
     __tablename__ = "flag"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -156,7 +156,7 @@ class Flag(Base):
 
 
 class Instruction(Base):
-    """What labelers read beside the work, in Markdown; the newest row of a kind holds."""
+    """The instructions that labelers read next to a task, in Markdown; the newest row of a kind is current."""
 
     __tablename__ = "instruction"
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -1,4 +1,4 @@
-"""Taking tasks in, and what the owner does with them."""
+"""Adding tasks, and what the owner does with them."""
 
 import hashlib
 import json
@@ -21,12 +21,12 @@ from instructlit.rubric import MAX_OUTPUTS, MIN_OUTPUTS
 
 _BATCH = 500
 _MOST = 2**31 - 1
-"""The largest whole number that either database can hold."""
+"""The largest integer that both databases can store."""
 
 
 @dataclass(frozen=True)
 class Added:
-    """What became of records: taken in, or left out since the database has the same task already."""
+    """The number of records added, and of those skipped because the database already has the task."""
 
     new: int
     known: int
@@ -35,20 +35,20 @@ class Added:
 def add_tasks(
     session: Session, actor: str, records: Iterable[Mapping[str, Any]], *, overlap: int = 1, source: str | None = None
 ) -> Added:
-    """Take records in as tasks, in their order.
+    """Adds records as tasks, in their order.
 
     A record has `kind` ("demonstration", "comparison", "evaluation"), `prompt` (text, or messages that end before the
-    assistant's turn) and, but for demonstrations, 2 to 9 `completions`; optional `policies` (a name for each
-    completion, or one for all), `gold` (the right ranks, which makes it a question with a known answer), `use_case`,
-    `user`, `round`, `overlap`, `priority` (higher is earlier), `extra`, an object that is kept and given back as it is,
+    assistant's turn) and, except for demonstrations, 2 to 9 `completions`; optional `policies` (a name for each
+    completion, or one for all), `gold` (the correct ranks: a question with a known answer), `use_case`,
+    `user`, `round`, `overlap`, `priority` (higher is earlier), `extra`, an object that is kept and exported unchanged,
     and `where`, for messages.
 
     Args:
         session: a session of `Database.write`.
         actor: who adds them, for the audit log.
         records: the records.
-        overlap: how many people label a task that says nothing else.
-        source: where they come from, such as a file name; for people to read.
+        overlap: how many people label a task without its own `overlap`.
+        source: where they come from, such as a file name; for information.
 
     Raises:
         Invalid: naming the record, from 1, the field and what was expected.
@@ -59,7 +59,7 @@ def add_tasks(
 def task_rows(
     records: Iterable[Mapping[str, Any]], *, overlap: int = 1, source: str | None = None
 ) -> list[dict[str, Any]]:
-    """Records as rows for `add_rows`. It needs no session: who has many checks them before they keep others waiting.
+    """Records as rows for `add_rows`. Needs no session: many records can be checked before the database is locked.
 
     Args:
         records: as `add_tasks` takes them.
@@ -73,7 +73,7 @@ def task_rows(
 
 
 def add_rows(session: Session, actor: str, rows: Sequence[dict[str, Any]], source: str | None = None) -> Added:
-    """Take rows of `task_rows` in, in their order, but for those that are there already.
+    """Adds rows of `task_rows`, in their order, except those that already exist.
 
     Args:
         session: a session of `Database.write`.
@@ -88,7 +88,7 @@ def add_rows(session: Session, actor: str, rows: Sequence[dict[str, Any]], sourc
 
 
 def taken_in(session: Session, records: Iterable[Mapping[str, Any]]) -> list[Task]:
-    """The tasks that records were taken in as, in their order; records that were not are left out.
+    """The tasks that records were added as, in their order; records that were not added are skipped.
 
     Raises:
         Invalid: as `add_tasks` does.
@@ -102,7 +102,7 @@ def taken_in(session: Session, records: Iterable[Mapping[str, Any]]) -> list[Tas
 
 
 def want_labels(session: Session, actor: str, wanted: Iterable[Task], overlap: int) -> None:
-    """Have tasks labelled by at least `overlap` people; those that go to more already stay as they are."""
+    """Has tasks labelled by at least `overlap` people; a higher overlap is not lowered."""
     raised = [task for task in wanted if task.overlap < overlap]
     for task in raised:
         task.overlap = overlap
@@ -115,7 +115,7 @@ def find_task(session: Session, task_id: int) -> Task:
     """A task by id.
 
     Raises:
-        NotFound: there is none.
+        NotFound: if there is none.
     """
     task = session.get(Task, task_id) if 0 < task_id < 2**31 else None
     if task is None:
@@ -124,7 +124,7 @@ def find_task(session: Session, task_id: int) -> Task:
 
 
 def set_gold(session: Session, actor: str, task: Task, ranks: Sequence[int] | None) -> None:
-    """Make a task a question with a known answer, or an ordinary one again."""
+    """Makes a task a question with a known answer, or an ordinary one again."""
     if ranks is not None and (task.kind == "demonstration" or len(ranks) != len(task.completions)):
         raise Invalid(f"task {task.id} cannot have {len(ranks)} gold ranks")
     task.gold = None if ranks is None else list(ranks)
@@ -133,13 +133,13 @@ def set_gold(session: Session, actor: str, task: Task, ranks: Sequence[int] | No
 
 
 def decide(session: Session, actor: str, task: Task, decision: str) -> None:
-    """The owner's word on a flagged task, or on any: "release" it to the labelers or "withdraw" it.
+    """The owner's decision on a task, usually a flagged one: "release" it to the labelers or "withdraw" it.
 
     Raises:
-        Invalid: another word.
+        Invalid: for another decision.
     """
     if decision not in ("release", "withdraw"):
-        raise Invalid(f"{decision[:40]!r} is no decision", expected="release or withdraw")
+        raise Invalid(f"{decision[:40]!r} is not a decision", expected="release or withdraw")
     for flag in session.scalars(select(Flag).where(Flag.task_id == task.id, Flag.decision.is_(None))):
         flag.decision, flag.decided_at = decision, time.time()
     task.state = "withdrawn" if decision == "withdraw" else "open"
@@ -148,7 +148,7 @@ def decide(session: Session, actor: str, task: Task, decision: str) -> None:
 
 
 def refresh_state(session: Session, task: Task) -> None:
-    """Whether labels are still wanted. The caller holds the task's row, where the database locks rows."""
+    """Updates whether labels are still wanted. The caller holds the task's row, if the database locks rows."""
     if task.state not in IN_USE:
         return
     if task.gold is not None:
@@ -161,7 +161,7 @@ def refresh_state(session: Session, task: Task) -> None:
 
 
 def _insert(session: Session, batch: Sequence[dict[str, Any]]) -> int:
-    """Put a batch in, but what is there already; how many were new."""
+    """Inserts a batch, skipping what already exists; returns how many were new."""
     there = set(session.scalars(select(Task.key).where(Task.key.in_([row["key"] for row in batch]))))
     fresh: dict[str, dict[str, Any]] = {}
     for row in batch:
@@ -181,7 +181,7 @@ def _row(record: Mapping[str, Any], where: str, overlap: int, source: str | None
     policies = record.get("policies")
     policies = [policies] * len(completions) if policies is None or isinstance(policies, str) else list(policies)
     if len(policies) != len(completions) or not all(name is None or isinstance(name, str) for name in policies):
-        raise Invalid("found something else", where=f"{where}: policies", expected="a name for each completion")
+        raise Invalid("found another type or length", where=f"{where}: policies", expected="a name for each completion")
     gold = record.get("gold")
     if gold is not None:
         _check_ranks(gold, len(completions), f"{where}: gold")
@@ -207,7 +207,7 @@ def _row(record: Mapping[str, Any], where: str, overlap: int, source: str | None
         json.dumps(row["extra"], ensure_ascii=False).encode()
     except (UnicodeEncodeError, TypeError, ValueError) as error:
         raise Invalid(
-            f"the text cannot be stored: {error}", where=where, expected="whole Unicode characters"
+            f"the text cannot be stored: {error}", where=where, expected="valid Unicode characters"
         ) from error
     return row | {"key": key}
 
@@ -217,19 +217,19 @@ def _completions(record: Mapping[str, Any], kind: str, where: str) -> list[str]:
     if kind == "demonstration":
         if completions:
             raise Invalid(
-                "there are completions", where=where, expected="none: a demonstration is written by a labeler"
+                "found completions", where=where, expected="no completions: a labeler writes the demonstration"
             )
         return []
     expected = f"{MIN_OUTPUTS} to {MAX_OUTPUTS} texts"
     if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
-        raise Invalid("found something else", where=f"{where}: completions", expected=expected)
+        raise Invalid("found another type", where=f"{where}: completions", expected=expected)
     if not MIN_OUTPUTS <= len(completions) <= MAX_OUTPUTS:
-        raise Invalid(f"found {len(completions)} of them", where=f"{where}: completions", expected=expected)
+        raise Invalid(f"found {len(completions)}", where=f"{where}: completions", expected=expected)
     return list(completions)
 
 
 def _prompt(record: Mapping[str, Any], where: str) -> str | list[dict[str, str]]:
-    """What training takes as a prompt: its labels come out as rows of it."""
+    """The prompt, valid for training, which reads the exported labels."""
     try:
         return Fields(dict(record), where).prompt()
     except UserError as error:
@@ -239,7 +239,7 @@ def _prompt(record: Mapping[str, Any], where: str) -> str | list[dict[str, str]]
 def _check_ranks(ranks: Any, count: int, where: str) -> None:
     whole = isinstance(ranks, list) and all(isinstance(r, int) and not isinstance(r, bool) for r in ranks)
     if not whole or count == 0 or len(ranks) != count or min(ranks) != 1 or max(ranks) > count:
-        expected = f"{count} ranks from 1 (best), equal for a tie" if count else "none: a demonstration has no ranks"
+        expected = f"{count} ranks from 1 (best), equal for a tie" if count else "no ranks: this is a demonstration"
         raise Invalid(f"found {ranks!r}"[:80], where=where, expected=expected)
 
 

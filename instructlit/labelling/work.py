@@ -1,5 +1,5 @@
-"""What a labeler does with an assignment. Every change names the version it was made from; one that names another than
-the present changes nothing and raises `Stale`, so two windows of one person cannot overwrite each other.
+"""What a labeler does with an assignment. Every change names the version it was made from; if it is not the current
+one, nothing changes and `Stale` is raised, so two windows of one person cannot overwrite each other.
 """
 
 import time
@@ -33,23 +33,23 @@ def save(
     nonce: str | None = None,
     instructions: int | None = None,
 ) -> Assignment:
-    """Store a draft and renew the lease.
+    """Stores a draft and renews the lease.
 
-    A save that was stored already, its reply lost, is recognised by its `nonce`; what was added since is stored on top.
+    A repeated save, whose reply was lost, is recognised by its `nonce`; what was added since is stored on top.
 
     Args:
         session: a session of `Database.write`.
         person: whose assignment it is.
-        assignment_id: which.
+        assignment_id: its id.
         version: the version that the draft was made from.
-        answer: the whole answer, lists in the order of the task's completions.
+        answer: the complete answer, lists in the order of the task's completions.
         seconds: time worked since the last save.
-        lease_seconds: how long the task stays with this person without another save.
-        nonce: any text that is new for every save, and the same when one is sent again, with or without more in it.
+        lease_seconds: how long the task stays reserved for this person without another save.
+        nonce: a text that is unique to every save, and unchanged if that save is sent again, with or without additions.
         instructions: the version of the instructions that the labeler saw.
 
     Raises:
-        Stale: the assignment has another version; Invalid: the answer is none; NotAllowed: it is not open any more.
+        Stale: the assignment has another version; Invalid: the answer is malformed; NotAllowed: it is no longer open.
     """
     assignment = _open(session, person, assignment_id)
     if nonce is not None and assignment.version != version and head(session, assignment).nonce == nonce:
@@ -67,10 +67,10 @@ def save(
 
 
 def step(session: Session, person: Person, assignment_id: int, version: int, direction: str) -> Assignment:
-    """Undo ("undo") the last change, or do again ("redo") what was undone; without one to step to nothing happens.
+    """Undoes ("undo") the last change, or repeats ("redo") an undone one; does nothing if there is none.
 
     Raises:
-        Stale: the assignment has another version; NotAllowed: it is not open any more.
+        Stale: the assignment has another version; NotAllowed: it is no longer open.
     """
     assignment = _open(session, person, assignment_id)
     _expect(assignment, version)
@@ -84,10 +84,10 @@ def step(session: Session, person: Person, assignment_id: int, version: int, dir
 
 
 def submit(session: Session, person: Person, assignment_id: int, version: int) -> Assignment:
-    """Hand the answer in. It counts even where the lease ran out and others were given the task meanwhile.
+    """Submits the answer. It counts even if the lease expired and others were given the task meanwhile.
 
     Raises:
-        Stale: the assignment has another version; Invalid: something is missing; NotAllowed: it is not open any more.
+        Stale: the assignment has another version; Invalid: something is missing; NotAllowed: it is no longer open.
     """
     assignment = _open(session, person, assignment_id)
     _expect(assignment, version)
@@ -99,9 +99,9 @@ def submit(session: Session, person: Person, assignment_id: int, version: int) -
 
 
 def skip(session: Session, person: Person, assignment_id: int, reason: str, note: str) -> Assignment:
-    """Give a task back with a reason; somebody else gets it, and the draft stays."""
+    """Skips a task with a reason; somebody else gets it, and the draft is kept."""
     if reason not in SKIP_REASONS:
-        raise Invalid("found something else", where="reason", expected=", ".join(SKIP_REASONS))
+        raise Invalid("found another reason", where="reason", expected=", ".join(SKIP_REASONS))
     assignment = _open(session, person, assignment_id)
     assignment.reason, assignment.note = reason, text(note, "note", MAX_NOTE)
     _finish(session, person, assignment, "skipped", "skip", reason=reason)
@@ -109,9 +109,9 @@ def skip(session: Session, person: Person, assignment_id: int, reason: str, note
 
 
 def flag(session: Session, person: Person, assignment_id: int, kind: str, note: str) -> Assignment:
-    """Report the prompt; nobody is given it, and nothing of it exported, until the owner has decided."""
+    """Reports the prompt; nobody is given it, and nothing of it is exported, until the owner has decided."""
     if kind not in FLAG_KINDS:
-        raise Invalid("found something else", where="kind", expected=", ".join(FLAG_KINDS))
+        raise Invalid("found another kind", where="kind", expected=", ".join(FLAG_KINDS))
     assignment = _open(session, person, assignment_id)
     said = text(note, "note", MAX_NOTE)
     session.add(Flag(task_id=assignment.task_id, person_id=person.id, kind=kind, note=said, created_at=time.time()))
@@ -122,14 +122,14 @@ def flag(session: Session, person: Person, assignment_id: int, kind: str, note: 
 
 
 def reopen(session: Session, person: Person, assignment_id: int, lease_seconds: float) -> Assignment:
-    """Take a finished or skipped task up again: undo for having handed it in.
+    """Reopens a submitted or skipped task.
 
     Raises:
-        NotAllowed: it is open, it was flagged, or the owner holds it back.
+        NotAllowed: if it is open, was flagged, or is held back by the owner.
     """
     assignment = _locked(session, person, assignment_id)
     if assignment.state not in ("done", "skipped"):
-        raise NotAllowed(f"this task is {assignment.state}", expected="one that you handed in or skipped")
+        raise NotAllowed(f"this task is {assignment.state}", expected="a task that you handed in or skipped")
     now = time.time()
     assignment.state, assignment.finished_at, assignment.updated_at = "open", None, now
     assignment.lease_until = now + lease_seconds
@@ -142,7 +142,7 @@ def readable(assignment: Assignment) -> Assignment:
     """The assignment, if its owner may still see the prompt.
 
     Raises:
-        NotAllowed: the prompt was flagged or withdrawn.
+        NotAllowed: if the prompt was flagged or withdrawn.
     """
     if assignment.task.state not in IN_USE:
         raise NotAllowed("this prompt was reported and is held back", fix="your work on it is kept; take another task")
@@ -150,7 +150,7 @@ def readable(assignment: Assignment) -> Assignment:
 
 
 def head(session: Session, assignment: Assignment) -> Revision:
-    """The revision that the assignment is at, which says whether there is something to undo or to redo."""
+    """The current revision of the assignment, which shows whether there is something to undo or redo."""
     return _revision(session, assignment, assignment.version)
 
 
@@ -164,18 +164,18 @@ def _locked(session: Session, person: Person, assignment_id: int) -> Assignment:
 def _open(session: Session, person: Person, assignment_id: int) -> Assignment:
     assignment = _locked(session, person, assignment_id)
     if assignment.state != "open":
-        raise NotAllowed("this task is not open any more", fix="it can be reopened from your history")
+        raise NotAllowed("this task is no longer open", fix="you can reopen it from your history")
     return assignment
 
 
 def _expect(assignment: Assignment, version: int) -> None:
     if assignment.version != version:
         what = f"this task was changed elsewhere: it is at version {assignment.version}, not {version}"
-        raise Stale(what, fix="load the page again; nothing of the other change is lost")
+        raise Stale(what, fix="reload the page; the other change is not lost")
 
 
 def _spend(assignment: Assignment, seconds: float) -> None:
-    """Count time worked, but no more than has passed since the last save."""
+    """Adds time worked, but no more than has passed since the last save."""
     now = time.time()
     passed = max(0.0, now - assignment.updated_at) + _SLACK_SECONDS
     assignment.seconds += min(max(0.0, seconds), passed)

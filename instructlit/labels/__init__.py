@@ -1,4 +1,4 @@
-"""What people are asked and what they answer: tasks, labels, and the files that training reads made from them."""
+"""Tasks for labelers, their labels, and the files for training that are made from them."""
 
 from instructlit.labels.records import Label, LabelKind, Task, read_labels, read_tasks, write_labels, write_tasks
 

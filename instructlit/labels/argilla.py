@@ -1,7 +1,7 @@
 """Argilla's JSON: records as `dataset.records.to_json` writes them and `from_json` reads them (Argilla 2).
 
 A record has `fields` (the prompt and the completions by name) and, by question, the `responses` of its users. A ranking
-names the fields of completions, the best first. Where two are equal the form with ranks of Argilla's HTTP interface is
+names the fields of completions, the best first. If two are tied, the form with ranks of Argilla's HTTP interface is
 written, `{"value": ..., "rank": ...}`, since a plain list has no ties; both are read.
 """
 
@@ -17,9 +17,9 @@ RANKING, DEMONSTRATION = "ranking", "demonstration"
 
 
 def to_argilla(tasks: Iterable[Task], labels: Iterable[Label] = ()) -> Iterator[dict[str, Any]]:
-    """One record a task, with the labels on it as responses. Policies and scores are left out: Argilla shows metadata.
+    """One record per task, with its labels as responses. Policies and scores are left out: Argilla shows metadata.
 
-    A skipped label is no response; flags and times have no place in a record.
+    A skipped label is not written; a record cannot hold flags and times.
     """
     given: dict[str, list[Label]] = {}
     for label in labels:
@@ -43,14 +43,13 @@ def to_argilla(tasks: Iterable[Task], labels: Iterable[Label] = ()) -> Iterator[
 
 
 def from_argilla(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Label]:
-    """The labels in exported records: rankings, and demonstrations where a record has no completions.
+    """The labels in exported records: rankings, or demonstrations if a record has no completions.
 
-    The question of the ranking is the one whose value is a list of completions' names, which the choices of other
-    questions are not; ratings are those of questions `rating_1` and so on. Drafts and discarded responses, where the
-    export names them, do not count.
+    The ranking question is the one whose value is a list of completion names; ratings come from the questions
+    `rating_1` and so on. Drafts and discarded responses, if the export contains them, are ignored.
 
     Raises:
-        UserError: a record whose fields or responses cannot be understood, by file and line.
+        UserError: if a record's fields or responses cannot be parsed, with file and line.
     """
     for where, row in rows:
         task, names = _asked(row, where)
@@ -66,24 +65,24 @@ def from_argilla(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Label]:
 
 
 def argilla_task(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> Task:
-    """What a record asks, whether somebody has answered it or not.
+    """The task of a record, answered or not.
 
     Args:
         row: the record.
-        where: where it stands.
-        kind: what is asked where the record does not tell.
+        where: its location, for messages.
+        kind: the kind of task, if the record does not give it.
 
     Raises:
-        UserError: a record that cannot be understood, by file and line.
+        UserError: if the record cannot be parsed, with file and line.
     """
     return _asked(row, where, kind)[0]
 
 
 def _asked(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> tuple[Task, list[str]]:
-    """The task of a record, and what its completions are called there."""
+    """The task of a record, and the names of its completions there."""
     fields = row.get("fields")
     if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str | list):
-        raise UserError("no prompt in it", where=f"{where}: fields", expected="a field `prompt` and the completions")
+        raise UserError("found no prompt", where=f"{where}: fields", expected="a field `prompt` and the completions")
     names = sorted((name for name in fields if COMPLETION.fullmatch(name)), key=lambda n: int(n.rpartition("_")[2]))
     told = row.get("metadata") or {}
     if not isinstance(told, dict):
@@ -104,7 +103,7 @@ def _answers(label: Label, task: Task, names: list[str]) -> dict[str, Any]:
 
 
 def _by_user(row: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
-    """Question to value for each user."""
+    """The values by question for each user."""
     found: dict[str, dict[str, Any]] = {}
     responses = row.get("responses") or {}
     if not isinstance(responses, dict):
@@ -127,18 +126,20 @@ def _by_user(row: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
 
 
 def _name(entry: Any) -> str:
-    """What an entry of a list names: a field's name holds `_` where the client shows `-`."""
+    """The field that an entry of a list names: the client shows `-` for `_`."""
     return str(entry.get("value") if isinstance(entry, dict) else entry).replace("-", "_")
 
 
 def _ranks(value: Any, names: list[str], where: str) -> list[int]:
-    """Ranks by name from a list, the best first, or from values with ranks."""
+    """Ranks by name, from a list with the best first or from values with ranks."""
     ranks: dict[str, int] = {}
     for place, entry in enumerate(value, start=1):
         ranks[_name(entry)] = entry.get("rank", place) if isinstance(entry, dict) else place
     if set(ranks) != set(names):
         raise UserError(
-            f"ranks {', '.join(sorted(ranks)) or 'nothing'}", where=where, expected=f"each of {', '.join(names)}, once"
+            f"the ranking contains {', '.join(sorted(ranks)) or 'nothing'}",
+            where=where,
+            expected=f"each of {', '.join(names)}, once",
         )
     order = sorted(set(ranks.values()))
     return [order.index(ranks[name]) + 1 for name in names]

@@ -1,7 +1,6 @@
 """Labels as the rows that training and evaluation read: comparisons, demonstrations, evaluations.
 
-Nothing is decided here that a user could not read off the counts: every label that is left out is counted by its
-reason.
+Every label that is left out is counted by its reason, so that the counts show all decisions made here.
 """
 
 from collections import Counter
@@ -19,9 +18,9 @@ FILES: dict[LabelKind, str] = {
     "demonstration": "demonstrations",
     "evaluation": "evaluations",
 }
-"""What the file of each kind is called; that of the held-out prompts has `_validation` behind it."""
+"""The file name for each kind; `_validation` is appended for held-out prompts."""
 
-SKIPPED, REPORTED, TIED = "skipped by the labeler", "of a prompt reported as unfit", "with all completions tied"
+SKIPPED, REPORTED, TIED = "skipped by the labeler", "of a prompt reported as unsuitable", "with all completions tied"
 DISPUTED, WEIGHTLESS, REVISED = "of a disputed task", "by a labeler of weight 0", "revised later by the same labeler"
 
 
@@ -34,7 +33,7 @@ class Exported:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def files(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """Name (without ending) and rows of every file that has any."""
+        """Name (without suffix) and rows of every non-empty file."""
         for kind, name in FILES.items():
             for rows, file in ((self.train[kind], name), (self.validation[kind], f"{name}_validation")):
                 if rows:
@@ -49,20 +48,20 @@ def export(
 ) -> Exported:
     """Rows in the form that the datamodules read, with labeler, ratings, flags, policy, round and task.
 
-    Of two labels of one task by one labeler the later counts. A comparison that ties everything teaches nothing and is
-    left out; an evaluation that does so is a result and stays. Evaluations are never held out.
+    If a labeler labelled a task twice, the later label counts. A comparison in which all are tied teaches nothing and
+    is left out; in an evaluation that is a result, and kept. Evaluations are never held out.
 
     Args:
         labels: in the order they were given.
-        validation_fraction: share of the prompts whose rows go to validation. Which these are follows from the prompt
-            alone, so that a prompt never changes sides from one round to the next; a side may be without any.
-        weights: how often a labeler's rows come in an epoch, 1 for those who are not named; 0 leaves them out. Those
-            who are named need not have labelled: one mapping serves every round of a loop.
-        min_agreement: least share of the pairs that a task's labelers must order alike; tasks below are left out. It
-            says nothing of tasks with one labeler, or without a pair that two of them do not tie.
+        validation_fraction: share of the prompts whose rows go to validation. The choice depends on the prompt
+            alone, so that a prompt never changes sides between rounds; a side may be empty.
+        weights: how often a labeler's rows occur in an epoch, 1 for those not named; 0 leaves them out. A named labeler
+            may have no labels: one mapping serves every round of a loop.
+        min_agreement: minimum share of the pairs that a task's labelers must order alike; tasks below are left out. It
+            does not apply to tasks with one labeler, or without a pair that two of them order.
 
     Raises:
-        UserError: a fraction or weight out of range.
+        UserError: if a fraction or weight is out of range.
     """
     _check_share("validation_fraction", validation_fraction)
     if min_agreement is not None:
@@ -83,7 +82,7 @@ def export(
 
 
 def row(label: Label, weight: float = 1.0) -> dict[str, Any]:
-    """A label as a row of its kind's file; ratings only where all completions have one."""
+    """A label as a row of its kind's file; ratings only if all completions have one."""
     made: dict[str, Any] = {"prompt": label.prompt}
     if label.kind == "demonstration":
         made["completion"] = label.completions[0]
@@ -123,7 +122,7 @@ def usable(labels: Iterable[Label]) -> tuple[list[Label], Counter[str]]:
 
 
 def _reason(label: Label, disputed: set[str], weight: float) -> str | None:
-    """Why a usable label makes no row."""
+    """Why a usable label becomes no row, or None."""
     reasons = {
         WEIGHTLESS: weight == 0,
         DISPUTED: label.task in disputed,
@@ -150,18 +149,18 @@ def rankings(labels: Sequence[Label]) -> list[list[int]]:
     """The ranks of one task's labels, all in the order of the first one's completions.
 
     Raises:
-        UserError: two labels of the task are of different completions.
+        UserError: if two labels of the task have different completions.
     """
     return [aligned(label, labels[0], label.ranks or []) for label in labels]
 
 
 def aligned(label: Label, first: Label | Task, values: Sequence[Any]) -> list[Any]:
-    """Values of a label's completions in the order in which the task, or its first label, has them."""
+    """Values of a label's completions in the order of the task, or of its first label."""
     if label.completions == first.completions:
         return list(values)
     if sorted(label.completions) != sorted(first.completions):
         raise UserError(
-            f"{label.labeler!r} ordered other completions than the task, or its first labeler, has",
+            f"{label.labeler!r} ranked completions that differ from those of the task or of its first label",
             where=f"task {label.task!r}",
             expected="the same completions in every label of a task",
         )
@@ -175,10 +174,10 @@ def _disputed(labels: Sequence[Label], least: float) -> set[str]:
 
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value < 1 and not (name == "min_agreement" and value == 1):
-        raise UserError(f"found {value}", where=name, expected="a share between 0 and 1")
+        raise UserError(f"found {value}", where=name, expected="a number from 0 to 1")
 
 
 def _check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         if not 0 <= weight < float("inf"):
-            raise UserError(f"the weight of {name!r} is {weight}", where="weights", expected="a number of 0 or more")
+            raise UserError(f"the weight of {name!r} is {weight}", where="weights", expected="a number, 0 or more")

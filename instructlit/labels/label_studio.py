@@ -1,6 +1,6 @@
-"""Label Studio's JSON: tasks with `data` and `annotations`, as its importer takes and its JSON export gives them.
+"""Label Studio's JSON: tasks with `data` and `annotations`, as its importer reads and its JSON export writes them.
 
-Completions are the items of a `List`; a `Ranker` with one `Bucket` a rank orders them, so that ties can be said. A
+Completions are the items of a `List`; a `Ranker` with one `Bucket` per rank orders them, so that ties are possible. A
 ranker without buckets (a plain order) and a `Pairwise` choice are read as well.
 """
 
@@ -16,14 +16,14 @@ from instructlit.labels.records import Label, LabelKind, Task
 from instructlit.rubric import BEST, MAX_OUTPUTS
 
 _UNPLACED = "_"
-"""The bucket in which Label Studio leaves the items that nobody has moved."""
+"""The bucket in which Label Studio leaves items that were not moved."""
 
 
 def labeling_config(most: int = MAX_OUTPUTS) -> str:
-    """The labelling interface (XML) for a project of such tasks.
+    """The labelling interface (XML) for a project with such tasks.
 
     Args:
-        most: completions of the largest task: so many ranks and ratings.
+        most: completions of the largest task, which is the number of ranks and ratings.
     """
     buckets = "".join(
         f"    <Bucket name={quoteattr(f'rank_{rank}')} title={quoteattr(f'Rank {rank}')}/>\n"
@@ -41,7 +41,7 @@ def labeling_config(most: int = MAX_OUTPUTS) -> str:
 
 
 def to_label_studio(tasks: Iterable[Task], labels: Iterable[Label] = ()) -> Iterator[dict[str, Any]]:
-    """One Label Studio task a task, with the labels on it as annotations. Policies and scores are left out."""
+    """One Label Studio task per task, with the labels on it as annotations. Policies and scores are left out."""
     given: dict[str, list[Label]] = {}
     for label in labels:
         given.setdefault(label.task, []).append(label)
@@ -57,10 +57,10 @@ def to_label_studio(tasks: Iterable[Task], labels: Iterable[Label] = ()) -> Iter
 
 
 def from_label_studio(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Label]:
-    """The labels in exported tasks, one an annotation; a cancelled annotation is a skipped task.
+    """The labels in exported tasks, one per annotation; a cancelled annotation is a skipped task.
 
     Raises:
-        UserError: a task or annotation that cannot be understood, by file and line.
+        UserError: if a task or annotation cannot be parsed, with file and line.
     """
     for where, row in rows:
         task, names = _asked(row, where)
@@ -75,31 +75,31 @@ def from_label_studio(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[La
             elif task.kind == "demonstration":
                 answer["completion"] = "\n".join(results.get("textarea", {}).get("text", [])).strip()
                 if not answer["completion"]:
-                    raise UserError("no text written", where=place, expected="a result of type textarea")
+                    raise UserError("found no text", where=place, expected="a result of type textarea")
             else:
                 answer["ranks"] = _ranks(results, names, place)
             yield label_on(task, _who(annotation), place, **answer)
 
 
 def label_studio_task(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> Task:
-    """What a task of Label Studio asks, whether somebody has annotated it or not.
+    """A Label Studio task as a task of ours, annotated or not.
 
     Args:
         row: the task.
-        where: where it stands.
-        kind: what is asked where the task does not tell.
+        where: its location, for messages.
+        kind: the kind of task, if the Label Studio task does not give it.
 
     Raises:
-        UserError: a task that cannot be understood, by file and line.
+        UserError: if the task cannot be parsed, with file and line.
     """
     return _asked(row, where, kind)[0]
 
 
 def _asked(row: dict[str, Any], where: str, kind: LabelKind | None = None) -> tuple[Task, list[str]]:
-    """The task of ours that a task of Label Studio is, and the names of its completions there."""
+    """A Label Studio task as a task of ours, and the names of its completions there."""
     data = row.get("data")
     if not isinstance(data, dict) or "prompt" not in data:
-        raise UserError("no prompt in it", where=f"{where}: data", expected="`prompt`, and `items` to order")
+        raise UserError("found no prompt", where=f"{where}: data", expected="`prompt`, and `items` to order")
     items = _items(data, f"{where}: data")
     asked = {"prompt": data.get("messages", data["prompt"]), "completions": list(items.values())}
     return task_from(asked, data.get("task"), {"kind": kind, **data}, where), list(items)
@@ -138,7 +138,7 @@ def _shown(task: Task) -> str:
 
 
 def _results(annotation: Any, where: str) -> list[dict[str, Any]]:
-    """What an annotation says by the control it was said with; relations between regions say nothing here."""
+    """The values of an annotation by control; relations between regions are ignored."""
     found = annotation.get("result") if isinstance(annotation, dict) else None
     if not isinstance(found, list) or not all(isinstance(result, dict) for result in found):
         raise UserError(f"found {annotation!r:.60}", where=where, expected="an object with a list `result`")
@@ -157,7 +157,7 @@ def _items(data: dict[str, Any], where: str) -> dict[str, str]:
         )
     found = {str(item["id"]): item.get("body") or item.get("title") or "" for item in items}
     if len(found) < len(items):
-        raise UserError("an id is there twice", where=f"{where}.items", expected="an id of its own for each")
+        raise UserError("an id occurs twice", where=f"{where}.items", expected="a different id for each item")
     return found
 
 
@@ -165,7 +165,7 @@ def _ranks(results: dict[str, Any], names: list[str], where: str) -> list[int]:
     if "pairwise" in results:
         better = results["pairwise"].get("selected")
         if better not in ("left", "right") or len(names) != 2:
-            raise UserError(f"selected is {better!r}", where=where, expected="left or right, of two texts")
+            raise UserError(f"`selected` is {better!r}", where=where, expected="left or right, of two texts")
         return [1, 2] if better == "left" else [2, 1]
     value = results.get("ranker", {}).get("ranker")
     groups: list[list[str]]
@@ -175,11 +175,11 @@ def _ranks(results: dict[str, Any], names: list[str], where: str) -> list[int]:
         buckets = {name: ids for name, ids in value.items() if name != _UNPLACED and ids}
         groups = [buckets[name] for name in sorted(buckets, key=lambda name: _bucket_rank(name, where))]
     else:
-        raise UserError("no ranking in it", where=where, expected="a result of type ranker or pairwise")
+        raise UserError("found no ranking", where=where, expected="a result of type ranker or pairwise")
     groups = [[str(name) for name in group] for group in groups]  # as the items' ids
     placed = [name for group in groups for name in group]
     if sorted(placed) != sorted(names):
-        missing = ", ".join(sorted(set(names) - set(placed))) or "nothing is missing, something is there twice"
+        missing = ", ".join(sorted(set(names) - set(placed))) or "none, but an item occurs twice"
         raise UserError(f"not ranked: {missing}", where=where, expected="every item in one bucket")
     return [next(rank for rank, group in enumerate(groups, start=1) if name in group) for name in names]
 
@@ -187,7 +187,9 @@ def _ranks(results: dict[str, Any], names: list[str], where: str) -> list[int]:
 def _bucket_rank(name: str, where: str) -> int:
     number = re.search(r"\d+$", name)
     if number is None:
-        raise UserError(f"bucket {name!r}", where=where, expected="buckets that end in their rank, as rank_1")
+        raise UserError(
+            f"found the bucket {name!r}", where=where, expected="buckets that end in their rank, as in rank_1"
+        )
     return int(number.group())
 
 

@@ -1,4 +1,4 @@
-"""What the formats of other tools have in common: names of completions and ratings, and what makes a task of ours."""
+"""What the formats of other tools have in common: names of completions and ratings, and conversion to our tasks."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ def rating_name(completion: str) -> str:
 
 
 def task_from(asked: Mapping[str, Any], own_id: Any, told: Mapping[str, Any], where: str) -> Task:
-    """The task that another tool's file asks, checked like those of our own files.
+    """A task from another tool's file, checked like those of our own files.
 
     Args:
         asked: `prompt` and `completions`.
-        own_id: the id that the tool knows it by, if any; else it is one that follows from the question.
-        told: `kind`, `round`, `use_case` and `user`, where the file tells them. With completions it is a comparison
-            unless told otherwise, without them a demonstration.
-        where: where it stands, for messages.
+        own_id: the id that the tool uses for it, if any; otherwise one is derived from the question.
+        told: `kind`, `round`, `use_case` and `user`, if the file gives them. The default kind is a comparison with
+            completions, and a demonstration without.
+        where: its location, for messages.
 
     Raises:
         UserError: naming `where` and the field.
@@ -40,12 +40,12 @@ def task_from(asked: Mapping[str, Any], own_id: Any, told: Mapping[str, Any], wh
 
 
 def label_on(task: Task, labeler: str, where: str, **answer: Any) -> Label:
-    """A label that another tool's file gives on a task, checked like those of our own files.
+    """A label on a task from another tool's file, checked like those of our own files.
 
     Args:
         task: what was asked.
         labeler: who answered.
-        where: where it stands, for messages.
+        where: its location, for messages.
         answer: further fields of a row of labels; the completions are the task's unless given.
 
     Raises:

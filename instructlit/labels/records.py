@@ -1,8 +1,8 @@
 """Tasks for labelers and the labels they give, as records and as JSON Lines.
 
-A file of tasks is blind: which policy wrote a completion, whether it ended, and how a reward model scored it, stand in
-a file of their own beside it (`tasks.jsonl` and `tasks.key.jsonl`). Whoever has the tasks alone cannot tell the
-policies apart.
+A file of tasks is blind: which policy wrote a completion, whether it ended, and how a reward model scored it, are in a
+separate key file next to it (`tasks.jsonl` and `tasks.key.jsonl`). The policies cannot be identified from the tasks
+alone.
 """
 
 import hashlib
@@ -30,20 +30,20 @@ _HIDDEN = ("policy", "scores", "ended")
 
 @dataclass(frozen=True)
 class Task:
-    """What a labeler is asked: order completions, write a demonstration, or compare named models without their names.
+    """A task for a labeler: rank completions, write a demonstration, or compare named models without their names.
 
     Args:
-        task: an id, the same for the same question.
-        kind: "comparison" (trains a reward model), "evaluation" (tells models apart), "demonstration" (write an
+        task: an id, which is the same for the same question.
+        kind: "comparison" (trains a reward model), "evaluation" (compares models), "demonstration" (write an
             answer).
         prompt: what the completions answer.
-        completions: 2 to 9 of them in the order they are shown; none for a demonstration.
-        policy: who wrote each; never shown.
+        completions: 2 to 9, in the order shown; none for a demonstration.
+        policy: the policy that wrote each; never shown.
         scores: a reward model's score of each; never shown.
         round: the round of the loop it belongs to, from 1.
-        use_case: as in the prompt's file.
+        use_case: from the file of prompts.
         user: who sent the prompt.
-        ended: of each whether it ended by itself, rather than at a limit; None where all did, or nobody knows.
+        ended: whether each ended by itself, not at a length limit; None if all did, or if unknown.
     """
 
     task: str
@@ -64,19 +64,19 @@ class Label:
 
     Args:
         task: the id of the task.
-        kind: that of the task.
-        prompt: that of the task.
+        kind: the kind of the task.
+        prompt: the prompt of the task.
         labeler: who answered.
-        completions: as the task has them; of a demonstration the one that was written.
-        ranks: the rank of each completion: 1 is best, equal is a tie.
-        ratings: 1 (worst) to 7 of each completion; None where it was not rated.
+        completions: those of the task; for a demonstration, the one that was written.
+        ranks: the rank of each completion: 1 is best, equal ranks are a tie.
+        ratings: 1 (worst) to 7 of each completion; None if it was not rated.
         flags: yes/no metadata of each completion.
-        policy: who wrote each completion.
+        policy: the policy that wrote each completion.
         round: the round of the loop.
         seconds: time on the task.
         skipped: why it was not answered.
         reported: what is wrong with the prompt itself, such as "private" or "harmful".
-        use_case: of the prompt.
+        use_case: the use case of the prompt.
         user: who sent the prompt.
         instructions: the version of the instructions that the labeler saw.
         ended: as in a `Task`.
@@ -102,15 +102,15 @@ class Label:
 
 
 def task_id(kind: str, prompt: PromptText, completions: Iterable[str], round: int | None = None) -> str:
-    """An id that follows from the question, 16 hex digits: adding the same task twice adds it once."""
+    """An id derived from the question, 16 hex digits: adding the same task twice adds it once."""
     text = json.dumps([kind, prompt_key(prompt), list(completions), round], ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
 def for_database(task: Task) -> dict[str, Any]:
-    """A task as the labelling database takes it; the database itself keeps the policies from the labelers.
+    """A task in the form of the labelling database, which hides the policies from the labelers.
 
-    The id has a name of its own there: `task` may be a column of somebody's rows.
+    The id has another field name there, because `task` may be a column of a user's rows.
     """
     told = {"kind": task.kind, "prompt": task.prompt, "completions": task.completions, "policies": task.policy}
     about = {"use_case": task.use_case, "user": task.user, "round": task.round}
@@ -121,13 +121,13 @@ def for_database(task: Task) -> dict[str, Any]:
 
 
 def key_file(tasks: str | Path) -> Path:
-    """Where the policies and scores of a file of tasks stand."""
+    """The key file of a file of tasks, with policies and scores."""
     path = Path(tasks)
     return path.with_name(f"{path.stem}.key{path.suffix}")
 
 
 def write_tasks(path: str | Path, tasks: Iterable[Task]) -> None:
-    """Writes the tasks without what is hidden, and beside them the key."""
+    """Writes the tasks without the hidden fields, and the key file."""
     rows = [_row(task) for task in tasks]
     write_rows(path, ({k: v for k, v in row.items() if k not in _HIDDEN} for row in rows))
     hidden = [{"task": row["task"], **{k: row[k] for k in _HIDDEN if k in row}} for row in rows]
@@ -135,10 +135,10 @@ def write_tasks(path: str | Path, tasks: Iterable[Task]) -> None:
 
 
 def read_tasks(path: str | Path) -> list[Task]:
-    """The tasks of a file, with the policies and scores of its key where the key is there.
+    """The tasks of a file, with the policies and scores of its key file if there is one.
 
     Raises:
-        UserError: a row that is wrong, by file, line and field.
+        UserError: if a row is invalid, with file, line and field.
     """
     rows = list(read_rows(path))
     key = {row["task"]: row for _, row in read_rows(key_file(path))} if key_file(path).is_file() else {}
@@ -157,20 +157,20 @@ def read_labels(path: str | Path) -> list[Label]:
     """The labels of a file.
 
     Raises:
-        UserError: a row that is wrong, by file, line and field.
+        UserError: if a row is invalid, with file, line and field.
     """
     return [parse_label(row, where) for where, row in read_rows(path)]
 
 
 def with_policies(labels: Iterable[Label], tasks: Iterable[Task]) -> list[Label]:
-    """Labels that come back from a blind task, with what the task knows: its id, policies, round, use case, user.
+    """Labels of blind tasks, completed from the tasks: id, policies, round, use case, user.
 
-    A label finds its task by the id, or by what was asked where another tool has given it an id of its own. The
-    completions of a label may be in another order than the task's. Labels that name a round in which none of the tasks
-    is are left out: a labelling database gives those of all rounds.
+    A label is matched to its task by id, or by the question if another tool has assigned its own id. The completions of
+    a label may be in another order than the task's. Labels of a round without any of the tasks are left out: a
+    labelling database returns those of all rounds.
 
     Raises:
-        UserError: a label of a task that is not among `tasks`, or of other completions.
+        UserError: if a label's task is not among `tasks`, or its completions differ.
     """
     tasks = list(tasks)
     known = {task.task: task for task in tasks} | {_question(task): task for task in tasks}
@@ -185,9 +185,9 @@ def with_policies(labels: Iterable[Label], tasks: Iterable[Task]) -> list[Label]
         hidden = {"policy": task.policy, "ended": task.ended} if task.kind != "demonstration" else {}
         if any(hidden.values()) and sorted(label.completions) != sorted(task.completions):
             raise UserError(
-                "the label has other completions than its task",
+                "the label has different completions from its task",
                 where=f"label of task {label.task!r} by {label.labeler!r}",
-                expected="labels of this very file of tasks",
+                expected="labels of this file of tasks",
             )
         told: dict[str, Any] = {
             name: values and in_order(label.completions, task.completions, values) for name, values in hidden.items()
@@ -198,7 +198,7 @@ def with_policies(labels: Iterable[Label], tasks: Iterable[Task]) -> list[Label]
 
 
 def in_order(wanted: Iterable[str], completions: Iterable[str], values: Iterable[V]) -> list[V]:
-    """The values of completions in another order of the same; equal ones, as evaluations may have, keep theirs."""
+    """The values of completions, reordered; equal completions, as in evaluations, keep their relative order."""
     by_text: dict[str, list[V]] = {}
     for completion, value in zip(completions, values, strict=True):
         by_text.setdefault(completion, []).append(value)
@@ -206,7 +206,7 @@ def in_order(wanted: Iterable[str], completions: Iterable[str], values: Iterable
 
 
 def _question(asked: Task | Label) -> str:
-    """What is asked, whatever number another tool has given it and in whatever order it showed the completions."""
+    """The question of a task, independent of its id and of the order of the completions."""
     shown = [] if asked.kind == "demonstration" else sorted(asked.completions)
     return task_id("", asked.prompt, shown, asked.round)
 
@@ -272,14 +272,14 @@ def parse_label(row: dict[str, Any], where: str) -> Label:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row of a data file with the place it stands, for messages."""
+    """Every row of a data file with its location, for messages."""
     for rows in open_source(Source(str(path)), str(path)):
         for index in range(len(rows)):
             yield rows.where(index), rows[index]
 
 
 def _row(record: Task | Label) -> dict[str, Any]:
-    """The fields that say something."""
+    """The fields that are not empty."""
     values = {f.name: getattr(record, f.name) for f in fields(record)}
     return {name: value for name, value in values.items() if value is not None and value != []}
 
@@ -288,7 +288,9 @@ def _check_once(tasks: Iterable[Task], path: str | Path) -> None:
     seen: set[str] = set()
     for task in tasks:
         if task.task in seen:
-            raise UserError(f"task {task.task!r} is there twice", where=str(path), expected="an id of its own for each")
+            raise UserError(
+                f"task {task.task!r} occurs twice", where=str(path), expected="a different id for each task"
+            )
         seen.add(task.task)
 
 
@@ -310,7 +312,7 @@ def _texts(given: Fields, name: str, length: int | None) -> list[str] | None:
         return None
     right = isinstance(value, list) and all(isinstance(v, str) for v in value)
     if not right or (length is not None and len(value) != length):
-        given.wrong(name, f"found {value!r:.60}", "a list of texts" + (f", {length} of them" if length else ""))
+        given.wrong(name, f"found {value!r:.60}", f"a list of {length} texts" if length else "a list of texts")
     return list(value)
 
 
@@ -329,7 +331,7 @@ def _ratings(given: Fields, k: int) -> list[int | None] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != k:
-        given.wrong("ratings", f"found {value!r:.60}", f"{k} ratings, null where there is none")
+        given.wrong("ratings", f"found {value!r:.60}", f"{k} ratings, null for no rating")
     given_ones = [rating for rating in value if rating is not None]
     Fields({"ratings": given_ones}, given.where).ratings(len(given_ones))
     return list(value)

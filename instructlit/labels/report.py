@@ -20,9 +20,9 @@ from instructlit.labels.records import Label
 
 
 def agreement_report(labels: Iterable[Label]) -> dict[str, Any]:
-    """What the labelers of the same tasks agree on, as plain JSON values; null where nothing can be said.
+    """The agreement of labelers of the same tasks, as plain JSON values; null if it is not defined.
 
-    Of two labels of one task by one labeler the later counts.
+    If a labeler labelled a task twice, the later label counts.
 
     Returns:
         `pairwise` (agreement, half_width, pairs, tasks), `alpha_ranks` and `alpha_ratings` (Krippendorff, ordinal),
@@ -45,7 +45,7 @@ def agreement_report(labels: Iterable[Label]) -> dict[str, Any]:
 
 
 def each_labeler(shared: Iterable[Sequence[Label]]) -> dict[str, Share]:
-    """How often each labeler orders a pair as another labeler of the same task does."""
+    """How often each labeler orders a pair like another labeler of the same task."""
     counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for group in shared:
         given = list(zip(group, rankings(group), strict=True))
@@ -56,7 +56,7 @@ def each_labeler(shared: Iterable[Sequence[Label]]) -> dict[str, Share]:
 
 
 def _said(shared: Iterable[Sequence[Label]], name: Literal["ratings", "flags"]) -> Iterator[tuple[Any, ...]]:
-    """For every completion what its labelers said under `name`, of those who said anything."""
+    """For every completion, its labelers' values of `name`, if they gave any."""
     return columns(
         [aligned(label, group[0], getattr(label, name)) for label in group if getattr(label, name)] for group in shared
     )

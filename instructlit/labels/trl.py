@@ -1,4 +1,4 @@
-"""Pairs as TRL reads them: `prompt`, `chosen`, `rejected`, as text or as messages."""
+"""Pairs in TRL's format: `prompt`, `chosen`, `rejected`, as text or as messages."""
 
 from collections.abc import Iterable, Iterator
 from itertools import combinations
@@ -11,7 +11,7 @@ from instructlit.types import Comparison
 
 
 def to_pairs(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Every pair of a comparison row that is not a tie; conversational where the prompt is messages."""
+    """Every pair of a comparison row that is not a tie; conversational if the prompt is messages."""
     for row in rows:
         ranked = sorted(zip(row["ranks"], row["completions"], strict=True), key=lambda one: one[0])
         for (better, chosen), (worse, rejected) in combinations(ranked, 2):
@@ -23,11 +23,11 @@ def from_pairs(rows: Iterable[tuple[str, dict[str, Any]]], labeler: str) -> Iter
     """Preference rows as labels of two completions.
 
     Args:
-        rows: where each stands, and the row.
-        labeler: whose they are, where a row does not say.
+        rows: the location of each, and the row.
+        labeler: the labeler, if a row does not give it.
 
     Raises:
-        UserError: a row that is no preference.
+        UserError: if a row is not a preference.
     """
     for where, row in rows:
         record = _pair(row, where)
@@ -41,11 +41,11 @@ def pair_task(row: dict[str, Any], where: str, kind: LabelKind | None = None) ->
 
     Args:
         row: the row.
-        where: where it stands.
-        kind: what is asked; a comparison unless given.
+        where: its location, for messages.
+        kind: the kind of task; a comparison if not given.
 
     Raises:
-        UserError: a row that is no preference.
+        UserError: if a row is not a preference.
     """
     return _asked(_pair(row, where), where, kind)
 
@@ -57,7 +57,7 @@ def _pair(row: dict[str, Any], where: str) -> Comparison:
 
 
 def _asked(record: Comparison, where: str, kind: LabelKind | None = None) -> Task:
-    """The task of a pair. Its completions are in the order of their texts, so that their order tells nothing."""
+    """The task of a pair. Its completions are sorted by their text, so that the order reveals nothing."""
     asked = {"prompt": record.prompt, "completions": sorted(record.completions)}
     return task_from(asked, None, {"kind": kind, "use_case": record.use_case, "user": record.user}, where)
 

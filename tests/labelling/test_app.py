@@ -539,11 +539,11 @@ def test_an_import_is_whole_or_not_at_all(browse: Browse, site: Site) -> None:
         assert ">rows&lt;i&gt;.jsonl:2" in reply.text
     empty = upload(b"\n")
     assert empty.status_code == 422
-    assert "there is no row in it" in empty.text
+    assert "found no rows" in empty.text
     with site.database.read() as session:
         assert session.scalars(select(Task)).all() == []
     assert "1 new task." in upload(good + b"\n\n").text
-    assert "1 there already" in upload(good).text
+    assert "1 already there" in upload(good).text
     with site.database.read() as session:
         task = session.scalars(select(Task)).one()
         assert (task.overlap, task.policies, task.extra) == (2, ["sft", "sft"], {"temperature": 0.7})
@@ -623,8 +623,8 @@ def test_a_full_disk_is_told_and_is_no_fault_of_ours(
     event.listen(site.database.engine, "begin", fill)
     page = anna.submit(f"{work}/page", go="submit", **draft)
     assert page.status_code == 503
-    assert "The database cannot be used now, and nothing was changed." in page.text
-    assert "Tell the owner, whose server says why, and try again later.<" in page.text
+    assert "The database is not available now; nothing was changed." in page.text
+    assert "Tell the owner, who can see why on the server, and try again later.<" in page.text
     assert capsys.readouterr().err == f"{site.database}: database or disk is full\n"
     event.remove(site.database.engine, "begin", fill)
     site.database.engine.dispose()

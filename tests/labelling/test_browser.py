@@ -283,7 +283,7 @@ def test_an_ended_session_costs_no_text(page: Any, file_database: Database) -> N
         session.execute(update(Login).values(expires_at=0.0))
         token = people.new_token(session, "test", people.find_person(session, "anna"))
     page.fill("#completion", "typed too late")
-    playwright.expect(page.locator("#conflict")).to_contain_text("not signed in")
+    playwright.expect(page.locator("#conflict")).to_contain_text("no longer signed in")
     hand_in_in_vain(page)
     sign_in(page.context.new_page(), token)
     page.fill("#completion", "typed too late, and more")

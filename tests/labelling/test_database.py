@@ -130,7 +130,7 @@ def test_the_file_is_its_owners_only(tmp_path: Path) -> None:
         ("", "'' is a folder"),
         ("/proc", "'/proc' is a folder"),
         ("sqlite:///", "is a folder"),
-        (":memory:", "is gone when the command ends"),
+        (":memory:", "is lost when the command ends"),
     ],
 )
 def test_a_database_that_cannot_be_opened_is_one_message_without_the_password(name: str, message: str) -> None:

@@ -191,7 +191,7 @@ def test_what_is_not_complete_cannot_be_handed_in_and_stays_saved(database: Data
     draft = ranked(1, None, 2)
     draft["outputs"][0] = {"rating": None, "flags": {}}
     save(database, anna, assignment, 0, draft)
-    todo = r"No rating yet: ([ABC])\. Questions open: \1\. Not ranked yet: [ABC]\."
+    todo = r"No rating yet: ([ABC])\. Unanswered questions: \1\. Not ranked yet: [ABC]\."
     with pytest.raises(Invalid, match=todo), database.write() as session:
         work.submit(session, anna, assignment.id, 1)
     with database.read() as session:
@@ -252,7 +252,7 @@ def test_reopening_takes_the_label_back_and_the_place_is_free_again(database: Da
     with database.write() as session:
         work.submit(session, anna, done.id, 2)
     assert [r["ranks"] for r in label_records(database)] == [[2, 1, 1]]
-    with pytest.raises(NotAllowed, match="not open"):
+    with pytest.raises(NotAllowed, match="no longer open"):
         save(database, anna, done, 2, WHOLE)
 
 
@@ -478,7 +478,7 @@ def test_labels_from_elsewhere_stand_beside_our_own(database: Database) -> None:
         ({"ranks": None}, "label 1: ranks"),
         ({"ranks": [None, 1, 1]}, "Not ranked yet: A"),
         ({"ratings": [0, 1, 2]}, "label 1: outputs"),
-        ({"labeler": "<x>"}, "label 1: name: '<x>' cannot be a name"),
+        ({"labeler": "<x>"}, "label 1: name: '<x>' is not a valid name"),
         ({"task": COMPARISON | {"kind": "other"}}, "kind"),
     ],
 )

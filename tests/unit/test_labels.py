@@ -117,7 +117,7 @@ def test_an_export_of_the_database_finds_its_tasks() -> None:
     ("change", "told"),
     [
         ({"labeler": None}, "labeler"),
-        ({"ranks": [1, 2]}, "ranks: found 2 of them for 3"),
+        ({"ranks": [1, 2]}, "ranks: found 2 for 3"),
         ({"ranks": [2, 3, 3]}, "the best rank is 2"),
         ({"kind": "comparision"}, "kind: found 'comparision'"),
         ({"ratings": [8, 1, 1]}, "ratings"),
@@ -145,7 +145,7 @@ def test_a_wrong_label_names_its_line_and_field(tmp_path: Path, change: dict[str
 
 def test_a_task_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     write_tasks(tmp_path / "tasks.jsonl", [Task("t", "demonstration", "p"), Task("t", "demonstration", "q")])
-    with pytest.raises(UserError, match=r"tasks\.jsonl: task 't' is there twice"):
+    with pytest.raises(UserError, match=r"tasks\.jsonl: task 't' occurs twice"):
         read_tasks(tmp_path / "tasks.jsonl")
 
 
@@ -166,7 +166,7 @@ def test_policies_return_in_the_order_of_the_label() -> None:
     same = Task("e", "evaluation", "p", ["a", "a"], ["ours", "theirs"])
     both = with_policies([Label("e", "evaluation", "p", "anna", ["a", "a"], [1, 1])], [same])[0]
     assert both.policy == ["ours", "theirs"], "equal answers of two policies keep both"
-    with pytest.raises(UserError, match="other completions"):
+    with pytest.raises(UserError, match="different completions from its task"):
         with_policies([Label("t1", "comparison", "prompt t1", "anna", ["one", "two"], [1, 2])], [task])
     with pytest.raises(UserError, match="no such task"):
         with_policies([label("t9")], [task])

@@ -86,8 +86,8 @@ def test_our_tasks_come_back_as_they_were(run: Run, tool: str) -> None:
     run("labels", "export", "--tasks", "tasks.jsonl", "--to", tool, "--output", ".")
     assert "3 tasks" in run("label", "import", f"{tool}.json", "--source", tool, "--output", "back.jsonl")
     assert read_tasks("back.jsonl") == BLIND
-    assert "3 new tasks, 0 there already" in run("label", "import", f"{tool}.json", "--source", tool)
-    assert "0 new tasks, 3 there already" in run("label", "import", f"{tool}.json", "--source", tool)
+    assert "3 new tasks, 0 already there" in run("label", "import", f"{tool}.json", "--source", tool)
+    assert "0 new tasks, 3 already there" in run("label", "import", f"{tool}.json", "--source", tool)
     for task, there in zip(BLIND, stored(), strict=True):
         assert {name: there[name] for name in for_database(task)} == for_database(task)
         assert set(there["policies"]) <= {None}, "the tool never knew who wrote what"
@@ -116,7 +116,7 @@ def test_what_an_export_leaves_out_does_not_come_into_the_database(run: Run) -> 
     run("label", "add-labeler", "owner", "--role", "owner")
     told = run(*into)
     assert "1 new label, 0 by" in told
-    assert "left out: 2 of a prompt reported as unfit\nleft out: 1 revised later by the same labeler" in told
+    assert "left out: 2 of a prompt reported as unsuitable\nleft out: 1 revised later by the same labeler" in told
     run("labels", "export", "--database", "labels.db", "--to", "labels", "--output", ".")
     assert [(one.prompt, one.ranks) for one in read_labels("labels.jsonl")] == [("fit", [2, 1])]
 
@@ -156,15 +156,15 @@ def test_what_the_file_does_not_say_is_said_for_it(run: Run) -> None:
 
 
 BAD: list[tuple[str, Any, list[str]]] = [
-    ("argilla", [{"text": "x"}], ["bad.json", "fields", "no prompt in it"]),
+    ("argilla", [{"text": "x"}], ["bad.json", "fields", "found no prompt"]),
     ("argilla", [RECORDS[0], {"fields": {"prompt": " "}}], ["bad.json", "2", "prompt: the text is blank"]),
-    ("argilla", [{"fields": {"prompt": "p", "completion_1": "x"}}], ["completions: found 1 of them"]),
+    ("argilla", [{"fields": {"prompt": "p", "completion_1": "x"}}], ["completions: found 1\n"]),
     ("argilla", [{"fields": {"prompt": "p", "completion_1": "x", "completion_2": 3}}], ["completions[1]"]),
     ("argilla", [{"fields": {"prompt": "p"}, "metadata": {"kind": "ranking"}}], ["kind: found 'ranking'"]),
     ("argilla", [{"fields": {"prompt": "p"}, "metadata": "m"}], ["metadata: found 'm'", "an object"]),
-    ("label_studio", [{"id": 1, "prompt": "p"}], ["data: no prompt in it", "`prompt`, and `items` to order"]),
+    ("label_studio", [{"id": 1, "prompt": "p"}], ["data: found no prompt", "`prompt`, and `items` to order"]),
     ("label_studio", [{"data": {"prompt": "p", "items": ["x", "y"]}}], ["data.items", "objects with `id`"]),
-    ("label_studio", [{"data": {"prompt": "p", "items": [{"id": 1, "body": "x"}] * 2}}], ["an id is there twice"]),
+    ("label_studio", [{"data": {"prompt": "p", "items": [{"id": 1, "body": "x"}] * 2}}], ["an id occurs twice"]),
     ("label_studio", [{"data": {"prompt": "p", "items": [{"id": 1, "body": "x"}, {"id": 2, "body": 5}]}}],
      ["completions[1]: found", "text"]),
     ("label_studio", [{"data": {"prompt": 5}}], ["prompt: found", "text, or a list of messages"]),
@@ -194,6 +194,6 @@ def test_words_that_do_not_go_together(run: Run) -> None:
     assert "missing.json" in run("label", "import", "missing.json", "--source", "argilla", status=2)
     same = [RECORDS[1], RECORDS[1] | {"fields": {"prompt": "Other.", "completion_1": "3", "completion_2": "4"}}]
     words = ("label", "import", write("b.json", same), "--source", "argilla", "--output", "x.jsonl")
-    assert "'2' is the id of another task too" in run(*words, status=2)
+    assert "'2' is also the id of another task" in run(*words, status=2)
     unlabelled = run("labels", "import", write("c.json", RECORDS[:1]), "--source", "argilla", status=2)
     assert "`instructlit label import --source argilla`" in unlabelled

@@ -84,7 +84,7 @@ def test_argilla_as_its_client_writes_it() -> None:
     assert (one.labeler, one.ranks, one.ratings) == ("u-1", [2, 1], [3, None])
     assert (two.labeler, two.ranks) == ("u-2", [1, 1])
     row["responses"]["preference"] = [{"value": ["response-1"], "user_id": "u-1"}]
-    with pytest.raises(UserError, match=r"file:1.*ranks response_1"):
+    with pytest.raises(UserError, match=r"file:1.*the ranking contains response_1"):
         list(from_argilla([("file:1", row)]))
 
 
@@ -124,7 +124,7 @@ def test_label_studio_as_it_exports() -> None:
     assert (read(pair).completions, read(pair).ranks) == (["x", "y"], [2, 1])
     with pytest.raises(UserError, match=r"annotations\[0\]: not ranked: a, b"):
         read(studio({"ranker": {"rank_1": ["c"], "_": ["a", "b"]}}))
-    with pytest.raises(UserError, match="no ranking in it"):
+    with pytest.raises(UserError, match="found no ranking"):
         read(studio({"choices": ["c"]}, "choices"))
 
 
@@ -211,7 +211,7 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
     run("labels", "export", labels, tmp_path / "tied.jsonl", "--output", tmp_path / "all", "--to", "labels")
     assert read_labels(tmp_path / "all" / "labels.jsonl") == [*LABELS, tied], "none is left out"
     told = run("labels", "export", labels, "--output", tmp_path / "data", "--weights", '{"ana": 2, "zoe": 0}')
-    assert "no label is by 'ana'; did you mean anna?\nweights: no label is by 'zoe'\n" in told
+    assert "there are no labels by 'ana'; did you mean anna?\nweights: there are no labels by 'zoe'\n" in told
     again = ["labels", "export", tmp_path / "all" / "labels.jsonl", "--output", tmp_path / "all", "--to", "labels"]
     assert main([str(word) for word in again]) == 2, "a file that is read is not written over"
     assert main(["labels", "import", str(tasks), "--source", "argilla"]) == 2
@@ -231,7 +231,7 @@ def test_an_export_of_nothing_says_what_is_lacking(tmp_path: Path, capsys: pytes
     assert main(["labels", "export", "--output", str(tmp_path)]) == 2
     assert "expected: labels, --database, or --tasks" in capsys.readouterr().err
     assert main(["labels", "export", "--output", str(tmp_path), *database]) == 2
-    assert "--database: it has no label yet" in capsys.readouterr().err
+    assert "--database: the database has no labels yet" in capsys.readouterr().err
 
 
 def test_a_second_export_leaves_no_file_of_the_first_beside_its_own(
@@ -243,11 +243,11 @@ def test_a_second_export_leaves_no_file_of_the_first_beside_its_own(
     assert main([*words, "0.5"]) == 0
     assert (tmp_path / "comparisons_validation.jsonl").is_file()
     assert main([*words, "0"]) == 0
-    assert "that of an earlier export is removed" in capsys.readouterr().out
+    assert "the file of an earlier export is removed" in capsys.readouterr().out
     assert not (tmp_path / "comparisons_validation.jsonl").exists(), "its prompts are trained on now"
     assert (tmp_path / "demonstrations.jsonl").is_file(), "which no export has written"
     assert main([*words, "1e-9"]) == 0
-    assert "comparisons_validation.jsonl: no prompt belongs there\n" in capsys.readouterr().out
+    assert "comparisons_validation.jsonl: not written, as it would have no prompts\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_second_export_leaves_no_file_of_the_first_beside_its_own(
     [
         ("label_studio", {"annotations": ["x"]}, "annotations[0]: found 'x'"),
         ("label_studio", {"annotations": [{"completed_by": 1}]}, "an object with a list `result`"),
-        ("label_studio", {"annotations": [{"result": [{"type": "relation", "from_id": "a"}]}]}, "no ranking in it"),
+        ("label_studio", {"annotations": [{"result": [{"type": "relation", "from_id": "a"}]}]}, "found no ranking"),
         ("argilla", {"responses": {"order": "x"}}, "responses.order: found 'x'"),
         ("argilla", {"responses": {"order": [{"user_id": "u"}]}}, "a list of objects with `value` and `user_id`"),
     ],

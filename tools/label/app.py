@@ -1,4 +1,4 @@
-"""The application: middleware, routes, and what becomes of errors."""
+"""The application: middleware, routes and error handling."""
 
 import sys
 
@@ -19,15 +19,15 @@ from instructlit.tools.label import labeling, owner, owner_tasks, sign_in
 from instructlit.tools.label.security import Guard, check_csrf
 from instructlit.tools.label.site import FOLDER, SignInNeeded, Site, to
 
-_FAULT = ("Something went wrong here, and it has been written down.", "try again in a moment")
+_FAULT = ("Something went wrong on the server, and it has been logged.", "try again in a moment")
 _STATUS = {NotFound: 404, NotAllowed: 403, Stale: 409, Invalid: 422}
 _TITLES = {
     403: "Not allowed",
     404: "Not found",
     405: "Not found",
     409: "Changed elsewhere",
-    503: "Not now",
-    500: "Our fault",
+    503: "Temporarily unavailable",
+    500: "Server error",
 }
 
 
@@ -36,7 +36,7 @@ def create_app(site: Site, hosts: list[str] | None = None) -> ASGIApp:
 
     Args:
         site: the site.
-        hosts: names that browsers may use for it; any when not given.
+        hosts: host names that browsers may use for it; any if not given.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, dependencies=[Depends(check_csrf)])
     app.state.site = site
@@ -50,15 +50,15 @@ def create_app(site: Site, hosts: list[str] | None = None) -> ASGIApp:
         RequestValidationError, lambda request, error: _say(request, 404, "There is no such page.")
     )
     app.add_exception_handler(OperationalError, _database_error)  # type: ignore[arg-type]
-    app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=400))  # read by nobody
+    app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=400))  # nobody reads it
     app.add_exception_handler(Exception, lambda request, error: _say(request, 500, *_FAULT))
     if hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
-    return Guard(app, https=site.cookies.https)  # around everything: a page of ours about an error is guarded too
+    return Guard(app, https=site.cookies.https)  # around everything: error pages are guarded too
 
 
 def _wants_json(request: Request) -> bool:
-    """Whether a script asks, not a person."""
+    """Whether the request comes from a script, not a person."""
     return "application/json" in request.headers.get("accept", "")
 
 
@@ -71,14 +71,14 @@ def _say(request: Request, status: int, what: str, fix: str | None = None) -> Re
 
 def _sign_in_needed(request: Request) -> Response:
     if _wants_json(request):
-        return JSONResponse({"error": "You are not signed in any more.", "fix": "Sign in in another tab."}, 401)
+        return JSONResponse({"error": "You are no longer signed in.", "fix": "Sign in in another tab."}, 401)
     return to("/sign-in")
 
 
 def _refused(request: Request, error: UserError) -> Response:
     parts = (error.where, error.what, error.expected and f"expected {error.expected}")
     what = ": ".join(part for part in parts if part)
-    what = what if error.where else f"{what[:1].upper()}{what[1:]}"  # the name of a file stays as it is
+    what = what if error.where else f"{what[:1].upper()}{what[1:]}"  # the name of a file stays unchanged
     return _say(request, _STATUS.get(type(error), 400), what, error.fix)
 
 
@@ -89,10 +89,10 @@ def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 def _database_error(request: Request, error: OperationalError) -> Response:
-    """The database is busy, its disk is full, or its server is gone: the next attempt may find it well again."""
+    """The database is busy, its disk is full, or its server is down: the next attempt may succeed."""
     if is_busy(error):
         return _say(request, 503, "The database is busy.", "try again in a moment; nothing is lost")
     reason = first_line(error.orig or error)
     print(f"{request.app.state.site.database}: {reason}", file=sys.stderr, flush=True)
-    what = "The database cannot be used now, and nothing was changed."
-    return _say(request, 503, what, "tell the owner, whose server says why, and try again later")
+    what = "The database is not available now; nothing was changed."
+    return _say(request, 503, what, "tell the owner, who can see why on the server, and try again later")

@@ -95,7 +95,9 @@ def import_tasks(
         gold: the rows have the correct `ranks`: gold questions, which show how well each labeler judges.
     """
     if source != "native" and gold:
-        raise UserError(f"{source} has no gold questions", where="--gold", expected="rows with `ranks`, of no source")
+        raise UserError(
+            f"{source} files have no gold questions", where="--gold", expected="rows with `ranks`, without --source"
+        )
     if output is not None:
         from instructlit.tools.label.elsewhere import write_tasks_of
 
@@ -105,10 +107,10 @@ def import_tasks(
     for file in files:
         records = _rows(file, kind, gold, round) if source == "native" else _tasks(source, file, kind, round)
         checked.append((file, tasks.task_rows(records, overlap=overlap, source=Path(file).name)))
-    with Database(database).write() as session:  # made where it is not there: no row is refused from here on
+    with Database(database).write() as session:  # created if missing: no row is rejected after this
         added = [(file, tasks.add_rows(session, COMMAND_LINE, rows, Path(file).name)) for file, rows in checked]
     for file, count in added:
-        print(f"{file}: {counted(count.new, 'new task')}, {count.known} there already")
+        print(f"{file}: {counted(count.new, 'new task')}, {count.known} already there")
 
 
 def _tasks(source: Source, file: str, kind: Kind | None, round: int | None) -> Iterator[dict[str, Any]]:

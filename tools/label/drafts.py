@@ -1,4 +1,4 @@
-"""From the fields of a page to an answer. Fields are named by the place an output is shown at, never by its own."""
+"""From the fields of a page to an answer. Fields are named by an output's shown position, never by its index."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ _FLAG_WORDS = {"yes": True, "no": False, "na": None}
 
 
 def answer_from(form: FormData, assignment: Assignment) -> dict[str, Any]:
-    """The assignment's answer with what the form says put in; fields that the page does not have stay as they are.
+    """The assignment's answer updated from the form; fields that the page does not have stay unchanged.
 
     Raises:
-        Invalid: a field with something else in it than its control can give.
+        Invalid: if a field has a value that its control cannot give.
     """
     answer = shown(assignment.answer, assignment.order)
     for name in ("completion", "notes"):
@@ -41,18 +41,18 @@ def number(form: FormData, name: str, default: Any = 0) -> Any:
     """A whole number of a form; `default` for an empty field.
 
     Raises:
-        Invalid: something else.
+        Invalid: if it is not a number.
     """
     given = field_of(form, name).strip()
     if not given:
         return default
     if not given.isascii() or not given.isdecimal() or len(given) > 9:
-        raise Invalid("found something else", where=name, expected="a whole number")
+        raise Invalid("found another value", where=name, expected="a whole number")
     return int(given)
 
 
 def seconds(form: FormData) -> float:
-    """Time worked, as the page measured it; 0 where it says nothing sensible."""
+    """Time worked, as the page measured it; 0 if it is not plausible."""
     try:
         worked = float(field_of(form, "seconds", "0") or 0)
     except ValueError:
@@ -65,7 +65,7 @@ def _output(form: FormData) -> dict[str, Any]:
     for question in QUESTIONS:
         said = field_of(form, f"flag_{question.name}")
         if said and said not in _FLAG_WORDS:
-            raise Invalid("found something else", where=question.name, expected="yes or no")
+            raise Invalid("found another value", where=question.name, expected="yes or no")
         if said:
             flags[question.name] = _FLAG_WORDS[said]
     return {"rating": number(form, "rating", None), "flags": flags}
@@ -74,5 +74,5 @@ def _output(form: FormData) -> dict[str, Any]:
 def _verdict(said: str) -> list[int | None]:
     verdicts: dict[str, list[int | None]] = {"": [None, None], "a": [1, 2], "b": [2, 1], "tie": [1, 1]}
     if said not in verdicts:
-        raise Invalid("found something else", where="verdict", expected="a, b or tie")
+        raise Invalid("found another value", where="verdict", expected="a, b or tie")
     return verdicts[said]

@@ -1,4 +1,4 @@
-"""Tasks out of the files of other tools."""
+"""Tasks from the files of other tools."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,16 +16,16 @@ _READERS = {"argilla": argilla_task, "label_studio": label_studio_task, "trl": p
 
 
 def tasks_of(source: str, file: str, kind: Kind | None, round: int | None) -> Iterator[tuple[str, Task]]:
-    """The tasks of a file, and where each stands.
+    """The tasks of a file, and the location of each.
 
     Args:
-        source: whose format it is.
+        source: the tool whose format it is.
         file: the file.
-        kind: that of tasks for which the file tells none.
-        round: the same.
+        kind: the kind of tasks for which the file gives none.
+        round: the round of tasks for which the file gives none.
 
     Raises:
-        UserError: a row that cannot be understood, by file and line.
+        UserError: if a row cannot be parsed, with file and line.
     """
     for where, row in read_rows(file):
         task = _READERS[source](row, where, kind)
@@ -33,24 +33,28 @@ def tasks_of(source: str, file: str, kind: Kind | None, round: int | None) -> It
 
 
 def write_tasks_of(source: str, files: Sequence[str], kind: Kind | None, round: int | None, output: str) -> None:
-    """Write the tasks of some files as one file of ours, each once.
+    """Writes the tasks of some files as one file of tasks, without duplicates.
 
     Raises:
-        UserError: a row that cannot be understood, or two tasks under one id.
+        UserError: if a row cannot be parsed, or two tasks have the same id.
     """
     if source == "native":
-        raise UserError("rows of no source go into a database", where="--output", expected="a --source")
+        raise UserError(
+            "rows without --source can only be imported into a database", where="--output", expected="a --source"
+        )
     check_output(output, *files)
     found: dict[str, Task] = {}
     count = 0
     for where, task in (one for file in files for one in tasks_of(source, file, kind, round)):
         count += 1
         if found.setdefault(task.task, task) != task:
-            raise UserError(f"{task.task!r} is the id of another task too", where=where, expected="an id for each task")
+            raise UserError(
+                f"{task.task!r} is also the id of another task", where=where, expected="a different id for each task"
+            )
     if not found:
-        raise UserError("no task in it", where=", ".join(files), expected="tasks to label")
+        raise UserError("found no task", where=", ".join(files), expected="tasks to label")
     write_tasks(output, found.values())
     print(
         f"{output}: {counted(len(found), 'task')}"
-        + (f", {count - len(found)} there twice" if count > len(found) else "")
+        + (f", {counted(count - len(found), 'duplicate')}" if count > len(found) else "")
     )

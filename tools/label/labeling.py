@@ -1,4 +1,4 @@
-"""The pages of a labeler: what waits, the work itself, what was done."""
+"""The pages of a labeler: waiting tasks, the work itself, the history."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ RANK = "rank"
 
 @router.get("/")
 def home(request: Request, site: SiteDep, person: PersonDep) -> Response:
-    """What waits for somebody, and how far they are."""
+    """A person's waiting tasks and progress."""
     with site.database.read() as session:
         waiting = assign.waiting(session, person)
         mine = progress.of_person(session, person)
@@ -30,13 +30,13 @@ def home(request: Request, site: SiteDep, person: PersonDep) -> Response:
 
 @router.post("/next")
 def next_task(site: SiteDep, person: PersonDep, form: FormDep) -> Response:
-    """Go on with a kind of task."""
+    """Continue with a kind of task."""
     return _next(site, person, field_of(form, "kind"))
 
 
 @router.get("/history")
 def history(request: Request, site: SiteDep, person: PersonDep) -> Response:
-    """What somebody handed in or skipped, newest first."""
+    """What a person handed in or skipped, newest first."""
     with site.database.read() as session:
         rows = progress.history(session, person)
         return site.page(request, "history.html", rows=rows)
@@ -86,7 +86,7 @@ def show(
 
 @router.post("/work/{assignment_id}/draft")
 def draft(site: SiteDep, person: PersonDep, form: FormDep, assignment_id: int) -> Response:
-    """Autosave: answers when the draft is on the disk."""
+    """Autosave: responds when the draft is on disk."""
     with site.database.write() as session:
         saved = _save(session, site, person, assignment_id, form)
         head = work.head(session, saved)
@@ -112,16 +112,16 @@ def turn(site: SiteDep, person: PersonDep, form: FormDep, assignment_id: int) ->
             raise Invalid("there is no such page", where="go")
         return to(f"/work/{assignment_id}/{go}")
     try:
-        with site.database.write() as session:  # the draft is kept even where it is not complete
+        with site.database.write() as session:  # the draft is kept even if it is incomplete
             work.submit(session, person, assignment_id, saved.version)
     except Invalid:
-        return to(f"/work/{assignment_id}?open=1")  # where it goes on, under a line that says what is missing
+        return to(f"/work/{assignment_id}?open=1")  # the page to continue on, with a line that says what is missing
     return _next(site, person, kind, f"?done={assignment_id}")
 
 
 @router.post("/work/{assignment_id}/skip")
 def skip(site: SiteDep, person: PersonDep, form: FormDep, assignment_id: int) -> Response:
-    """Give a task back with a reason."""
+    """Skip a task with a reason."""
     with site.database.write() as session:
         reason, note = field_of(form, "reason"), field_of(form, "note")
         kind = work.skip(session, person, assignment_id, reason, note).task.kind
@@ -147,7 +147,7 @@ def reopen(site: SiteDep, person: PersonDep, assignment_id: int) -> Response:
 
 @router.post("/work/{assignment_id}/{direction}")
 def step(site: SiteDep, person: PersonDep, form: FormDep, assignment_id: int, direction: str) -> Response:
-    """Undo or redo one change, and show it: it may have been made on another page than the button was pressed on."""
+    """Undo or redo one change, and show it: it may belong to another page than that of the button."""
     if direction not in ("undo", "redo"):
         raise NotFound("there is no such page")
     with site.database.write() as session:
@@ -181,7 +181,7 @@ def _next(site: Site, person: Person, kind: str, query: str = "") -> Response:
 
 
 def _pages(assignment: Assignment) -> list[str]:
-    """The pages of the work: one an output and then the board; other kinds have one page, without a name."""
+    """The pages of the work: one per output and then the board; other kinds have one page, without a name."""
     if assignment.task.kind != "comparison":
         return [""]
     return [*(str(place) for place in range(1, len(assignment.order) + 1)), RANK]
@@ -195,7 +195,7 @@ def _first_open_page(answer: dict[str, Any]) -> str:
 
 
 def _page_of_change(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """The page of a comparison that shows what differs between two answers; "" where every page does, or nothing."""
+    """The page of a comparison that shows what differs between two answers; "" if all do, or nothing differs."""
     if "outputs" not in after:
         return ""
     for place, (old, new) in enumerate(zip(before["outputs"], after["outputs"], strict=True), 1):

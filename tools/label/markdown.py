@@ -1,6 +1,6 @@
-"""Markdown of models and owners as HTML that can do nothing: no raw HTML, no images, links to the web only.
+"""Markdown of models and owners as safe HTML: no raw HTML, no images, links to the web only.
 
-Whatever a text says, the page loads nothing for it and runs nothing of it; the content policy would not let it either.
+Whatever a text contains, the page loads nothing for it and runs nothing from it; the content policy forbids it too.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from markdown_it.utils import EnvType, OptionsDict
 from markupsafe import Markup
 
 MAX_RENDERED = 50_000
-"""Longer texts are shown as they are: laying them out would hold up everybody's pages."""
+"""Longer texts are shown as plain text: rendering them would delay everybody's pages."""
 _DEEPEST_HEADING = 6
 _HEADING_SHIFT = 2
 
 
 class _Renderer(RendererHTML):
-    """Headings go below those of the page, and a link opens a new window that knows nothing of this one."""
+    """Headings go below those of the page, and a link opens a new window without access to this one."""
 
     def heading_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
         return f"<{_shifted(tokens[idx].tag)}>"
@@ -57,7 +57,7 @@ _OF_MODELS, _OF_OWNERS = _parser(breaks=True), _parser(breaks=False)
 
 @lru_cache(maxsize=4096)
 def render(text: str) -> Markup:
-    """A model's text as safe HTML; its line breaks are kept, since it wrote them for reading."""
+    """A model's text as safe HTML; its line breaks are kept, as they are meant for reading."""
     return _rendered(text, _OF_MODELS)
 
 
@@ -80,7 +80,7 @@ def excerpt(text: str, characters: int = 160) -> str:
 
 
 def prompt_text(prompt: str | list[dict[str, str]]) -> str:
-    """A prompt in one text, its turns named where it has several."""
+    """A prompt as one text, with role names if it has several turns."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)

@@ -50,7 +50,7 @@ def show_people(request: Request, site: SiteDep, person: OwnerDep) -> Response:
 
 @router.post("/people")
 def add_person(request: Request, site: SiteDep, person: OwnerDep, form: FormDep) -> Response:
-    """Add somebody; the page that follows shows the token, once."""
+    """Add a person; the next page shows the token, once."""
     name = field_of(form, "name").strip()
     with site.database.write() as session:
         token = people.add_person(session, person.name, name, field_of(form, "role"))
@@ -59,7 +59,7 @@ def add_person(request: Request, site: SiteDep, person: OwnerDep, form: FormDep)
 
 @router.post("/people/{person_id}/token")
 def new_token(request: Request, site: SiteDep, person: OwnerDep, person_id: int) -> Response:
-    """A further token for somebody."""
+    """Create another token for a person."""
     with site.database.write() as session:
         somebody = _person(session, person_id)
         token = people.new_token(session, person.name, somebody)
@@ -68,7 +68,7 @@ def new_token(request: Request, site: SiteDep, person: OwnerDep, person_id: int)
 
 @router.post("/people/{person_id}/revoke")
 def revoke(site: SiteDep, person: OwnerDep, person_id: int) -> Response:
-    """End all tokens and logins of somebody."""
+    """Revoke all tokens and logins of a person."""
     with site.database.write() as session:
         people.revoke(session, person.name, _person(session, person_id))
     return to("/owner/people")
@@ -76,14 +76,14 @@ def revoke(site: SiteDep, person: OwnerDep, person_id: int) -> Response:
 
 @router.get("/instructions/{kind}")
 def show_instructions(request: Request, site: SiteDep, person: OwnerDep, kind: str) -> Response:
-    """The text beside the work, to edit."""
+    """The form to edit the instructions."""
     guide = site.guide(kind)
     return site.page(request, "instructions.html", kind=kind, text=guide.text, version=guide.id, saved=False)
 
 
 @router.post("/instructions/{kind}")
 def write_instructions(request: Request, site: SiteDep, person: OwnerDep, form: FormDep, kind: str) -> Response:
-    """A new version of it; "preview" shows it without keeping it."""
+    """Save a new version of the instructions; "preview" shows it without saving."""
     text = field_of(form, "text").replace("\r\n", "\n")
     keep = field_of(form, "go") == "save"
     if keep:
@@ -108,12 +108,12 @@ def _show_token(request: Request, site: SiteDep, name: str, token: str) -> Respo
 def _person(session: Session, person_id: int) -> Person:
     found = session.get(Person, person_id) if 0 < person_id < 2**31 else None
     if found is None:
-        raise NotFound("there is nobody of that id")
+        raise NotFound("there is nobody with that id")
     return found
 
 
 def _measures(request: Request, session: Session) -> Measures:
-    """What `measure` finds, perhaps a while ago: it reads every label, so the more it takes the more seldom it runs."""
+    """The result of `measure`, cached: it reads every label, so the longer it takes, the less often it runs."""
     state, began = request.app.state, time.monotonic()
     newest = overview.newest_event(session)
     kept = getattr(state, "measures", None)

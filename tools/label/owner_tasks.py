@@ -31,7 +31,7 @@ def show_tasks(
 
 @router.get("/tasks/{task_id}")
 def show_task(request: Request, site: SiteDep, person: OwnerDep, task_id: int) -> Response:
-    """One task: what was asked, who wrote what, who said what."""
+    """One task: the prompt, the policies, the labels."""
     with site.database.read() as session:
         task = tasks.find_task(session, task_id)
         found = overview.assignments(session, task)
@@ -43,7 +43,7 @@ def show_task(request: Request, site: SiteDep, person: OwnerDep, task_id: int) -
 
 @router.post("/tasks/{task_id}/gold")
 def set_gold(site: SiteDep, person: OwnerDep, form: FormDep, task_id: int) -> Response:
-    """Take one labeler's ranks as the right ones, or nobody's."""
+    """Use one labeler's ranks as the gold ranks, or remove them."""
     with site.database.write() as session:
         task = tasks.find_task(session, task_id)
         labeler = field_of(form, "labeler")
@@ -71,7 +71,7 @@ def show_import(request: Request, site: SiteDep, person: OwnerDep) -> Response:
 
 @router.post("/import")
 def import_tasks(request: Request, site: SiteDep, person: OwnerDep, form: FormDep) -> Response:
-    """Take tasks from an uploaded file: all of them, or none where one is wrong."""
+    """Import tasks from an uploaded file: all of them, or none if one is invalid."""
     upload, kind = form.get("file"), field_of(form, "kind")
     if not isinstance(upload, UploadFile) or not upload.filename:
         raise Invalid("no file was chosen", expected="a file of JSON Lines")

@@ -18,15 +18,15 @@ _KNOWN = frozenset((*_OURS, *_POLICIES, *_LABELS))
 
 
 def task_record(row: Mapping[str, Any], where: str, kind: str, gold: bool, round_: int | None = None) -> dict[str, Any]:
-    """A row as `tasks.add_tasks` takes it: what has a meaning there, and whatever else the row says as `extra`.
+    """A row as a record for `tasks.add_tasks`: its known fields, and all other fields as `extra`.
 
     Args:
-        row: with `prompt`, `completions` (but for demonstrations), optional `policy` (one, or one a completion),
+        row: with `prompt`, `completions` (except for demonstrations), optional `policy` (one, or one per completion),
             `use_case`, `user`, `round`, `overlap`, `priority`.
         where: file and line, for messages.
-        kind: what is to be done.
-        gold: whether the row's `ranks` are the right answer.
-        round_: the round of rows that name none.
+        kind: the kind of task.
+        gold: whether the row's `ranks` are the correct answer.
+        round_: the round of rows without one.
     """
     record: dict[str, Any] = {name: row[name] for name in _OURS if row.get(name) is not None}
     if kind == "demonstration":
@@ -35,7 +35,7 @@ def task_record(row: Mapping[str, Any], where: str, kind: str, gold: bool, round
         record["policies"] = policies
     if gold:
         if "ranks" not in row:
-            raise Invalid("there are no ranks", where=where, expected="the right ranks: the rows are gold questions")
+            raise Invalid("found no ranks", where=where, expected="the correct `ranks`, as the rows are gold questions")
         record["gold"] = row["ranks"]
     record["extra"] = {name: value for name, value in row.items() if name not in _KNOWN}
     record.setdefault("round", round_)
@@ -43,10 +43,10 @@ def task_record(row: Mapping[str, Any], where: str, kind: str, gold: bool, round
 
 
 def parsed_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of JSON Lines, each with its place.
+    """The objects of JSON Lines, each with its location.
 
     Raises:
-        Invalid: a line that is no JSON object, or no line at all.
+        Invalid: if a line is not a JSON object, or there is no line.
     """
     empty = True
     for number, line in enumerate(lines, 1):
@@ -56,17 +56,17 @@ def parsed_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[
         try:
             row = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise Invalid("this line is not JSON", where=where, expected="one JSON object a line, UTF-8") from error
+            raise Invalid("this line is not JSON", where=where, expected="one JSON object per line, UTF-8") from error
         if not isinstance(row, dict):
-            raise Invalid("this line is no object", where=where, expected="one JSON object a line")
+            raise Invalid("this line is not an object", where=where, expected="one JSON object per line")
         empty = False
         yield where, row
     if empty:
-        raise Invalid("there is no row in it", where=name, expected="one JSON object a line")
+        raise Invalid("found no rows", where=name, expected="one JSON object per line")
 
 
 def exported(session: Session, kind: str, gold: bool = False) -> Iterator[str]:
-    """The labels of a kind as lines of JSON."""
+    """The labels of a kind as JSON Lines."""
     if kind not in KINDS:
         raise Invalid(f"there is no kind {kind[:40]!r}", expected=", ".join(KINDS))
     yield from json_lines(map(label_row, label_records(session, [kind], gold=gold)))

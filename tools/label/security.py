@@ -1,4 +1,4 @@
-"""What stands between a browser and the routes: headers, the size of requests, cookies, CSRF tokens, sign-in limits."""
+"""Protection between browser and routes: headers, the size of requests, cookies, CSRF tokens, sign-in limits."""
 
 import hmac
 import ipaddress
@@ -43,7 +43,7 @@ _HEADERS = {
 
 
 class Guard:
-    """Adds the security headers to every response, and refuses bodies that are too large while they arrive."""
+    """Adds the security headers to every response, and rejects bodies that are too large while they arrive."""
 
     def __init__(self, app: ASGIApp, https: bool):
         self.app = app
@@ -63,7 +63,7 @@ class Guard:
             message = await receive()
             taken += len(message.get("body", b""))
             if too_large or taken > limit:
-                raise HTTPException(413, f"at most {limit // 2**20} MB")  # the application answers with its page for it
+                raise HTTPException(413, f"at most {limit // 2**20} MB")  # the application answers with its error page
             return message
 
         async def send_guarded(message: Message) -> None:
@@ -78,17 +78,17 @@ class Guard:
 
 @dataclass(frozen=True)
 class Cookies:
-    """The cookies of this site: one of a signed-in browser, one that only protects the sign-in form.
+    """The cookies of this site: one for a signed-in browser, one that only protects the sign-in form.
 
     Args:
-        https: whether browsers reach the site by TLS; the cookies are then never sent without.
+        https: whether browsers reach the site by TLS; the cookies are then sent only over TLS.
     """
 
     https: bool
 
     @property
     def session(self) -> str:
-        """Name of the cookie that says who it is."""
+        """Name of the cookie of a signed-in browser."""
         return "__Host-session" if self.https else "session"
 
     @property
@@ -101,28 +101,28 @@ class Cookies:
         response.set_cookie(name, value, max_age=seconds, path="/", httponly=True, secure=self.https, samesite="strict")
 
     def drop(self, response: Response, name: str) -> None:
-        """Take a cookie back."""
+        """Delete a cookie."""
         response.delete_cookie(name, path="/", httponly=True, secure=self.https, samesite="strict")
 
     def secret(self, request: Request) -> str | None:
-        """What the browser's forms are bound to."""
+        """The secret that the browser's forms are bound to."""
         return request.cookies.get(self.session) or request.cookies.get(self.visitor)
 
 
 def csrf_token(secret: str) -> str:
-    """What forms of a browser carry: made from its cookie, which no other site knows, and not giving it away."""
+    """The token in a browser's forms: derived from its cookie, which no other site knows, without revealing it."""
     return digest(f"csrf {secret}")
 
 
 async def check_csrf(request: Request) -> None:
-    """Refuse a request that changes something unless it comes from one of our own pages.
+    """Rejects a request that changes something unless it comes from one of our own pages.
 
     Raises:
-        NotAllowed: another origin, or no or a wrong token in the form or in the header X-CSRF-Token.
+        NotAllowed: if the origin differs, or the token in the form or the header X-CSRF-Token is missing or wrong.
     """
     if request.method in SAFE_METHODS:
         return
-    fault = NotAllowed("this form has expired, or came from another site", fix="load the page again and repeat")
+    fault = NotAllowed("this form has expired, or came from another site", fix="reload the page and try again")
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise fault
     origin, host = request.headers.get("origin"), request.headers.get("host", "")
@@ -140,7 +140,7 @@ async def check_csrf(request: Request) -> None:
 
 @dataclass
 class SignInLimit:
-    """At most `failures` failed sign-ins from one address in `seconds`; an IPv6 network of 64 bits is one address."""
+    """At most `failures` failed sign-ins from one address in `seconds`; a 64-bit IPv6 network counts as one address."""
 
     failures: int = 10
     seconds: float = 300.0
@@ -155,7 +155,7 @@ class SignInLimit:
             return max(0.0, failed[0] + self.seconds - time.monotonic()) if len(failed) >= self.failures else 0.0
 
     def fail(self, address: str) -> None:
-        """Remember a failure."""
+        """Record a failure."""
         with self._lock:
             key = _network(address)
             failed = self._recent(key)
@@ -179,6 +179,6 @@ def _network(address: str) -> str:
         return address[:64]
     if parsed.version == 4:
         return address
-    if parsed.ipv4_mapped:  # what a server on `::` sees of IPv4: all of it would be one network
+    if parsed.ipv4_mapped:  # how a server on `::` sees IPv4: all of it would be one network
         return str(parsed.ipv4_mapped)
     return str(ipaddress.ip_network((parsed, 64), strict=False))

@@ -53,9 +53,9 @@ def label(
     with opened.read() as session:
         if not people.has_owner(session):
             fix = f"instructlit label add-labeler NAME --role owner --database {opened}"
-            raise UserError("nobody can sign in as owner yet", where=str(opened), fix=fix)
+            raise UserError("no owner can sign in yet", where=str(opened), fix=fix)
     if opened.backup:
-        print(f"The schema of {opened} was renewed; the file as it was: {opened.backup}", flush=True)
+        print(f"The schema of {opened} was upgraded; a copy of the old file: {opened.backup}", flush=True)
     https = behind_proxy or tls_certificate is not None
     site = Site(opened, title, lease_minutes * 60, Cookies(https))
     allowed = hostnames or (LOOPBACK_NAMES if _is_loopback(host) and not behind_proxy else None)
@@ -68,14 +68,14 @@ def label(
         server_header=False,
         log_level="warning",
         access_log=False,
-        timeout_keep_alive=75,  # people think between two requests
+        timeout_keep_alive=75,  # people think between requests
         timeout_graceful_shutdown=10,
     )
     _load_tls(config)
     listener = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     scheme = "https" if tls_certificate else "http"
-    print(f"Labelling {opened} at {scheme}://{shown}:{listener.getsockname()[1]}  (Ctrl-C ends)", flush=True)
+    print(f"Labelling {opened} at {scheme}://{shown}:{listener.getsockname()[1]}  (Ctrl-C to stop)", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
     opened.close()
 
@@ -84,17 +84,17 @@ def _check(
     host: str, port: int, lease_minutes: float, certificate: str | None, key: str | None, plain_http: bool
 ) -> None:
     if not 0 <= port <= 65535:
-        raise UserError(f"there is no port {port}", where="--port", expected="0 (any free one) to 65535")
+        raise UserError(f"{port} is not a port", where="--port", expected="0 (any free one) to 65535")
     if not 1 <= lease_minutes <= 7 * 24 * 60:
         raise UserError(f"found {lease_minutes:g}", where="--lease_minutes", expected="1 to 10080 (a week)")
     if (certificate is None) != (key is None):
         raise UserError("one of --tls_certificate and --tls_key is missing", expected="both, or neither")
     if not _is_loopback(host) and certificate is None and not plain_http:
         raise UserError(
-            f"{host} can be reached from other machines, and there is no TLS",
+            f"{host} can be reached from other machines, but TLS is not set up",
             where="--host",
-            expected="--tls_certificate and --tls_key, or a proxy with TLS before 127.0.0.1 (--behind_proxy)",
-            fix="--plain_http if the network between is your own",
+            expected="--tls_certificate and --tls_key, or a TLS proxy in front of 127.0.0.1 (--behind_proxy)",
+            fix="use --plain_http if you trust the network in between",
         )
 
 
@@ -118,12 +118,12 @@ def _load_tls(config: uvicorn.Config) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # asyncio sends small packets at once only where the protocol is named: without it a page waits 40 ms for an ACK
+        # asyncio sends small packets at once only if the protocol is given: without it a page waits 40 ms for an ACK
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(1024)  # who calls from now on is answered
+        listener.listen(1024)  # connections are accepted from now on
     except OSError as error:
-        what = f"{host}:{port} cannot be listened on: {error.strerror}"
+        what = f"{host}:{port} cannot listen on this address: {error.strerror}"
         raise UserError(what, where="--port", fix="choose another --port, or --port 0 for any free one") from error
     return listener

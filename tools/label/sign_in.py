@@ -25,7 +25,7 @@ def show(request: Request, site: SiteDep) -> Response:
 
 @router.post("/sign-in")
 def sign_in(request: Request, site: SiteDep, form: FormDep) -> Response:
-    """Take a token; a browser that signs in gets a new secret."""
+    """Check a token; a browser that signs in gets a new secret."""
     address = request.client.host if request.client else "nowhere"
     if wait := site.limit.wait(address):
         problem = f"Too many failed attempts. Try again in {math.ceil(wait / 60)} min."
@@ -36,7 +36,7 @@ def sign_in(request: Request, site: SiteDep, form: FormDep) -> Response:
         found = people.sign_in(session, field_of(form, "token").strip())
     if found is None:
         site.limit.fail(address)
-        return site.page(request, "sign_in.html", 401, problem="This token does not hold. Ask the owner for a new one.")
+        return site.page(request, "sign_in.html", 401, problem="This token is not valid. Ask the owner for a new one.")
     person, secret = found
     response = to("/owner" if person.role == "owner" else "/")
     site.cookies.put(response, site.cookies.session, secret, people.LOGIN_SECONDS)
@@ -56,7 +56,7 @@ def sign_out(request: Request, site: SiteDep, person: PersonDep) -> Response:
 
 @router.post("/theme")
 def theme(request: Request, form: FormDep) -> Response:
-    """Remember the next of auto, light and dark in this browser."""
+    """Switch this browser to the next of auto, light and dark."""
     chosen = field_of(form, "theme")
     back = field_of(form, "back", "/")
     response = to(back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/")

@@ -1,4 +1,4 @@
-"""What every route has at hand: the database, who asks, and pages from templates."""
+"""What every route uses: the database, the signed-in person, and pages from templates."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ THEMES = ("auto", "light", "dark")
 
 
 class SignInNeeded(Exception):
-    """Nobody is signed in; the answer is the sign-in page."""
+    """Nobody is signed in; the response is the sign-in page."""
 
 
 @dataclass
@@ -36,9 +36,9 @@ class Site:
     """One running labelling site.
 
     Args:
-        database: where everything is kept.
-        title: what the pages are headed with.
-        lease_seconds: how long a task stays with somebody who does nothing.
+        database: the labelling database.
+        title: heading of the pages.
+        lease_seconds: how long a task stays reserved without a save.
         cookies: the names and kinds of its cookies.
         limit: how often sign-in may fail.
     """
@@ -101,15 +101,15 @@ class Site:
 
 
 def site_of(request: Request) -> Site:
-    """The site that a request came to."""
+    """The site that serves a request."""
     return request.app.state.site
 
 
 def person_of(request: Request) -> Person:
-    """Who asks.
+    """The person who is signed in.
 
     Raises:
-        SignInNeeded: nobody who is signed in.
+        SignInNeeded: if nobody is signed in.
     """
     site = site_of(request)
     cookie = request.cookies.get(site.cookies.session)
@@ -122,39 +122,39 @@ def person_of(request: Request) -> Person:
 
 
 def owner_of(person: Annotated[Person, Depends(person_of)]) -> Person:
-    """Who asks, where that is an owner.
+    """The person who is signed in, if it is an owner.
 
     Raises:
-        NotAllowed: somebody else.
+        NotAllowed: if it is not.
     """
     if person.role != "owner":
-        raise NotAllowed("this page is for owners of the project")
+        raise NotAllowed("this page is only for owners of the project")
     return person
 
 
 async def form_of(request: Request) -> FormData:
-    """The form that was sent; the CSRF check has been over it."""
+    """The submitted form; it has passed the CSRF check."""
     return await request.form()
 
 
 def field_of(form: FormData, name: str, default: str = "") -> str:
-    """A text of a form; a file in its place counts as nothing."""
+    """A text field of a form; a file in its place is ignored."""
     value = form.get(name, default)
     return value if isinstance(value, str) else default
 
 
 def to(path: str) -> Response:
-    """Go on to another page of this site."""
+    """Redirect to another page of this site."""
     return RedirectResponse(path, status_code=303)
 
 
 def when(seconds: float | None) -> str:
-    """A time for people to read."""
+    """A time in readable form."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC") if seconds else "\u2013"
 
 
 def duration(seconds: float | None) -> str:
-    """A length of time for people to read."""
+    """A duration in readable form."""
     if seconds is None:
         return "\u2013"
     minutes, rest = divmod(round(seconds), 60)
@@ -167,4 +167,4 @@ PersonDep = Annotated[Person, Depends(person_of)]
 OwnerDep = Annotated[Person, Depends(owner_of)]
 FormDep = Annotated[FormData, Depends(form_of)]
 PageFrom = Annotated[int, Query(ge=0, lt=2**31)]
-"""The id that a page of a list goes on from: one that either database can hold."""
+"""The id that a page of a list continues from, within the range of both databases."""

@@ -1,1 +1,1 @@
-"""`instructlit labels …`: what labelers said, as files for training and for other tools, and how far they agree."""
+"""`instructlit labels …`: labels as files for training and for other tools, and the labelers' agreement."""

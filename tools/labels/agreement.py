@@ -1,4 +1,4 @@
-"""`instructlit labels agreement`: how far the labelers agree."""
+"""`instructlit labels agreement`: how well the labelers agree."""
 
 import json
 import math
@@ -17,7 +17,7 @@ def labels_agreement(
     *,
     database: str | None = None,
 ) -> None:
-    """Measure how far labelers of the same tasks agree.
+    """Measure how well labelers of the same tasks agree.
 
     Prints the share of pairs of completions, among those that neither labeler ties, that two labelers put in the same
     order, with its 95 % interval by task (the paper reports 72.6 ± 1.5 %); Krippendorff's alpha (ordinal) of ranks and
@@ -26,7 +26,7 @@ def labels_agreement(
     Args:
         labels: files of labels.
         as_json: print JSON instead of a table.
-        database: labelling database whose labels count as well: a file, or the URL of a PostgreSQL server.
+        database: labelling database whose labels are included: a file, or the URL of a PostgreSQL server.
     """
     if not labels and database is None:
         raise UserError("no labels are given", where="labels", expected="files of labels, or --database")
@@ -34,7 +34,7 @@ def labels_agreement(
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{found['overlapping_tasks']} of {counted(found['tasks'], 'ranked task')} with two labelers or more")
+    print(f"{found['overlapping_tasks']} of {counted(found['tasks'], 'ranked task')} with two or more labelers")
     print(f"pairs ordered alike: {_share(found['pairwise'])}")
     for name in ("alpha_ranks", "alpha_ratings"):
         print(f"Krippendorff's alpha, ordinal, {name.removeprefix('alpha_')}: {_number(found[name])}")
@@ -46,7 +46,7 @@ def labels_agreement(
 
 def _share(found: dict[str, Any]) -> str:
     if not found["pairs"]:
-        return "nothing to compare"
+        return "no pairs to compare"
     width = math.nan if found["half_width"] is None else found["half_width"]
     share = Share(found["agreement"], width, found["pairs"], found["tasks"])
     return f"{share} ({counted(share.pairs, 'pair')}, {counted(share.units, 'task')})"

@@ -1,4 +1,4 @@
-"""`instructlit labels export`: labels as the files that training reads, or as other tools read them."""
+"""`instructlit labels export`: labels as files for training, or for other tools."""
 
 import json
 from collections import Counter
@@ -36,18 +36,18 @@ def labels_export(
     its file from an earlier export is removed from the folder.
 
     Args:
-        labels: files of labels (JSON Lines); with several, a later label of one task by one labeler replaces an
-            earlier.
+        labels: files of labels (JSON Lines); with several, a labeler's later label of a task replaces an earlier
+            one.
         output: folder to write in.
-        tasks: the files of tasks that were labelled, with their keys beside them: they tell which policy wrote what, if
+        tasks: the files of tasks that were labelled, with their key files next to them: they give the policies, if
             the labels do not. With `argilla` and `label_studio` tasks alone may be exported, to be labelled there.
-        to: `native` (comparisons.jsonl and so on), `labels` (labels.jsonl, every label as it was given), `trl` (pairs
+        to: `native` (comparisons.jsonl and so on), `labels` (labels.jsonl, every label unchanged), `trl` (pairs
             of chosen and rejected), `argilla`, `label_studio`.
-        validation_fraction: share of the prompts in separate validation files: those whose hash lies below it. If that
-            is none, no such file is written.
+        validation_fraction: share of the prompts in separate validation files: those whose hash is below it. If there
+            are none, no such file is written.
         weights: how often a labeler's rows occur per epoch, as in '{"anna": 2, "bob": 0.5}'; 0 leaves a labeler out.
         min_agreement: leave out tasks whose labelers order less than this share of the pairs alike.
-        database: labelling database whose labels are taken as well: a file, or the URL of a PostgreSQL server.
+        database: labelling database whose labels are included: a file, or the URL of a PostgreSQL server.
         gold: include the database's labels of gold questions.
     """
     check_folder(output)
@@ -55,13 +55,15 @@ def labels_export(
     given = labels_of(labels or [], database, gold)
     if not asked and not given:
         if database:
-            raise UserError("it has no label yet", where="--database", expected="tasks that somebody has labelled")
+            raise UserError(
+                "the database has no labels yet", where="--database", expected="tasks that somebody has labelled"
+            )
         expected = "labels, --database, or --tasks"
         raise UserError("there is nothing to export", where="instructlit labels export", expected=expected)
     if asked and given:
         every, given = len(given), with_policies(given, asked)
         if len(given) < every:
-            print(f"left out: {every - len(given)} of other rounds than the tasks")
+            print(f"left out: {every - len(given)} from other rounds than those of the tasks")
     folder = Path(output)
     if to in ("argilla", "label_studio"):
         _for_tool(to, asked or list(tasks_of(given).values()), given, folder)
@@ -81,13 +83,13 @@ def labels_export(
     for reason, count in sorted(found.left_out.items()):
         print(f"left out: {count} {reason}")
     if not files:
-        raise UserError("no row is left", where=str(output), expected="labels that may be used")
+        raise UserError("no rows are left", where=str(output), expected="at least one usable label")
 
 
 def _clear_other_sides(folder: Path, written: Collection[str], asked: bool) -> None:
-    """Where training or validation alone has rows, removes the other's file: an earlier export's may share prompts.
+    """If only training or only validation has rows, removes the other's file: an earlier export may share prompts.
 
-    Says so, and where both were asked for that there is one.
+    Reports this, also if both were asked for but only one has rows.
     """
     for name in (FILES["comparison"], FILES["demonstration"]):  # evaluations are never held out
         sides = {name, f"{name}_validation"}
@@ -96,14 +98,17 @@ def _clear_other_sides(folder: Path, written: Collection[str], asked: bool) -> N
             there = path.is_file()
             path.unlink(missing_ok=True)
             if there or asked:
-                print(f"{path}: no prompt belongs there" + ("; that of an earlier export is removed" if there else ""))
+                print(
+                    f"{path}: not written, as it would have no prompts"
+                    + ("; the file of an earlier export is removed" if there else "")
+                )
 
 
 def _tell_absent(weights: dict[str, float], labelers: set[str]) -> None:
-    """Says who has a weight and no label here: somebody who had no time, or a slip in a name."""
+    """Reports names with a weight but no labels: a labeler without work in this round, or a typo."""
     for name in sorted(weights.keys() - labelers):
         near = nearest(name, labelers)
-        print(f"weights: no label is by {name!r}" + (f"; did you mean {near}?" if near else ""))
+        print(f"weights: there are no labels by {name!r}" + (f"; did you mean {near}?" if near else ""))
 
 
 def _for_tool(to: str, tasks: list[Task], labels: list[Label], folder: Path) -> None:
@@ -111,13 +116,13 @@ def _for_tool(to: str, tasks: list[Task], labels: list[Label], folder: Path) -> 
         from instructlit.labels.argilla import to_argilla
 
         lost = Counter("skipped" for label in labels if label.skipped) + Counter(
-            "with flags or a time, which Argilla's records have no place for"
+            "with flags or a time, which Argilla's records cannot hold"
             for label in labels
             if label.flags or label.seconds
         )
         _write_array(folder / "argilla.json", list(to_argilla(tasks, labels)))
         for what, count in lost.items():
-            print(f"not told to Argilla: {counted(count, 'label')} {what}")
+            print(f"not exported to Argilla: {counted(count, 'label')} {what}")
         return
     from instructlit.labels.label_studio import labeling_config, to_label_studio
 

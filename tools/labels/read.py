@@ -1,4 +1,4 @@
-"""`instructlit labels import`: labels from other tools as a file of our own, or in the labelling database."""
+"""`instructlit labels import`: labels from other tools as a file of labels, or in the labelling database."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -20,20 +20,20 @@ def labels_import(
     *,
     database: str | None = None,
 ) -> None:
-    """Read what was labelled in another tool: write it as labels (JSON Lines), or put it into a labelling database.
+    """Import labels from another tool: write them as labels (JSON Lines), or add them to a labelling database.
 
     Imported labels appear in the database together with those given there: with their tasks, under their labelers'
     names, in the dashboard and in exports. A label that already exists there is not changed. Skipped labels and those
     of a reported prompt are left out; if a labeler labelled a task twice, the later label counts.
 
     Args:
-        files: Argilla's `records.to_json`, Label Studio's JSON export, TRL pairs (chosen and rejected), or labels of
-            ours.
-        source: whose format it is.
-        output: file of labels to write; `labels.jsonl` where no database is given.
-        tasks: the files of tasks that were labelled there, with their keys beside them: which policy wrote what.
-        labeler: whose labels they are, where the format does not say (TRL).
-        database: labelling database: a file, or the URL of a PostgreSQL server; `instructlit label` makes one.
+        files: Argilla's `records.to_json`, Label Studio's JSON export, TRL pairs (chosen and rejected), or our own
+            labels.
+        source: the format of the files.
+        output: file of labels to write; `labels.jsonl` if no database is given.
+        tasks: the files of tasks that were labelled there, with their key files next to them, which give the policies.
+        labeler: name of the labeler, if the format does not give it (TRL).
+        database: labelling database: a file, or the URL of a PostgreSQL server; `instructlit label` creates one.
     """
     from instructlit.labels.argilla import from_argilla
     from instructlit.labels.label_studio import from_label_studio
@@ -53,10 +53,10 @@ def labels_import(
         labels = [parse_label(row, where) for where, row in rows]
     if not labels:
         raise UserError(
-            "no label in it",
+            "found no labels",
             where=", ".join(files),
             expected="tasks that somebody has labelled",
-            fix=f"`instructlit label import --source {source}` takes tasks that nobody has"
+            fix=f"`instructlit label import --source {source}` imports tasks without labels"
             if source != "native"
             else None,
         )
@@ -83,13 +83,13 @@ def _put_into(database: str, labels: list[Label], known: dict[str, Any], source:
     with opened.write() as session:
         added = add_labels(session, COMMAND_LINE, _records(kept, known), source)
     opened.close()
-    print(f"{opened}: {counted(added.new, 'new label')}, {added.known} by labelers who were there already")
+    print(f"{opened}: {counted(added.new, 'new label')}, {added.known} already labelled there by the same labeler")
     for reason, count in sorted(left_out.items()):
         print(f"left out: {count} {reason}")
 
 
 def _records(labels: list[Label], known: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Labels as the database takes them, lists in the order of the task's completions."""
+    """Labels as records for the database, lists in the order of the task's completions."""
     for label in labels:
         task = known[label.task]
         record = {"task": for_database(task), "labeler": label.labeler, "seconds": label.seconds}

@@ -7,22 +7,22 @@ from instructlit.labels.records import parse_label
 
 
 def labels_of(files: Sequence[str], database: str | None, gold: bool = False) -> list[Label]:
-    """The labels of files, and after them those of a labelling database.
+    """The labels of files, followed by those of a labelling database.
 
     Args:
         files: files of labels.
-        database: file, or URL of a PostgreSQL server; one that is there.
-        gold: whether the database's labels of gold questions are among them.
+        database: file, or URL of a PostgreSQL server; it must exist.
+        gold: whether to include the database's labels of gold questions.
 
     Raises:
-        UserError: a row that is wrong, or no such file or database.
+        UserError: if a row is invalid, or a file or the database does not exist.
     """
     found = [label for file in files for label in read_labels(file)]
     return found if database is None else found + labels_in(database, gold)
 
 
 def labels_in(database: str, gold: bool = False) -> list[Label]:
-    """The labels of a labelling database, but those of prompts that are held back or withdrawn."""
+    """The labels of a labelling database, except those of prompts held back or withdrawn."""
     from instructlit.labelling.database import Database
     from instructlit.labelling.records import label_records, label_row
 
@@ -34,7 +34,7 @@ def labels_in(database: str, gold: bool = False) -> list[Label]:
 
 
 def tasks_of(labels: Iterable[Label]) -> dict[str, Task]:
-    """By id the tasks that labels answer, as far as labels tell; completions as the first label has them."""
+    """The tasks of some labels, by id, as far as known from the labels; completions as in the first label."""
     found: dict[str, Task] = {}
     for label in labels:
         asks = label.kind != "demonstration"

@@ -1,4 +1,4 @@
-"""Runs the migrations on the engine that it is handed. Alembic executes this file; nothing imports it."""
+"""Runs the migrations on the engine that it is given. Alembic executes this file; nothing imports it."""
 
 from alembic import context
 

@@ -1,5 +1,5 @@
 // The ranking board: cards move between columns by pointer (mouse, pen, finger), by keys, or by their own lists.
-// The lists are what is saved; everything else moves them.
+// Only the lists are saved; everything else sets them.
 
 const board = document.querySelector("#board");
 const switchBox = document.querySelector("#single-keys");

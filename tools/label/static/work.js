@@ -60,7 +60,7 @@ function post() {
   });
 }
 
-// Forms are bound to the browser's cookie. Who signed in again, in another tab, has a new one: this page goes on with it.
+// Forms are bound to the browser's cookie. After a new sign-in in another tab there is a new one, which this page then uses.
 async function renewed() {
   const page = await fetch(location.href, { signal: AbortSignal.timeout(20_000) });
   const csrf = /name="csrf" value="(\w+)"/.exec(await page.text())?.[1];

@@ -1,1 +1,1 @@
-"""One module a schema revision, oldest first by number."""
+"""One module per schema revision, numbered from the oldest."""

@@ -8,7 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make them."""
+    """Creates the tables."""
     op.create_table(
         "event",
         sa.Column("id", sa.Integer(), nullable=False),

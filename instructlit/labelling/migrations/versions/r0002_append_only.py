@@ -1,4 +1,4 @@
-"""Revisions and events cannot be changed or deleted; revisions know where redo leads and which save wrote them."""
+"""Revisions and events cannot be changed or deleted; revisions record where redo leads and which save wrote them."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -22,7 +22,7 @@ FOR EACH STATEMENT EXECUTE FUNCTION instructlit_append_only()
 
 
 def upgrade() -> None:
-    """Add the columns, then the triggers."""
+    """Adds the columns, then the triggers."""
     op.add_column("revision", sa.Column("redo", sa.Integer(), nullable=True))
     op.add_column("revision", sa.Column("nonce", sa.String(length=64), nullable=True))
     if op.get_bind().dialect.name == "sqlite":

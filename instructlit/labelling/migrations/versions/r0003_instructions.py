@@ -1,4 +1,4 @@
-"""Assignments know which version of the instructions their labeler saw."""
+"""Assignments record which version of the instructions their labeler saw."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,5 +8,5 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Add the column; of earlier labels nothing is known."""
+    """Adds the column; it is unknown for earlier labels."""
     op.add_column("assignment", sa.Column("instructions", sa.Integer(), nullable=True))
