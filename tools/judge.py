@@ -1,4 +1,4 @@
-"""`instructlit judge`: a judge in the place of labelers, for any file of tasks."""
+"""`instructlit judge`: a judge in place of labelers, for any file of tasks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,11 +40,11 @@ def judge(
             the class_path of a judge.
         tasks: file of tasks, as `instructlit collect` writes it.
         output: file of labels to write.
-        by: whether it is asked to score or to rate (1 to 7) each completion, or to compare each pair; by default to
-            score if it can, else to compare.
+        by: whether it scores or rates (1 to 7) each completion, or compares each pair; by default it scores if it can,
+            otherwise it compares.
         options: further options of the judge, each OPTION=VALUE, such as `base_url=http://localhost:8000/v1`.
         labeler: name of the labeler in its labels; by default the judge's own name.
-        dry_run: report how much would be asked and what it costs, and ask nothing.
+        dry_run: report how many questions would be asked and their cost, without asking.
     """
     check_output(output, tasks)
     asked = [Sheet(task) for task in read_tasks(tasks)]
@@ -53,15 +53,15 @@ def judge(
     for sheet in asked:
         if sheet.task.kind == "demonstration":
             raise UserError(
-                f"task {sheet.task.task} wants a demonstration",
+                f"task {sheet.task.task} is a demonstration",
                 where=tasks,
-                expected="completions: judges do not write",
+                expected="tasks with completions: judges do not write answers",
             )
     store = Store(Path(output).with_suffix(".verdicts.jsonl"))
     questions = [question for sheet in asked for question in sheet.questions(way)]
     plan = Desk({NAME: one}, store, planning=True)
     plan.ask(NAME, questions)
-    for line in plan_text(plan) or [f"{one.title}: nothing new is asked"]:
+    for line in plan_text(plan) or [f"{one.title}: no new questions"]:
         print(line, flush=True)
     if dry_run:
         return
@@ -77,22 +77,22 @@ def judge(
     if desk.unreadable[NAME]:
         skipped = sum(label.skipped is not None for label in labels)
         said = f"{desk.unreadable[NAME]} verdicts were unreadable, such as {desk.examples[NAME]!r:.100}"
-        print(f"{said}; {skipped} tasks have no ranks for it")
+        print(f"{said}; {skipped} tasks have no ranks because of this")
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A task as questions to a judge, and the judge's verdicts as a label."""
+    """Turns a task into questions to a judge, and the judge's verdicts into a label."""
 
     task: Task
 
     @property
     def texts(self) -> list[str]:
-        """The completions, each once: equal ones are equally good without asking."""
+        """The distinct completions: equal ones are tied without asking."""
         return list(dict.fromkeys(self.task.completions))
 
     def questions(self, way: By) -> Iterator[Question]:
-        """All that is asked about the task."""
+        """All questions about the task."""
         if way == "compare":
             for pair in combinations(self.texts, 2):
                 yield from self._both_orders(pair)
@@ -101,7 +101,7 @@ class Sheet:
                 yield self._single(way, text)
 
     def label(self, way: By, verdicts: dict[str, Verdict], labeler: str) -> Label:
-        """The label that follows; a task without a readable verdict is skipped, with the reason."""
+        """The resulting label; a task without a readable verdict is skipped, with the reason."""
         task = self.task
         points = self._points(verdicts) if way == "compare" else self._values(way, verdicts)
         ranks: list[int] | None = None
@@ -129,15 +129,15 @@ class Sheet:
         return Question(way, self.task.prompt, texts, ended=tuple(ended.get(text, True) for text in texts))
 
     def _values(self, way: By, verdicts: dict[str, Verdict]) -> dict[str, float] | None:
-        """The score or rating of each text; None where one is missing, since the others then have no place for it."""
+        """The score or rating of each text; None if one is missing, as it could not be ranked among the others."""
         found = {text: verdicts[self._single(way, text).key].value for text in self.texts}
         readable = {text: value for text, value in found.items() if value is not None}
         return readable if len(readable) == len(found) else None
 
     def _points(self, verdicts: dict[str, Verdict]) -> dict[str, float] | None:
-        """The points of each text over all pairs; a pair unreadable in one order is half for each.
+        """The points of each text over all pairs; a pair unreadable in one order gives half to each.
 
-        None where no pair was readable in both orders.
+        None if no pair was readable in both orders.
         """
         points, pairs = dict.fromkeys(self.texts, 0.0), list(combinations(self.texts, 2))
         unreadable = 0
@@ -155,16 +155,16 @@ class Sheet:
 
 
 def ranked(points: Sequence[float]) -> list[int]:
-    """Ranks without gaps, 1 for the most points: 2.0, 0.5, 2.0 are 1, 2, 1."""
+    """Ranks without gaps, 1 for the most points: 2.0, 0.5, 2.0 become 1, 2, 1."""
     order = sorted(set(points), reverse=True)
     return [order.index(value) + 1 for value in points]
 
 
 def made(name: str, options: Sequence[str]) -> Judge:
-    """The judge that the words name.
+    """The judge with this name and options.
 
     Raises:
-        UserError: there is none of that kind, or an option does not fit it.
+        UserError: if there is no such kind, or it does not have an option.
     """
     from instructlit.tools.evaluate.suite import KINDS, built, value_of
 
@@ -172,7 +172,7 @@ def made(name: str, options: Sequence[str]) -> Judge:
     given: dict[str, Any] = {}
     if kind == "people":
         raise UserError(
-            "people are not asked here", where="judge", fix="`instructlit label` serves the tasks to people"
+            "this command does not ask people", where="judge", fix="`instructlit label` serves the tasks to people"
         )
     if colon and kind in KINDS:
         path, option = KINDS[kind]
@@ -182,7 +182,7 @@ def made(name: str, options: Sequence[str]) -> Judge:
     else:
         kinds = ", ".join(kind for kind in KINDS if kind != "people")
         raise UserError(
-            f"`{name}` is no judge", where="judge", expected=f"KIND:WHAT with KIND one of {kinds}, or a class_path"
+            f"`{name}` is not a judge", where="judge", expected=f"KIND:WHAT with KIND one of {kinds}, or a class_path"
         )
     for text in options:
         option, equals, value = text.partition("=")
@@ -193,10 +193,10 @@ def made(name: str, options: Sequence[str]) -> Judge:
 
 
 def _way(judge: Judge, by: str) -> By:
-    """How the judge is asked.
+    """The kind of question to ask the judge.
 
     Raises:
-        UserError: it cannot be asked so.
+        UserError: if it cannot answer this kind.
     """
     ways: tuple[By, ...] = ("score", "compare", "rate")
     able = [way for way in ways if way in judge.answers]

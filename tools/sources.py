@@ -1,4 +1,4 @@
-"""What several commands are given: policies with their temperatures, files of prompts."""
+"""Inputs of several commands: policies with their temperatures, files of prompts."""
 
 import hashlib
 import math
@@ -16,7 +16,7 @@ def parse_source(text: str) -> tuple[str, float]:
     """`models/sft@1.3` as folder and temperature.
 
     Raises:
-        UserError: what follows the last `@` is not a finite number above 0.
+        UserError: if what follows the last `@` is not a finite number above 0.
     """
     folder, at, temperature = text.rpartition("@")
     if not at:
@@ -33,8 +33,8 @@ def parse_source(text: str) -> tuple[str, float]:
 
 
 def source_name(folder: str, temperature: float) -> str:
-    """What `parse_source` reads: the folder, with `@` and the temperature where that is not 1, or where there is an `@`
-    in the folder's own name.
+    """The inverse of `parse_source`: the folder, with `@` and the temperature if that is not 1 or the folder's own name
+    contains an `@`.
     """
     return folder if temperature == 1.0 and "@" not in folder else f"{folder}@{temperature:g}"
 
@@ -46,9 +46,9 @@ def prompts_digest(prompts: Iterable[Prompt]) -> str:
 
 
 def read_prompts(files: Sequence[str]) -> Iterator[tuple[str, Prompt]]:
-    """Each prompt of files in any of the forms that training reads, with where it stands.
+    """Each prompt of files in any format that training reads, with its location.
 
     Raises:
-        UserError: a file or row that cannot be read.
+        UserError: if a file or row cannot be read.
     """
     return prompts_of([rows for name in files for rows in open_source(Source(name), "prompts")])

@@ -99,7 +99,7 @@ def test_killed_and_started_again_it_repeats_nothing(
     partial.write_text("{}\n")  # as if killed when all was written and this not yet removed
     assert collect(*words, "--output", "cut.jsonl") == 0
     assert not drawn
-    assert "finished before" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
     assert not partial.exists()
 
 
@@ -136,9 +136,9 @@ def test_tasks_go_into_the_labelling_database_once(folder: Path, capsys: pytest.
     words = ["sft@1.5", "ppo", "--prompts", "prompts.jsonl", "--completions", "4", "--limit", "3", "--round", "2"]
     words += ["--output", "tasks.jsonl", "--database", "labels.db", "--overlap", "2"]
     assert collect(*words) == 0
-    assert "labels.db: 3 new tasks, 0 there already" in capsys.readouterr().out
+    assert "labels.db: 3 new tasks, 0 already there" in capsys.readouterr().out
     assert collect(*words) == 0
-    assert "labels.db: 0 new tasks, 3 there already" in capsys.readouterr().out
+    assert "labels.db: 0 new tasks, 3 already there" in capsys.readouterr().out
     with Database("labels.db").read() as session:
         found = list(session.scalars(sqlalchemy.select(Task).order_by(Task.id)))
     for task, asked in zip(found, read_tasks("tasks.jsonl"), strict=True):
@@ -264,7 +264,7 @@ def test_disagreement_by_hand() -> None:
 def test_selection() -> None:
     prompts = [Prompt(f"p{i}", use_case=case) for i, case in enumerate("aaaaaabbc")]
     assert of_use_cases(prompts, ["b", "c"]) == [6, 7, 8]
-    with pytest.raises(UserError, match="of a, b, c"):
+    with pytest.raises(UserError, match="use cases among a, b, c"):
         of_use_cases(prompts, ["d"])
     chosen = evenly(prompts, range(9), 6, random.Random(0))
     assert [prompts[i].use_case for i in chosen].count("a") == 3
@@ -287,7 +287,7 @@ def test_selection() -> None:
         (["sft", "--limit", "0"], "--limit"),
         (["sft", "--output", "prompts.jsonl"], "--output: prompts.jsonl, which is read from, would be written over"),
         (["sft", "--overlap", "0"], "--overlap: found 0"),
-        (["sft", "--pool", "5"], "--pool: --select random looks at no pool"),
+        (["sft", "--pool", "5"], "--pool: --select random uses no pool"),
         (["sft", "--database", "."], "--database: "),
         (["sft", "--output", "."], "--output: '.' is a folder"),
         (["sft", "--output="], "--output: '' is a folder"),

@@ -243,7 +243,7 @@ def test_people_are_not_asked_where_nothing_would_be_held_out(folder: Path) -> N
     change(folder, label="people", rounds=1)
     for fraction, told in ((0.1, "none of the 3 prompts"), (0.99, "all of the 3 prompts")):
         change(folder, validation_fraction=fraction)
-        with pytest.raises(UserError, match=f"{told} lie below the validation_fraction {fraction}"):
+        with pytest.raises(UserError, match=f"{told} are held out by validation_fraction {fraction}"):
             run()
     assert [call[1] for call in calls(folder)] == ["collect"]
 
@@ -398,8 +398,8 @@ def test_a_stage_can_be_asked_for_again(folder: Path) -> None:
         ({"ppo": []}, "ppo: is needed"),
         ({"label": "jugde reward:x"}, "did you mean `instructlit judge`"),
         ({"label": "judge reward:x", "database": "labels.db"}, "does not read a database"),
-        ({"label": "people", "database": "postgresql://me:word@host/labels"}, "the URL holds a password"),
-        ({"label": "people", "database": "postgresql://me@host/labels?password=word"}, "the URL holds a password"),
+        ({"label": "people", "database": "postgresql://me:word@host/labels"}, "the URL contains a password"),
+        ({"label": "people", "database": "postgresql://me@host/labels?password=word"}, "the URL contains a password"),
         ({"select": "disagreement", "ensemble": ["nowhere"]}, "ensemble: nowhere: no such model folder"),
         ({"select": "disagreement", "ensemble": ["sft", "rounds"]}, "ensemble: sft: sft has no config.json"),
     ],

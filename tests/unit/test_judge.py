@@ -143,8 +143,8 @@ def test_a_dry_run_asks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["people:x"], "people are not asked here"),
-        (["nonsense"], "`nonsense` is no judge"),
+        (["people:x"], "this command does not ask people"),
+        (["nonsense"], "`nonsense` is not a judge"),
         (["detoxify:original"], "cannot rank completions"),
         (["api:m", "--by", "score"], "cannot score"),
         (["api:m", "--options", "base_ulr=x"], "did you mean base_url"),
@@ -194,7 +194,7 @@ def test_labels_are_not_written_over_what_they_are_made_from(
 
 
 def test_a_demonstration_is_not_for_a_judge(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="wants a demonstration"):
+    with pytest.raises(UserError, match="is a demonstration"):
         run("lengthy", tasks_file(tmp_path, [], kind="demonstration"), tmp_path)
 
 

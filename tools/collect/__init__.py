@@ -44,31 +44,31 @@ def collect(
     answers; once finished, it does nothing.
 
     Args:
-        policies: model folders, or Hub names, in equal shares, each with `@` and a temperature where that is not 1,
+        policies: model folders, or Hub names, in equal shares, each with `@` and a temperature if that is not 1,
             as in `models/ppo@0.7`.
         prompts: files of prompts, in any format that training reads.
         output: file of tasks.
-        kind: `comparison` trains a reward model; `evaluation` tells policies apart: every policy answers every prompt
-            once and equal answers stay, being ties.
-        completions: answers to each prompt, 2 to 9: one number, or the least and the most, as in `4 9`.
+        kind: `comparison` trains a reward model; `evaluation` compares policies: every policy answers every prompt
+            once, and equal answers are kept as ties.
+        completions: answers to each prompt, 2 to 9: one number, or a minimum and a maximum, as in `4 9`.
         select: which prompts, if there is a limit: at `random`, evenly by `use_case`, or those on whose answers the
             reward models of `ensemble` disagree most.
         limit: number of prompts; all unless given.
         pool: with `disagreement`, answer only this many prompts, chosen at random, before selecting; all unless given.
         use_cases: only prompts of these use cases.
-        ensemble: two reward models or more, for `disagreement`.
+        ensemble: two or more reward models, for `disagreement`.
         reward: a reward model whose scores go into the key.
         round: the round of the loop, noted in every task.
         seed: seed of the choice, the sampling and the order.
-        max_new_tokens: longest answer.
-        batch_size: answers sampled together.
-        attempts: times that an answer is sampled in all, while it is a duplicate; a prompt left with fewer than two
+        max_new_tokens: maximum length of an answer.
+        batch_size: number of answers sampled together.
+        attempts: maximum times that an answer is sampled while it is a duplicate; a prompt left with fewer than two
             answers is skipped.
         template: as for the datamodules.
         dtype: dtype to compute in.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        database: a labelling database (`instructlit label`) that the tasks are put into as well; those that are there
-            already are left out.
+        database: a labelling database (`instructlit label`) that the tasks are also added to; tasks that already
+            exist there are skipped.
         overlap: how many people label a task there.
     """
     least, most = _range(completions)
@@ -99,14 +99,14 @@ def collect(
     if database is not None:
         from instructlit.labelling.database import Database
 
-        Database(database).close()  # made where it is not there: nothing but sampling can fail from here on
+        Database(database).close()  # created if missing: only sampling can fail after this
 
     target = Path(output)
     told = {"kind": kind, "select": select, "limit": limit, "ensemble": ensemble, "reward": reward, "round": round}
     record = identity(how, asked, told)
     if target.is_file() and read_made(target).get("from") == record:
-        print(f"{target}: finished before")
-        # killed just before it was removed, it would be taken for half-done work
+        print(f"{target}: already complete")
+        # left by a kill just before its removal, it would look like unfinished work
         partial_file(target).unlink(missing_ok=True)
         put_into(database, overlap, target)
         return
@@ -129,11 +129,13 @@ def collect(
 def _tell(target: Path, drawn: list["Wanted"], kept: list[int]) -> None:
     answers, repeated = sum(len(drawn[i].answers) for i in kept), sum(its.repeated for its in drawn)
     print(f"{target}: {counted(len(kept), 'task')} with {counted(answers, 'answer')}")
-    print(f"drawn again: {counted(repeated, 'repeated answer')}; left out: {counted(len(drawn) - len(kept), 'prompt')}")
+    print(
+        f"sampled again: {counted(repeated, 'repeated answer')}; left out: {counted(len(drawn) - len(kept), 'prompt')}"
+    )
 
 
 def _distinct(files: list[str]) -> tuple[list["Prompt"], list[str]]:
-    """The prompts of the files, each text once, and where each stands."""
+    """The prompts of the files, each text once, and the location of each."""
     from instructlit.data.splits import prompt_key
     from instructlit.tools.sources import read_prompts
 
@@ -144,7 +146,7 @@ def _distinct(files: list[str]) -> tuple[list["Prompt"], list[str]]:
 
 
 def _room(sources: list["Source"]) -> dict[str, int | None]:
-    """Most positions of each policy, by its folder; what is wrong with one is said before anything is sampled."""
+    """Maximum positions of each policy, by its folder; errors in one are reported before anything is sampled."""
     from instructlit.models.architecture import check_causal_lm
     from instructlit.models.backbone import Backbone
     from instructlit.models.compatibility import positions
@@ -160,7 +162,7 @@ def _room(sources: list["Source"]) -> dict[str, int | None]:
 def _with_room(
     rows: list[tuple[str, "Prompt"]], room: dict[str, int | None], template: str, max_new_tokens: int
 ) -> list["Prompt"]:
-    """The prompts, each with where it stands, that every policy has room to answer."""
+    """The prompts, each with its location, that leave room for an answer from every policy."""
     from instructlit.data.tokenization import Encoder
     from instructlit.data.tokenizers import load_tokenizer
     from instructlit.tools.answering import with_room
@@ -178,7 +180,7 @@ def _range(completions: list[int]) -> tuple[int, int]:
         raise UserError(
             f"found {found}",
             where="--completions",
-            expected=f"one number of {MIN_OUTPUTS} to {MAX_OUTPUTS}, or two: 4 9",
+            expected=f"one number from {MIN_OUTPUTS} to {MAX_OUTPUTS}, or two, as in 4 9",
         )
     return least, most
 
@@ -195,18 +197,18 @@ def _check(
     overlap: int,
 ) -> None:
     if not policies:
-        raise UserError("no policy is given", where="--policies", expected="one model folder or more")
+        raise UserError("no policy is given", where="--policies", expected="at least one model folder")
     if kind == "evaluation" and not MIN_OUTPUTS <= len(set(policies)) == len(policies) <= MAX_OUTPUTS:
         raise UserError(
             f"{len(policies)} policies are given",
             where="--policies",
-            expected=f"{MIN_OUTPUTS} to {MAX_OUTPUTS} different ones to tell apart",
+            expected=f"{MIN_OUTPUTS} to {MAX_OUTPUTS} different policies to compare",
         )
     counts = {"limit": limit, "pool": pool, "attempts": attempts, "batch_size": batch_size, "overlap": overlap}
     require("a whole number above 0", "--", **counts)
     if pool is not None and select != "disagreement":
         raise UserError(
-            f"--select {select} looks at no pool", where="--pool", expected="a pool with `--select disagreement` only"
+            f"--select {select} uses no pool", where="--pool", expected="a pool only with `--select disagreement`"
         )
     if (select == "disagreement") != bool(ensemble) or (ensemble and len(ensemble) < 2):
         raise UserError(

@@ -1,7 +1,7 @@
-"""Distinct answers to prompts from several policies, one policy in memory at a time, each batch kept when it is done.
+"""Distinct answers to prompts from several policies, one policy in memory at a time, each batch saved when it is done.
 
-The random numbers of a batch follow from the seed and from its place in the plan alone, and the plan from the options
-and the answers before it: a run that was killed and started again gives the answers of one that was not.
+The random numbers of a batch depend only on the seed and its place in the plan, and the plan on the options and the
+earlier answers: a run that was killed and started again gives the same answers as an uninterrupted one.
 """
 
 import random
@@ -28,7 +28,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What it is called in lineage."""
+        """Its name in the lineage."""
         return source_name(self.folder, self.temperature)
 
 
@@ -43,16 +43,16 @@ class Answer:
 
 @dataclass
 class Wanted:
-    """What a prompt still lacks, and what it has."""
+    """The answers that a prompt has, and those it still needs."""
 
-    sources: list[int]  # a source each for the answers it lacks
+    sources: list[int]  # a source for each answer still needed
     answers: list[Answer] = field(default_factory=list)
     repeated: int = 0
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How answers are drawn."""
+    """How answers are sampled."""
 
     sources: Sequence[Source]
     least: int
@@ -70,12 +70,12 @@ class Drawing:
 def draw_answers(prompts: Sequence[Prompt], how: Drawing, journal: Journal) -> list[Wanted]:
     """`least` to `most` answers to each prompt, the policies in equal shares.
 
-    An answer that a prompt already has is drawn again from the same policy, up to `attempts` times in all.
+    An answer that a prompt already has is sampled again from the same policy, at most `attempts` times in total.
 
     Args:
         prompts: the prompts; each leaves every policy room for an answer.
         how: the options.
-        journal: keeps every batch.
+        journal: stores every batch.
     """
     rows = [Wanted(_plan(how, row)) for row in range(len(prompts))]
     for attempt in range(how.attempts):
@@ -89,7 +89,7 @@ def draw_answers(prompts: Sequence[Prompt], how: Drawing, journal: Journal) -> l
 
 
 def _plan(how: Drawing, row: int) -> list[int]:
-    """The source of each of a prompt's answers: every source once before any comes twice, in an order of its own."""
+    """The source of each of a prompt's answers: every source once before any is used twice, in random order."""
     rng = random.Random(f"collect {how.seed} {row}")
     count, chosen = rng.randint(how.least, how.most), []
     while len(chosen) < count:
@@ -107,7 +107,7 @@ def _draw(
     how: Drawing,
     journal: Journal,
 ) -> None:
-    """One answer for every job, given to its prompt where it is a new one."""
+    """Samples one answer for every job, and adds it to its prompt if it is new."""
     policy: Answerer | None = None
     sampling = Sampling(how.max_new_tokens, source.temperature)
     with progress(source.name, len(jobs), "answers") as show:
@@ -125,7 +125,7 @@ def _draw(
 
 
 def _batches(jobs: Sequence[int], prompts: Sequence[Prompt], size: int) -> Iterator[list[int]]:
-    """Prompts of like length together: less padding."""
+    """Batches of prompts of similar length, which saves padding."""
     order = sorted(jobs, key=lambda row: (len(str(prompts[row].prompt)), row))
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -142,7 +142,7 @@ def _give(wanted: Wanted, answer: Answer, source: int, distinct: bool) -> None:
 def score_answers(
     model: str, prompts: Sequence[Prompt], rows: Sequence[Wanted], how: Drawing, journal: Journal
 ) -> list[list[float]]:
-    """A reward model's scores of every prompt's answers, each batch of prompts kept when it is done."""
+    """A reward model's scores of every prompt's answers, each batch of prompts saved when it is done."""
     scorer: Scorer | None = None
     found: list[list[float]] = []
     size = max(1, how.batch_size // how.most)

@@ -1,4 +1,4 @@
-"""Which prompts are worth a labeler's time."""
+"""Selection of the prompts that are worth a labeler's time."""
 
 import math
 import random
@@ -18,11 +18,11 @@ def chosen(
     use_cases: Sequence[str] | None,
     seed: int,
 ) -> list[int]:
-    """Places of the prompts that are answered; where those disputed most are wanted, of the pool to look for them in.
+    """Indices of the prompts to answer; with `disagreement`, those of the pool to select from.
 
     Args:
-        prompts: all that there are.
-        select: as for the command, and so are the others.
+        prompts: all prompts.
+        select: as for the command, like the other arguments.
     """
     places = of_use_cases(prompts, use_cases) if use_cases else list(range(len(prompts)))
     rng = random.Random(f"collect {seed} prompts")
@@ -33,10 +33,10 @@ def chosen(
 
 
 def of_use_cases(prompts: Sequence[Prompt], wanted: Sequence[str]) -> list[int]:
-    """Places of the prompts of the named use cases.
+    """Indices of the prompts with one of the named use cases.
 
     Raises:
-        UserError: no prompt is of one of them.
+        UserError: if no prompt has one of them.
     """
     there = {prompt.use_case for prompt in prompts if prompt.use_case}
     for name in wanted:
@@ -44,20 +44,20 @@ def of_use_cases(prompts: Sequence[Prompt], wanted: Sequence[str]) -> list[int]:
             raise UserError(
                 f"no prompt has the use case {name!r}",
                 where="--use_cases",
-                expected=f"of {', '.join(sorted(there))}" if there else "prompts with a field `use_case`",
+                expected=f"use cases among {', '.join(sorted(there))}" if there else "prompts with a `use_case` field",
             )
     return [place for place, prompt in enumerate(prompts) if prompt.use_case in wanted]
 
 
 def at_random(places: Sequence[int], count: int, rng: random.Random) -> list[int]:
-    """`count` of the places, in the order they had."""
+    """`count` of the places, in their original order."""
     return sorted(rng.sample(list(places), min(count, len(places))))
 
 
 def evenly(prompts: Sequence[Prompt], places: Sequence[int], count: int, rng: random.Random) -> list[int]:
-    """`count` of the places, as equally as can be from each use case, in the order they had.
+    """`count` of the places, as equally as possible from each use case, in their original order.
 
-    A use case with few prompts gives all it has; the others then give more.
+    A use case with few prompts contributes all of them; the others then contribute more.
     """
     groups: dict[str | None, list[int]] = {}
     for place in places:
@@ -73,21 +73,21 @@ def most_disputed(places: Sequence[int], scores: Sequence[Sequence[Sequence[floa
 
     Args:
         places: of the prompts to choose from.
-        scores: for each model the scores of every prompt's completions, by place.
-        limit: how many.
+        scores: for each model, the scores of every prompt's completions, by place.
+        limit: number to select.
     """
     value = {place: disagreement([model[place] for model in scores]) for place in places}
     return sorted(sorted(places, key=lambda place: (-value[place], place))[:limit])
 
 
 def disagreement(scores: Sequence[Sequence[float]]) -> float:
-    """How little an ensemble of reward models agrees on a prompt's completions, from 0 (wholly) to 0.5.
+    """Disagreement of an ensemble of reward models on a prompt's completions, from 0 (full agreement) to 0.5.
 
-    For every pair of completions each model says how likely the first is preferred, sigmoid(difference of its scores);
-    their standard deviation over the models is averaged over the pairs. A shift of a model's scores changes nothing.
+    For every pair of completions, each model gives a probability that the first is preferred, sigmoid(difference of
+    scores); their standard deviation over the models is averaged over the pairs. Shifting the scores changes nothing.
 
     Args:
-        scores: for each model the scores of the K completions.
+        scores: for each model, the scores of the K completions.
     """
     pairs = list(combinations(range(len(scores[0])), 2))
     if not pairs:

@@ -1,4 +1,4 @@
-"""The tasks that answers become: a file for labelers, its key, what they were made from, and the labelling database."""
+"""Writes answers as tasks: a file for labelers, its key, a record of the inputs, and the labelling database."""
 
 import random
 from pathlib import Path
@@ -16,7 +16,7 @@ from instructlit.types import Prompt
 
 
 def identity(how: Drawing, asked: list[Prompt], told: dict[str, Any]) -> dict[str, Any]:
-    """All that decides the answers, the weights of the models included."""
+    """Everything that determines the answers, including the weights of the models."""
     models = [*(source.folder for source in how.sources), *(told["ensemble"] or []), told["reward"]]
     return {
         "policies": [source.name for source in how.sources],
@@ -41,7 +41,7 @@ def write(
     rows: list[tuple[Prompt, Wanted, list[float] | None]],
     seed: int,
 ) -> None:
-    """The tasks with their key, each in an order of its own, and the record of what they were made from."""
+    """Writes the tasks, each in random order, with their key and a record of their inputs."""
     tasks = []
     for prompt, wanted, scores in rows:
         order = list(range(len(wanted.answers)))
@@ -71,7 +71,7 @@ def write(
 
 
 def put_into(database: str | None, overlap: int, target: Path) -> None:
-    """The tasks of a file into a labelling database, where one is named; policies and scores are kept from labelers."""
+    """Adds the tasks of a file to a labelling database, if given; policies and scores are hidden from labelers."""
     if database is None:
         return
     from instructlit.labelling.audit import COMMAND_LINE
@@ -82,4 +82,4 @@ def put_into(database: str | None, overlap: int, target: Path) -> None:
     opened = Database(database)
     with opened.write() as session:
         added = add_tasks(session, COMMAND_LINE, records, overlap=overlap, source=target.name)
-    print(f"{opened}: {counted(added.new, 'new task')}, {added.known} there already")
+    print(f"{opened}: {counted(added.new, 'new task')}, {added.known} already there")

@@ -1,4 +1,4 @@
-"""`instructlit iterate`: rounds of collecting, labelling, a new reward model and PPO, until they bring nothing more."""
+"""`instructlit iterate`: rounds of collecting, labelling, a new reward model and PPO, until there is no more gain."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def iterate(
 
     Every round is a folder, rounds/N, with everything it read and wrote. If stopped at any step, the same command
     resumes there. If people label, the command names the files it waits for and ends; run it again when the labels are
-    there. With `stop: no_gain`, the default, it ends when the interval shows no gain from a round.
+    complete. With `stop: no_gain`, the default, it ends when the interval shows no gain from a round.
 
     Args:
         config: YAML files of the loop, a later one over an earlier; docs/iterating.md lists the options.
@@ -75,7 +75,9 @@ def iterate(
             print(f"The loop ends here: {reason}.")
             break
     if restart_from is not None:
-        raise UserError(f"there is no stage `{restart_from}`", where="--restart_from", expected="rounds/1/reward or so")
+        raise UserError(
+            f"there is no stage `{restart_from}`", where="--restart_from", expected="a stage such as rounds/1/reward"
+        )
     _write_report(folder, number)
 
 
@@ -86,21 +88,21 @@ def ended(result: dict[str, Any], loop: "Loop") -> str | None:
     low, high = result["preference_low"], result["preference_high"]
     interval = f"the 95 % interval of the preference, {low:.3f} to {high:.3f},"
     if loop.stop == "no_gain" and low <= 0.5:
-        return f"{interval} does not lie above one half"
+        return f"{interval} is not above one half"
     if high < 0.5:
-        return f"{interval} lies below one half"
+        return f"{interval} is below one half"
     return None
 
 
 def told(result: dict[str, Any]) -> str:
-    """A round in one line."""
+    """The result of a round in one line."""
     parts = [f"round {result['round']}: {result['labels']} comparisons"]
     if "accuracy_before" in result:
-        parts.append(f"the old reward model orders {result['accuracy_before']:.1%} of the new policy's pairs right")
+        parts.append(f"the old reward model orders {result['accuracy_before']:.1%} of the new policy's pairs correctly")
     parts.append(f"the new one {result['accuracy']:.1%}")
     if "preference" in result:
         low, high = result["preference_low"], result["preference_high"]
-        parts.append(f"preferred to the policy before {result['preference']:.1%} ({low:.1%} to {high:.1%})")
+        parts.append(f"preferred to the previous policy {result['preference']:.1%} ({low:.1%} to {high:.1%})")
     return ", ".join(parts)
 
 
@@ -109,4 +111,4 @@ def _write_report(folder: Path, last: int) -> None:
 
     files = [folder / "rounds" / str(number) / "round.json" for number in range(1, last + 1)]
     results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    print(f"\nThe page: {write_report(folder, results)}")
+    print(f"\nReport: {write_report(folder, results)}")

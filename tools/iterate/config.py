@@ -14,54 +14,54 @@ from instructlit.redaction import without_secrets
 
 PEOPLE = "people"
 ROUNDS = "rounds"
-"""In an ensemble: the reward models of all rounds before."""
+"""In an ensemble: the reward models of all previous rounds."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """What every round does.
+    """Options of a loop.
 
     Args:
         sft: the SFT model: the first policy, the start of every reward model, and the reference of PPO's KL.
         prompts: files of prompts that are answered and labelled.
-        reward: configs of the reward model's stage, laid over each other; model and data are set by the loop.
-        ppo: configs of the PPO stage; models and prompts are set by the loop.
-        label: `people`, whose labels come into `rounds/N/labels.jsonl` or are given in the `database`; or a command
-            that takes a file of tasks and `--output`, as `judge reward:models/gold` or `world rank --world 1` does.
+        reward: configs of the reward model's stage, later ones overriding earlier; the loop sets model and data.
+        ppo: configs of the PPO stage; the loop sets models and prompts.
+        label: `people`, whose labels are put into `rounds/N/labels.jsonl` or given in the `database`; or a command that
+            takes a file of tasks and `--output`, such as `judge reward:models/gold` or `world rank --world 1`.
         database: labelling database of the people, a file or the URL of a PostgreSQL server without a password: tasks
-            are put there, and labels read from there.
-        labelers: labels that each task needs; `people` are waited for until they are there.
-        rounds: the most rounds.
-        start: where PPO begins: from the `sft` model, or from the `last` policy.
-        policies: who answers: `last` (the policy of the round before) and `sft`, or model folders, each with `@` and a
-            temperature where that is not 1.
-        limit: prompts labelled in a round: one number, or one for each round, the last of them for all that follow.
-        completions: answers to each prompt: one number, or the least and the most.
+            are added there, and labels read from there.
+        labelers: labels that each task needs; with `people` the loop waits for them.
+        rounds: maximum number of rounds.
+        start: where PPO starts: from the `sft` model, or from the `last` policy.
+        policies: who answers: `last` (the policy of the previous round) and `sft`, or model folders, each with `@` and
+            a temperature if that is not 1.
+        limit: prompts labelled in a round: one number, or one per round, the last of which applies to all later rounds.
+        completions: answers to each prompt: one number, or a minimum and a maximum.
         select: `random`, evenly by `use_case`, or those on whose answers the `ensemble` disagrees most.
-        ensemble: reward models for that: folders, and `rounds` for those of all rounds before. A round for which there
-            are fewer than two selects at random.
-        pool: prompts that are answered before the disagreement is looked at; all unless given.
+        ensemble: reward models for that: folders, and `rounds` for those of all previous rounds. A round with fewer
+            than two selects at random.
+        pool: number of prompts that are answered before selecting by disagreement; all if not given.
         use_cases: only prompts of these use cases.
-        max_new_tokens: longest answer.
-        batch_size: answers sampled together.
+        max_new_tokens: maximum length of an answer.
+        batch_size: number of answers sampled together.
         validation_fraction: share of a round's prompts that the reward models are measured on.
-        weights: how often a labeler's comparisons come in an epoch, 1 for those who are not named.
+        weights: how often a labeler's comparisons occur in an epoch, 1 for those not named.
         min_agreement: leave out tasks whose labelers order less than this share of the pairs alike.
-        age_decay: weight of a round's comparisons for each round that they are older than the newest: 1 keeps all
-            alike.
+        age_decay: factor on the weight of a round's comparisons for each round that they are older than the newest; 1
+            weighs all alike.
         demonstrations: files of demonstrations whose mean score becomes 0.
-        ppo_prompts: files of prompts for PPO; those of `prompts` unless given.
+        ppo_prompts: files of prompts for PPO; those of `prompts` if not given.
         ppo_validation: files of prompts for PPO's validation.
-        contest_prompts: files of prompts on which a policy is compared with the one before; those of
-            `ppo_validation`, or `prompts`, unless given.
-        contest: prompts of that comparison; 0 leaves it out, and then no round is the last for want of a gain.
-        stop: `no_gain` ends the loop when the 95 % interval of the preference over the policy before does not lie above
-            one half, `worse` when it lies below, `never` goes on to the last round.
-        seed: seed of everything; every round has one of its own that follows from it.
-        reward_folder: where the reward model's config leaves its model.
-        policy_folder: where PPO's config leaves its policy.
-        reward_options: further words for the reward model's `fit`.
-        ppo_options: further words for PPO's `fit`.
+        contest_prompts: files of prompts on which a policy is compared with the previous one; those of
+            `ppo_validation`, or `prompts`, if not given.
+        contest: number of prompts of that comparison; 0 skips it, and then the loop never ends for lack of gain.
+        stop: `no_gain` ends the loop when the 95 % interval of the preference over the previous policy is not above one
+            half, `worse` when it is below, `never` runs all rounds.
+        seed: seed of everything; every round derives its own from it.
+        reward_folder: folder in which the reward model's config saves its model.
+        policy_folder: folder in which PPO's config saves its policy.
+        reward_options: further arguments for the reward model's `fit`.
+        ppo_options: further arguments for PPO's `fit`.
     """
 
     sft: str
@@ -100,15 +100,15 @@ class Loop:
 
     @property
     def limits(self) -> list[int]:
-        """Prompts labelled in the first rounds; the last number stands for all further ones."""
+        """Prompts labelled in the first rounds; the last number applies to all later ones."""
         return self.limit if isinstance(self.limit, list) else [self.limit]
 
 
 def load(files: list[str], changed: dict[str, Any]) -> Loop:
-    """The loop of some YAML files, a later one over an earlier, and of options that stand above them.
+    """The loop from some YAML files, later ones overriding earlier, and from options that override them all.
 
     Raises:
-        UserError: a key that is no option, a value of another type or out of range, a file that is not there.
+        UserError: if a key is not an option, a value has the wrong type or is out of range, or a file is missing.
     """
     loop = composed(files, changed)
     _check(loop)
@@ -116,7 +116,7 @@ def load(files: list[str], changed: dict[str, Any]) -> Loop:
 
 
 def composed(files: list[str], changed: dict[str, Any]) -> Loop:
-    """The same, whatever files it names."""
+    """The same, without checking the files it names."""
     hints = get_type_hints(Loop)
     values: dict[str, Any] = {}
     for file in files:
@@ -150,7 +150,7 @@ def _check(loop: Loop) -> None:
     for name in [one for one in loop.ensemble if one != ROUNDS] if loop.select == "disagreement" else ():
         if not Path(name).expanduser().is_dir():
             raise UserError("no such model folder", where=f"ensemble: {name}", expected=f"a folder, or `{ROUNDS}`")
-        from instructlit.evaluation.reward_scores import check_reward_model  # torch, which most loops do not need here
+        from instructlit.evaluation.reward_scores import check_reward_model  # torch: rarely needed
 
         check_reward_model(name, f"ensemble: {name}")
     if not Path(loop.sft).expanduser().is_dir():
@@ -174,7 +174,7 @@ def _check_labels(loop: Loop) -> None:
             )
     elif loop.database is not None and without_secrets(loop.database) != loop.database:
         raise UserError(
-            "the URL holds a password, and the config is copied into the run folder",
+            "the URL contains a password, and the config is copied into the run folder",
             where="database",
-            fix="leave it out, and give it in PGPASSWORD or in ~/.pgpass",
+            fix="remove it, and set it in PGPASSWORD or in ~/.pgpass",
         )

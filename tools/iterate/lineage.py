@@ -1,5 +1,4 @@
-"""`instructlit lineage`: which policy wrote which answers, which labels trained which reward model, and so on to the
-end."""
+"""`instructlit lineage`: which policy wrote which answers, which labels trained which reward model, and so on."""
 
 import json
 import os
@@ -35,21 +34,21 @@ class Node:
 def lineage(run: str = "runs/loop", form: Literal["text", "mermaid", "svg", "json"] = "text") -> None:
     """Show what every round of a loop was made from, and what has changed since.
 
-    Hashes of data files and weights are those of now; where they differ from what a model's own record says it was made
-    from, the line says so and the command ends with status 1.
+    Hashes of data files and weights are computed now; if they differ from those in the record of a model made from
+    them, the output says so and the exit status is 1.
 
     Args:
         run: folder of the run.
-        form: `text`; `svg`, a picture for a browser; `mermaid`, a diagram that many Markdown viewers draw; or `json`.
+        form: `text`; `svg`, a picture for a browser; `mermaid`, a diagram that many Markdown viewers render; or `json`.
     """
     folder = Path(run)
     rounds = sorted(folder.glob("rounds/*/"), key=lambda path: int(path.name) if path.name.isdigit() else 0)
     if not rounds:
-        raise UserError("no rounds in it", where=run, expected="a run folder of `instructlit iterate`")
+        raise UserError("found no rounds", where=run, expected="a run folder of `instructlit iterate`")
     nodes: dict[str, Node] = {}
     for home in rounds:
         for node in _round(folder, home):
-            if node.parents or node.name not in nodes:  # who names a model knows less of it than its own round
+            if node.parents or node.name not in nodes:  # a model's own round knows more about it than others
                 nodes[node.name] = node
     if form == "json":
         print(json.dumps({name: vars(node) for name, node in nodes.items()}, indent=1))
@@ -62,7 +61,7 @@ def lineage(run: str = "runs/loop", form: Literal["text", "mermaid", "svg", "jso
 
 
 def _round(folder: Path, home: Path) -> Iterator[Node]:
-    """The nodes of one round, in the order they came to be; models from before the loop first."""
+    """The nodes of one round, in the order they were made; models from before the loop first."""
     tasks, labels = home / "tasks.jsonl", home / "labels.jsonl"
     if tasks.is_file():
         yield from _tasks(folder, home, tasks)
@@ -88,7 +87,7 @@ def _tasks(folder: Path, home: Path, path: Path) -> Iterator[Node]:
     digests = record.get("from", {}).get("weights_sha256", {})
     node = Node(_name(folder, path), counted(len(found), "task"), file_hash(str(path)))
     if record.get("sha256", {}).get(path.name, node.sha256) != node.sha256:
-        node.changed.append("is not the file that was collected")
+        node.changed.append("is not the collected file")
     for source, count in sorted(wrote.items()):
         written, _ = parse_source(source)
         model = home / written
@@ -119,23 +118,23 @@ def _model(folder: Path, home: Path, path: Path, record: dict[str, Any]) -> Iter
 
 
 def _outside(name: str, model: Path) -> Node:
-    """A model as the first one who names it sees it; a model of the loop itself is told by its own round."""
+    """A model as described by the first node that names it; a model of the loop is described by its own round."""
     return Node(name, f"{read_record(model).get('stage') or 'a'} model", weights_digest(model))
 
 
 def _compare(node: Node, what: str, before: str | None, now: str | None) -> None:
     if before and now != before:
-        node.changed.append(f"{what} {'changed since' if now else 'is gone'}")
+        node.changed.append(f"{what} {'changed since' if now else 'is missing'}")
 
 
 def _name(folder: Path, path: Path) -> str:
-    """A path as seen from the run folder, so that every round names it alike."""
+    """A path as seen from the run folder, so that every round uses the same name."""
     return os.path.relpath(path, folder)
 
 
 def _text(nodes: dict[str, Node]) -> Iterator[str]:
     for node in nodes.values():
-        yield f"{node.name}  {(node.sha256 or 'not there')[:SHORT]}  {node.what}"
+        yield f"{node.name}  {(node.sha256 or 'missing')[:SHORT]}  {node.what}"
         for parent, role in node.parents.items():
             yield f"    from {parent}  ({role})"
         for change in node.changed:
@@ -148,7 +147,7 @@ def _mermaid(nodes: dict[str, Node]) -> Iterator[str]:
     yield "flowchart TD"
     for name in names:
         node = nodes.get(name)
-        label = f"{name}<br>{node.what}<br>{(node.sha256 or 'not there')[:SHORT]}" if node else name
+        label = f"{name}<br>{node.what}<br>{(node.sha256 or 'missing')[:SHORT]}" if node else name
         yield f'  {numbers[name]}["{label.replace(chr(34), chr(39))}"]'
     for node in nodes.values():
         for parent, role in node.parents.items():

@@ -1,4 +1,4 @@
-"""`instructlit iterate measure`: what a round of the loop has brought, as numbers."""
+"""`instructlit iterate measure`: the gain of a round of the loop, as numbers."""
 
 import json
 from pathlib import Path
@@ -27,22 +27,21 @@ def iterate_measure(
     output: str = "round.json",
     device: str = "auto",
 ) -> None:
-    """Measure a round: the old and the new reward model on the newest answers, the policy against the one before.
+    """Measure a round: the old and the new reward model on the newest answers, the policy against the previous one.
 
-    Accuracy is the share of held-out pairs that a reward model orders as the labeler did, of those that are no tie; the
-    preference is the share of comparisons that the policy wins, ties half. Intervals are 95 % and take prompts as
-    units.
+    Accuracy is the share of held-out pairs, ties excluded, that a reward model orders as the labeler did; the
+    preference is the share of comparisons that the policy wins, ties counting half. Intervals are 95 %, over prompts.
 
     Args:
         number: the round.
-        reward: its reward model.
-        data: its folder of comparisons.
-        reward_before: the reward model of the round before.
-        data_before: the comparisons of the round before.
+        reward: the round's reward model.
+        data: the round's folder of comparisons.
+        reward_before: the reward model of the previous round.
+        data_before: the comparisons of the previous round.
         contest: labels of an evaluation of both policies.
         contest_tasks: the tasks of that evaluation, with their key.
         policy: the round's policy, as the key names it.
-        policy_before: the policy before, as the key names it.
+        policy_before: the previous policy, as the key names it.
         output: file to write.
         device: "auto", "cpu", "cuda", ...
     """
@@ -63,15 +62,15 @@ def iterate_measure(
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; none where there is no file."""
+    """The rows of a file; none if there is no file."""
     return [row for _, row in read_rows(path)] if path.is_file() else []
 
 
 def preference(labels: list[Label], ours: str, theirs: str) -> dict[str, float]:
-    """How often ours is ranked above theirs, ties half, with its 95 % interval by task.
+    """How often ours is ranked above theirs, ties counting half, with its 95 % interval by task.
 
     Raises:
-        UserError: no label compares the two.
+        UserError: if no label compares the two.
     """
     tasks: dict[str, list[float]] = {}
     for label in labels:
@@ -81,7 +80,7 @@ def preference(labels: list[Label], ours: str, theirs: str) -> dict[str, float]:
         tasks.setdefault(label.task, []).append(1.0 if mine < other else 0.5 if mine == other else 0.0)
     if not tasks:
         raise UserError(
-            f"no label compares {ours} and {theirs}", where="--contest", expected="labels of that evaluation"
+            f"no label compares {ours} and {theirs}", where="--contest", expected="labels of an evaluation of both"
         )
     share, low, high = grouped_share([sum(won) for won in tasks.values()], [len(won) for won in tasks.values()])
     return {"preference": share, "preference_low": low, "preference_high": high, "contest_tasks": len(tasks)}

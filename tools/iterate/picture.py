@@ -1,7 +1,7 @@
-"""The lineage of a loop as a picture: a row for each round, what came of what from left to right.
+"""The lineage of a loop as a picture: one row per round, inputs to outputs from left to right.
 
-What is from before the loop goes into every round. Lines from all of it would hide the others: a box names it in words,
-and only the answers that its policies wrote are drawn.
+Models and files from before the loop are inputs of every round. Lines from them would hide the others: boxes name them
+in words, and only the answers written by their policies are drawn as lines.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Protocol
 
-WIDTH, LINE, PAD = 208, 15, 9  # of a box: pixels across, of a line of text, around it
+WIDTH, LINE, PAD = 208, 15, 9  # of a box: width, height of a text line, padding, in pixels
 ACROSS, DOWN = 112, 26  # between columns and between boxes of a column
 ROUND_GAP = 64
 LONGEST = 30
-"""Characters of a line in a box; the tooltip has the whole."""
+"""Characters of a line in a box; the tooltip shows it completely."""
 STYLE = """
 svg { --ink: #1d2126; --soft: #5c6570; --paper: #fff; --card: #f5f7f9; --line: #8a94a0; --bad: #b4442e;
   background: var(--paper); font: 11px system-ui, sans-serif; }
@@ -28,7 +28,7 @@ path { fill: none; stroke: var(--line); } .head { fill: var(--line); stroke: non
 
 
 class Node(Protocol):
-    """A file or model of a run, as `lineage` finds it."""
+    """A file or model of a run, as found by `lineage`."""
 
     what: str
     sha256: str | None
@@ -38,7 +38,7 @@ class Node(Protocol):
 
 @dataclass(frozen=True)
 class Box:
-    """A node with its place."""
+    """A node with its position."""
 
     x: float
     y: float
@@ -46,16 +46,16 @@ class Box:
 
     @property
     def height(self) -> float:
-        """As high as its lines."""
+        """The height of its lines."""
         return 2 * PAD + LINE * len(self.lines)
 
 
 def picture(nodes: Mapping[str, Node], short: int) -> str:
-    """An SVG of its own, light or dark as the reader's system, without scripts.
+    """A standalone SVG, light or dark like the reader's system, without scripts.
 
     Args:
-        nodes: by name, in the order they came to be.
-        short: characters of a hash that are shown.
+        nodes: by name, in the order they were made.
+        short: number of characters of a hash to show.
     """
     boxes, titles, width, height = _placed(nodes, short)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}">']
@@ -73,12 +73,12 @@ def picture(nodes: Mapping[str, Node], short: int) -> str:
     ]
     parts += [_curve(start, end) for start, end, _ in edges]
     parts += [line for name, box in boxes.items() for line in _drawn(name, nodes[name], box)]
-    parts += [_role(start, end, role) for start, end, role in edges if role != "data"]  # says nothing new
+    parts += [_role(start, end, role) for start, end, role in edges if role != "data"]  # adds no information
     return "\n".join([*parts, "</svg>"])
 
 
 def _placed(nodes: Mapping[str, Node], short: int) -> tuple[dict[str, Box], list[tuple[str, float]], float, float]:
-    """A box for every node, the title of every row, and the size of it all."""
+    """A box for every node, the title of every row, and the total size."""
     rows: dict[int, list[str]] = {}
     for name in nodes:
         rows.setdefault(_round_of(name), []).append(name)
@@ -92,7 +92,7 @@ def _placed(nodes: Mapping[str, Node], short: int) -> tuple[dict[str, Box], list
         for at, name in enumerate(rows[number]):
             column = _depth(name, nodes, number) if number else at
             node = nodes[name]
-            what = [node.what, (node.sha256 or "not there")[:short]]
+            what = [node.what, (node.sha256 or "missing")[:short]]
             lines = [("name", name.removeprefix(f"rounds/{number}/")), *(("soft", text) for text in what)]
             lines += [("soft", text) for text in _words(name, node)]
             lines += [("bad", change) for change in node.changed]
@@ -105,7 +105,7 @@ def _placed(nodes: Mapping[str, Node], short: int) -> tuple[dict[str, Box], list
 
 
 def _in_words(parent: str, name: str, role: str) -> bool:
-    """Whether the parent is named in the box, and no line drawn."""
+    """Whether the parent is named in the box instead of drawn as a line."""
     return not _round_of(parent) and bool(_round_of(name)) and not role.startswith("wrote")
 
 
@@ -116,19 +116,19 @@ def _words(name: str, node: Node) -> Iterator[str]:
 
 
 def _round_of(name: str) -> int:
-    """The round that a file or model belongs to, 0 where it is from before."""
+    """The round that a file or model belongs to; 0 if it is from before the loop."""
     parts = name.split("/")
     return int(parts[1]) if parts[0] == "rounds" and len(parts) > 1 and parts[1].isdecimal() else 0
 
 
 def _depth(name: str, nodes: Mapping[str, Node], number: int) -> int:
-    """Steps that lead to a node within its round."""
+    """Number of steps that lead to a node within its round."""
     parents = nodes[name].parents if name in nodes else {}
     return max((1 + _depth(parent, nodes, number) for parent in parents if _round_of(parent) == number), default=0)
 
 
 def _ends(start: Box, end: Box) -> tuple[tuple[float, float], tuple[float, float], bool]:
-    """Where an edge leaves and arrives, and whether it runs from left to right."""
+    """Where an edge starts and ends, and whether it runs from left to right."""
     if end.x > start.x:
         return (start.x + WIDTH, start.y + start.height / 2), (end.x, end.y + end.height / 2), True
     return (start.x + WIDTH / 2, start.y + start.height), (end.x + WIDTH / 2, end.y), False
@@ -148,7 +148,7 @@ def _role(start: Box, end: Box, role: str) -> str:
 
 
 def _drawn(name: str, node: Node, box: Box) -> Iterator[str]:
-    told = "\n".join([name, node.what, node.sha256 or "not there", *node.changed])
+    told = "\n".join([name, node.what, node.sha256 or "missing", *node.changed])
     yield f"<g{' class=' + chr(34) + 'changed' + chr(34) if node.changed else ''}><title>{escape(told)}</title>"
     yield f'<rect x="{box.x:g}" y="{box.y:g}" width="{WIDTH}" height="{box.height:g}" rx="7"/>'
     for place, (kind, text) in enumerate(box.lines, start=1):
@@ -158,7 +158,7 @@ def _drawn(name: str, node: Node, box: Box) -> Iterator[str]:
 
 
 def _cut(text: str, kind: str) -> str:
-    """A line that fits: of a name the end is told, of other texts the beginning."""
+    """A line that fits: the end of a name, the beginning of other texts."""
     if len(text) <= LONGEST:
         return text
     return f"…{text[1 - LONGEST :]}" if kind == "name" else f"{text[: LONGEST - 1]}…"

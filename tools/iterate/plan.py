@@ -1,4 +1,4 @@
-"""A round as stages of the runner that the quickstart has, each run inside the round's folder."""
+"""A round as stages of the quickstart's runner, each run inside the round's folder."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from instructlit.tools.quickstart.stages import Stage
 from instructlit.tools.sources import parse_source, source_name
 
 CONTEST = "contest"
-"""The folder of a round in which its policy meets the one before."""
+"""The folder of a round in which its policy is compared with the previous one."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Stages that run without anybody's help, and the labels that have to be there before they can."""
+    """Stages that run unattended, and the labels that must exist before they can."""
 
     stages: list[Stage]
     waits_for: tuple[str, str] | None = None  # file of tasks and file of labels, relative to the run folder
@@ -35,7 +35,7 @@ class Planner:
         loop: the options.
         folder: the run folder.
         configs: names of the configs of each training stage in `configs/` of the run folder.
-        recipes: the same configs, read and laid over each other.
+        recipes: the same configs, read and merged.
     """
 
     loop: Loop
@@ -47,7 +47,7 @@ class Planner:
         """The segments of one round, in order.
 
         Raises:
-            UserError: a recipe reads a file that is not there.
+            UserError: if a recipe reads a file that is missing.
         """
         people = self.loop.label == PEOPLE
         home = f"rounds/{number}"
@@ -70,7 +70,7 @@ class Planner:
         ]
 
     def policy(self, number: int) -> str:
-        """The policy that a round ends with, relative to the run folder; that of round 0 is the SFT model."""
+        """The policy that a round produces, relative to the run folder; that of round 0 is the SFT model."""
         return f"rounds/{number}/{self.loop.policy_folder}" if number else self._from_run(self.loop.sft)
 
     def _collect(self, number: int) -> Stage:
@@ -163,7 +163,7 @@ class Planner:
             *("--output", f"{CONTEST}/tasks.jsonl", "--kind", "evaluation", "--round", str(number)),
             *("--limit", str(loop.contest), "--seed", self._seed(number), *self._sampling()),
         ]
-        title = "let the policy and the one before answer the same prompts"
+        title = "answer the same prompts with the policy and the previous one"
         needs = (f"rounds/{number}/ppo",)
         return self._stage(number, "contest", title, words, needs, (f"{CONTEST}/tasks.jsonl",))
 
@@ -185,7 +185,7 @@ class Planner:
             people = loop.label == PEOPLE
             needs.append(f"{home}/contest" if people else f"{home}/judge")
             given = (f"{home}/{CONTEST}/labels.jsonl",) if people else ()
-        title = "measure the reward models on the new answers, and the policy against the one before"
+        title = "measure the reward models on the new answers, and the policy against the previous one"
         return self._stage(number, "measure", title, words, tuple(needs), ("round.json",), given)
 
     def _stage(
@@ -216,7 +216,7 @@ class Planner:
         return ["--max_new_tokens", str(self.loop.max_new_tokens), "--batch_size", str(self.loop.batch_size)]
 
     def _sources(self, number: int) -> list[str]:
-        """Who answers, as a round's folder sees them."""
+        """The policies that answer, as seen from a round's folder."""
         found = []
         for text in self.loop.policies:
             name, temperature = parse_source(text)
@@ -228,7 +228,7 @@ class Planner:
         return list(dict.fromkeys(found))
 
     def _ensemble(self, number: int) -> list[str]:
-        """The reward models whose disagreement selects prompts, as a round's folder sees them."""
+        """The reward models whose disagreement selects prompts, as seen from a round's folder."""
         found = []
         for name in self.loop.ensemble:
             if name == ROUNDS:
@@ -238,9 +238,9 @@ class Planner:
         return list(dict.fromkeys(found))
 
     def _label_words(self) -> list[str]:
-        """The labelling command; paths in it, after `:` and `=` too, are written as a round's folder sees them.
+        """The labelling command; paths in it, also after `:` and `=`, are rewritten as seen from a round's folder.
 
-        A judge calls itself by its path: its labels keep the one that the config has, wherever the rounds lie.
+        A judge is named by its path: its labels keep the path in the config, wherever the rounds are.
         """
         given = shlex.split(self.loop.label)
         named = [at for at, word in enumerate(given) if word.partition("=")[0] == "--labeler"]
@@ -269,7 +269,7 @@ class Planner:
         return os.path.relpath(Path(path).expanduser(), self.folder)
 
     def _input(self, path: str) -> str:
-        """A path or glob of the config as a round's folder sees it; a name of the Hub stays as it is."""
+        """A path or glob of the config as seen from a round's folder; a Hub name stays unchanged."""
         there = Path(path).expanduser().exists() or glob(str(Path(path).expanduser()))
         return f"../../{self._from_run(path)}" if there else path
 
@@ -278,4 +278,4 @@ class Planner:
 
 
 SECONDS = {"reward": 145.0, "ppo": 150.0, "collect": 30.0, "contest": 15.0}
-"""What stages took on two CPU cores in the embedded world: weighs the estimate of the time left, nothing else."""
+"""Durations of the stages on two CPU cores in the embedded world: used only to estimate the time left."""

@@ -1,4 +1,4 @@
-"""The recipes of the stages: written for the folder that `iterate` is called in, as for `fit`, and run in a round's."""
+"""The recipes of the stages: written for the working directory, as for `fit`, but run in a round's folder."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,20 +10,20 @@ from instructlit.cli.files import INPUTS, check_files, in_force
 
 
 def recipe(files: Sequence[str]) -> Config:
-    """The configs of a stage, each over the ones before it, without a look at the classes they name."""
+    """The configs of a stage, later ones overriding earlier, without importing the classes they name."""
     return compose([read(file) for file in files], lambda _: None)
 
 
 def moved(config: Config, given: Sequence[str], move: Callable[[str], str]) -> dict[str, str]:
-    """The options of a recipe that name relative paths, with these as another folder sees them.
+    """The options of a recipe that are relative paths, rewritten as seen from another folder.
 
     Args:
         config: the recipe.
-        given: options on the line, which go over those of the recipe.
-        move: a relative path as it is seen from there.
+        given: options on the command line, which override those of the recipe.
+        move: rewrites a relative path.
 
     Raises:
-        UserError: a path that is not here.
+        UserError: if a path does not exist.
     """
     check_files(config, [(option, None) for option in given])
     keys = [key[: 1 + next(at for at, name in enumerate(key) if name in INPUTS)] for key, _ in in_force(config, given)]
@@ -33,7 +33,7 @@ def moved(config: Config, given: Sequence[str], move: Callable[[str], str]) -> d
 
 
 def _moved(value: Any, move: Callable[[str], str]) -> Any:
-    """A path, a source with one beside its weight, or a list of these."""
+    """Rewrites a path, a source with a path and a weight, or a list of these."""
     if isinstance(value, list):
         return [_moved(one, move) for one in value]
     if isinstance(value, dict):

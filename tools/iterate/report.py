@@ -1,4 +1,4 @@
-"""The page of a loop: a row a round, and how far each reward model is right about whose answers."""
+"""The report of a loop: one row per round, and the accuracy of each reward model on each policy's answers."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,10 +13,10 @@ from instructlit.tools.reporting.html import document, figures
 COLUMNS = (
     ("round", "round"),
     ("labels", "comparisons of this round"),
-    ("accuracy_then", "old reward model on held-out answers of its own round"),
-    ("accuracy_before", "old reward model on the new answers"),
+    ("accuracy_then", "previous reward model on held-out answers of its own round"),
+    ("accuracy_before", "previous reward model on the new answers"),
     ("accuracy", "new reward model on the new answers"),
-    ("preference", "preferred to the policy before"),
+    ("preference", "preferred to the previous policy"),
 )
 
 
@@ -26,24 +26,24 @@ def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> Path:
     heads = "".join(f"<th>{escape(title)}</th>" for _, title in COLUMNS)
     path = folder / "report.html"
     explained = (
-        "<p>Accuracy: the share of held-out pairs that a reward model orders as the labeler did, ties apart. On the "
-        "answers of a newer policy the old reward model is on new ground; the new one has learnt from some of them. "
-        "Small figures are 95 % intervals, prompts being the units.</p>"
+        "<p>Accuracy: the share of held-out pairs that a reward model orders as the labeler did, ties excluded. The "
+        "previous reward model has seen no answers of the new policy; the new one was trained on some of them. "
+        "Small figures are 95 % intervals over prompts.</p>"
     )
     sections = [
         "<h1>Rounds of labelling and learning</h1>",
         explained,
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>',
-        *([figures([_plot(results)])] if len(results) > 1 else []),  # one round is a point, which the table has
+        *([figures([_plot(results)])] if len(results) > 1 else []),  # one round is a single point, already in the table
     ]
     write_text(path, document(f"instructlit iterate: {folder.name}", sections))
     return path
 
 
 def falls_and_recovers(results: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Accuracy in the order it was lived: on a round's answers the old reward model, then the new one.
+    """Accuracy in chronological order: on each round's answers, first the old reward model, then the new one.
 
-    The x of a point is its round, the old model's a half before it.
+    The x of a point is its round; the old model's is half a round earlier.
     """
     points: list[tuple[float, float]] = []
     for result in results:

@@ -1,4 +1,4 @@
-"""The labels that a round waits for: in a file that people put there, or in the labelling database."""
+"""The labels that a round waits for: in a file provided by people, or in the labelling database."""
 
 import time
 from collections import Counter
@@ -23,39 +23,39 @@ POLL_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Standing:
-    """How far the labelling of some tasks is."""
+    """Progress of the labelling of some tasks."""
 
     done: int
     of: int
-    told: str  # where labels are wanted, and what holds them up
+    told: str  # where labels are expected, and what they wait for
 
 
 def check_sides(tasks: Path, fraction: float) -> None:
-    """Sees to it, before people rank a round's answers, that the reward model can be trained and measured on them.
+    """Checks, before people rank a round's answers, that the reward model can be trained and measured on them.
 
     Raises:
-        UserError: all prompts of the comparisons are held out, or none is.
+        UserError: if all prompts of the comparisons are held out, or none.
     """
     out = [is_held_out(task.prompt, fraction) for task in read_tasks(tasks) if task.kind == "comparison"]
     if len(set(out)) == 1:
         raise UserError(
-            f"{'all' if out[0] else 'none'} of the {len(out)} prompts lie below the validation_fraction {fraction}",
+            f"{'all' if out[0] else 'none'} of the {len(out)} prompts are held out by validation_fraction {fraction}",
             where=str(tasks),
             expected="prompts to train the reward model on, and prompts to measure it on",
-            fix="ask for more in this round, as in `limit: [100, 200]`, or change the validation_fraction",
+            fix="use more prompts in this round, as in `limit: [100, 200]`, or change validation_fraction",
         )
 
 
 def labelled(tasks: Path, labels: Path, labelers: int, database: str | None, wait: bool) -> bool:
-    """Whether every task has its labels, and they lie in the file; says what is missing.
+    """Whether every task has its labels, and they are in the file; reports what is missing.
 
     Args:
         tasks: the file of tasks.
-        labels: the file of labels; without a database people put it there, with one it is written as soon as the
-            labels are complete, and then stands.
+        labels: the file of labels; without a database people provide it; with one it is written once, as soon as the
+            labels are complete.
         labelers: labels that a task needs.
         database: labelling database.
-        wait: stay and look every half minute until they are there.
+        wait: keep checking every half minute until they are complete.
     """
     desk = _Database(database, tasks, labels, labelers) if database else _File(tasks, labels, labelers)
     said = None
@@ -67,19 +67,19 @@ def labelled(tasks: Path, labels: Path, labelers: int, database: str | None, wai
             print(f"{standing.done} of {standing.of} tasks have {labelers} labels{standing.told}", flush=True)
             said = standing
         if not wait:
-            print("Give the same command again when the labels are there.")
+            print("Run the same command again when the labels are complete.")
             return False
         time.sleep(POLL_SECONDS)
 
 
 class _File:
-    """A file that people put beside the tasks."""
+    """A file that people put next to the tasks."""
 
     def __init__(self, tasks: Path, labels: Path, labelers: int):
         self.tasks, self.labels, self.labelers = tasks, labels, labelers
 
     def look(self) -> Standing:
-        """What the file holds now."""
+        """The current content of the file."""
         known = read_tasks(self.tasks)
         there = self.labels.is_file() and self.labels.stat().st_size
         labels = with_policies(read_labels(self.labels), known) if there else []
@@ -89,7 +89,7 @@ class _File:
 
 
 class _Database:
-    """A labelling database into which the tasks are put. Complete labels are taken out once and written to the file."""
+    """A labelling database to which the tasks are added. Complete labels are exported once and written to the file."""
 
     def __init__(self, name: str, tasks: Path, labels: Path, labelers: int):
         from instructlit.labelling.audit import COMMAND_LINE
@@ -104,10 +104,10 @@ class _Database:
         with self._opened() as database, database.write() as session:
             added = add_tasks(session, COMMAND_LINE, self.records, overlap=labelers, source=str(tasks))
             want_labels(session, COMMAND_LINE, taken_in(session, self.records), labelers)
-        print(f"{database}: {counted(added.new, 'new task')}, {added.known} there already")
+        print(f"{database}: {counted(added.new, 'new task')}, {added.known} already there")
 
     def look(self) -> Standing:
-        """What the database holds now; writes the file when all is there."""
+        """The current state of the database; writes the file when the labels are complete."""
         from instructlit.labelling.records import label_records, label_row
         from instructlit.labelling.tasks import taken_in
 
@@ -128,7 +128,7 @@ class _Database:
 
     @contextmanager
     def _opened(self, create: bool = True) -> Iterator["Database"]:
-        """The database, for as long as it is looked at: people may take days, and its server has better to do."""
+        """The database, opened only while it is checked: people may take days."""
         from instructlit.labelling.database import Database
 
         database = Database(self.name, create)
@@ -138,7 +138,7 @@ class _Database:
             database.close()
 
     def _taken(self) -> bool:
-        """Whether the labels of these very tasks lie in the file."""
+        """Whether the file contains the labels of exactly these tasks."""
         return self.labels.is_file() and read_made(self.labels) == self.made_from
 
     def _take(self, labels: list[Label], database: str) -> None:
@@ -146,4 +146,4 @@ class _Database:
             raise UserError("every task was withdrawn", where=database, expected="labels")
         write_labels(self.labels, with_policies(labels, self.known))
         write_made(self.labels, self.made_from)
-        print(f"{self.labels}: {counted(len(labels), 'label')} out of {database}")
+        print(f"{self.labels}: {counted(len(labels), 'label')} from {database}")
