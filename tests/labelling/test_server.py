@@ -159,7 +159,7 @@ def test_the_server_answers_with_tls_and_ends_on_a_signal(tmp_path: Path) -> Non
         (("--host", "::"), "can be reached from other machines"),
         (("--host", "labels.example"), "can be reached from other machines"),
         (("--tls_key", "k.pem"), "one of --tls_certificate and --tls_key is missing"),
-        (("--port", "70000"), "there is no port 70000"),
+        (("--port", "70000"), "70000 is not a port"),
         (("--lease_minutes", "0"), "1 to 10080"),
     ],
 )

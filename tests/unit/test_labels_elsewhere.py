@@ -115,7 +115,7 @@ def test_what_an_export_leaves_out_does_not_come_into_the_database(run: Run) -> 
     assert not Path("labels.db").exists(), "a misspelt name would stand for labels that nobody else sees"
     run("label", "add-labeler", "owner", "--role", "owner")
     told = run(*into)
-    assert "1 new label, 0 by" in told
+    assert "1 new label, 0 already labelled" in told
     assert "left out: 2 of a prompt reported as unsuitable\nleft out: 1 revised later by the same labeler" in told
     run("labels", "export", "--database", "labels.db", "--to", "labels", "--output", ".")
     assert [(one.prompt, one.ranks) for one in read_labels("labels.jsonl")] == [("fit", [2, 1])]

@@ -188,8 +188,8 @@ def test_commands_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
         at = ("--database", tmp_path / f"{tool}.db")
         run("label", "add-labeler", "owner", "--role", "owner", *at)
         words = ("labels", "import", tmp_path / f"{tool}.json", "--source", tool, "--tasks", tasks, *at)
-        assert f"{len(found)} new labels, 0 by" in run(*words)
-        assert f"0 new labels, {len(found)} by" in run(*words), "what is there stays"
+        assert f"{len(found)} new labels, 0 already labelled" in run(*words)
+        assert f"0 new labels, {len(found)} already labelled" in run(*words), "what is there stays"
         for source, out in ((at, "through-database"), ((back,), "through-file")):
             words = ("--tasks", tasks, "--output", tmp_path / out, "--validation_fraction", "0")
             run("labels", "export", *source, *words)
