@@ -1,4 +1,4 @@
-"""The `instructlit` command: a table of commands, each imported when it is called for and not before."""
+"""The `instructlit` command: a table of commands, each imported only when it is run."""
 
 import importlib
 import os
@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Sequence
 
 SPINS = "1000"
-"""How often a thread of GNU OpenMP that waits for the others looks before it sleeps. The library's own 300,000 are
+"""How many times a waiting GNU OpenMP thread spins before it sleeps. The library's default of 300,000 takes
 milliseconds: where another program wants the core too, the thread that is waited for does not get it, at each of the
-thousands of small sums of a step. Sleeping at once costs a quiet machine a fifth."""
+thousands of small reductions in a step. Sleeping at once costs a fifth of the speed on an idle machine."""
 
 LIGHTNING = "instructlit.cli.fit:run"
 TOOLS = "instructlit.tools"
@@ -71,10 +71,10 @@ GROUPS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 our fault, 2 the caller's mistake, 130 stopped.
+    """Run one command and return its exit status: 0 success, 1 internal error, 2 user error, 130 interrupted.
 
     Args:
-        argv: the words after `instructlit`; those of the process when not given.
+        argv: the arguments after `instructlit`; by default those of the process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -106,7 +106,7 @@ def run(name: str, args: list[str]) -> int:
         from instructlit.cli.config import read, split
 
         files, rest = split(args)
-        layers = [read(file) for file in files]  # a wrong path is said before Lightning takes its seconds to import
+        layers = [read(file) for file in files]  # a wrong path is reported before Lightning's slow import
         from instructlit.cli.fit import run as run_lightning
 
         return run_lightning(name, layers, rest)
@@ -128,7 +128,7 @@ def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
     if inner:
         wanted = [w for w in words[1:2] if not w.startswith("-")]
         what = (
-            f"there is no command `{' '.join([words[0], *wanted])}`" if wanted else f"`{words[0]}` needs a second word"
+            f"there is no command `{' '.join([words[0], *wanted])}`" if wanted else f"`{words[0]}` needs a subcommand"
         )
         raise UserError(what, expected=" or ".join(f"`instructlit {name}`" for name in inner))
     near = nearest(" ".join(words[:2]), COMMANDS) or nearest(words[0], COMMANDS)
@@ -140,7 +140,7 @@ def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _meant_inner(words: Sequence[str]) -> bool:
-    """True for `world lable`: a slip in a second word, where it would else be taken for an option's value."""
+    """True for `world lable`: a typo in the second word, which would otherwise be taken for an option's value."""
     from instructlit.errors import nearest
 
     inner = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{words[0]} ")]
@@ -163,7 +163,7 @@ def help_text() -> str:
 def add_working_directory() -> None:
     """Let a `class_path` name a module in the current folder, as `python -m` would.
 
-    It goes last on the search path, so that a file there called like a library does not hide the library.
+    It goes last on the search path, so that a file there does not shadow a library of the same name.
     """
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
@@ -171,8 +171,8 @@ def add_working_directory() -> None:
 
 
 def let_waiting_threads_sleep() -> None:
-    """Have torch's CPU threads share their cores with other programs, unless the caller's environment says how they
-    wait. The library reads it as torch is imported, which no command has done yet; processes that it starts inherit it.
+    """Have torch's CPU threads share their cores with other programs, unless the environment already sets how they
+    wait. OpenMP reads the variable when torch is imported, which no command has done yet; child processes inherit it.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
         os.environ["GOMP_SPINCOUNT"] = SPINS

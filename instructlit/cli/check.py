@@ -55,7 +55,7 @@ class Checker:
         self._keys(self.config.values, self.options, ())
 
     def check_option(self, name: str, value: str | None) -> Key | None:
-        """Check one option of the line: every part of its dotted name, and its value where the type is plain.
+        """Check one command-line option: every part of its dotted name, and its value where the type is plain.
 
         Returns:
             The key whose class the option sets, None for any other option.
@@ -76,7 +76,7 @@ class Checker:
         return None
 
     def _resolve(self, name: str) -> tuple[Key, Any]:
-        """The full key and the type of a dotted option; the type is None where it cannot be told."""
+        """The full key and the type of a dotted option; the type is None where it is unknown."""
         params: dict[str, Parameter] | None = self.options
         key: tuple[str, ...] = ()
         hint: Any = None
@@ -148,8 +148,8 @@ class Checker:
         names = " or ".join(c.__name__ for c in wanted)
         if not isinstance(path, str):
             if plain((*key, "class_path")) in self.given or plain(key) in self.given:
-                return  # the line names the class; what it takes is known there
-            raise UserError("names no class", where=where, expected=f"a class_path of {names}")
+                return  # the command line names the class; its arguments are checked there
+            raise UserError("has no class_path", where=where, expected=f"a class_path of {names}")
         found = import_class(path, wanted, self.config.where((*key, "class_path")))
         params = parameters(found)
         for name in value:
@@ -179,7 +179,7 @@ class Checker:
             if parameter.required and name not in values and not on_line:
                 short = ".".join(path)
                 raise UserError(
-                    f"`{name}` is needed and not given",
+                    f"`{name}` is required but not given",
                     where=self.config.where(key),
                     expected=f"{describe(parameter.hint)}, in a config or as --{short}",
                 )
@@ -222,9 +222,9 @@ def _is_callable_target(found: Any) -> bool:
 
 
 def unknown(name: str, known: Iterable[str], where: str | None, kind: str = "option", prefix: str = "") -> UserError:
-    """What to say of a name that is not among the `known`, of which `kind` says what they are.
+    """The error for a name that is not among `known`; `kind` is what the message calls them.
 
-    `prefix` stands before each of them where it is written, as `--` does.
+    `prefix` is written before each name, such as `--`.
     """
     names = {one: prefix + one for one in known}
     near = nearest(name, names)
@@ -235,9 +235,9 @@ def unknown(name: str, known: Iterable[str], where: str | None, kind: str = "opt
 
 
 def unfit(value: Any, hint: Any, where: str, text: bool = False) -> UserError | None:
-    """What to say of a value, or with `text` of what stands on a command line, that is not of type `hint`.
+    """The error for a value that is not of type `hint`; with `text`, the value is a command-line string.
 
-    None where it is, or where that cannot be told.
+    None where it fits, or where that cannot be determined.
     """
     if (problem := _misfit(value, hint, text)) is None:
         return None
@@ -252,7 +252,8 @@ def unfit(value: Any, hint: Any, where: str, text: bool = False) -> UserError | 
 
 
 def _misfit(value: Any, hint: Any, text: bool) -> str | None:
-    # jsonargparse takes null for a value that is not given, and anything but text for a dataclass that needs no key.
+    # jsonargparse reads null as a value that is not given, and takes anything but text for a dataclass whose fields
+    # all have defaults.
     if value is None and not admits_null(hint):
         return "is not valid here"
     if not text and dataclasses_of(hint) == members(hint) and not isinstance(value, dict):

@@ -1,9 +1,9 @@
-"""Reading configs and laying one over the other, with the place each value came from.
+"""Reads configs and merges them, and records where each value came from.
 
-Rules, from weak to strong: built-in defaults, the `--config` files in the order given, the options on the line.
+Rules, from weak to strong: built-in defaults, the `--config` files in the order given, the command-line options.
 Mappings merge key by key, anything else replaces what was there, and `key+:` appends to a list. Where a later file
 names another `class_path`, the `init_args` that the new class also takes are kept (an optimiser overlay need not repeat
-the learning rate) and the rest are left out and said.
+the learning rate) and the rest are dropped, with a note.
 """
 
 import copy
@@ -23,7 +23,7 @@ Key = tuple[str, ...]
 
 @dataclass
 class Config:
-    """A tree of values, where each of them was written, and what was left out on the way."""
+    """A tree of values, where each of them was written, and notes on what was dropped."""
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)  # path of keys -> "file:line"
@@ -51,7 +51,7 @@ class Config:
 
 
 def plain(key: Key) -> Key:
-    """`key` without the `init_args`, which a name on the line may leave out at any depth."""
+    """`key` without `init_args`, which a command-line name may omit at any depth."""
     return tuple(part for part in key if part != "init_args")
 
 
@@ -82,7 +82,7 @@ def read(name: str, option: str = "--config") -> Config:
 
     Args:
         name: a path; `configs/…` falls back to the recipes that came with the package.
-        option: what named it.
+        option: the option that named it.
     Raises:
         UserError: no such file, not YAML, not a mapping, or a key given twice.
     """
@@ -90,7 +90,7 @@ def read(name: str, option: str = "--config") -> Config:
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        raise UserError(f"is no text in UTF-8: {error.reason}", where=name, expected="a YAML file") from error
+        raise UserError(f"is not UTF-8 text: {error.reason}", where=name, expected="a YAML file") from error
     try:
         node = loader.get_single_node()
         values = loader.construct_document(node) if node is not None else {}
@@ -99,13 +99,17 @@ def read(name: str, option: str = "--config") -> Config:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"not valid YAML: {error.problem}", where=f"{name}:{line}") from error
     except RecursionError as error:
-        raise UserError("an alias stands for what it is in", where=name, expected="a YAML file that ends") from error
+        raise UserError(
+            "an alias refers to its own parent", where=name, expected="YAML without recursive aliases"
+        ) from error
     finally:
         loader.dispose()
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise UserError(f"holds a {type(values).__name__}", where=name, expected="keys and values, such as seed: 1")
+        raise UserError(
+            f"the top level is a {type(values).__name__}", where=name, expected="keys and values, such as seed: 1"
+        )
     return Config(values, places)
 
 
@@ -117,7 +121,7 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
         if word in ("--config", "-c"):
             file = next(words, None)
             if file is None:
-                raise UserError("names no file", where=word, expected="--config path/to/recipe.yaml")
+                raise UserError("needs a file", where=word, expected="--config path/to/recipe.yaml")
             files.append(file)
         elif word.startswith("--config="):
             files.append(word.removeprefix("--config="))
@@ -146,11 +150,11 @@ def find(name: str, option: str = "--config") -> Path:
 
 
 def compose(layers: list[Config], accepted: Callable[[str], set[str] | None]) -> Config:
-    """The layers, each over the ones before it.
+    """The layers merged, later ones over earlier ones.
 
     Args:
         layers: from weak to strong.
-        accepted: the arguments that a class_path takes, or None where it cannot be told.
+        accepted: the arguments that a class_path takes, or None where that is unknown.
     """
     whole = Config()
     for layer in layers:
@@ -210,7 +214,7 @@ def _copy_places(whole: Config, layer: Config, source: Key, target: Key, shift: 
 
 
 def _places(node: yaml.Node, name: str, key: Key) -> Iterator[tuple[Key, str]]:
-    """The line of every key below `node`; a key that stands twice in one mapping is refused."""
+    """The line of every key below `node`; a key given twice in one mapping is refused."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key_node, value_node in node.value:

@@ -1,4 +1,4 @@
-"""From an exception to what the user reads: one message for a mistake of theirs, a stack trace for one of ours."""
+"""What the user reads of an exception: one message for a user error, a stack trace for a bug."""
 
 import errno
 import os
@@ -27,14 +27,14 @@ NO_PLACE = (
 
 def report(error: BaseException) -> int:
     """Print what `error` means to the user on stderr and return the exit status it deserves."""
-    # Lightning answers Ctrl-C by shutting down in order and then leaving with status 1.
+    # On Ctrl-C Lightning shuts down in order and then exits with status 1.
     stopped = any(isinstance(cause, KeyboardInterrupt) for cause in chain(error))
     if isinstance(error, Ending):
         return int(error.code or 0)
     if is_ending(error):
         print("instructlit: stopped by SIGTERM", file=sys.stderr)
         return 128 + signal.SIGTERM
-    if isinstance(error, BrokenPipeError):  # `instructlit … | head` is no mistake
+    if isinstance(error, BrokenPipeError):  # `instructlit … | head` is not an error
         sys.stderr.close()
         return 1
     if os.environ.get(DEBUG, "0") not in ("", "0"):
@@ -55,7 +55,7 @@ def report(error: BaseException) -> int:
 
 
 def explain(error: BaseException) -> str | None:
-    """The message for a mistake the user can put right, or None for a fault of the program."""
+    """The message for a mistake the user can put right, or None for a bug in the program."""
     for cause in chain(error):
         if isinstance(cause, UserError):
             return str(cause)
@@ -70,7 +70,7 @@ def explain(error: BaseException) -> str | None:
             return str(_holds_code(cause))
         if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             what = f"nothing more can be written: {cause.strerror}"
-            return str(UserError(what, where=cause.filename, fix="make room, then give the same command again"))
+            return str(UserError(what, where=cause.filename, fix="free some space, then run the same command again"))
         if isinstance(cause, FileNotFoundError) and cause.filename is not None:
             return str(
                 UserError(f"there is no file or folder `{cause.filename}`", fix=f"{DEBUG}=1 shows where it was needed")
@@ -82,22 +82,24 @@ def explain(error: BaseException) -> str | None:
 
 
 def _holds_code(error: pickle.UnpicklingError) -> UserError:
-    """What to say of a checkpoint that is more than data; torch's own advice is to run it."""
+    """The message for a checkpoint that contains code; torch's own advice is to run it."""
     kind = re.search(r"(?:GLOBAL|it holds) ([\w.]+)", str(error))
     return UserError(
-        f"the checkpoint holds code ({kind[1]}), which is not run unasked" if kind else f"the checkpoint: {error}",
+        f"the checkpoint contains code ({kind[1]}), which is not run by default"
+        if kind
+        else f"the checkpoint: {error}",
         where="--ckpt_path",
-        expected="tensors, numbers, strings, and lists and dicts of them",
-        fix="take one that a run of yours has written; where that one needs it, --weights_only false",
+        expected="only tensors, numbers, strings, and lists and dicts of them",
+        fix="use a checkpoint that one of your own runs wrote; if that one needs it, add --weights_only false",
     )
 
 
 def _left_early(error: SystemExit) -> UserError:
-    """What to say where code that a command calls, such as a callback, would end it as if it were done."""
+    """The message where code that a command calls, such as a callback, exits as if the command had finished."""
     frames = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in frames if "_sitebuiltins" not in frame.filename]  # where exit() itself is
     return UserError(
-        f"exit({'' if error.code is None else repr(error.code)}) was called before the command was done",
+        f"exit({'' if error.code is None else repr(error.code)}) was called before the command had finished",
         where=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None,
-        expected="an error where it cannot go on",
+        expected="an exception where the code cannot continue",
     )

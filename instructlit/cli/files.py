@@ -1,4 +1,4 @@
-"""Inputs that a config names and that are not there: said before anything is built or downloaded."""
+"""Missing inputs that a config names: reported before anything is built or downloaded."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".yaml", ".jinja", ".ckp
 
 
 def check_files(config: Config, options: Sequence[tuple[str, str | None]]) -> None:
-    """Raise UserError for the first input of model or data that is plainly a local path and is not there.
+    """Raise UserError for the first input of model or data that is clearly a local path and does not exist.
 
     Args:
         config: the composed config.
-        options: the names and values on the line, which go over those of the config.
+        options: the names and values on the command line, which override the config.
     """
     given = [(value, config.where(key)) for key, value in in_force(config, [option for option, _ in options])]
     for option, value in options:
@@ -31,7 +31,7 @@ def check_files(config: Config, options: Sequence[tuple[str, str | None]]) -> No
 
 
 def in_force(config: Config, on_line: Sequence[str]) -> Iterator[tuple[Key, str]]:
-    """The inputs of the config that no option on the line goes over, nor over what they are part of."""
+    """The config's inputs that no command-line option overrides, directly or through a parent key."""
     over = {dotted(option.rstrip("+")) for option in on_line}
     for key, value in inputs(config.values, ()):
         bare = plain(key)
@@ -40,7 +40,7 @@ def in_force(config: Config, on_line: Sequence[str]) -> Iterator[tuple[Key, str]
 
 
 def inputs(values: Any, key: Key) -> Iterator[tuple[Key, str]]:
-    """Every text that an argument in `INPUTS` holds, alone or in a list."""
+    """Every string that an argument in `INPUTS` holds, alone or in a list."""
     if isinstance(values, dict):
         for name, value in values.items():
             yield from inputs(value, (*key, str(name)))
@@ -54,12 +54,12 @@ def inputs(values: Any, key: Key) -> Iterator[tuple[Key, str]]:
 
 
 def check_input(value: str, where: str, others: Sequence[str] = ()) -> None:
-    """Raise UserError where `value` is plainly a local path and is not there; a name on the Hub passes.
+    """Raise UserError where `value` is clearly a local path and does not exist; a name on the Hub passes.
 
     Args:
         value: the path or name.
         where: the option that holds it.
-        others: what is named elsewhere, and therefore not meant here.
+        others: paths named elsewhere, which are therefore not suggested.
     """
     path = Path(value).expanduser()
     if not value or any(mark in value for mark in "*?[") or "://" in value or path.exists():
@@ -79,7 +79,7 @@ def check_input(value: str, where: str, others: Sequence[str] = ()) -> None:
 
 
 def _nearest(path: Path, names: Sequence[str]) -> str | None:
-    """The most alike of `names`, endings of files aside, which would make any two of them alike."""
+    """The closest of `names`, ignoring file extensions, which would make any two of them similar."""
 
     def bare(name: str) -> str:
         return name.removesuffix(Path(name).suffix) if Path(name).suffix in FILES else name
@@ -90,18 +90,18 @@ def _nearest(path: Path, names: Sequence[str]) -> str | None:
 
 
 def check_checkpoint(path: Any, strategy: Any = None) -> None:
-    """Refuse a checkpoint that is not there or damaged, or one in shards where `strategy` is none that cuts, before
-    anything is built.
+    """Refuse a checkpoint that is missing or damaged, or a sharded one where `strategy` does not shard, before anything
+    is built.
     """
     if not isinstance(path, str) or path in CHECKPOINT_WORDS or "://" in path or path.startswith("registry:"):
         return
     file = Path(state_of(path))
     if (file / "meta.pt").is_file() and "FSDP" not in str(strategy):
         raise UserError(
-            f"`{path}` holds the shards of a sharded run",
+            f"`{path}` is a checkpoint of a sharded run",
             where="--ckpt_path",
             expected="a checkpoint of an unsharded run",
-            fix="add --config configs/strategy/fsdp2.yaml (--trainer.devices 1 for one process), or begin from the "
+            fix="add --config configs/strategy/fsdp2.yaml (--trainer.devices 1 for one process), or start from the "
             f"model that `instructlit export {path} FOLDER` writes",
         )
     if file.exists():

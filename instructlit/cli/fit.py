@@ -1,6 +1,6 @@
 """`instructlit fit|validate|test|predict`: LightningCLI, with any module and any datamodule by class_path.
 
-What is ours around Lightning's: configs are composed before they are parsed (`cli.config`), checked with one message
+What this adds to Lightning's: configs are composed before they are parsed (`cli.config`), checked with one message
 for one mistake (`cli.check`), saved without secrets (`callbacks.save_config`), and a checkpoint is read as data, never
 as code.
 """
@@ -28,7 +28,7 @@ from instructlit.callbacks.save_config import SaveConfig
 from instructlit.checkpoints import state_of
 from instructlit.cli.check import FILES, Checker, options_of
 from instructlit.cli.config import Config, Key, compose, dotted
-from instructlit.cli.defaults import DEFAULTS, from_signature
+from instructlit.cli.defaults import DEFAULTS, Parser, from_signature
 from instructlit.cli.files import check_checkpoint, check_files
 from instructlit.cli.making import Unmade, fault_of, place_of
 from instructlit.cli.memory import is_out_of_memory, out_of_memory
@@ -40,26 +40,26 @@ from instructlit.errors import UserError, first_line, require
 
 USAGE = "instructlit {name} --config RECIPE [--config OVERLAY ...] [--key.of.the.config value ...]"
 HELP = """\
-A config has three parts: `model` (which stage, on which model), `data`, and `trainer`. Later configs go over earlier
-ones, and what stands on the line goes over all of them:
+A config has three parts: `model` (which stage, on which model), `data`, and `trainer`. Later configs override
+earlier ones, and command-line options override all of them:
 
   instructlit {name} --config configs/sft/world.yaml --config configs/optimizer/adamw_8bit.yaml --trainer.max_steps 100
 
-What a part may hold, one sentence for each option:
+The options of a part, each explained in one sentence:
 
   instructlit {name} --model.help instructlit.modules.SFTModule     also RewardModule, PPOModule, or a class of your own
   instructlit {name} --data.help instructlit.data.DemonstrationData also TextData, ComparisonData, PromptData
-  instructlit {name} --config RECIPE --print_config                 everything as it would run, and nothing is run
+  instructlit {name} --config RECIPE --print_config                 print the complete config, and run nothing
 
 The Trainer's own options follow.
 """
 
-# A config is written with every default, and the default of a text may be an enum's member, as in Lightning's Timer.
+# A config is written with every default, and that of a str argument may be an enum member, as in Lightning's Timer.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
 class _OneLine(yaml.SafeDumper):
-    """Every text quoted, so that none is read as something else, and nothing by reference."""
+    """Every string quoted, so that none is read as another type, and no YAML aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -74,17 +74,17 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
     Args:
         name: the subcommand.
         layers: the configs given, from weak to strong.
-        args: the other options of the line.
+        args: the other command-line options.
     """
     quiet()
     if any(word in ("-h", "--help") for word in args):
         print(HELP.format(name=name))
     if any(word in ("-h", "--help") or word.partition("=")[0].endswith(".help") for word in args):
         try:
-            with suppress(SystemExit):  # how argparse leaves when all is shown
+            with suppress(SystemExit):  # how argparse exits after printing the help
                 InstructCLI(name, args)
         except ArgumentError as error:
-            raise UserError(readable(str(error)), fix="name a class behind it, by its import path") from error
+            raise UserError(readable(str(error)), fix="give the import path of a class after it") from error
         return 0
     config = composed([*layers, classes_on_line(args)])
     for note in config.notes:
@@ -94,7 +94,7 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
     if not printing:
         check_files(config, pairs_of(args))
     try:
-        # jsonargparse takes the text of a config as well as its path.
+        # jsonargparse takes a config's text as well as its path.
         InstructCLI(name, ["--config", written(config.values), *args])
     except SystemExit:
         if not printing:
@@ -109,12 +109,12 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
 
 
 def written(values: dict[str, Any]) -> str:
-    """A config as one line of YAML. JSON would do but for infinity, which YAML takes for text as JSON writes it."""
+    """A config as one line of YAML. JSON would do, except that YAML reads its `Infinity` as text."""
     return yaml.dump(values, Dumper=_OneLine, default_flow_style=True, width=sys.maxsize, sort_keys=False)
 
 
 def composed(layers: list[Config]) -> Config:
-    """The layers over what holds without them."""
+    """The layers merged over the defaults."""
     return compose([Config(DEFAULTS), from_signature(layers), *layers], accepted_by)
 
 
@@ -139,7 +139,7 @@ def located(error: UserError, config: Config, args: Sequence[str]) -> UserError:
 
 
 def owner_of(name: str, config: Config) -> str | None:
-    """The option for an argument that stands in no config: `padding_token` is `--data.init_args.padding_token`."""
+    """The option for an argument that no config sets: `padding_token` is `--data.init_args.padding_token`."""
     head = name.partition(".")[0]
     for part in ("data", "model"):
         path = config.get((part, "class_path"))
@@ -198,7 +198,7 @@ def signature(name: str) -> tuple[dict[str, Parameter], dict[str, type]]:
 
 
 def accepted_by(path: str) -> set[str] | None:
-    """The argument names of the class at `path`; None where they cannot be told, a faulty path included."""
+    """The argument names of the class at `path`; None where they are unknown, also for an invalid path."""
     try:
         found = parameters(import_class(path, [], path))
     except Exception:
@@ -207,13 +207,13 @@ def accepted_by(path: str) -> set[str] | None:
 
 
 def readable(message: str) -> str:
-    """What is left to say of a message from jsonargparse: its first line and the innermost reason."""
+    """The useful part of a message from jsonargparse: its first line and the innermost reason."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
     reasons = [
         line for line in lines[1:] if not line.startswith(("Given value", "Errors:", "Subtypes:", "Does not validate"))
     ]
     needed = re.search(r"the following arguments are required: .+", message)
-    if needed:  # alternatives that follow it, such as null, are none
+    if needed:  # the alternatives listed after it, such as null, do not help
         reasons = [needed[0]]
     return "\n  ".join([lines[0], *reasons[-1:]]) if lines else message
 
@@ -237,6 +237,7 @@ class InstructCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_callback=SaveConfig,
+            parser_class=Parser,
             parser_kwargs={"prog": "instructlit", **strict, name: command},
             seed_everything_default=DEFAULTS["seed_everything"],
             args=[name, *args],
@@ -267,10 +268,10 @@ class InstructCLI(LightningCLI):
             raise out_of_memory(error, self.model, self.datamodule, self.trainer) from error
 
     def _parse_ckpt_path(self) -> None:
-        """What the configs and the line say holds; the arguments stored in a checkpoint do not override them."""
+        """Configs and command line apply; the arguments stored in a checkpoint do not override them."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The one option of ours beside Lightning's."""
+        """Add our one option to Lightning's."""
         if self.name == "fit":
             parser.add_argument("--resume", type=Mode, default="auto", help=MODES)
 
@@ -314,13 +315,13 @@ class InstructCLI(LightningCLI):
         )
         take_rank(trainer)
         if rehearses(trainer):
-            say("trainer.fast_dev_run: no model, checkpoint or file of samples is written")
+            say("trainer.fast_dev_run: no model, checkpoint or sample file is written")
         return trainer
 
 
 def quiet() -> None:
-    """Take Lightning's advertisements, and warnings about its own internals, out of what a user reads."""
+    """Hide Lightning's advertisements and the warnings about its own internals."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-    # The empty list by which our datamodules say that there is nothing to validate on.
+    # Our datamodules return an empty list where there is no validation data.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")

@@ -1,4 +1,4 @@
-"""What is said of a class that a config names and that fails as it is made."""
+"""The message where a class named in a config fails in its constructor."""
 
 import traceback
 from collections.abc import Iterator, Sequence
@@ -9,11 +9,11 @@ from instructlit.cli.types import import_class
 from instructlit.errors import UserError, chain, first_line, raised_at
 
 MAKERS = ("jsonargparse._instantiation", "lightning.pytorch.cli")
-"""Modules whose functions make a class that they hold as `class_type`."""
+"""Modules whose functions construct a class that they hold as `class_type`."""
 
 
 class Unmade(UserError):
-    """A class that is not ours has raised an error where it was made.
+    """A class from outside instructlit raised an error in its constructor.
 
     Args:
         kind: the class.
@@ -26,16 +26,16 @@ class Unmade(UserError):
         place = raised_at(error, kind)
         own = "" if "site-packages" in place else f" ({place})"
         super().__init__(
-            f"{kind.__module__}.{kind.__qualname__} cannot be made: {said}{own}",
-            fix="INSTRUCTLIT_DEBUG=1 shows how it came there",
+            f"{kind.__module__}.{kind.__qualname__} cannot be constructed: {said}{own}",
+            fix="INSTRUCTLIT_DEBUG=1 shows the stack trace",
         )
 
 
 def fault_of(error: BaseException) -> UserError | None:
-    """What there is to read behind an error of the parser's, which tells all that could have stood there beside it.
+    """The useful error behind one from the parser, which lists every alternative that it would have accepted.
 
     Returns:
-        What one of our classes said as it was made; else `Unmade` where another class failed; None for other errors.
+        The UserError of one of our classes; else `Unmade` where another class failed; None for other errors.
     """
     causes = list(chain(error))
     said = next((cause for cause in causes if isinstance(cause, UserError)), None)
@@ -44,13 +44,13 @@ def fault_of(error: BaseException) -> UserError | None:
 
 
 def place_of(kind: Any, config: Config, options: Sequence[tuple[str, str | None]]) -> str | None:
-    """The option that names a class, with its file and line; None where none does, or more than one. The line goes over
-    the config.
+    """The option that names a class, with its file and line; None where none does, or more than one. The command line
+    overrides the config.
 
     Args:
         kind: the class.
         config: the composed config.
-        options: the names and values on the line.
+        options: the names and values on the command line.
     """
     on_line = [f"--{option}" for option, value in options if value and _names(value, kind)]
     found = on_line or [config.where(key) for key, path in _paths(config.values, ()) if _names(path, kind)]
@@ -58,7 +58,7 @@ def place_of(kind: Any, config: Config, options: Sequence[tuple[str, str | None]
 
 
 def _made(error: BaseException) -> Any | None:
-    """The innermost class in whose making an error was raised, if it is not one of ours: a fault in those is ours."""
+    """The innermost class whose constructor raised an error; None for one of ours, where the error is a bug."""
     kinds = [
         frame.f_locals["class_type"]
         for frame, _ in traceback.walk_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""When a device's memory is full: where it went, and which settings save the most of it."""
+"""When a device runs out of memory: what took it, and which settings save the most."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from instructlit.memory.table import as_text, lines
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch had no memory to give, on a GPU or on a CPU, whose allocator has no kind of error of its own."""
+    """Whether torch ran out of memory, on a GPU or on a CPU, whose allocator has no error class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
@@ -32,9 +32,13 @@ def out_of_memory(error: BaseException, module: Any, data: Any, trainer: pl.Trai
         found = estimate(run, shapes)
         changes = lines(best(run, 2, shapes))
     except Exception as unknown:  # nothing may hide that memory ran out
-        fix = f"compute less at once ({first_line(unknown)})"
+        fix = f"process less at once ({first_line(unknown)})"
         return UserError(f"the device's memory is full: {what}", fix=fix)
-    fix = "these settings save the most, each alone:\n" + "\n".join(changes) if changes else "nothing here saves memory"
+    fix = (
+        "these settings save the most memory, each by itself:\n" + "\n".join(changes)
+        if changes
+        else "no setting saves memory here"
+    )
     return UserError(
         f"the device's memory is full: {what}\n\n{as_text(found)}\n",
         expected="a run that fits; `instructlit memory --config … --fit 24GiB` says which would",

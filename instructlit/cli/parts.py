@@ -1,4 +1,4 @@
-"""The module or the datamodule that configs name, built without a run: neither loads weights or files by itself."""
+"""Builds the module or datamodule that configs name without a run: neither constructor loads weights or files."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
 
 
 def checked(paths: Sequence[str]) -> Config:
-    """The configs laid over each other.
+    """The configs merged in order.
 
     Raises:
         UserError: a key or value in them is wrong, as `fit` would say.
@@ -32,7 +32,7 @@ def built(config: Config, part: str, where: str) -> Any:
     Args:
         config: the composed config.
         part: "model" or "data".
-        where: the file that a message names.
+        where: the file that an error message names.
 
     Raises:
         UserError: the config has no such part, or what it says cannot be built.

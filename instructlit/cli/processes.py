@@ -1,4 +1,4 @@
-"""Processes that something outside of us has started, held against what the trainer is for."""
+"""Compares the processes that a launcher started with what the trainer is configured for."""
 
 import os
 
@@ -11,7 +11,7 @@ from instructlit.errors import UserError
 
 
 def check_slurm() -> None:
-    """Refuse what SLURM has set where it does not say how many of its tasks a machine has.
+    """Refuse a SLURM environment that does not say how many tasks each machine has.
 
     Raises:
         UserError: `SLURM_NTASKS` is over 1, as in a batch script, and `SLURM_NTASKS_PER_NODE` is not set.
@@ -19,27 +19,27 @@ def check_slurm() -> None:
     tasks = os.environ.get("SLURM_NTASKS", "1")
     if SLURMEnvironment.detect() and int(tasks) > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
         raise UserError(
-            f"is {tasks}, and SLURM_NTASKS_PER_NODE is not set",
+            f"is {tasks}, but SLURM_NTASKS_PER_NODE is not set",
             where="SLURM_NTASKS",
-            expected="sbatch --ntasks-per-node, of as many as --trainer.devices, and srun before the command",
-            fix="for a run of one process inside an allocation put SLURM_JOB_NAME=interactive before the command",
+            expected="sbatch --ntasks-per-node, equal to --trainer.devices, and srun before the command",
+            fix="for a single-process run inside an allocation, put SLURM_JOB_NAME=interactive before the command",
         )
 
 
 def take_rank(trainer: pl.Trainer) -> None:
-    """Have this process be the one that the trainer takes it for. Until there is one, variables such as `RANK` say it,
-    which may lie around from something else: then nobody would log or say anything.
+    """Set this process's rank to the trainer's. Before a trainer exists, the rank comes from variables such as `RANK`,
+    which may be left over from something else: then no process would log or print anything.
 
     Raises:
-        UserError: more processes were started than the trainer is for, so that each would be a run of its own.
+        UserError: more processes were started than the trainer has, so that each would be a run of its own.
     """
     if (count := started()) > trainer.world_size:
         raise UserError(
-            f"{count} processes were started for a trainer of {trainer.world_size}: each would do the whole run, in "
-            "the same folders",
+            f"{count} processes were started, but the trainer is set up for {trainer.world_size}: each would do the "
+            "whole run, in the same folders",
             where="trainer.devices",
             expected="as many processes as --trainer.devices times --trainer.num_nodes, and a strategy for several",
-            fix="set them, as by --trainer.devices 2 --trainer.strategy ddp for two on one machine, or start fewer",
+            fix="set them, such as --trainer.devices 2 --trainer.strategy ddp for two on one machine, or start fewer",
         )
     rank_zero_only.rank = trainer.global_rank
 

@@ -1,4 +1,4 @@
-"""Going on where a run stopped: which checkpoint, and whether what follows can be exactly what would have followed."""
+"""Resuming a run: from which checkpoint, and whether it can continue exactly as it would have without the stop."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -14,18 +14,18 @@ from instructlit.errors import Ending, UserError
 Mode = Literal["auto", "anyway", "never"]
 
 MODES = """\
-what to do where checkpoints of this run are found: `auto` goes on exactly or says why it cannot, `anyway` goes on
-though something differs and says what, `never` puts them aside and starts anew"""
+what to do if this run has checkpoints: `auto` resumes exactly or says why it cannot, `anyway` resumes even if
+something differs and says what, `never` puts them aside and starts from scratch"""
 
 
 def continue_from(
     mode: Mode, config: dict[str, Any], trainer: pl.Trainer, module: pl.LightningModule, data: Any
 ) -> Path | None:
-    """The state to go on from, None for a start from the beginning.
+    """The state to resume from, None to start from scratch.
 
     Raises:
-        UserError: something has changed that keeps the run from going on exactly, and `mode` is auto.
-        Ending: status 0, this very run has come to its end before.
+        UserError: a change keeps the run from resuming exactly, and `mode` is auto.
+        Ending: status 0, this run is already finished.
     """
     saver = next((c for c in trainer.callbacks if isinstance(c, ResumeCheckpoint)), None)  # type: ignore[attr-defined]
     if saver is None or mode == "never" or rehearses(trainer):
@@ -39,23 +39,23 @@ def continue_from(
         return None
     changed = differences(then.run, what_it_depends_on(config, trainer, module))
     if ended is not None and not changed:
-        say(f"this run came to its end before ({saver.folder}); `--resume never` runs it again")
+        say(f"this run is already finished ({saver.folder}); `--resume never` runs it again")
         raise Ending(0)
     if changed and mode == "auto":
-        what = "cannot go on exactly, since this" if ended is None else "came to its end, and since then this"
+        what = "cannot resume exactly, because this" if ended is None else "is finished, and since then this"
         raise UserError(
             f"the run in {saver.folder} {what} has changed:\n  " + "\n  ".join(changed),
             where="--resume",
-            expected="what it began with",
-            fix="restore it; `--resume anyway` goes on with what is there now, `--resume never` starts anew",
+            expected="what it started with",
+            fix="restore it; `--resume anyway` resumes with the changes, `--resume never` starts from scratch",
         )
     if found is None or kept is None:
-        say(f"the run that came to its end has left no checkpoint in {saver.folder}: starting anew")
+        say(f"the finished run left no checkpoint in {saver.folder}: starting from scratch")
         return None
     take_up(trainer.loggers, kept.loggers)
     if mode == "anyway" and hasattr(data, "accepts_changes"):
         data.accepts_changes = True
-    say(f"going on after batch {kept.batch}, from {found}")
+    say(f"resuming after batch {kept.batch}, from {found}")
     for line in changed:
-        say(f"not exactly as it would have been: {line}")
+        say(f"not resumed exactly: {line}")
     return found / STATE

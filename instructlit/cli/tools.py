@@ -1,7 +1,7 @@
-"""The commands beside `fit`: a plain function becomes a command line, its docstring the help.
+"""The commands other than `fit`: a plain function becomes a command line, its docstring the help.
 
 A function is called from the shell as it is from Python: parameters before the `*` may be given by position or by name,
-those after it by name only. A list takes as many words as follow it, and a switch alone means true.
+those after it by name only. A list takes all the words that follow it, and a switch alone means true.
 """
 
 import inspect
@@ -58,7 +58,7 @@ def parser_for(function: Callable[..., Any], name: str) -> ArgumentParser:
 
 
 def assign(function: Callable[..., Any], args: Sequence[str]) -> dict[str, str]:
-    """Each parameter's text on the line: lists as JSON, a bare switch as "true"."""
+    """Each parameter's text on the command line: lists as JSON, a bare switch as "true"."""
     params = parameters(function) or {}
     places = _places(function)
     given: dict[str, str] = {}
@@ -72,7 +72,7 @@ def assign(function: Callable[..., Any], args: Sequence[str]) -> dict[str, str]:
         else:
             free = [n for n in places if n not in given]
             if not free:
-                raise UserError(f"`{word}` is one word too many", expected=_usage(params))
+                raise UserError(f"unexpected argument `{word}`", expected=_usage(params))
             option, parameter = free[0], params[free[0]]
             followers = [word, *_taken(words, parameter)] if _is_list(parameter) else [word]
         given[option] = _text(option, followers, parameter, given.get(option))
@@ -86,8 +86,8 @@ def _places(function: Callable[..., Any]) -> list[str]:
 
 
 def _by_position(function: Callable[..., Any], name: str) -> str | None:
-    """The last line of `--help`, which argparse cannot know: what may be given without its name, up to a list, which
-    takes all words that follow."""
+    """The last line of `--help`, which argparse cannot write: what may be given by position, up to a list, which takes
+    all words that follow."""
     params, words = parameters(function) or {}, list[str]()
     for place in _places(function):
         words.append(f"{place.upper()} ..." if _is_list(params[place]) else place.upper())
@@ -108,7 +108,7 @@ def check(function: Callable[..., Any], name: str, given: dict[str, str]) -> Non
     for option, parameter in params.items():
         if parameter.required and option not in {word.partition(".")[0] for word in given}:
             raise UserError(
-                "is needed and not given",
+                "is required but not given",
                 where=f"--{option}",
                 expected=describe(parameter.hint),
                 fix=f"`instructlit {name} --help` lists the options",

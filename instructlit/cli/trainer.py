@@ -1,4 +1,4 @@
-"""What Lightning's Trainer refuses, said with the option that it is about."""
+"""Errors from Lightning's Trainer, reported with the option that they are about."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,20 +13,20 @@ from instructlit.modules.refusals import check_numbers
 
 
 def made(make: Callable[[], pl.Trainer], callbacks: list[Any], options: Mapping[str, Any]) -> pl.Trainer:
-    """The Trainer that `make` makes.
+    """The Trainer that `make` returns.
 
     Args:
-        make: makes it, and does nothing else that can fail.
-        callbacks: those that it is made with.
-        options: its other options, those that are not set included.
+        make: constructs it, and does nothing else that can fail.
+        callbacks: those it is given.
+        options: its other options, including those that are not set.
 
     Raises:
-        UserError: it refuses its options, or would fail by them.
+        UserError: it refuses its options, or would fail with them.
     """
     saving = [type(callback).__name__ for callback in callbacks if isinstance(callback, Checkpoint)]
     if saving and options.get("enable_checkpointing") is False:  # Lightning would call all of them ModelCheckpoint
         raise UserError(
-            f"is false, and {saving[0]} saves checkpoints",
+            f"is false, but {saving[0]} saves checkpoints",
             where="trainer.enable_checkpointing",
             fix=f"remove it, or the {saving[0]}",
         )

@@ -41,7 +41,7 @@ class Parameter(NamedTuple):
 
 @functools.cache
 def parameters(component: Callable[..., Any]) -> dict[str, Parameter] | None:
-    """The arguments `component` takes, those it passes on through **kwargs included; None where that cannot be told."""
+    """The arguments `component` takes, those it passes on through **kwargs included; None where they are unknown."""
     try:
         from jsonargparse._parameter_resolvers import get_signature_parameters
 
@@ -112,7 +112,7 @@ def is_open(hint: Any) -> bool:
 
 
 def admits_null(hint: Any) -> bool:
-    """True where null is a value of `hint`."""
+    """True where `hint` admits null."""
     literals = [arg for m in members(hint) if get_origin(m) is Literal for arg in get_args(m)]
     return is_open(hint) or None in literals or type(None) in members(hint)
 
@@ -137,9 +137,9 @@ def import_class(path: str, wanted: list[type], where: str) -> Any:
             )  # torch's own come first
         near = nearest(path, known)
         raise UserError(
-            f"`{path}` is not a class that is known by its bare name",
+            f"`{path}` is not a known class name",
             where=where,
-            expected=f"did you mean {known[near]}?" if near else "the whole path, package.module.Class",
+            expected=f"did you mean {known[near]}?" if near else "the full import path, package.module.Class",
         )
     module = _import_module(module_name, path, where)
     if not hasattr(module, name):
@@ -152,7 +152,7 @@ def import_class(path: str, wanted: list[type], where: str) -> Any:
         )
     found = getattr(module, name)
     if not callable(found):
-        raise UserError(f"{path} is no class", where=where, expected="the whole path, package.module.Class")
+        raise UserError(f"{path} is not a class", where=where, expected="the full import path, package.module.Class")
     if isinstance(found, type) and wanted and not issubclass(found, tuple(wanted)):
         names = " or ".join(f"{c.__module__}.{c.__name__}" for c in wanted)
         raise UserError(f"{path} is not a {wanted[0].__name__}", where=where, expected=f"a class derived from {names}")
@@ -244,20 +244,19 @@ def _import_module(name: str, path: str, where: str) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or name
         if name != missing and not name.startswith(f"{missing}."):
-            raise  # the module is there and lacks something itself: its own message says what
+            raise  # the module exists, but something that it imports does not: its own message says what
         parent, _, _leaf = missing.rpartition(".")
         raise UserError(
             f"there is no module `{missing}` for class_path `{path}`",
             where=where,
             expected=_near_module(missing, parent),
-            fix=extra_of(missing)
-            or "a module of your own is found in the folder you start from, or install its package",
+            fix=extra_of(missing) or "run from the folder that holds your own module, or install its package",
         ) from error
-    except (Exception, SystemExit) as error:  # of a script, an exit would be the command's, status 0 and not a word
+    except (Exception, SystemExit) as error:  # a script's exit would end the command with status 0 and no message
         raise UserError(
             f"`{name}` cannot be imported: {type(error).__name__}: {error}",
             where=where,
-            expected=f"a module that defines `{path.rpartition('.')[2]}`; what it does as a script stands behind "
+            expected=f"a module that defines `{path.rpartition('.')[2]}`; what it does as a script goes under "
             '`if __name__ == "__main__":`',
             fix="INSTRUCTLIT_DEBUG=1 shows where it failed",
         ) from error

@@ -1,4 +1,4 @@
-"""A warning as a user reads it: of ours the sentence alone, of a library with the place it came from."""
+"""How warnings are shown: our own as the sentence alone, a library's with the place it came from."""
 
 import sys
 import warnings

@@ -301,7 +301,7 @@ class Fragile(Untyped):
 def test_a_task_of_ones_own_that_fails_as_it_is_made_is_told_with_its_place() -> None:
     with pytest.raises(UserError) as caught:
         built(Task, {"class_path": f"{__name__}.Fragile"}, "suite.yaml:3: tasks.a")
-    told = f"suite.yaml:3: tasks.a: {__name__}.Fragile cannot be made: LookupError: x ({__file__}:"
+    told = f"suite.yaml:3: tasks.a: {__name__}.Fragile cannot be constructed: LookupError: x ({__file__}:"
     assert str(caught.value).startswith(told)
 
 

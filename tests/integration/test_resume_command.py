@@ -142,10 +142,10 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(
     kept = at - at % 2
     assert checkpoints(tmp_path / "stopped" / "resume")[0].name == f"batch-{kept:08d}"
     status, said = command("stopped")
-    assert (status, f"going on after batch {kept}" in said) == (0, True)
+    assert (status, f"resuming after batch {kept}" in said) == (0, True)
     assert outcome(tmp_path / "stopped") == unbroken
     status, said = command("stopped")
-    assert (status, "this run came to its end before" in said) == (0, True)
+    assert (status, "this run is already finished" in said) == (0, True)
 
 
 def test_sigterm_saves_and_ends_with_its_own_status(command: Call, unbroken: Outcome, tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_other_settings_or_data_are_refused_or_said(command: Call, tmp_path: Pat
     assert "the data differs from what the run began with: train files was" in said
     status, said = command("other", "--resume", "anyway", "--model.init_args.gradient_clip_norm", "0.5")
     assert status == 0
-    assert "not exactly as it would have been: model.init_args.gradient_clip_norm: was 1.0, is 0.5" in said
-    assert "going on after batch 4" in said
+    assert "not resumed exactly: model.init_args.gradient_clip_norm: was 1.0, is 0.5" in said
+    assert "resuming after batch 4" in said
 
 
 def test_starting_anew_keeps_what_was_there(command: Call, unbroken: Outcome, tmp_path: Path) -> None:
@@ -203,19 +203,19 @@ def test_a_run_that_ended_is_left_alone_until_something_else_is_asked_of_it(comm
     command("run", *one)
     written = model.stat().st_mtime_ns
     status, said = command("run", *one)
-    assert (status, "this run came to its end before" in said) == (0, True)
+    assert (status, "this run is already finished" in said) == (0, True)
     status, said = command("run")
     assert status == 2
-    assert "came to its end, and since then this has changed:\n  trainer.max_steps: was 1, is 10" in said
+    assert "is finished, and since then this has changed:\n  trainer.max_steps: was 1, is 10" in said
     assert model.stat().st_mtime_ns == written
 
     status, said = command("run", "--resume", "anyway", trouble=("power cut", 5))
-    assert (status, "has left no checkpoint in resume: starting anew" in said) == (1, True)
+    assert (status, "left no checkpoint in resume: starting from scratch" in said) == (1, True)
     status, said = command("run")
-    assert (status, "going on after batch 4" in said) == (0, True), "the end of the short run is not this one's"
+    assert (status, "resuming after batch 4" in said) == (0, True), "the end of the short run is not this one's"
     status, said = command("run", "--resume", "anyway", "--trainer.max_steps", "11")
-    assert (status, "going on after batch 8" in said) == (0, True)
-    assert "not exactly as it would have been: trainer.max_steps: was 10, is 11" in said
+    assert (status, "resuming after batch 8" in said) == (0, True)
+    assert "not resumed exactly: trainer.max_steps: was 10, is 11" in said
 
 
 def test_going_back_makes_the_run_unfinished_and_puts_aside_what_came_after(command: Call, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_going_back_makes_the_run_unfinished_and_puts_aside_what_came_after(comm
     assert (status, "behind batch 6 is kept in resume-earlier-1" in said) == (1, True)
     assert [path.name for path in checkpoints(tmp_path / "run" / "resume")] == ["batch-00000006"]
     status, said = command("run")
-    assert (status, "going on after batch 6" in said) == (0, True)
+    assert (status, "resuming after batch 6" in said) == (0, True)
 
 
 def test_a_second_run_in_the_folder_is_refused(command: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_a_second_run_in_the_folder_is_refused(command: Call, tmp_path: Path, mo
     assert checkpoints(folder) == before
     other.release()
     status, said = command("run")
-    assert (status, "going on after batch" in said) == (0, True)
+    assert (status, "resuming after batch" in said) == (0, True)
 
 
 def test_a_rehearsal_writes_nothing_over_what_a_run_has_written(command: Call, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_rehearsal_writes_nothing_over_what_a_run_has_written(command: Call, t
     samples = {"class_path": "instructlit.callbacks.SampleTable", "init_args": {"dirpath": "samples"}}
     words = ("--trainer.fast_dev_run", "true", "--resume", "never", "--trainer.callbacks+", json.dumps(samples))
     status, said = command("run", *words)
-    assert (status, "fast_dev_run: no model, checkpoint or file of samples is written" in said) == (0, True)
+    assert (status, "fast_dev_run: no model, checkpoint or sample file is written" in said) == (0, True)
     assert files() == written
 
 
@@ -268,7 +268,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(command: Call, unbroken: Outc
     status, said = command("run")
     assert status == 0
     assert f"resume/{newest.name} is skipped: state.ckpt has" in said
-    assert f"going on after batch 4, from resume/{older.name}" in said
+    assert f"resuming after batch 4, from resume/{older.name}" in said
     assert outcome(tmp_path / "run") == unbroken
 
 

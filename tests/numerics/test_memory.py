@@ -434,4 +434,4 @@ def test_what_kept_the_memory_from_being_told_is_named_though_it_begins_with_an_
     module, data = module_of("sft", folders["single"]), Data(char_tokenizer, "sft", 8)
     trainer = pl.Trainer(accelerator="cpu", logger=False, devices=1)
     message = str(memory.out_of_memory(torch.OutOfMemoryError("full"), module, data, trainer))
-    assert "compute less at once (no such layer)" in message
+    assert "process less at once (no such layer)" in message

@@ -36,7 +36,7 @@ def test_a_sharded_checkpoint_goes_with_a_strategy_that_is_named_on_the_line(opt
     (folder / "last.ckpt").mkdir()
     (folder / "last.ckpt" / "meta.pt").touch()
     words = ["--ckpt_path", "last.ckpt"]
-    with pytest.raises(UserError, match="holds the shards of a sharded run"):
+    with pytest.raises(UserError, match="is a checkpoint of a sharded run"):
         check("fit", composed([read("recipe.yaml")]), words)
     check("fit", composed([read("recipe.yaml")]), [*words, option, "instructlit.modules.FSDP2Strategy"])
 
@@ -139,12 +139,12 @@ def test_a_duration_is_no_class(folder: Path) -> None:
         ("model: {init_args: {optimizer: {class_path: torch.optim.AdamWW}}}", "did you mean torch.optim.AdamW?"),
         ("model: {class_path: cli_stand_inn.Module}", "did you mean cli_stand_in?"),
         ("model: {class_path: torch.optim.AdamW}", "is not a LightningModule"),
-        ("model: {init_args: {optimizer: torch.optim}}", "torch.optim is no class"),
+        ("model: {init_args: {optimizer: torch.optim}}", "torch.optim is not a class"),
         ("model: {dict_kwargs: 5}", "over.yaml:1: model.dict_kwargs: is not a mapping"),
         ("model: {dict_kwargs: {no_such: 1}}", "over.yaml:1: model.dict_kwargs.no_such: unknown key"),
-        ("trainer: {callbacks: [{init_args: {monitor: x}}]}", "names no class"),
-        ("data: {init_args: {train: [{weight: 2}]}}", "`path` is needed"),
-        ("model: {init_args: {reference: {dtype: float32}}}", "`path` is needed"),
+        ("trainer: {callbacks: [{init_args: {monitor: x}}]}", "has no class_path"),
+        ("data: {init_args: {train: [{weight: 2}]}}", "`path` is required"),
+        ("model: {init_args: {reference: {dtype: float32}}}", "`path` is required"),
     ],
 )
 def test_a_wrong_or_missing_class(folder: Path, overlay: str, words: str) -> None:
@@ -204,7 +204,7 @@ def test_what_is_right_on_the_line_passes(folder: Path, args: list[str]) -> None
 
 def test_a_required_argument_may_come_from_the_line(folder: Path) -> None:
     Path("recipe.yaml").write_text(RECIPE.replace("      path: base\n", "      dtype: float32\n"))
-    with pytest.raises(UserError, match="`path` is needed and not given"):
+    with pytest.raises(UserError, match="`path` is required but not given"):
         check("fit", composed([read("recipe.yaml")]))
     check("fit", composed([read("recipe.yaml")]), ["--model.policy.path", "x"])
     check("fit", composed([read("recipe.yaml")]), ["--model.init_args.policy.path=x"])
@@ -223,7 +223,7 @@ def test_an_argument_of_a_class_in_a_class_may_come_from_the_line(engine: list[s
     reward = ["--model.reward=instructlit.rollout.RewardModel", "--model.reward.model.path=x"]
     args = [*ppo, *reward, *engine]
     check("fit", composed([classes_on_line(args)]), args)
-    with pytest.raises(UserError, match="`folder` is needed and not given"):
+    with pytest.raises(UserError, match="`folder` is required but not given"):
         check("fit", composed([classes_on_line(args)]), args[:-2])
 
 
@@ -234,7 +234,7 @@ def test_nothing_at_all_says_what_is_wanted() -> None:
 
 def test_an_overlay_alone_says_what_is_wanted(folder: Path) -> None:
     Path("over.yaml").write_text("model: {init_args: {optimizer: {class_path: torch.optim.SGD}}}")
-    with pytest.raises(UserError, match="names no class"):
+    with pytest.raises(UserError, match="has no class_path"):
         check("fit", composed([read("over.yaml")]))
 
 
@@ -264,7 +264,7 @@ def test_a_class_named_on_the_line_is_a_layer_too() -> None:
     config = composed([classes_on_line(args)])
     assert config.values["data"] == {"class_path": "cli_stand_in.Data"}
     assert config.values["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 2e-3
-    with pytest.raises(UserError, match="`tokenizer` is needed"):
+    with pytest.raises(UserError, match="`tokenizer` is required"):
         check("fit", config, args)
     check("fit", config, [*args, "--data.tokenizer", "x"])
     assert classes_on_line(["--model", "my.yaml", "--data", "{class_path: x}"]).values == {}

@@ -56,9 +56,9 @@ def test_bad_yaml_names_the_line(write, text: str, line: int, words: str) -> Non
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"a: \xff\n", "is no text in UTF-8"),
-        (b"a: \0\n", "is no text in UTF-8"),
-        (b"a: &x [*x]\n", "an alias stands for"),
+        (b"a: \xff\n", "is not UTF-8 text"),
+        (b"a: \0\n", "is not UTF-8 text"),
+        (b"a: &x [*x]\n", "an alias refers to its own parent"),
     ],
 )
 def test_what_is_no_yaml_at_all_names_the_file(tmp_path: Path, content: bytes, words: str) -> None:
@@ -70,7 +70,7 @@ def test_what_is_no_yaml_at_all_names_the_file(tmp_path: Path, content: bytes, w
 
 
 def test_a_config_is_a_mapping(write) -> None:
-    with pytest.raises(UserError, match="holds a list"):
+    with pytest.raises(UserError, match="the top level is a list"):
         read(write("- a\n- b\n"))
     assert read(write("")).values == {}
     assert read(write("# nothing\n")).values == {}
@@ -160,5 +160,5 @@ def test_shipped_recipes_are_found_from_any_folder(tmp_path: Path, monkeypatch: 
 
 def test_split() -> None:
     assert split(["-c", "a", "--x", "1", "--config=b", "--config", "c", "d"]) == (["a", "b", "c"], ["--x", "1", "d"])
-    with pytest.raises(UserError, match="names no file"):
+    with pytest.raises(UserError, match="needs a file"):
         split(["--config"])

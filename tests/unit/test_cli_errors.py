@@ -61,7 +61,7 @@ def test_code_in_a_checkpoint_is_one_message_without_the_advice_to_run_it(
         torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert report(caught.value) == 2
     shown = capsys.readouterr().err
-    assert "test_cli_errors.Own), which is not run unasked" in shown
+    assert "test_cli_errors.Own), which is not run by default" in shown
     assert "Re-running" not in shown
     assert "Traceback" not in shown
 
@@ -97,7 +97,7 @@ def test_other_mistakes_of_the_user() -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_what_a_full_disk_advises_holds_for_commands_without_checkpoints(number: int) -> None:
     told = explain(OSError(number, "the reason"))
-    assert told == "nothing more can be written: the reason\n  to do: make room, then give the same command again"
+    assert told == "nothing more can be written: the reason\n  to do: free some space, then run the same command again"
 
 
 def test_a_refusal_of_lightnings_is_a_mistake_of_the_user_and_a_value_error_of_ours_is_none() -> None:

@@ -115,7 +115,7 @@ def test_the_folder_of_a_resume_checkpoint_stands_for_its_state(tmp_path: Path) 
     (folder / "state.ckpt").mkdir(parents=True)
     (folder / "state.ckpt" / "meta.pt").touch()
     (folder / "manifest.json").touch()
-    with pytest.raises(UserError, match="holds the shards of a sharded run"):
+    with pytest.raises(UserError, match="is a checkpoint of a sharded run"):
         check_checkpoint(str(folder))
 
 
@@ -124,5 +124,5 @@ def test_a_sharded_checkpoint_wants_a_strategy_that_cuts(tmp_path: Path) -> None
     (tmp_path / "last.ckpt" / "meta.pt").touch()
     check_checkpoint(str(tmp_path / "last.ckpt"), "instructlit.modules.FSDP2Strategy")
     for strategy in (None, "ddp"):
-        with pytest.raises(UserError, match="holds the shards of a sharded run"):
+        with pytest.raises(UserError, match="is a checkpoint of a sharded run"):
             check_checkpoint(str(tmp_path / "last.ckpt"), strategy)

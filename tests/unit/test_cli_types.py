@@ -98,7 +98,7 @@ def test_import_class() -> None:
         ("cli_stand_inn.Module", pl.LightningModule, "did you mean cli_stand_in?"),
         ("torch.optim.AdamW", pl.LightningModule, "is not a LightningModule"),
         ("AdamWw", torch.optim.Optimizer, "did you mean torch.optim.adamw.AdamW?"),
-        ("no_such_thing_at_all.X", pl.LightningModule, "the folder you start from"),
+        ("no_such_thing_at_all.X", pl.LightningModule, "run from the folder that holds your own module"),
     ],
 )
 def test_import_class_names_the_nearest(path: str, wanted: type, words: str) -> None:
