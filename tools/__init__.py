@@ -1,1 +1,1 @@
-"""The commands beside `fit`: plain functions whose signatures are their command lines."""
+"""The commands other than `fit`: plain functions whose signatures are their command lines."""

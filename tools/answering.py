@@ -17,13 +17,13 @@ from instructlit.types import Prompt, PromptText
 
 
 class Answerer(LanguageModel):
-    """A language model that answers one prompt, as it is sampled, or says which has no room."""
+    """A language model that streams the answer to one prompt, or says which prompt does not fit."""
 
     def encode(self, prompt: PromptText, new_tokens: int, where: str) -> list[int]:
         """Ids of a prompt.
 
         Raises:
-            UserError: the prompt has no token; prompt and response together have more than the model has positions.
+            UserError: the prompt has no token; prompt and response together need more positions than the model has.
         """
         ((_, row),) = with_room([(where, Prompt(prompt))], self.encoder, self.room, new_tokens)
         return row.ids
@@ -54,7 +54,7 @@ class Answerer(LanguageModel):
         return list(zip(generation.texts, generation.ended.tolist(), strict=True))
 
     def generator(self, seed: int) -> torch.Generator:
-        """A source of randomness of its own, on the device."""
+        """A new random generator on the device."""
         return torch.Generator(self.device).manual_seed(seed)
 
 
@@ -62,7 +62,7 @@ def load_answerer(model: str, *, template: str, dtype: Dtype, device: str) -> An
     """The policy in a folder or of a Hub name, ready to answer.
 
     Raises:
-        UserError: what `load_causal_lm` and `load_tokenizer` refuse; a device that is not there.
+        UserError: what `load_causal_lm` and `load_tokenizer` refuse; a device that is not available.
     """
     loaded = load_language_model(model, dtype=dtype, device=device)
     return Answerer(loaded.model, loaded.tokenizer, loaded.device, template)
@@ -71,10 +71,10 @@ def load_answerer(model: str, *, template: str, dtype: Dtype, device: str) -> An
 def with_room(
     rows: Iterable[tuple[str, Prompt]], encoder: Encoder, room: int | None, new_tokens: int
 ) -> list[tuple[str, EncodedPrompt]]:
-    """The prompts that leave room for an answer, with where they stand; how many do not is told.
+    """The prompts that leave room for an answer, with where they come from; it prints how many do not.
 
     Args:
-        rows: where each prompt stands, and the prompt.
+        rows: where each prompt comes from, and the prompt.
         encoder: renders and tokenises them.
         room: positions of the model; None where its architecture sets no limit.
         new_tokens: most tokens of an answer.
@@ -86,7 +86,7 @@ def with_room(
     for where, prompt in rows:
         ids = encoder.prompt(prompt.prompt)
         if not ids:
-            raise UserError(f"the prompt {prompt.prompt!r} has no token", where=where, expected="a text")
+            raise UserError(f"the prompt {prompt.prompt!r} has no tokens", where=where, expected="text")
         if room is None or len(ids) + new_tokens <= room:
             kept.append((where, EncodedPrompt(ids, prompt)))
         else:
@@ -102,8 +102,8 @@ def with_room(
             fix="lower --max_new_tokens, or shorten the prompt",
         )
     print(
-        f"left out: {counted(len(without), 'prompt')} without room for {new_tokens} more tokens among the model's "
-        f"{room} positions; the first is {where} with {tokens} tokens",
+        f"left out: {counted(len(without), 'prompt')} too long to leave room for {new_tokens} new tokens in the "
+        f"model's {room} positions; the first is {where}, with {tokens} tokens",
         file=sys.stderr,
     )
     return kept

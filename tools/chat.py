@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from .answering import Answerer
 
 _HELP = """/reset        forget the conversation
-/save [FILE]  add the conversation to a file, as a demonstration that training can read
+/save [FILE]  append the conversation to a file, as a demonstration that training can read
 /help         this list
-/quit         leave (so does Ctrl-D); Ctrl-C stops an answer"""
+/quit         quit (or press Ctrl-D); Ctrl-C stops an answer"""
 
 
 def chat(
@@ -70,7 +70,7 @@ def chat(
     talk = Conversation(answerer, system, keeps_turns, save_to)
     console, at_terminal = Console(highlight=False), sys.stdin.isatty()
     if at_terminal:
-        kind = "a conversation" if keeps_turns else "each line is a prompt of its own"
+        kind = "a conversation" if keeps_turns else "each line is a separate prompt"
         console.print(f"[bold]{model}[/bold] ({kind}; /help lists the commands)")
     for line in _lines(console, at_terminal):
         if line.startswith("/"):
@@ -96,17 +96,17 @@ class Conversation:
     Args:
         answerer: the model and its tokenizer.
         system: the system message, if any.
-        keeps_turns: remember earlier turns; else every prompt stands alone.
-        save_to: where /save writes when it is not told.
+        keeps_turns: remember earlier turns; otherwise every line is a separate prompt.
+        save_to: where /save writes by default.
 
     Raises:
-        UserError: a system message, and turns are not kept.
+        UserError: there is a system message but turns are not kept.
     """
 
     def __init__(self, answerer: "Answerer", system: str | None, keeps_turns: bool, save_to: str):
         if system and not keeps_turns:
             raise UserError(
-                "a system message needs a conversation, and each line is a prompt of its own here",
+                "a system message needs a conversation, but here each line is a separate prompt",
                 where="--system",
                 fix="set --style turns",
             )
@@ -115,7 +115,7 @@ class Conversation:
         self.turns: list[Message] = list(self.opening)
 
     def ask(self, line: str, new_tokens: int) -> list[int]:
-        """The ids of the prompt that `line` makes; the oldest turns go where the model's positions do not suffice."""
+        """The ids of the prompt that `line` makes; the oldest turns are dropped if the model has too few positions."""
         prompt: PromptText = line.replace("\\n", "\n")
         if not self.keeps_turns:
             self.turns = [{"role": "user", "content": prompt}]
@@ -138,7 +138,7 @@ class Conversation:
         self.turns.append({"role": "assistant", "content": text})
 
     def command(self, line: str) -> str:
-        """Do what a line that begins with / says; returns what to tell the user."""
+        """Run a line that begins with /; returns the message for the user."""
         name, _, argument = line.partition(" ")
         if name == "/reset":
             self.turns = list(self.opening)
@@ -164,9 +164,9 @@ class Conversation:
 
 
 def _shown(pieces: Iterator[str], console: "Console | None") -> str:
-    """An answer, printed while it comes, through the console where somebody sits at it; Ctrl-C ends it.
+    """An answer, printed while it comes, through the console if it is interactive; Ctrl-C ends it.
 
-    A terminal is not given what it would take for a command; a pipe or a file gets the answer as it is.
+    Control sequences are removed for a terminal; a pipe or a file gets the answer as it is.
     """
     said, seen = "", console is not None or sys.stdout.isatty()
     try:

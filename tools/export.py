@@ -55,7 +55,7 @@ def export(
 def _from_checkpoint(
     file: Path, weights: str, trust_remote_code: bool
 ) -> tuple[Any, dict[str, Any], Callable[[], Any]]:
-    """The model, its record, and what loads its tokenizer."""
+    """The model, its record, and a function that loads its tokenizer."""
     from instructlit.models.lineage import make_record, parent
     from instructlit.modules.stage_checkpoint import read_checkpoint, rebuilt, tokenizer_of
 
@@ -84,13 +84,13 @@ def _from_folder(folder: Path, weights: str, trust_remote_code: bool) -> tuple[A
     adapters = adapter_config(str(folder))
     if adapters is None:
         raise UserError(
-            f"{folder} holds no adapters to merge",
+            f"{folder} has no adapters to merge",
             where="checkpoint",
             expected="a .ckpt file, or a folder of adapters",
             fix="a folder with a config.json is a Hugging Face folder already",
         )
     if weights != "raw":
-        raise UserError("a folder holds one set of weights", where="weights", expected="raw")
+        raise UserError("a folder has one set of weights only", where="weights", expected="raw")
     load = load_scalar_model if hold_head(adapters) else load_causal_lm
     model = load(Backbone(str(folder), trust_remote_code=trust_remote_code), where="checkpoint")
     record = read_record(folder) or make_record("unknown")
@@ -98,7 +98,7 @@ def _from_folder(folder: Path, weights: str, trust_remote_code: bool) -> tuple[A
 
 
 def _config_beside(file: Path) -> dict[str, Any]:
-    """The run's config, where it lies in the run's folder as `fit` writes it."""
+    """The run's config, if it is in the run's folder as `fit` writes it."""
     import yaml
 
     for folder in file.parents[:3]:

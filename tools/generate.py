@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .journal import Journal
 
 Answer = tuple[str, bool]
-"""A text, and whether it ended by itself."""
+"""A text, and whether it ended with EOS rather than at the limit."""
 
 
 def generate(
@@ -62,7 +62,7 @@ def generate(
     """
     if bool(prompts) == (prompt is not None):
         raise UserError(
-            "both files and --prompt are given" if prompts else "there is nothing to answer",
+            "both files and --prompt are given" if prompts else "no prompts are given",
             where="instructlit generate",
             expected="instructlit generate MODEL FILE [FILE ...], or MODEL --prompt TEXT",
         )
@@ -84,7 +84,7 @@ def generate(
     read = _read(prompts, prompt, limit)
     rows = [row for _, row in with_room(read, answerer.encoder, answerer.room, max_new_tokens)]
     journal = None
-    if output is not None and (Path(output).is_file() or not Path(output).exists()):  # no pipe, and not /dev/null
+    if output is not None and (Path(output).is_file() or not Path(output).exists()):  # not a pipe or /dev/null
         made_from = {
             "model": model, "weights_sha256": weights_digest(model), "samples": samples,
             "prompts": prompts_digest(row.prompt for row in rows), "max_new_tokens": max_new_tokens, "greedy": greedy,
@@ -94,7 +94,7 @@ def generate(
 
     def draw(number: int, part: "list[EncodedPrompt]") -> list[Answer]:
         """The answers of a batch, kept or drawn now. Its random numbers follow from the seed and its number alone, so
-        that a run that goes on draws what one that was not interrupted does."""
+        that a resumed run draws what an uninterrupted one would."""
         key = str(number)
         if journal is not None and key in journal:
             return journal[key]
@@ -134,7 +134,7 @@ def _answered(
 
 
 def _write(rows: Iterator[dict[str, Any]], output: str | None, journal: "Journal | None") -> None:
-    """All rows in one go where a journal keeps the answers until then, else each as it comes."""
+    """All rows at once if a journal keeps the answers until then, else each as it comes."""
     if output is not None and journal is not None:
         write_rows(output, list(rows))
         journal.close(remove=True)
@@ -145,7 +145,7 @@ def _write(rows: Iterator[dict[str, Any]], output: str | None, journal: "Journal
 
 
 def _read(files: list[str] | None, text: str | None, limit: int | None) -> "Iterator[tuple[str, Prompt]]":
-    """Each prompt with where it stands."""
+    """Each prompt with where it comes from."""
     from instructlit.types import Prompt
 
     from .sources import read_prompts

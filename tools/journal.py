@@ -1,4 +1,4 @@
-"""Pieces of a long piece of work, kept as they are finished, so that a second start repeats none of them."""
+"""Saves the results of a long job as they are finished, so that a restart repeats none of them."""
 
 import json
 import os
@@ -9,20 +9,20 @@ from instructlit.errors import UserError
 
 
 def partial_file(output: str | Path) -> Path:
-    """Where the journal of a file lies that is not written before all of it is there."""
+    """The journal of a file that is written only once all its rows are there."""
     path = Path(output)
     return path.with_name(f"{path.stem}.partial.jsonl")
 
 
 class Journal:
-    """Results by key in a file that only grows; the line that a kill has cut short does not count.
+    """Results by key in an append-only file; a line cut short by a kill does not count.
 
     Args:
         path: the file, made with the first result.
-        identity: what decides the results; a journal of another identity is refused.
+        identity: all that determines the results; a journal with another identity is refused.
 
     Raises:
-        UserError: the file was begun with other options, or is none of ours.
+        UserError: the file was started with other options, or is not a journal.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]):
@@ -55,14 +55,14 @@ class Journal:
         self._found[key] = value
 
     def close(self, remove: bool = False) -> None:
-        """Closes the file, and removes it where all of it has gone into something else."""
+        """Closes the file, and with `remove` deletes it."""
         if self._file is not None:
             self._file.close()
         if remove:
             self.path.unlink(missing_ok=True)
 
     def _begin(self) -> BinaryIO:
-        """The file, opened behind its last whole line, with the identity first."""
+        """The file, opened after its last complete line, with the identity first."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("ab")
         file.truncate(self._whole)
@@ -80,13 +80,15 @@ class Journal:
         try:
             return json.loads(line)
         except ValueError as error:
-            raise UserError("not a journal of an interrupted run", where=str(self.path), fix="remove it") from error
+            raise UserError(
+                "is not the journal of an interrupted run", where=str(self.path), fix="remove it"
+            ) from error
 
     def _other(self, before: Any, now: dict[str, Any]) -> UserError:
         old = before if isinstance(before, dict) else {}
         changed = sorted(name for name in {*old, *now} if old.get(name) != now.get(name))
         return UserError(
-            f"an interrupted run with other options lies here: {', '.join(changed)} changed",
+            f"is from an interrupted run with other options: {', '.join(changed)} changed",
             where=str(self.path),
-            fix="give the options of before, or remove the file and begin anew",
+            fix="use the same options as before, or remove the file to start from scratch",
         )

@@ -1,4 +1,4 @@
-"""What a command made a file of, in a record beside it, by which the next call knows that it is finished."""
+"""A record beside a file of what a command made it from; the next call knows by it that the file is finished."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def read_made(file: Path) -> dict[str, Any]:
 
 
 def write_made(file: Path, record: dict[str, Any]) -> None:
-    """Writes the record of a file that is whole.
+    """Writes the record of a finished file.
 
     Raises:
         UserError: it cannot be written.

@@ -1,4 +1,4 @@
-"""`instructlit memory`: what a run needs of a device's memory, before anything is loaded."""
+"""`instructlit memory`: the device memory that a run needs, estimated before anything is loaded."""
 
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,7 +79,7 @@ def _devices(value: Any) -> int:
 
 
 def _strategy(value: Any, devices: int) -> Any:
-    """How the devices share the work, by the name of Lightning's strategy."""
+    """How the devices share the work, from the name of Lightning's strategy."""
     name = str(value.get("class_path") if isinstance(value, dict) else value or "auto").lower()
     if "fsdp" in name or "modelparallel" in name or "deepspeed" in name:
         return "sharded"
@@ -101,11 +101,13 @@ def _print_table(found: "Estimate", size: int | None, changes: "list[Change]", r
     if not changes and reached:
         console.print(f"fits in {shown(size)}", style="green", highlight=False)
         return
-    told = f"to fit in {shown(size)}, one upon the other:" if reached else f"does not fit in {shown(size)}, even with:"
+    told = (
+        f"to fit in {shown(size)}, all of these together:" if reached else f"does not fit in {shown(size)}, even with:"
+    )
     console.print(told, style="yellow" if reached else "red", highlight=False)
     for line in lines(changes):
         console.print(line, markup=False, highlight=False)
-    console.print("what saves most, each alone:", style="dim", highlight=False)
+    console.print("these save the most, each by itself:", style="dim", highlight=False)
     for line in lines(alone):
         console.print(line, markup=False, highlight=False)
 

@@ -1,4 +1,4 @@
-"""Where a command writes, told wrong before it works for hours."""
+"""Checks where a command will write, before it works for hours."""
 
 import glob
 import os
@@ -8,7 +8,7 @@ from instructlit.errors import UserError
 
 
 def check_output(output: str | Path, *inputs: str, where: str = "--output") -> None:
-    """Refuse a file to write that can be none, or that is read from.
+    """Refuse an output file that cannot be written, or that is also an input.
 
     Args:
         output: the file to write.
@@ -16,36 +16,34 @@ def check_output(output: str | Path, *inputs: str, where: str = "--output") -> N
         where: the option that names the file.
 
     Raises:
-        UserError: it is empty, a folder, or one of the inputs; its folder is none, or may not be written in.
+        UserError: it is empty, a folder, or one of the inputs; its folder is a file or not writable.
     """
     path = Path(output)
-    if path.is_dir():  # "" is the folder one is in
-        raise UserError(f"{str(output)!r} is a folder", where=where, expected="the name of a file")
+    if path.is_dir():  # "" is the current folder
+        raise UserError(f"{str(output)!r} is a folder", where=where, expected="a file name")
     for name in inputs:
         file = Path(name).expanduser()
         if path.resolve() in (read.resolve() for read in (file, *map(Path, glob.glob(str(file), recursive=True)))):
-            raise UserError(
-                f"{output}, which is read from, would be written over", where=where, expected="a file of its own"
-            )
-    if not path.exists():  # /dev/null is written to by those who may not write in /dev
+            raise UserError(f"{output} is also an input and would be overwritten", where=where, expected="another file")
+    if not path.exists():  # /dev/null is writable where /dev is not
         check_folder(path.parent, where)
 
 
 def check_folder(output: str | Path, where: str = "--output") -> None:
-    """Refuse a folder to write in that can be none.
+    """Refuse an output folder that cannot be created or written to.
 
     Args:
-        output: the folder, which is made later where it is not there.
+        output: the folder, which is created later if it does not exist.
         where: the option that names it.
 
     Raises:
-        UserError: it is empty, a file or in one, or may not be written in.
+        UserError: it is empty, a file or below one, or not writable.
     """
     if not str(output):
-        raise UserError("is empty", where=where, expected="the name of a folder")
+        raise UserError("is empty", where=where, expected="a folder name")
     path = Path(output)
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     if not there.is_dir():
-        raise UserError(f"{there} is a file", where=where, expected="a folder, or a free name for one")
+        raise UserError(f"{there} is a file", where=where, expected="a folder, or a name that is not taken")
     if not os.access(there, os.W_OK):
-        raise UserError(f"{there} may not be written in", where=where)
+        raise UserError(f"{there} is not writable", where=where)

@@ -1,4 +1,4 @@
-"""A reward model's scores of text, and how often it orders pairs as labelers did."""
+"""A reward model's scores of text, and how often it orders pairs as the labelers did."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations, repeat

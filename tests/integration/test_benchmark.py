@@ -187,7 +187,7 @@ def test_overhead(line: Line) -> None:
         (["--lora", "0"], "--lora: found 0"),
         (["--threads", "99999999999"], "--threads: found 99999999999"),
         (["--data", "no.jsonl"], "--data: no such file"),
-        (["--batch_size", "99"], "at least the 99"),
+        (["--batch_size", "99"], "at least 99, one batch"),
         (["--device", "tpu"], "--device: tpu"),
         (["--seed", "-1"], "--seed: found -1"),
     ],

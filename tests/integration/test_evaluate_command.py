@@ -130,7 +130,7 @@ def test_a_dry_run_does_not_know_what_is_asked_about_replies_to_come(
     assert main([*words, "--tasks", "preference"]) == 0
     out = capsys.readouterr().out
     assert "to be asked: judge (my_judge.judge): 8 questions" in out, "the ratings of the file's answers"
-    assert "what judges are to be asked about these 8 replies is known when they are made" in out
+    assert "what judges will be asked about these 8 replies is known only once they are made" in out
 
 
 def test_models_reply_once_and_what_is_kept_is_not_asked_again(
@@ -225,14 +225,14 @@ def test_a_checkpoint_is_loaded_with_its_average(place: Path, tiny_llama_dir: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sft"], "`sft` is no model"),
-        (["a=sft.jsonl", "a=ppo.jsonl"], "two models have one name"),
+        (["sft"], "`sft` does not name a model"),
+        (["a=sft.jsonl", "a=ppo.jsonl"], "two models have the same name"),
         (["a=sft.jsonl", "--suite", "instructgtp"], "did you mean configs/evaluate/instructgpt.yaml?"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--tasks", "preferences"], "did you mean preference?"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--options", "preference.prompt=x"], "did you mean prompts?"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--judges", "j=robot:x"], "KIND one of"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--judges", "j=function:none.at"], "none.at cannot be imported"),
-        (["a=sft.jsonl", "--suite", "suite.yaml", "--baseline", "b"], "b is none of the models"),
+        (["a=sft.jsonl", "--suite", "suite.yaml", "--baseline", "b"], "b is not one of the models"),
         (["a=missing.jsonl", "--suite", "suite.yaml"], "no such file: missing.jsonl"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--limit", "0"], "limit: found 0"),
         (["a=sft.jsonl", "--options", "perplexity.limit=-1"], "task perplexity: limit: found -1"),
@@ -332,9 +332,9 @@ def test_a_suite_is_found_as_a_config_is(place: Path) -> None:
     [
         ("tasks:\n  a: {class_path: x.Y}\n  a: {class_path: x.Z}\n", "odd.yaml:3: tasks.a is given twice"),
         ("base: sft\ntaks: {}\n", "odd.yaml:2: taks: .*did you mean tasks?"),
-        ("judges:\n  a: {class_path: x.Y}\n  b: {init_args: {}}\n", "odd.yaml:3: judges.b: is not a class"),
+        ("judges:\n  a: {class_path: x.Y}\n  b: {init_args: {}}\n", "odd.yaml:3: judges.b: does not name a class"),
         ("base: sft\ntasks: [a]\n", "odd.yaml:2: tasks: .* is not valid here.*a mapping"),
-        ("models:\n  a: models/a\n  b: {prefix: x}\n", "odd.yaml:3: models.b: is no model"),
+        ("models:\n  a: models/a\n  b: {prefix: x}\n", "odd.yaml:3: models.b: is not a model"),
     ],
 )
 def test_a_mistake_in_a_suite_is_told_by_its_line(place: Path, text: str, told: str) -> None:

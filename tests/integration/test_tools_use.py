@@ -262,7 +262,9 @@ def test_generate_goes_on_where_it_was_interrupted(
     assert main([str(word) for word in (*words, "--output", cut)]) == 130
     assert not cut.exists()
     partial.write_bytes(partial.read_bytes()[:-5])  # as if the machine had gone down in the middle of a line
-    assert "other options lies here: seed changed" in refused(*words, "--seed", 1, "--output", cut)
+    assert "is from an interrupted run with other options: seed changed" in refused(
+        *words, "--seed", 1, "--output", cut
+    )
     batches = iter(range(7))  # of 10, three being on disk
     command(*words, "--output", cut)
     assert next(batches, None) is None
@@ -302,7 +304,7 @@ def test_samples_are_drawn_as_they_come(
 
 
 def test_generate_says_what_is_wrong(tiny_llama_dir: Path, prompts_file: Path, refused: Callable[..., str]) -> None:
-    assert "nothing to answer" in refused("generate", tiny_llama_dir)
+    assert "no prompts are given" in refused("generate", tiny_llama_dir)
     assert "both files and --prompt" in refused("generate", tiny_llama_dir, prompts_file, "--prompt", "x")
     assert "no such file" in refused("generate", tiny_llama_dir, prompts_file.parent / "nothing.jsonl")
     assert "--samples: found 0" in refused("generate", tiny_llama_dir, "--prompt", "x", "--samples", 0)
@@ -311,7 +313,7 @@ def test_generate_says_what_is_wrong(tiny_llama_dir: Path, prompts_file: Path, r
     assert "256 positions" in long
     for device in ("cuda:99", "meta", "rubbish"):
         assert f"device: {device} cannot be" in refused("generate", tiny_llama_dir, "--prompt", "x", "--device", device)
-    assert "--prompt: the prompt '' has no token" in refused("generate", tiny_llama_dir, "--prompt", "")
+    assert "--prompt: the prompt '' has no tokens" in refused("generate", tiny_llama_dir, "--prompt", "")
     assert f"--seed: found {2**64}" in refused("generate", tiny_llama_dir, "--prompt", "x", "--seed", 2**64)
 
 

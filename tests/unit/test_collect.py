@@ -242,8 +242,8 @@ def test_prompts_without_room_are_left_out_and_told(folder: Path, capsys: pytest
     write_jsonl(folder / "long.jsonl", rows)
     assert collect("sft@2", "ppo@2", "--prompts", "long.jsonl", "--completions", "2") == 0
     told = capsys.readouterr()
-    assert "left out: 2 prompts without room for 3 more tokens among the model's 256 positions" in told.err
-    assert "the first is long.jsonl:1 with 254 tokens" in told.err
+    assert "left out: 2 prompts too long to leave room for 3 new tokens in the model's 256 positions" in told.err
+    assert "the first is long.jsonl:1, with 254 tokens" in told.err
     assert "\r" not in told.out + told.err
     assert [task.prompt for task in read_tasks("tasks.jsonl")] == ["short: "]
     assert "tasks.jsonl: 1 task with 2 answers" in told.out
@@ -285,7 +285,7 @@ def test_selection() -> None:
         (["sft", "--ensemble", "a", "b"], "--ensemble"),
         (["sft@hot"], "is not a temperature"),
         (["sft", "--limit", "0"], "--limit"),
-        (["sft", "--output", "prompts.jsonl"], "--output: prompts.jsonl, which is read from, would be written over"),
+        (["sft", "--output", "prompts.jsonl"], "--output: prompts.jsonl is also an input and would be overwritten"),
         (["sft", "--overlap", "0"], "--overlap: found 0"),
         (["sft", "--pool", "5"], "--pool: --select random uses no pool"),
         (["sft", "--database", "."], "--database: "),

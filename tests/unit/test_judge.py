@@ -183,7 +183,7 @@ def test_labels_are_not_written_over_what_they_are_made_from(
         ["generate", "models/sft", "tasks.jsonl", "--output", tasks],
     ):
         assert main(words) == 2
-        assert "which is read from, would be written over" in capsys.readouterr().err
+        assert "is also an input and would be overwritten" in capsys.readouterr().err
     assert main(["judge", f"function:{__name__}.lengthy", tasks, "--output="]) == 2
     assert "--output: '' is a folder" in capsys.readouterr().err
     assert main(["judge", f"function:{__name__}.lengthy", tasks, "--output", "tasks.jsonl/labels.jsonl"]) == 2

@@ -1,4 +1,4 @@
-"""The main job's runner, with a tiny program in place of the stages."""
+"""The quickstart's runner, with a tiny program in place of the stages."""
 
 import json
 import signal
@@ -92,7 +92,7 @@ def test_runs_in_order_and_skips_what_is_finished(runner: Runner, capfd: pytest.
     runner.run()
     assert not (runner.folder / "calls.jsonl").exists(), "nothing runs again"
     said = capfd.readouterr().out
-    assert "finished before" in said
+    assert "already finished" in said
     assert "      b | did b\n" in said, "two at once: each line says whose it is"
     assert "      b | did b" not in (runner.folder / "logs" / "b.log").read_text()
 
@@ -162,7 +162,7 @@ def test_neighbours_that_need_nothing_of_each_other_share_the_cores() -> None:
 
 def test_missing_output_is_an_error(runner: Runner) -> None:
     runner.plan[0] = Stage("a", "does a", ("tool", "a"), (), ("elsewhere",))
-    with pytest.raises(UserError, match=r"(?s)elsewhere is not there; its last lines:\n.+should write it"):
+    with pytest.raises(UserError, match=r"(?s)did not write .*elsewhere; its last lines:\n.+config writes it"):
         runner.run()
 
 
@@ -187,7 +187,7 @@ def test_interrupted_training_continues_from_its_checkpoint(runner: Runner, tmp_
     child.send_signal(signal.SIGINT)
     output, _ = child.communicate(timeout=30)
     assert child.returncode == 130
-    assert "The same command continues here" in output
+    assert "The same command resumes here" in output
     stamp = Stamp.load(runner.folder / "stamps" / "b.json")
     assert stamp is not None
     assert not stamp.finished

@@ -135,7 +135,7 @@ def test_whatever_a_model_said_is_escaped(tmp_path: Path) -> None:
 
 def test_a_claim_that_fails_is_said(tmp_path: Path) -> None:
     text = page(tmp_path, results(accuracy=0.5))
-    assert "falls short in 1 of 4 claims" in text
+    assert "fails 1 of 4 claims" in text
     assert "0.60 &lt;= 0.500 &lt;= 0.730" in text
 
 
@@ -160,7 +160,7 @@ def test_results_come_back_from_json_and_draw_the_same_page(tmp_path: Path, caps
     assert (tmp_path / "report.html").read_text() == page(tmp_path, from_json(told))
     assert "PPO-ptx" in capsys.readouterr().out
     assert main(["evaluate", "--suite", "world", "--output", str(tmp_path / "none"), "--redraw"]) == 2
-    assert "holds no results" in capsys.readouterr().err
+    assert "has no results" in capsys.readouterr().err
 
 
 def test_plots_take_the_colour_of_the_page_and_models_keep_theirs() -> None:

@@ -1,4 +1,4 @@
-"""What the main job must show, on results made up so that one claim at a time fails."""
+"""What the quickstart must show, on results made up so that one claim at a time fails."""
 
 import json
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_the_verdict_is_printed_kept_and_decides_the_status(tmp_path: Path, caps
     with pytest.raises(SystemExit) as stop:
         _judge(runs, tmp_path)
     assert stop.value.code == 1
-    assert "holds for 1 of 2 seeds; 2 are needed" in capsys.readouterr().out
+    assert "the claims hold for 1 of 2 seeds; 2 are needed" in capsys.readouterr().out
     kept = json.loads((tmp_path / "verdict.json").read_text())
     assert [run["holds"] for run in kept["runs"]] == [True, False]
     assert kept["runs"][1]["criteria"]["reward"]["holds"] is False

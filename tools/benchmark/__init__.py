@@ -23,7 +23,7 @@ def benchmark(
     """Time one pass over a file, and print one JSON object.
 
     It holds `seconds` of training or decoding, `prep_s` before it (loading, reading and tokenising), units a second
-    (tokens that are no padding, prompts and pairs, episodes, new tokens), peak memory, CPU seconds, and the first and
+    (tokens other than padding, prompts and pairs, episodes, new tokens), peak memory, CPU seconds, and the first and
     last loss. PPO adds the seconds of sampling, scoring and updating of each rollout; generation the bytes that a step
     has to read and, on a GPU, the share of the measured copy bandwidth at which it reads them. Rows come in the order
     of torch.randperm after the seed, prompts and completions as plain text, so that another program can be given the
@@ -33,12 +33,13 @@ def benchmark(
         workload: sft (a file of demonstrations), reward (comparisons), ppo (prompts), generate (prompts of exactly 32
             tokens, sampled to the length limit whatever EOS says), or overhead (demonstrations: what a step of sft
             costs in addition to its work, in CPU milliseconds; one thread and a model of one layer show it best).
-        model: folder of a causal language model; where a reward model is trained, of what it starts from.
+        model: folder of a causal language model; for a reward model, of the model that it starts from.
         data: the file.
         reward_model: folder of the reward model, which the value model and a reward model in training start from too;
-            by default the folder beside `model` with "-rm" behind its name. Without such a folder the head is drawn.
+            by default the folder beside `model` with "-rm" appended to its name. Without such a folder the head is
+            initialised at random.
         limit: use only this many rows, the first ones.
-        precision: that of the Trainer; generation decodes in 16 bits where it has bf16 in it.
+        precision: that of the Trainer; generation decodes in bfloat16 if it contains bf16.
         threads: CPU threads; by default torch's own choice.
         batch_size: rows of a step: by default 16 demonstrations (4 in overhead), 4 comparisons, 32 episodes of a
             rollout, 32 prompts.
@@ -46,7 +47,7 @@ def benchmark(
         ppo_epochs: passes over each rollout.
         lora: rank of the adapters that ppo trains on trunks frozen in 16 bits; where `reward_model` is a folder of
             adapters on `model`, all its models share that one trunk, and the value model trains the folder's adapters.
-        seed: of the order of the rows and of the sampling.
+        seed: seed of the order of the rows and of the sampling.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         compile: compile each decoder block with torch.compile. Steps that wait for compilation are included in the
             timing, but not in that of the later half of the steps.

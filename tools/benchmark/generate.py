@@ -18,8 +18,7 @@ from .work import Work
 
 PROMPT, REPEATS = 32, 4
 COPIED, COPIES = 1 << 30, 10
-"""Bytes of the copy that measures a GPU's bandwidth, far more than its caches hold, and copies between two looks at the
-clock."""
+"""Bytes of the copy that measures a GPU's bandwidth, far more than its caches hold, and copies per timing."""
 
 
 def run(work: Work) -> dict[str, Any]:
@@ -31,9 +30,9 @@ def run(work: Work) -> dict[str, Any]:
     rows = [tokenizer(text + text)["input_ids"][:PROMPT] for text in texts]
     if len(rows) < size or any(len(row) < PROMPT for row in rows):
         raise UserError(
-            f"{len(rows)} prompts, the shortest of {min(map(len, rows), default=0)} tokens twice over",
+            f"{len(rows)} prompts, the shortest with {min(map(len, rows), default=0)} tokens when repeated twice",
             where="--data",
-            expected=f"{size} prompts of {PROMPT // 2} tokens at least",
+            expected=f"{size} prompts of at least {PROMPT // 2} tokens",
         )
     ids = torch.tensor(rows, device=work.device)
     prompts = PromptBatch(ids, torch.ones_like(ids, dtype=torch.bool), [Prompt(text) for text in texts])
@@ -63,14 +62,14 @@ def run(work: Work) -> dict[str, Any]:
 
 
 def _traffic(model: Any, rows: int, work: Work, seconds: float, bandwidth: float | None) -> dict[str, Any]:
-    """Bytes that a step has to read, and on a GPU how near it comes to the bandwidth of its memory.
+    """Bytes that a step has to read, and on a GPU how close it comes to the memory bandwidth.
 
     Args:
         model: the language model in the dtype it decodes in.
-        rows: decoded together.
+        rows: number of rows decoded together.
         work: the options.
-        seconds: of a step.
-        bandwidth: that of the GPU's memory, bytes a second.
+        seconds: seconds per step.
+        bandwidth: of the GPU's memory, in bytes a second.
     """
     needed = bytes_per_step(model, rows, PROMPT + work.max_new_tokens / 2)
     if bandwidth is None:
@@ -86,9 +85,9 @@ def bytes_per_step(model: Any, rows: int, tokens: float) -> int:
     """The weights once, and the keys and values of every row.
 
     Args:
-        model: a causal language model; of an embedding that is not its head too, a step reads next to nothing.
-        rows: decoded together.
-        tokens: of a row, prompt included.
+        model: a causal language model; a step reads next to nothing of an embedding that is not also its head.
+        rows: number of rows decoded together.
+        tokens: tokens per row, prompt included.
     """
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -109,12 +108,12 @@ def _copy_bandwidth(work: Work) -> float:
             target.copy_(source)
         seconds.append((work.now() - began) / COPIES)
     del source, target
-    torch.cuda.reset_peak_memory_stats()  # that of the model is to be told
+    torch.cuda.reset_peak_memory_stats()  # the peak reported is the model's
     return 2 * COPIED / min(seconds[1:])
 
 
 def _without_end(tokenizer: Any) -> Any:
-    """The tokenizer with an EOS that no model can say, so that every response has the same length."""
+    """The tokenizer with an EOS that no model can sample, so that every response has the same length."""
 
     class Endless(type(tokenizer)):
         eos_token_id = -1

@@ -1,6 +1,6 @@
-"""What a step costs beside its work: fine-tuning through the Trainer, with five figures logged at every step, less a
-bare loop over the same batches with the same forwards, backwards, clipping and optimiser steps. In CPU seconds of this
-process, so that it is to be run with one thread."""
+"""The overhead of a step: fine-tuning through the Trainer, with five metrics logged at every step, minus a bare loop
+over the same batches with the same forward and backward passes, clipping and optimiser steps. In CPU seconds of this
+process, so run it with one thread."""
 
 import statistics
 import time
@@ -34,7 +34,7 @@ class _Seconds(pl.Callback):
 def run(work: Work) -> dict[str, Any]:
     size = work.batch_size or 4
     whole, bare, steps = [], [], 0
-    for _ in range(ROUNDS):  # in turn: what else the machine does falls on both
+    for _ in range(ROUNDS):  # alternating, so that other load on the machine affects both
         clock = _Seconds()
         with work.files() as (folder, file):
             data = work.in_order(DemonstrationData)(

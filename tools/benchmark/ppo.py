@@ -1,5 +1,5 @@
-"""PPO: rollouts of 32 episodes in minibatches of 8, Adam at 1e-5, KL weight 0.05, a response without end costs 1; the
-reward model scores and is what the value model starts from."""
+"""PPO: rollouts of 32 episodes in minibatches of 8, Adam at 1e-5, KL weight 0.05, a response without EOS costs 1;
+the value model starts from the reward model."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ class TimedEngine(CachedEngine):
 
 
 class TimedPPO(PPOModule):
-    """Keeps the seconds of each rollout: of all of it, and until its updates begin."""
+    """Keeps the seconds of each rollout: in total, and until its updates begin."""
 
     def __init__(self, work: Work, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -59,7 +59,7 @@ class TimedPPO(PPOModule):
         """Seconds of each rollout.
 
         Args:
-            sampled: those of its sampling.
+            sampled: seconds of the sampling of each.
         """
         columns = {
             "rollout_s": self.whole,
@@ -116,7 +116,7 @@ def run(work: Work) -> dict[str, Any]:
 
 
 def backbones(work: Work) -> tuple[Backbone, Backbone, Backbone]:
-    """Policy, value and reward model; under `lora` adapters on trunks in 16 bits, those of a folder or new ones."""
+    """Policy, value and reward model; with `lora`, adapters on trunks in bfloat16, from a folder or new."""
     if work.lora is None:
         return work.backbone(work.model), work.backbone(work.scalar), work.backbone(work.scalar)
     lora = Lora(work.lora, alpha=2.0 * work.lora)

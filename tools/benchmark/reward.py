@@ -16,7 +16,7 @@ def run(work: Work) -> dict[str, Any]:
 
     class Comparisons(work.in_order(ComparisonData)):
         def demonstration_dataloader(self) -> Any:
-            return None  # nothing to centre the scores on
+            return None  # no demonstrations to centre the scores on
 
     clock = Clock(work, "reward/train/loss")
     with work.files() as (folder, file):
@@ -34,5 +34,5 @@ def run(work: Work) -> dict[str, Any]:
 
 
 def _pairs(ranks: list[int]) -> int:
-    """Pairs that are no ties."""
+    """Pairs that are not ties."""
     return sum(a < b for a in ranks for b in ranks)

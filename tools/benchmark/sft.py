@@ -38,12 +38,12 @@ def run(work: Work) -> dict[str, Any]:
 
 
 def model_flops(model: Any, lengths: np.ndarray) -> float:
-    """Floating-point operations that training on rows of these lengths needs, whatever is computed again or padded.
+    """Floating-point operations that training on rows of these lengths needs, not counting recomputation and padding.
 
     6 x parameters x tokens + 12 x layers x width x (sum of squared lengths) / 2: two operations a weight and token
-    forward and four backward, an embedding that is only looked up left out; and for attention two products forward and
-    four backward, width being that of all heads together, of which causality leaves half. The head is counted for all
-    tokens, prompts included, as is usual, though it only sees those that have a target.
+    forward and four backward, without an embedding that is only looked up; and for attention two products forward and
+    four backward over the width of all heads together, halved by the causal mask. The head is counted for all tokens,
+    prompts included, as is usual, though it is only computed for those that have a target.
     Source: Chowdhery et al. 2022 (PaLM), appendix B, arXiv 2204.02311; there without the half.
     """
     config = model.config

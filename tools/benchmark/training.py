@@ -17,12 +17,12 @@ from .work import Work
 def train(
     work: Work, folder: Path, clock: pl.Callback, module: pl.LightningModule, data: pl.LightningDataModule
 ) -> pl.Trainer:
-    """One epoch on one device, every step logged to a file, as a run of one's own has it; nothing on stdout."""
+    """One epoch on one device, every step logged to a file, as in a normal run; nothing on stdout."""
     with contextlib.redirect_stdout(sys.stderr):
         trainer = pl.Trainer(
             accelerator="gpu" if work.device == "cuda" else "cpu",
             devices=1,
-            plugins=[LightningEnvironment()],  # one process, whatever SLURM or torchrun have set around it
+            plugins=[LightningEnvironment()],  # one process, whatever SLURM or torchrun have set
             precision=work.precision,  # type: ignore[arg-type]
             logger=CSVLogger(str(folder)),
             log_every_n_steps=1,
@@ -39,18 +39,18 @@ def train(
 
 
 class Clock(pl.Callback):
-    """Seconds from the first batch to the end of training, those of the later half of the steps, when what is done once
-    is done, and a metric at every step.
+    """Seconds from the first batch to the end of training, those of the second half of the steps, after one-off work,
+    and a metric at every step.
 
     Args:
-        work: whose clock it reads.
+        work: gives the clock.
         metric: the name it is logged under.
     """
 
     def __init__(self, work: Work, metric: str):
         self.work, self.metric = work, metric
         self.seconds = self.started = self.later_s = 0.0
-        self.later = 0  # the first of the later steps
+        self.later = 0  # the first step of the second half
         self.values: list[torch.Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What the workloads of `instructlit benchmark` share: the options, the rows and their order, what was spent."""
+"""What the workloads of `instructlit benchmark` share: options, the rows and their order, time and memory spent."""
 
 import contextlib
 import os
@@ -45,14 +45,16 @@ class Work:
         counts = ("limit", "threads", "batch_size", "max_new_tokens", "ppo_epochs", "lora")
         require("a whole number above 0", "--", **{name: getattr(self, name) for name in counts})
         if self.threads and self.threads > (cores := os.cpu_count() or 1):
-            raise UserError(f"found {self.threads}", where="--threads", expected=f"at most the {cores} of this machine")
+            raise UserError(
+                f"found {self.threads}", where="--threads", expected=f"at most {cores}, the CPUs of this machine"
+            )
         require("a seed, from 0 to 4294967295", "--", seed=self.seed)
         if not Path(self.data).is_file():
             raise UserError(f"no such file: {self.data}", where="--data", expected="a file of JSON Lines")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device not in ("cpu", "cuda") or (self.device == "cuda" and not torch.cuda.is_available()):
-            raise UserError(f"{self.device} is not there", where="--device", expected="auto, cpu or cuda")
+            raise UserError(f"{self.device} is not available", where="--device", expected="auto, cpu or cuda")
         if self.threads:
             torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
@@ -68,14 +70,14 @@ class Work:
         return self.reward_model or (str(beside) if beside.is_dir() else self.model)
 
     def now(self) -> float:
-        """Seconds on a clock, what the GPU was given so far done."""
+        """Seconds on a clock, after the GPU has finished its queued work."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
     @contextlib.contextmanager
     def files(self) -> Iterator[tuple[Path, Path]]:
-        """A folder that goes afterwards, and the file to read, cut to `limit`."""
+        """A temporary folder, and the file to read, cut to `limit`."""
         with tempfile.TemporaryDirectory(prefix="instructlit-benchmark-") as name:
             folder, file = Path(name), Path(self.data)
             if self.limit is not None:
@@ -86,11 +88,11 @@ class Work:
             yield folder, file
 
     def order(self, rows: int) -> np.ndarray:
-        """In which the rows come, (rows,) int64."""
+        """The order of the rows, (rows,) int64."""
         return torch.randperm(rows, generator=torch.Generator().manual_seed(self.seed)).numpy()
 
     def in_order(self, kind: type[D]) -> type[D]:
-        """A datamodule's class with its rows in `order`."""
+        """A datamodule class with its rows in `order`."""
         order = self.order
 
         class Ordered(kind):  # type: ignore[misc,valid-type]
@@ -100,7 +102,7 @@ class Work:
         return Ordered  # type: ignore[return-value]
 
     def told(self) -> dict[str, Any]:
-        """What was asked for."""
+        """The options, for the report."""
         return {
             "model": self.model,
             "precision": self.precision,
@@ -125,7 +127,7 @@ class Work:
 
 
 class InOrder:
-    """A data plan of one epoch in a given order; what does not fill a batch is left out.
+    """A data plan of one epoch in a given order; an incomplete last batch is left out.
 
     Args:
         order: rows, 1-d int64.
@@ -136,7 +138,7 @@ class InOrder:
         self.order, self.batch_size = order, batch_size
         if len(order) < batch_size:
             raise UserError(
-                counted(len(order), "row"), where="--data", expected=f"at least the {batch_size} of a batch"
+                f"found {counted(len(order), 'row')}", where="--data", expected=f"at least {batch_size}, one batch"
             )
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The report as one HTML page without scripts. Whatever a model or a file said is escaped before it enters."""
+"""The report as one HTML page without scripts. All text from models and files is escaped."""
 
 import json
 from abc import ABC, abstractmethod
@@ -18,10 +18,10 @@ _HEADS = {"models": "Results", "reward models": "Reward models", "judges": "Judg
 
 
 class Section(ABC):
-    """A part of the page beside those that every page has; a suite names it by `class_path`."""
+    """An additional part of the page; a suite names it by `class_path`."""
 
     place: Literal["head", "table", "plots", "end"] = "end"
-    """Instead of the page's own head, or after its first table, its plots or everything."""
+    """In place of the page's own head, or after its first table, its plots or everything."""
 
     @abstractmethod
     def html(self, results: Results, folder: Path) -> str:
@@ -29,7 +29,7 @@ class Section(ABC):
 
         Args:
             results: all that was measured.
-            folder: that of the results.
+            folder: the folder of the results.
         """
 
 
@@ -70,8 +70,8 @@ def _table(rows: str, measures: Sequence[Measure], results: Results) -> str:
         body.append(f"<tr><th scope='row'>{escape(results.title(name))}</th>{cells}</tr>")
     return (
         f"<h2 id='{escape(rows)}'>{escape(_HEADS.get(rows, rows))}</h2>\n"
-        "<p>Every figure with its 95 % interval and the number of prompts (or pairs) it rests on. The best of a column "
-        f"is bold.</p>\n{_grid(heads, body)}"
+        "<p>Every figure with its 95 % interval and the number of prompts (or pairs) behind it. The best of each "
+        f"column is bold.</p>\n{_grid(heads, body)}"
     )
 
 
@@ -121,8 +121,8 @@ def _tax(results: Results) -> str:
     )
     return (
         f"<h2 id='tax'>Minus {base}</h2>\n<p>Each model minus {base} on the same "
-        "prompts, with paired 95 % intervals. Bold where the interval leaves 0 out; of twenty measures one would do so "
-        f"by chance.</p>{text}{_grid(heads, rows)}"
+        "prompts, with paired 95 % intervals. Bold where the interval excludes 0; for one measure in twenty that "
+        f"happens by chance.</p>{text}{_grid(heads, rows)}"
     )
 
 
@@ -157,14 +157,14 @@ def _samples(task: str, outcome: Outcome, results: Results) -> str:
     if not outcome.samples:
         return ""
     cards = "".join(_sample(row, results) for row in outcome.samples)
-    return f"<h2 id='samples-{escape(task)}'>Samples: {escape(task)}</h2><p>Not chosen by eye.</p>{cards}"
+    return f"<h2 id='samples-{escape(task)}'>Samples: {escape(task)}</h2><p>Chosen automatically.</p>{cards}"
 
 
 def _sample(row: Mapping[str, Any], results: Results) -> str:
     answers = []
     for model, text in row["answers"].items():
         chips = "".join(map(_chip, row["marks"].get(model, [])))
-        shown = escape(text) or "<span class='soft'>(nothing)</span>"
+        shown = escape(text) or "<span class='soft'>(empty)</span>"
         answers.append(f"<div class='answer'><h4>{escape(results.title(model))}</h4><p>{shown}</p>{chips}</div>")
     prompt = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"], ensure_ascii=False)
     return (
@@ -191,7 +191,7 @@ def _meanings(results: Results) -> str:
     notes = [f"{task}: {note}" for task, outcome in results.outcomes.items() for note in outcome.notes]
     listed = "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>" if notes else ""
     return (
-        f"<h2 id='columns'>What the columns say</h2><dl class='columns'>{''.join(items)}</dl>{listed}" if items else ""
+        f"<h2 id='columns'>What the columns mean</h2><dl class='columns'>{''.join(items)}</dl>{listed}" if items else ""
     )
 
 
@@ -201,11 +201,11 @@ def _missing(results: Results) -> str:
         if judge["unreadable"]:
             said = f", such as: {judge['example']}" if judge["example"] else ""
             lines.append(
-                f"judge {name} ({judge['title']}): {judge['unreadable']} verdicts could not be read and count for "
-                f"nobody{said}"
+                f"judge {name} ({judge['title']}): {judge['unreadable']} verdicts could not be read and are not "
+                f"counted{said}"
             )
         if judge["pending"]:
-            lines.append(f"judge {name} ({judge['title']}): {judge['pending']} verdicts are waited for")
+            lines.append(f"judge {name} ({judge['title']}): {judge['pending']} verdicts are pending")
     if not lines:
         return ""
     return (

@@ -41,7 +41,7 @@ def figure_plot(measure: Measure, rows: Sequence[str], results: Results) -> str:
 
 
 def curve(drawn: Curve, models: Sequence[str] = (), markers: bool = True, whole: bool = False) -> str:
-    """A curve. A series that is called as one of `models` has that model's colour; `whole` is of shares over counts."""
+    """A curve. A series named as one of `models` has that model's colour; `whole` is for shares over counts."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.6, 3.1), layout="constrained")
         if drawn.diagonal:
@@ -62,15 +62,15 @@ def curve(drawn: Curve, models: Sequence[str] = (), markers: bool = True, whole:
 
 
 def titles(results: Results) -> list[str]:
-    """The models as the page calls them, which gives each its colour."""
+    """The models' names on the page, in the order that gives each its colour."""
     return [results.title(name) for name in results.models]
 
 
 def _colour(title: str, models: Sequence[str], place: int) -> str:
-    """One colour a model all through the page, another for what is no model."""
+    """The same colour for a model everywhere on the page; other colours for other series."""
     return COLOURS[(models.index(title) if title in models else place) % len(COLOURS)]
 
 
 def _plain(text: str) -> str:
-    """Names as they are: a dollar sign begins a formula in matplotlib."""
+    """A name shown literally: a dollar sign would begin a formula in matplotlib."""
     return text.replace("$", r"\$")

@@ -12,7 +12,7 @@ from instructlit.models.lineage import versions
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """The results as plain values; a bound that is open is null."""
+    """The results as plain values; an open bound is null."""
     return {
         "suite": results.suite,
         "seed": results.seed,

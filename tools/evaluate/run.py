@@ -1,4 +1,4 @@
-"""From the command's words to results on disk, in the terminal and in W&B."""
+"""Runs `instructlit evaluate`: from its options to results on disk, in the terminal and in W&B."""
 
 import json
 from collections.abc import Sequence
@@ -81,11 +81,11 @@ def run(
     results = evaluation.run(dry=dry_run)
     if dry_run:
         if results.unmade and evaluation.judges:
-            print(f"what judges are to be asked about these {results.unmade:,} replies is known when they are made")
+            print(f"what judges will be asked about these {results.unmade:,} replies is known only once they are made")
         elif not results.plan:
-            print("nothing is to be asked of a judge")
+            print("no questions are left for a judge")
         return 2 if results.failures else 0
-    _keep(results, folder)  # where no task got as far as to be measured too
+    _keep(results, folder)  # also where no task was measured
     status = finish(results, folder, sections, read.turned)
     if wandb:
         from instructlit.tools.evaluate.wandb_log import log
@@ -95,7 +95,7 @@ def run(
 
 
 def finish(results: Results, folder: Path, sections: Sequence[Section], turned: bool) -> int:
-    """Write what tasks leave beside results.json, draw the page, print the table; the exit status."""
+    """Write the tasks' files beside results.json, draw the page, print the table; returns the exit status."""
     for outcome in results.outcomes.values():
         for name, text in outcome.files.items():
             write_text(folder / name, text)
@@ -119,27 +119,27 @@ def _earlier(folder: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError("holds no results", where=str(path), fix="evaluate first, without --redraw") from error
+        raise UserError("has no results", where=str(path), fix="run the evaluation first, without --redraw") from error
 
 
 def subjects_of(read: Suite, given: Sequence[str], loading: Loading) -> list[Subject]:
     """The suite's models, with those of the command line in their places or after them.
 
     Raises:
-        UserError: a name that is given twice, no NAME=PATH.
+        UserError: a name is given twice, or an entry is not NAME=PATH.
     """
     specs = {name: dict(spec) for name, spec in read.models.items()}
     for text in given:
         name, equals, path = text.partition("=")
         if not equals or not name or not path:
             raise UserError(
-                f"`{text}` is no model", where="--models", expected="NAME=PATH, such as sft=runs/sft/export"
+                f"`{text}` does not name a model", where="--models", expected="NAME=PATH, such as sft=runs/sft/export"
             )
         specs[name] = {**specs.get(name, {}), "path": path}
     names = [text.partition("=")[0] for text in given]
     if len(set(names)) < len(names):
         raise UserError(
-            f"two models have one name: {', '.join(names)}", where="--models", expected="NAME=PATH, each once"
+            f"two models have the same name: {', '.join(names)}", where="--models", expected="NAME=PATH, each name once"
         )
     return [subject(name, spec["path"], loading, spec.get("prefix", "")) for name, spec in specs.items()]
 
@@ -159,7 +159,7 @@ def subject(name: str, path: str, loading: Loading, prefix: str = "") -> Subject
 
 
 def check_model(name: str, path: str, loading: Loading) -> None:
-    """Say what is wrong with a folder, a Hub name or a checkpoint, without its weights."""
+    """Check a folder, a Hub name or a checkpoint without loading its weights."""
     if _is_checkpoint(Path(path).expanduser()):
         _checkpoint(name, path, weights=False)
     else:
@@ -167,7 +167,7 @@ def check_model(name: str, path: str, loading: Loading) -> None:
 
 
 def load_model(name: str, path: str, loading: Loading) -> LanguageModel:
-    """The model in a folder, of a Hub name or in a checkpoint of a stage."""
+    """The model from a folder, a Hub name or a checkpoint of a stage."""
     if not _is_checkpoint(Path(path).expanduser()):
         return load_language_model(
             path,
@@ -192,7 +192,7 @@ def _checkpoint(name: str, path: str, weights: bool = True) -> dict[str, Any]:
     """The checkpoint of a stage that trains a language model.
 
     Raises:
-        UserError: it is that of a reward model, or none of ours.
+        UserError: it is a reward model's, or not one of ours.
     """
     from instructlit.modules.stage_checkpoint import read_checkpoint
 
@@ -202,13 +202,13 @@ def _checkpoint(name: str, path: str, weights: bool = True) -> dict[str, Any]:
             f"{path} is a reward model",
             where=f"--models {name}",
             expected="a language model",
-            fix=f"export it, and name it as a judge: --judges {name}=reward:FOLDER",
+            fix=f"export it, and use it as a judge: --judges {name}=reward:FOLDER",
         )
     return checkpoint
 
 
 def _beneath(path: str) -> list[str]:
-    """Where a checkpoint has a frozen trunk and the tokenizer from."""
+    """Where a checkpoint takes its frozen trunk and its tokenizer from."""
     from instructlit.modules.stage_checkpoint import read_checkpoint, tokenizer_path
 
     place = Path(path).expanduser()
@@ -225,9 +225,9 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _role(given: str | None, suited: str | None, usual: str, names: Sequence[str], what: str) -> str:
-    """The model that plays a part: the one named, else the usual one, else the first."""
+    """The model in a role: the one named, else the usual one, else the first."""
     if given is not None and given not in names:
-        raise UserError(f"{given} is none of the models", where=f"--{what}", expected=f"one of {', '.join(names)}")
+        raise UserError(f"{given} is not one of the models", where=f"--{what}", expected=f"one of {', '.join(names)}")
     if given is not None:
         return given
     return next((name for name in (suited, usual) if name and name in names), names[0] if names else "")

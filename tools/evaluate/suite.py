@@ -1,4 +1,4 @@
-"""A suite: a YAML file of judges and tasks by `class_path`, with what the command line says laid over it."""
+"""A suite: a YAML file of judges and tasks by `class_path`, with the command line's options applied on top."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -30,22 +30,22 @@ KINDS = {
     "classifier": (f"{_JUDGES}.HuggingFaceClassifier", "model"),
     "world": ("instructlit.tools.world.gold.GoldJudge", "data"),
 }
-"""What a judge may be called on the command line: its class, and the option that the word after the colon is."""
+"""The kinds of judge on the command line: each one's class, and the option that the word after the colon sets."""
 
 
 @dataclass
 class Suite:
-    """What a suite file says.
+    """The contents of a suite file.
 
     Args:
-        name: of the file, without its ending.
+        name: the file's name without its extension.
         judges: class_path and init_args by name.
         tasks: the same.
         models: path, prefix and title by name.
-        sections: parts of the page beside those that every page has.
-        baseline: the model of preferences, if it names one.
-        base: the model of the alignment tax, if it names one.
-        turned: the terminal shows a column a model and a row a measure.
+        sections: additional parts of the page.
+        baseline: the model that preferences are measured against, if it names one.
+        base: the model that the alignment tax is measured from, if it names one.
+        turned: the terminal shows one column per model and one row per measure.
     """
 
     name: str
@@ -59,10 +59,10 @@ class Suite:
 
 
 def read_suite(name: str) -> Suite:
-    """The suite of a file, or the one that is shipped under that name.
+    """The suite of a file, or the built-in one of that name.
 
     Raises:
-        UserError: no such suite, no YAML, or keys and values that a suite does not have.
+        UserError: no such suite, not YAML, or keys and values that a suite does not take.
     """
     path = Path(name).expanduser()
     config = read(name if path.suffix or path.is_file() else f"configs/evaluate/{name}.yaml", "--suite")
@@ -79,7 +79,7 @@ def read_suite(name: str) -> Suite:
     for part, inner, spec in ((part, inner, spec) for part, specs in parts for inner, spec in specs.items()):
         if not isinstance(spec, dict) or "class_path" not in spec or not set(spec) <= {"class_path", "init_args"}:
             where = config.where((part, str(inner)))
-            raise UserError("is not a class with its options", where=where, expected="class_path and init_args")
+            raise UserError("does not name a class and its options", where=where, expected="class_path and init_args")
     return suite
 
 
@@ -87,17 +87,17 @@ def _model(told: Any, where: str) -> dict[str, str]:
     """A model of a suite: its path, or a mapping with its path."""
     spec = {"path": told} if isinstance(told, str) else told
     if not isinstance(spec, dict) or "path" not in spec or not set(spec) <= {"path", "prefix", "title"}:
-        raise UserError("is no model", where=where, expected="a path, or path, prefix and title")
+        raise UserError("is not a model", where=where, expected="a path, or a mapping of path, prefix and title")
     return spec
 
 
 def chosen(
     suite: Suite, tasks: Sequence[str] | None, options: Sequence[str], limit: int | None, seed: int | None = None
 ) -> dict[str, Task]:
-    """The suite's tasks, made, with the command line's options.
+    """The suite's tasks, constructed with the command line's options.
 
     Raises:
-        UserError: a task or option that is not there, a value that does not fit.
+        UserError: an unknown task or option, or a value that is not valid.
     """
     for name in tasks or []:
         if name not in suite.tasks:
@@ -128,7 +128,7 @@ def judges_of(suite: Suite, given: Sequence[str], folder: Path) -> dict[str, Jud
     """The suite's judges and those of the command line.
 
     Raises:
-        UserError: a judge that cannot be made.
+        UserError: a judge that cannot be constructed.
     """
     specs = dict(suite.judges)
     for text in given:
@@ -136,7 +136,9 @@ def judges_of(suite: Suite, given: Sequence[str], folder: Path) -> dict[str, Jud
         kind, colon, what = told.partition(":")
         if not equals or not colon or kind not in KINDS:
             raise UserError(
-                f"`{text}` is no judge", where="--judges", expected=f"NAME=KIND:WHAT, KIND one of {', '.join(KINDS)}"
+                f"`{text}` does not name a judge",
+                where="--judges",
+                expected=f"NAME=KIND:WHAT, KIND one of {', '.join(KINDS)}",
             )
         class_path, option = KINDS[kind]
         arguments = {option: what}
@@ -147,15 +149,15 @@ def judges_of(suite: Suite, given: Sequence[str], folder: Path) -> dict[str, Jud
 
 
 def value_of(text: str, where: str) -> Any:
-    """What is given for an option on the command line.
+    """The value given for an option on the command line.
 
     Raises:
-        UserError: it is no YAML.
+        UserError: it is not YAML.
     """
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"`{text}` is not valid here", where=where, expected="a value as YAML writes it") from error
+        raise UserError(f"`{text}` is not valid here", where=where, expected="a YAML value") from error
 
 
 def takes(class_path: str, option: str) -> bool:
@@ -167,7 +169,7 @@ def built(kind: type, spec: Mapping[str, Any], where: str) -> Any:
     """The object of a class_path.
 
     Raises:
-        UserError: no such class, or options that do not fit it.
+        UserError: no such class, or options that are not valid for it.
     """
     found = import_class(spec["class_path"], [kind], where)
     known = list(inspect.signature(found).parameters)
@@ -180,13 +182,13 @@ def built(kind: type, spec: Mapping[str, Any], where: str) -> Any:
     try:
         return parser.instantiate(parser.parse_object({"part": dict(spec)}))["part"]
     except Exception as error:
-        own = fault_of(error)  # the class has said it, the parser has wrapped it
+        own = fault_of(error)  # the class raised it, the parser wrapped it
         own = own.at(where) if isinstance(own, Unmade) else own
         raise own or _unfit(found, given, where) or UserError(readable(str(error)), where=where) from error
 
 
 def _unfit(found: type, given: Mapping[str, Any], where: str) -> UserError | None:
-    """What is wrong with the options of a class, which its parser answers with a type that it expected instead."""
+    """What is wrong with a class's options, where the parser's message would only name a type that it expected."""
     for name, (hint, required) in (parameters(found) or {}).items():
         if required and given.get(name) is None:
             return UserError(f"{found.__name__} needs `{name}`", where=where, expected=describe(hint))

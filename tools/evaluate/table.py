@@ -1,4 +1,4 @@
-"""How figures are written, and the tables in the terminal: one row a model, one column a measure."""
+"""How figures are written, and the tables in the terminal: one row per model, one column per measure."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ from instructlit.terminal import harmless
 T = TypeVar("T")
 
 WIDTH = 5  # measures side by side
-ABOVE, BESIDE = 20, 15  # characters of a measure's title in a line, above its figures and beside them
+ABOVE, BESIDE = 20, 15  # most characters per line of a measure's title, above its figures and beside them
 
 
 def number(measure: Measure, value: float, signed: bool = False) -> str:
@@ -32,7 +32,7 @@ def number(measure: Measure, value: float, signed: bool = False) -> str:
 
 
 def interval(measure: Measure, figure: Figure, signed: bool = False) -> str:
-    """The 95 % interval; nothing where it is a point, "open" where it has no end."""
+    """The 95 % interval; "" where it is a point, "open" where it is unbounded."""
     if figure.low == figure.high:
         return ""
     if not (math.isfinite(figure.low) and math.isfinite(figure.high)):
@@ -57,11 +57,11 @@ def rows_of(rows: str, measures: Sequence[Measure], results: Results) -> list[st
 
 
 def print_results(results: Results, turned: bool = False) -> None:
-    """Every table, what was lost against the base, and what could not be measured.
+    """Every table, where models are worse than the base, and what could not be measured.
 
     Args:
         results: all of it.
-        turned: a column a model and a row a measure.
+        turned: one column per model and one row per measure.
     """
     console = Console()
     for rows, measures in by_table(results).items():
@@ -79,7 +79,7 @@ def print_results(results: Results, turned: bool = False) -> None:
     for name, judge in results.judges.items():
         for state in ("unreadable", "pending"):
             if judge[state]:
-                console.print(escape(f"judge {name}: {judge[state]} verdicts {state}, which count for nobody"))
+                console.print(escape(f"judge {name}: {judge[state]} verdicts {state}, which are not counted"))
     for what, why in results.failures.items():
         console.print(escape(harmless(f"not measured: {what}: {why}")), style="yellow", highlight=False)
 
@@ -103,7 +103,7 @@ def losses(results: Results) -> list[str]:
 def _print_wide(
     console: Console, columns: Sequence[T], table: Callable[[Sequence[T]], Table], most: int | None = None
 ) -> None:
-    """A table with all columns, or several below each other where the terminal cuts a figure or `most` are exceeded."""
+    """A table with all columns, or several below each other if they exceed the terminal's width or `most`."""
     unlimited = console.options.update(width=sys.maxsize)
     while columns:
         count = min(len(columns), most or len(columns))

@@ -1,4 +1,4 @@
-"""The results in Weights & Biases: a number a figure, a table of all of them, the samples and the page."""
+"""Logs the results to Weights & Biases: every figure, a table of all of them, the samples and the page."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ COLUMNS = ("rows", "row", "measure", "value", "low", "high", "n")
 
 
 def log(results: Results, project: str, suite: str, folder: Path) -> None:
-    """Log everything as one run; without a key or a network it lies in a folder for `wandb sync`."""
+    """Log everything as one run; without a key or a network the run is kept in a folder for `wandb sync`."""
     import wandb
 
     logger = WandbLogger(project=project, name=f"evaluate-{suite}", job_type="evaluate", save_dir=str(folder))
@@ -43,7 +43,7 @@ def figures(results: Results) -> list[tuple[str, str, str, dict[str, Any]]]:
 
 
 def samples(results: Results) -> list[Any]:
-    """A row an answer that the page shows."""
+    """One row for each answer that the page shows."""
     return [
         [
             task,

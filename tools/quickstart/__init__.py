@@ -1,4 +1,4 @@
-"""The main job: the whole recipe in the embedded world, from nothing to a page that shows what happened."""
+"""`instructlit quickstart`: the whole recipe in the embedded world, from random weights to a report page."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,8 @@ def quickstart(
 ) -> None:
     """Run the whole recipe in the embedded world: pretraining, SFT, reward model, PPO, PPO-ptx, evaluation, report.
 
-    If interrupted, the same command resumes. With several seeds it prints a verdict over them and ends with status 1
-    unless at least four of five hold.
+    If interrupted, the same command resumes. With several seeds it prints a verdict over them, and the exit
+    status is 1 unless the claims hold for at least four of five.
 
     Args:
         seed: seed of the world and of every stage.
@@ -36,10 +36,10 @@ def quickstart(
     folder = Path(configs) if configs else CONFIGS
     if not folder.is_dir():
         raise UserError(
-            "no such folder", where=f"--configs {folder}", expected="pretrain.yaml, sft.yaml and so on in it"
+            "no such folder", where=f"--configs {folder}", expected="a folder with pretrain.yaml, sft.yaml and so on"
         )
     if seeds is not None and (len(set(seeds)) != len(seeds) or not seeds):
-        raise UserError("the seeds must be given and differ", where="--seeds", expected="for example 11 12 13 14 15")
+        raise UserError("needs seeds that differ", where="--seeds", expected="for example 11 12 13 14 15")
     runs = [Path(output)] if seeds is None else [Path(output) / f"seed-{number}" for number in seeds]
     for count, (number, run) in enumerate(zip(seeds or [seed], runs, strict=True), start=1):
         if seeds is not None:
@@ -53,14 +53,14 @@ def quickstart(
 
 
 def _judge(runs: list[Path], output: Path) -> None:
-    """Prints the verdict over the runs, writes verdict.json, and ends with status 1 where it does not hold."""
+    """Prints the verdict over the runs, writes verdict.json, and exits with status 1 if it does not hold."""
     from instructlit.tools.quickstart.verdict import needed, verdict
     from instructlit.tools.quickstart.verdict_table import print_verdict
 
     whole = verdict([json.loads((run / "results.json").read_text()) for run in runs])
     write_json(output / "verdict.json", whole)
     print_verdict(whole)
-    print(f"holds for {whole['seeds_that_hold']} of {whole['seeds']} seeds; {needed(len(runs))} are needed")
+    print(f"the claims hold for {whole['seeds_that_hold']} of {whole['seeds']} seeds; {needed(len(runs))} are needed")
     print(f"{output / 'verdict.json'}; the page of each seed: {runs[0] / 'report.html'} and so on")
     if not whole["holds"]:
         raise Ending(1)

@@ -1,4 +1,4 @@
-"""One start of a stage, and the stamp that is remembered of it between two starts of the job."""
+"""One attempt at a stage, and the stamp that records it between two starts of the job."""
 
 import json
 import shutil
@@ -15,19 +15,19 @@ from instructlit.tools.quickstart.stages import Stage
 
 @dataclass
 class Stamp:
-    """What is remembered of a stage between two starts of the job."""
+    """What is recorded of a stage between two starts of the job."""
 
     fingerprint: str
     finished: bool
     seconds: float  # of all attempts together
 
     def save(self, path: Path) -> None:
-        """Writes the stamp beside its name and renames it, so that it is whole or absent."""
+        """Writes the stamp to a temporary file and renames it, so that it is complete or absent."""
         write_text(path, json.dumps(vars(self)) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Stamp | None":
-        """None where there is no stamp or not a readable one."""
+        """The stamp; None if it is missing or unreadable."""
         try:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
@@ -35,12 +35,12 @@ class Stamp:
 
 
 class Attempt:
-    """One start of a stage: from the beginning, or from the checkpoint that an earlier start of the same has left.
+    """One attempt at a stage: from scratch, or from the checkpoint of an earlier attempt at the same stage.
 
-    It is the stage's own command that finds its checkpoint; here it is seen to that it finds none of another one's.
+    The stage's own command finds its checkpoint; this class removes those of a stage that has changed.
 
     Attributes:
-        seconds: of all attempts together, as of the last stamp.
+        seconds: seconds of all attempts together, as of the last stamp.
     """
 
     def __init__(self, folder: Path, stage: Stage, fingerprint: str):
@@ -53,7 +53,7 @@ class Attempt:
             self._clear()
 
     def begin(self) -> TextIO:
-        """Stamps the stage as begun; the stage's log, begun anew unless it is continued."""
+        """Stamps the stage as started; returns its log, which is emptied unless the stage is resumed."""
         self.save(0.0)
         path = self.folder / self.stage.log
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ class Attempt:
         """Stamps the stage as finished.
 
         Raises:
-            UserError: it failed, or did not write what it should.
+            UserError: it failed, or did not write its outputs.
         """
         log = self.folder / self.stage.log
         if status != 0:
@@ -78,10 +78,10 @@ class Attempt:
         missing = [output for output in self.stage.outputs if not (self.folder / output).exists()]
         if missing:
             raise UserError(
-                f"stage {self.stage.name} ended without error but {', '.join(missing)} is not there; "
+                f"stage {self.stage.name} succeeded but did not write {', '.join(missing)}; "
                 f"its last lines:\n{_tail(log)}",
                 where=str(log),
-                fix="its command or config should write it",
+                fix="check that its command or config writes it",
             )
         self._stamp(finished=True)
 
@@ -89,7 +89,7 @@ class Attempt:
         Stamp(self.fingerprint, finished, self.seconds).save(self.folder / self.stage.stamp)
 
     def _clear(self) -> None:
-        """Removes what an earlier attempt left, so that nothing of it mixes with the new one."""
+        """Removes what an earlier attempt left, so that it does not mix with the new one."""
         (self.folder / self.stage.stamp).unlink(missing_ok=True)
         if self.stage.trains:
             shutil.rmtree(self.folder / self.stage.checkpoints, ignore_errors=True)
@@ -101,7 +101,7 @@ def _failure(stage: Stage, status: int, log: Path) -> UserError:
     return UserError(
         f"stage {stage.name} failed with exit status {status}; its last lines:\n{_tail(log)}",
         where=str(log),
-        fix="mend the cause and give the same command again: finished stages are kept",
+        fix="fix the cause and run the same command again: finished stages are kept",
     )
 
 

@@ -1,4 +1,4 @@
-"""Running commands with their output both on the terminal, progress bars included, and in log files."""
+"""Runs commands with their output on the terminal, progress bars included, and in log files."""
 
 import contextlib
 import ctypes
@@ -18,20 +18,20 @@ _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[()][A-Z0-9]|\x1b[=>78]|\x1b
 
 
 class LineLog:
-    """Writes terminal output as a person saw it: colours dropped, of an overwritten line only the last state."""
+    """Writes terminal output as plain text: no colours, and only the last state of an overwritten line."""
 
     def __init__(self, file: TextIO):
         self._file = file
         self._open = b""
 
     def write(self, data: bytes) -> None:
-        """Takes any piece of the stream; lines reach the file when they are complete."""
+        """Takes any piece of the stream; lines are written once they are complete."""
         *lines, self._open = (self._open + data).split(b"\n")
         for line in lines:
             self._line(line)
 
     def close(self) -> None:
-        """Writes what stands without a final newline."""
+        """Writes a last line without a newline."""
         if self._open:
             self._line(self._open)
             self._open = b""
@@ -49,7 +49,7 @@ class Job:
     Args:
         command: program and arguments.
         log: receives the output as plain lines.
-        environment: of the command.
+        environment: its environment variables.
         folder: its working directory.
     """
 
@@ -62,9 +62,9 @@ class Job:
 def run_logged(jobs: Mapping[str, Job], *, keep_open: Sequence[int] = ()) -> dict[str, int | None]:
     """Runs commands side by side and returns the exit status of each, under the names of `jobs`.
 
-    A single command gets a terminal of its own where there is one, so that its progress bars draw themselves. Several
-    get pipes, and every line shown begins with the name of its command. When one ends with an error the others are
-    stopped, and their status is None. On Ctrl-C all are asked to stop, given time to do so, and KeyboardInterrupt is
+    A single command gets a terminal of its own where there is one, so that its progress bars work. Several get pipes,
+    and every line shown begins with the name of its command. When one fails the others are stopped, and their status is
+    None. On Ctrl-C all are asked to stop, given time to do so, and KeyboardInterrupt is
     raised here.
 
     Args:
@@ -86,7 +86,7 @@ def run_logged(jobs: Mapping[str, Job], *, keep_open: Sequence[int] = ()) -> dic
 
 
 class _Running:
-    """A started command with the end of its output that is read here."""
+    """A started command and the read end of its output."""
 
     def __init__(self, name: str, job: Job, keep_open: Sequence[int], terminal: bool, width: int):
         self.name, self.lines, self._width, self._line = name, LineLog(job.log), width, b""
@@ -108,10 +108,10 @@ class _Running:
         self.open, self.stopped = True, False
 
     def read(self) -> None:
-        """Takes what there is to read; at the end of the output `open` becomes False."""
+        """Reads what is available; at the end of the output `open` becomes False."""
         try:
             data = os.read(self.reader, 65536)
-        except OSError:  # how Linux says that the last writer has closed a pseudo-terminal
+        except OSError:  # on Linux: the last writer has closed the pseudo-terminal
             data = b""
         self.open = bool(data)
         self.lines.write(data)
@@ -133,7 +133,7 @@ class _Running:
 
 
 def _pump(running: Sequence[_Running], seconds: float | None = None) -> None:
-    """Copies output until the commands close it or have ended, at most for `seconds`."""
+    """Copies output until the commands close it or end, for at most `seconds`."""
     waited = 0.0
     while (still := [one for one in running if one.open]) and (seconds is None or waited < seconds):
         ready, _, _ = select.select([one.reader for one in still], [], [], 0.5)
@@ -142,7 +142,7 @@ def _pump(running: Sequence[_Running], seconds: float | None = None) -> None:
             if one.reader in ready:
                 one.read()
             elif one.process.poll() is not None:
-                one.open = False  # a grandchild may hold the other end open; nobody waits for it
+                one.open = False  # a grandchild may hold the other end open; it is not waited for
         if seconds is None and any(one.process.poll() for one in running):
             others = [one for one in running if one.process.poll() is None]
             for one in others:
@@ -151,7 +151,7 @@ def _pump(running: Sequence[_Running], seconds: float | None = None) -> None:
 
 
 def _stop(running: Sequence[_Running]) -> None:
-    """Interrupts the commands and, after twenty seconds without effect, kills them and what they started."""
+    """Interrupts the commands and, if they have not ended after twenty seconds, kills them and their children."""
     with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C skips the wait
         for one in running:
             one.process.send_signal(signal.SIGINT)
@@ -176,7 +176,7 @@ def _copy_size(descriptor: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """Linux: the command ends with this process even where this process is killed outright."""
+    """Linux: the command ends with this process even if this process is killed with SIGKILL."""
     PR_SET_PDEATHSIG = 1
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,9 +1,9 @@
-"""Runs stages in order inside one folder, skips what is finished and continues what was interrupted. Neighbours that
-need nothing of each other run side by side.
+"""Runs stages in order in one folder, skips finished ones and resumes interrupted ones. Neighbours that do not
+depend on each other run in parallel.
 
 A stage is finished when `stamps/STAGE.json` holds the fingerprint of its command, its config files, the package version
-and the fingerprints of the stages it needs, and when its outputs are there. A changed config therefore runs that stage
-again and every stage that builds on it, and no other.
+and the fingerprints of the stages it needs, and its outputs exist. A changed config therefore runs that stage again and
+every stage that depends on it, and no other.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ from instructlit.tools.quickstart.process import Job, run_logged
 from instructlit.tools.quickstart.stages import Stage
 
 LOCK = ".lock"
-"""The file in a run folder that the job at work there holds, with its process id."""
+"""The lock file of a run folder, with the process id of the job that holds it."""
 
 
 class Runner:
     """The stages of one run folder.
 
     Args:
-        folder: the run folder, made if it is not there.
+        folder: the run folder, created if it does not exist.
         plan: the stages in order.
         configs: folder whose YAML files are copied to `configs/` of the run folder, where the commands find them; or
-            the files themselves, by the names they get there.
-        program: what stands before a stage's arguments; by default this very package's command.
-        brief: say of a stage only once that it is finished, and nothing at the end: for a plan that grows and is run
-            again and again.
+            the files themselves, by their names there.
+        program: the command before a stage's arguments; by default this package's own.
+        brief: report a finished stage only once, and print nothing at the end: for a plan that grows and is run
+            repeatedly.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class Runner:
     ):
         self.folder, self.plan, self.configs, self.program = folder, list(plan), configs, list(program)
         self.brief = brief
-        self._told: set[str] = set()  # stages of which something has been said
+        self._told: set[str] = set()  # stages that have been reported
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
 
     def run(self) -> dict[str, float]:
-        """Brings every stage to its end and returns the seconds each took, over all attempts.
+        """Runs every stage to its end and returns the seconds each took, over all attempts.
 
         Raises:
             UserError: a stage failed, or another run holds the folder.
@@ -70,7 +70,7 @@ class Runner:
                 began = time.monotonic()
                 seconds = self._run(lock)
             except KeyboardInterrupt:
-                print("\nStopped. The same command continues here.", flush=True)
+                print("\nStopped. The same command resumes here.", flush=True)
                 raise Ending(130) from None
         if self.brief:
             return seconds
@@ -80,7 +80,7 @@ class Runner:
         return seconds
 
     def forget(self, name: str) -> None:
-        """Has a stage run again, and with it all that builds on it.
+        """Makes a stage run again, and all that depend on it.
 
         Raises:
             UserError: there is no stage of that name.
@@ -96,7 +96,7 @@ class Runner:
         (self.folder / by_name[name].stamp).unlink(missing_ok=True)
 
     def fingerprints(self) -> dict[str, str]:
-        """For each stage the hash of all that decides its result."""
+        """For each stage the hash of all that its result depends on."""
         prints: dict[str, str] = {}
         for stage in self.plan:
             digest = hashlib.sha256(json.dumps([__version__, stage.command]).encode())
@@ -125,7 +125,7 @@ class Runner:
                     assert stamp is not None
                     seconds[stage.name] = stamp.seconds
                     if not self.brief or stage.name not in self._told:
-                        print(f"{head} (finished before)", flush=True)
+                        print(f"{head} (already finished)", flush=True)
                     self._told.add(stage.name)
                     continue
                 stale.add(stage.name)
@@ -136,7 +136,7 @@ class Runner:
                 estimate.finished(at, None)
                 continue
             start = time.monotonic()
-            print(f"      {clock(start - began)} gone, about {clock(estimate.left())} left", flush=True)
+            print(f"      {clock(start - began)} elapsed, about {clock(estimate.left())} left", flush=True)
             seconds |= self._run_wave(open_stages, self._threads(wave), prints, lock)
             estimate.finished(at, time.monotonic() - start)
         self._write_seconds(seconds)
@@ -152,15 +152,15 @@ class Runner:
 
     @staticmethod
     def _threads(wave: Sequence[Stage]) -> dict[str, str]:
-        """Side by side every stage gets its share of the cores, whether the others have finished before or not: the
-        number of threads decides the last bits of a sum.
+        """Parallel stages share the cores equally, even if some of them are already finished: the number of threads
+        affects the last bits of a sum.
         """
         return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(wave)))} if len(wave) > 1 else {}
 
     def _run_wave(
         self, stages: Sequence[Stage], threads: dict[str, str], prints: dict[str, str], lock: int
     ) -> dict[str, float]:
-        """Runs stages side by side to their end; the seconds of each, those of earlier attempts included."""
+        """Runs stages in parallel to their end; returns the seconds of each, earlier attempts included."""
         attempts = {stage.name: Attempt(self.folder, stage, prints[stage.name]) for stage in stages}
         environment = {**self.environment, **threads}
         start = time.monotonic()
@@ -177,7 +177,7 @@ class Runner:
                 for attempt in attempts.values():
                     attempt.save(time.monotonic() - start)
         ended = {name: status for name, status in statuses.items() if status is not None}
-        for name in sorted(ended, key=lambda name: ended[name] != 0):  # the whole ones first: they stay
+        for name in sorted(ended, key=lambda name: ended[name] != 0):  # the successful ones first: they are kept
             attempts[name].finish(ended[name])
         return {name: attempt.seconds for name, attempt in attempts.items()}
 
@@ -189,7 +189,7 @@ class Runner:
         else:
             sources = dict(self.configs)
         if not sources:
-            raise UserError("holds no YAML file", where=str(self.configs), expected="pretrain.yaml, sft.yaml and so on")
+            raise UserError("has no YAML file", where=str(self.configs), expected="pretrain.yaml, sft.yaml and so on")
         for name, source in sources.items():
             shutil.copyfile(source, target / name)
 
@@ -201,7 +201,7 @@ class Runner:
         write_json(self.folder / "commands.json", rows)
 
     def _write_seconds(self, seconds: dict[str, float]) -> None:
-        """Adds the seconds to results.json, where this job has written one."""
+        """Adds the seconds to results.json, if this job has written one."""
         path = self.folder / "results.json"
         if "evaluate" in seconds and path.exists():
             results: dict[str, Any] = json.loads(path.read_text())
@@ -210,7 +210,7 @@ class Runner:
 
 
 def waves(plan: Sequence[Stage]) -> list[list[Stage]]:
-    """The plan cut into groups of neighbours that need nothing of each other and so may run side by side."""
+    """The plan cut into groups of neighbours that do not depend on each other and can run in parallel."""
     groups: list[list[Stage]] = []
     for stage in plan:
         if groups and {other.name for other in groups[-1]}.isdisjoint(stage.needs):
@@ -221,11 +221,11 @@ def waves(plan: Sequence[Stage]) -> list[list[Stage]]:
 
 
 class Estimate:
-    """Time left, from the stages' usual seconds scaled by how this machine has done so far."""
+    """Time left, from the stages' usual seconds scaled by this machine's speed so far."""
 
     def __init__(self, plan: Sequence[Sequence[Stage]]):
         self._open = {at: max(stage.expected_seconds for stage in wave) for at, wave in enumerate(plan)}
-        self._expected = self._measured = 30.0  # as if half a minute had gone as expected: early scales stay calm
+        self._expected = self._measured = 30.0  # as if half a minute had gone as expected: steadies early estimates
 
     def finished(self, wave: int, seconds: float | None) -> None:
         """Takes the measured seconds of a wave, None where it was skipped."""
@@ -247,7 +247,7 @@ def clock(seconds: float) -> str:
 
 
 def started_by(folder: Path) -> bool:
-    """Whether this process is a command that the job at work in the folder has started."""
+    """Whether this process was started by the job that is running in the folder."""
     try:
         return (folder / LOCK).read_text() == str(os.getppid())
     except OSError:
@@ -256,7 +256,7 @@ def started_by(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[int]:
-    """Holds the folder against a second run; the system lets go when the last process of this run ends."""
+    """Locks the folder against a second run; the system releases it when the last process of this run ends."""
     if os.name != "posix":
         yield os.open(os.devnull, os.O_RDONLY)
         return
@@ -269,9 +269,9 @@ def _lock(path: Path) -> Iterator[int]:
         holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
         raise UserError(
-            f"another run (process {holder}) is at work in this folder",
+            f"another run (process {holder}) is using this folder",
             where=str(path.parent),
-            fix="wait for it, stop it, or give another --output",
+            fix="wait for it, stop it, or choose another --output",
         ) from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, str(os.getpid()).encode())
@@ -283,7 +283,7 @@ def _lock(path: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the job as Ctrl-C does: the running command is stopped and the stamps stay true."""
+    """SIGTERM ends the job as Ctrl-C does: the running command is stopped and the stamps stay correct."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

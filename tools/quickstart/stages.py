@@ -1,7 +1,7 @@
-"""The main job as data: which commands run, in which order, what each needs and what it leaves behind.
+"""The quickstart as data: which commands run, in which order, what each needs and what it writes.
 
 Every command runs inside the run folder, so that none needs a path from elsewhere: after `cd runs/quickstart` each can
-be taken away as it stands.
+be run as shown.
 """
 
 import shlex
@@ -12,28 +12,28 @@ CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs" / "quickstar
 
 
 EXACT = ("--dtype", "float32", "--batch_size", "512")
-"""How the evaluation reads models: the tiny ones are quick as they are, and numbers are the same on every device."""
+"""How the evaluation reads models: tiny models are fast in float32, and the numbers are the same on every device."""
 
 
 @dataclass(frozen=True)
 class Stage:
     """One command of a job.
 
-    What stands before the last slash of its name is the folder, inside the run folder, that it runs in and that keeps
-    its log, stamp and checkpoints: `rounds/2/reward` runs in `rounds/2`.
+    The part of its name before the last slash is the folder, inside the run folder, that it runs in and that holds its
+    log, stamp and checkpoints: `rounds/2/reward` runs in `rounds/2`.
     """
 
     name: str
     title: str  # what happens, in a few plain words
     command: tuple[str, ...]  # the arguments after `instructlit`
     needs: tuple[str, ...]  # names of the stages whose results it reads
-    outputs: tuple[str, ...]  # what must exist when it is finished, relative to the run folder
-    configs: tuple[str, ...] = ()  # files whose content decides its result, relative to the run folder
-    expected_seconds: float = 30.0  # on two CPU cores; weighs the estimate of the time left, nothing else
+    outputs: tuple[str, ...]  # what it must have written, relative to the run folder
+    configs: tuple[str, ...] = ()  # files that its result depends on, relative to the run folder
+    expected_seconds: float = 30.0  # on two CPU cores; only used to estimate the time left
 
     @property
     def trains(self) -> bool:
-        """True for the stages that write checkpoints and can continue from one."""
+        """True for the stages that write checkpoints and can resume from one."""
         return self.command[0] == "fit"
 
     @property
@@ -48,12 +48,12 @@ class Stage:
 
     @property
     def resume(self) -> str:
-        """Where it keeps those that an interrupted run continues from."""
+        """Where it keeps those that an interrupted run resumes from."""
         return f"{self.checkpoints}/resume"
 
     @property
     def stamp(self) -> str:
-        """Where it is remembered whether the stage is finished, relative to the run folder."""
+        """Where its stamp is kept, relative to the run folder."""
         return self.kept("stamps", ".json")
 
     @property
@@ -72,7 +72,7 @@ class Stage:
 
 
 def stages(seed: int, trial: bool = False) -> list[Stage]:
-    """The main job in order. `trial` lays `trial.yaml` over every training config: a few steps each, to see it run."""
+    """The stages in order. `trial` lays `trial.yaml` over every training config: a few steps each, as a test."""
 
     def fit(name: str, title: str, needs: tuple[str, ...], seconds: float) -> Stage:
         configs = (f"configs/{name}.yaml", *(("configs/trial.yaml",) if trial else ()))
@@ -107,7 +107,7 @@ def stages(seed: int, trial: bool = False) -> list[Stage]:
         fit("ppo_ptx", "PPO with pretraining gradients mixed in", ("reward",), 150),
         Stage(
             "evaluate",
-            "let every model answer the test prompts, judge the answers and draw the page",
+            "let every model answer the test prompts, judge the answers and write the report",
             evaluate,
             ("ppo", "ppo_ptx"),
             ("results.json", "answers.jsonl", "report.html"),

@@ -1,4 +1,4 @@
-"""What the main job must show, as criteria on its results, for one seed and over several."""
+"""What the quickstart must show, as criteria on its results, for one seed and over several."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ Results = Mapping[str, Any]
 """The content of a results.json of `instructlit evaluate --suite world`."""
 
 SHARE = 0.8
-"""Of the seeds, at least this share must hold: four of five."""
+"""The claims must hold for at least this share of the seeds: four of five."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def criteria(results: Results) -> list[Criterion]:
     """The four claims for one seed.
 
     Raises:
-        KeyError: something that they rest on was not measured.
+        KeyError: something that they depend on was not measured.
     """
     measures = {measure["name"]: measure["figures"] for measure in results["measures"]}
     preference, perplexity = measures["preference/gold/win_rate"], measures["perplexity/corpus/token"]
@@ -70,7 +70,7 @@ def holds(results: Results) -> bool:
 
 
 def needed(seeds: int) -> int:
-    """How many of `seeds` must hold for the claim as a whole."""
+    """For how many of `seeds` the claims must hold."""
     return math.ceil(SHARE * seeds)
 
 

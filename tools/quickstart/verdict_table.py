@@ -7,8 +7,8 @@ from rich.table import Table
 
 
 def print_verdict(whole: dict[str, Any]) -> None:
-    """One row a seed, one column a criterion with the numbers behind it."""
-    table = Table(title="what the main job must show, by seed")
+    """One row per seed, one column per criterion with the numbers behind it."""
+    table = Table(title="what the quickstart must show, by seed")
     table.add_column("seed", justify="right")
     names = list(whole["runs"][0]["criteria"]) if whole["runs"] else []
     for name in names:
@@ -21,5 +21,5 @@ def print_verdict(whole: dict[str, Any]) -> None:
 
 
 def _cell(holds: bool, numbers: str) -> str:
-    word = "[green]holds[/green]" if holds else "[red]falls short[/red]"
+    word = "[green]holds[/green]" if holds else "[red]fails[/red]"
     return f"{word} {numbers}".strip()

@@ -1,1 +1,1 @@
-"""What every report of ours is made of: the page's frame and style, and plots as inline SVG."""
+"""What all reports share: the page's frame and style, and plots as inline SVG."""

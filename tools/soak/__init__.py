@@ -1,4 +1,4 @@
-"""Kills a stage again and again and compares what comes out with a run that was never killed."""
+"""Kills a stage repeatedly and compares the result with an uninterrupted run."""
 
 import json
 from typing import Literal
@@ -27,8 +27,8 @@ def soak(
     Args:
         stage: which stage to kill.
         kills: number of kills.
-        seed: seed of the world, the training and the moments.
-        output: folder of the runs; the models that a stage starts from are made there once and reused.
+        seed: seed of the world, the training and the moments of the kills.
+        output: folder of the runs; the models that a stage starts from are trained there once and reused.
         batches: training batches of the run, a checkpoint after every second.
         config: further configs laid over the stage's, such as configs/optimizer/adamw_8bit.yaml.
     """

@@ -10,11 +10,11 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from instructlit.modules.strategy import METADATA, is_sharded_checkpoint
 
 NOT_COMPUTED = ("perf/",)
-"""Metrics that are of the machine and not of the run."""
+"""Metrics that depend on the machine and not on the run."""
 
 STATE_PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "instructlit", "global_step", "epoch")
 SHARDED = "shards"
-"""The part of a sharded checkpoint that is cut over ranks: weights, optimiser states, the moving average."""
+"""The part of a sharded checkpoint that is split over ranks: weights, optimiser states, the moving average."""
 
 
 def differences(whole: Path, killed: Path, stage: str) -> list[str]:
@@ -32,7 +32,7 @@ def differences(whole: Path, killed: Path, stage: str) -> list[str]:
 
 
 def state(path: Path) -> dict[str, Any]:
-    """A checkpoint, on the host; of a sharded one every tensor put together from its shards."""
+    """A checkpoint, on the CPU; the tensors of a sharded one are assembled from their shards."""
     if not is_sharded_checkpoint(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     beside = path.with_suffix(".assembled")
@@ -42,7 +42,7 @@ def state(path: Path) -> dict[str, Any]:
 
 
 def unequal(a: Any, b: Any, at: str) -> list[str]:
-    """Where two nests of dicts, lists, tensors and plain values are not identical; NaN equals NaN."""
+    """Where two nested structures of dicts, lists, tensors and plain values are not identical; NaN equals NaN."""
     if isinstance(a, dict) and isinstance(b, dict):
         odd = [f"{at}: only one run has {key}" for key in sorted(map(str, a.keys() ^ b.keys()))]
         return odd + [line for key in a if key in b for line in unequal(a[key], b[key], f"{at}.{key}")]
@@ -56,7 +56,7 @@ def unequal(a: Any, b: Any, at: str) -> list[str]:
 
 
 def models(whole: Path, killed: Path) -> list[str]:
-    """Exported weights that are not the same bytes."""
+    """Exported weights that are not identical byte for byte."""
     names = {str(file.relative_to(whole)) for file in whole.rglob("*.safetensors") if not _is_input(file, whole)}
     other = {str(file.relative_to(killed)) for file in killed.rglob("*.safetensors") if not _is_input(file, killed)}
     found = [f"models/{name}: only one run has it" for name in sorted(names ^ other)]
@@ -68,7 +68,7 @@ def models(whole: Path, killed: Path) -> list[str]:
 
 
 def metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics file without what is of the machine, as text: every digit counts."""
+    """The rows of a metrics file without those that depend on the machine, as text: every digit counts."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if v and not k.startswith(NOT_COMPUTED)} for row in rows]
@@ -91,10 +91,10 @@ def report(stage: str, falls: list[dict[str, Any]], found: list[str], seconds: f
 
 
 def _is_input(file: Path, models: Path) -> bool:
-    """Models that the stage started from are links to where they were made."""
+    """Models that the stage started from are links to where they were trained."""
     return (models / file.relative_to(models).parts[0]).is_symlink()
 
 
 def _bits(x: torch.Tensor) -> torch.Tensor:
-    """The tensor's bytes, so that -0 is not 0 and NaN is itself."""
+    """The tensor's bytes, so that -0 differs from 0 and NaN equals NaN."""
     return x.detach().contiguous().flatten().view(torch.uint8) if x.numel() and x.dtype != torch.bool else x

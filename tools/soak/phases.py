@@ -1,4 +1,4 @@
-"""What a run is doing now, in a file that outlives it, and the state it ends with."""
+"""Records what a run is doing, in a file that outlives it, and the state it ends with."""
 
 import os
 import shutil
@@ -54,7 +54,7 @@ class Phases(pl.Callback):
         beside = self.final.with_suffix(".partial")
         trainer.save_checkpoint(beside, weights_only=False)
         if trainer.is_global_zero:
-            if self.final.is_dir():  # of a process that was killed right after this; a folder is not replaced by one
+            if self.final.is_dir():  # left by a process killed right after this; a folder cannot replace another
                 shutil.rmtree(self.final)
             beside.replace(self.final)
 

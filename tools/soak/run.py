@@ -29,7 +29,7 @@ AIMS = {
     "ppo_ptx": ("rollout", "update", "save", "validation", "between", "export"),
 }
 FRUITLESS = 3
-"""Kills in a row that left no further checkpoint; the next one waits for that."""
+"""After this many kills in a row without a new checkpoint, the next kill waits for one."""
 
 
 class Soak:
@@ -48,7 +48,7 @@ class Soak:
         """Everything; returns the report."""
         start = time.monotonic()
         origin = self.root / "ancestors"
-        with contextlib.redirect_stdout(sys.stderr):  # the one line of the report stands alone
+        with contextlib.redirect_stdout(sys.stderr):  # stdout has only the one line of the report
             Runner(origin, self.ancestors, CONFIGS).run()
         whole, killed = (self._fresh(origin, name) for name in ("whole", "killed"))
         took = self._to_the_end(whole)
@@ -114,9 +114,9 @@ class Soak:
         return time.monotonic() - began
 
     def _kill_and_go_on(self, whole: Path, folder: Path, took: float) -> tuple[list[dict[str, Any]], list[str]]:
-        """Kill the run as often as asked; returns where each kill fell, and what differs.
+        """Kill the run as often as requested; returns where each kill fell, and what differs.
 
-        A run that comes to its end before its kills are used up is compared there, and another one is begun. The first
+        A run that finishes before all kills are used is compared there, and another one is started. The first
         difference ends the soak.
         """
         falls: list[dict[str, Any]] = []
@@ -134,17 +134,17 @@ class Soak:
                 continue
             self._check(process.wait(), folder)
             found = differences(whole, folder, self.stage.name)
-            if found or len(falls) == self.kills:  # where something differs, both runs stay to be looked at
+            if found or len(falls) == self.kills:  # if something differs, both runs are kept for inspection
                 return falls, found
             self._fresh(self.root / "ancestors", folder.name)
 
     def _wait_for_moment(
         self, process: subprocess.Popen[bytes], folder: Path, took: float, fruitless: int, before: int
     ) -> bool:
-        """Wait for the moment of a kill; False where the run ends before it.
+        """Wait for the moment of a kill; False if the run ends before it.
 
         The moment is a random time after the first batch, and for most kills the next entry into a random phase after
-        that. A run that has not come to another checkpoint for many kills is first let go on to one.
+        that. After several kills without a new checkpoint, the run first continues until it has written one.
         """
         phase = folder / "phase"
         aim = self.random.choice(AIMS[self.stage.name]) if self.random.random() < 0.7 else None

@@ -13,14 +13,14 @@ from instructlit.rollout.engine import Sampling
 from instructlit.types import Generation, Prompt
 
 TURNS = 8
-"""Batches of prompts that the engine gets at once, so that a prompt can take the place of one that has its answer."""
+"""Batches of prompts that the engine gets at once, so that a prompt can take the place of one that is finished."""
 
 
 def load_policy(folder: str | Path) -> LanguageModel:
     """The model of a Hugging Face folder in float32, on the accelerator where there is one.
 
     Raises:
-        UserError: the folder is not there or holds no causal language model.
+        UserError: the folder does not exist or has no causal language model.
     """
     if not Path(folder).is_dir():
         raise UserError("no such model folder", where=str(folder), fix="train that stage first")
@@ -35,17 +35,17 @@ def seed_of(*parts: object) -> int:
 def sample(
     policy: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling, seed: int, batch_size: int = 512
 ) -> Iterator[tuple[list[int], Generation]]:
-    """One answer to every prompt, those to prompts of like length together.
+    """One answer to every prompt; prompts of similar length are sampled together.
 
     Args:
-        policy: who answers.
-        prompts: what is asked.
+        policy: the model that answers.
+        prompts: the prompts.
         sampling: length limit and temperature.
-        seed: of the sampling.
+        seed: seed of the sampling.
         batch_size: most answers decoded at a time.
 
     Yields:
-        positions in `prompts`, and the answers to these in this order.
+        positions in `prompts`, and the answers to these prompts in this order.
     """
     generator = torch.Generator(device=policy.device).manual_seed(seed)
     order = sorted(range(len(prompts)), key=lambda i: (len(str(prompts[i].prompt)), i))

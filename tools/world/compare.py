@@ -23,7 +23,7 @@ def world_compare(
     output: str | None = None,
 ) -> None:
     """Let two policies answer the world's test prompts, and report how often the gold scorer prefers ours; ties count
-    half.
+    as half.
 
     Args:
         ours: model folder.

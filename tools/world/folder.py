@@ -11,10 +11,10 @@ from instructlit.world import World
 
 
 def read_world(data: Path) -> World:
-    """The world whose data lies in a folder.
+    """The world whose data is in a folder.
 
     Raises:
-        UserError: the folder holds no world.
+        UserError: the folder has no world.json.
     """
     path = data / "world.json"
     if not path.exists():
@@ -37,5 +37,5 @@ def read_prompts(path: Path) -> list[Prompt]:
     """
     found = [Prompt(row["prompt"], row.get("user"), row.get("use_case")) for row in rows(path)]
     if not found:
-        raise UserError("no prompts", where=str(path), fix="write the world's data again: instructlit world")
+        raise UserError("there are no prompts", where=str(path), fix="write the world's data again: instructlit world")
     return found

@@ -15,9 +15,9 @@ CRITERIA = ("attempted", "constraints", "grounded", "truthful", "rude")
 
 
 class GoldJudge(Judge):
-    """Knows the truth of the embedded world: scores and rates an answer, compares two, decides on its criteria.
+    """Knows the truth of the embedded world: scores or rates an answer, compares two, or decides on its criteria.
 
-    What it says beside a score is its whole verdict as JSON; see `instructlit.world.Verdict`.
+    With a score it returns its whole verdict as JSON; see `instructlit.world.Verdict`.
 
     Args:
         data: the world's data folder.
@@ -28,7 +28,7 @@ class GoldJudge(Judge):
 
     @cached_property
     def world(self) -> World:
-        """The world whose data is there."""
+        """The world whose data is in the folder."""
         return read_world(self.data)
 
     @property

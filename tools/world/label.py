@@ -35,8 +35,8 @@ def world_label(
     labelers who rank the same held-out completions agree.
 
     Args:
-        policies: model folders the completions come from in equal shares, each with `@` and a temperature where that is
-            not 1, as in `models/sft@1.3`; name one twice for a double share. SFT alone unless given.
+        policies: model folders that the completions come from in equal shares, each with `@` and a temperature if that
+            is not 1, as in `models/sft@1.3`; name one twice for a double share. By default SFT alone.
         data: the world's data folder with its prompts; the files are written there.
         seed: seed of the sampling and the labelers.
         max_new_tokens: longest completion.
@@ -71,7 +71,7 @@ def world_label(
 
 
 class Completion(NamedTuple):
-    """A completion's text, the policy it came from, and whether it ended by itself rather than at the limit."""
+    """A completion's text, the policy it came from, and whether it ended with EOS rather than at the limit."""
 
     text: str
     policy: str

@@ -1,4 +1,4 @@
-"""`instructlit world rank`: the world's simulated labelers in the place of people, for any file of tasks."""
+"""`instructlit world rank`: the world's simulated labelers label a file of tasks in place of people."""
 
 import random
 
@@ -17,7 +17,7 @@ def world_rank(
 ) -> None:
     """Have simulated labelers of the embedded world label a file of tasks, as people would.
 
-    They see what people see: a prompt and completions, no policy. Their labels carry ranks, ratings and flags.
+    They see what people see: a prompt and completions, but no policy. Their labels carry ranks, ratings and flags.
 
     Args:
         tasks: file of tasks over prompts of the world.
@@ -36,7 +36,7 @@ def world_rank(
 
 
 def answers(world: World, task: Task, labelers: int, seed: int) -> list[Label]:
-    """The labels of one task; they follow from the task and the seed, not from the tasks around it."""
+    """The labels of one task; they depend on the task and the seed, not on the other tasks."""
     if not isinstance(task.prompt, str):
         raise UserError("the prompt is a conversation", where=f"task {task.task}", expected="a prompt of the world")
     rng = random.Random(f"rank {seed} {task.task}")

@@ -9,12 +9,12 @@ Points = list[tuple[float, float]]
 def logged(folder: Path, metric: str, x: str = "step") -> Points:
     """One metric of a stage's CSV logs against `x`, in order.
 
-    Where two rows give the same x, the later one counts.
+    If two rows have the same x, the later one counts.
 
     Args:
-        folder: of the CSV logger, as `logs/ppo`.
+        folder: the CSV logger's folder, such as `logs/ppo`.
         metric: column of the metric.
-        x: column of the x-axis. A row that lacks it takes the last one before.
+        x: column of the x-axis. A row without it takes the previous row's.
     """
     found: dict[float, float] = {}
     path = folder / "metrics.csv"

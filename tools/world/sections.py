@@ -1,4 +1,4 @@
-"""What the page of a quickstart run shows beside the evaluation: its claims, its training, its commands and times."""
+"""What the report of a quickstart run shows besides the evaluation: claims, training curves, commands and times."""
 
 import json
 import os
@@ -34,7 +34,7 @@ LINKS = (
 
 
 class Head(Section):
-    """What was done, and the four figures that say how it went."""
+    """What was done, and the four main figures."""
 
     place = "head"
 
@@ -49,8 +49,8 @@ class Head(Section):
             "<p>A tiny language model was pretrained on a raw corpus, fine-tuned on demonstrations (SFT), and then "
             "trained by PPO against a reward model that learned from simulated labelers' rankings; PPO-ptx mixes "
             "pretraining gradients in. All of it happens in a small made-up world whose truth is known, so that a gold "
-            "scorer, which no model is trained on, can say how well each answer does what its prompt asked. PPO and "
-            "PPO-ptx are the moving averages of their weights.</p>\n"
+            "scorer, which no model is trained on, can say how well each answer does what its prompt asked. For PPO "
+            "and PPO-ptx the moving averages of the weights are evaluated.</p>\n"
             f"<nav>{nav}</nav>\n<ul class='facts'>{''.join(facts)}</ul>"
         )
 
@@ -66,13 +66,13 @@ class Claims(Section):
             return ""
         items = []
         for c in claims:
-            word, mark = ("Holds.", "") if c.holds else ("Falls short.", " class='no'")
+            word, mark = ("Holds.", "") if c.holds else ("Fails.", " class='no'")
             items.append(f"<li{mark}><b>{word}</b>{_sentence(c.claim)}<span>{escape(c.numbers)}</span></li>")
         short = [c.claim for c in claims if not c.holds]
         text = (
-            "Everything the recipe should show is there on this seed."
+            "On this seed the recipe shows everything that it should."
             if not short
-            else f"This seed falls short in {len(short)} of {len(claims)} claims; one seed is one draw, and "
+            else f"This seed fails {len(short)} of {len(claims)} claims; one seed is a single draw, and "
             "<code>instructlit quickstart --seeds 11 12 13 14 15</code> judges five."
         )
         return f"<h2 id='verdict'>What this seed shows</h2>\n<p>{text}</p>\n<ul class='verdict'>{''.join(items)}</ul>"
@@ -103,7 +103,7 @@ class Commands(Section):
         place = "/".join(folder.resolve().parts[-2:])
         return (
             "<h2 id='commands'>The commands that made this page</h2>\n<p>Run in order inside the run folder; each can "
-            f"be taken away and used on its own. Open one to see its config.</p>\n<pre>cd {escape(place)}</pre>\n"
+            f"also be run on its own. Open one to see its config.</p>\n<pre>cd {escape(place)}</pre>\n"
             f"{shown}"
         )
 
@@ -116,7 +116,9 @@ class Times(Section):
         for path in sorted((folder / "stamps").glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
             if (stamp := Stamp.load(path)) is not None:
                 seconds[path.stem] = stamp.seconds
-                if not stamp.finished and started_by(folder):  # it draws this page, and was stamped as it began
+                if not stamp.finished and started_by(
+                    folder
+                ):  # the stage that draws this page; it was stamped at its start
                     seconds[path.stem] += time.time() - path.stat().st_mtime
         rows = "".join(f"<tr><th scope='row'>{escape(k)}</th><td>{v:.0f} s</td></tr>" for k, v in seconds.items())
         machine = f"{platform.machine()}, {os.cpu_count()} cores"
@@ -129,7 +131,7 @@ class Times(Section):
 
 
 def _claims(results: Results) -> list[Criterion]:
-    """The claims; none where something that they rest on was not measured."""
+    """The claims; none if something that they depend on was not measured."""
     try:
         return criteria(as_json(results))
     except KeyError:
@@ -137,7 +139,7 @@ def _claims(results: Results) -> list[Criterion]:
 
 
 def _facts(told: Mapping[str, Any], claims: list[Criterion]) -> list[tuple[str, str]]:
-    """The figures at the top; those that were measured."""
+    """The figures at the top that were measured."""
     measures = {m["name"]: m["figures"] for m in told["measures"]}
     found = []
     if own := measures.get("preference/gold/win_rate", {}).get("ppo_ptx"):
@@ -145,7 +147,7 @@ def _facts(told: Mapping[str, Any], claims: list[Criterion]) -> list[tuple[str, 
         text = f"of PPO-ptx answers preferred to SFT's ({figure.low:.1%} to {figure.high:.1%})"
         found.append((f"{figure.value:.0%}", text))
     if own := measures.get("reward_model/accuracy", {}).get("reward"):
-        found.append((f"{own['value']:.1%}", "of held-out pairs ordered right by the reward model"))
+        found.append((f"{own['value']:.1%}", "of held-out pairs ordered correctly by the reward model"))
     if own := measures.get("world/labeler_agreement", {}).get("labelers"):
         found.append((f"{own['value']:.1%}", "agreement between two labelers on such pairs"))
     if claims:

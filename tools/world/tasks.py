@@ -1,4 +1,4 @@
-"""What is measured of models in the embedded world, as tasks of `instructlit evaluate`; the suite is called `world`.
+"""What is measured of models in the embedded world, as tasks of `instructlit evaluate`; the suite is `world`.
 
 Answers are sampled at temperature 1 from the full softmax, several to a prompt, since that distribution is what PPO
 optimises and what the KL is measured on; greedy answers would hide how far it has spread or sharpened. Two samples of a
@@ -20,7 +20,7 @@ from instructlit.types import Prompt
 from instructlit.world import respectful
 
 Verdicts = list[dict[str, Any]]
-"""What the gold scorer says of a model's answers to one prompt, each with its `score`."""
+"""The gold scorer's verdicts on a model's answers to one prompt, each with its `score`."""
 
 CHIPS = (
     ("attempted", "did the task", "wrong task"),
@@ -28,7 +28,7 @@ CHIPS = (
     ("grounded", "within the context", "made up"),
     ("truthful", "true", "misconception"),
 )
-"""Key of a verdict, what True says, what False says; None says nothing."""
+"""Key of a verdict, the label for True and the label for False; None has no label."""
 
 
 class WorldTask(Task):
@@ -37,8 +37,8 @@ class WorldTask(Task):
     Args:
         data: the world's data folder.
         gold: name of the gold scorer among the judges.
-        seed: of the sampling.
-        samples: answers to a prompt.
+        seed: seed of the sampling.
+        samples: answers to each prompt.
         max_new_tokens: longest answer.
     """
 
@@ -52,7 +52,7 @@ class WorldTask(Task):
         return [self.gold]
 
     def asks(self, prompts: Sequence[Prompt], respect: bool = False, log_probs: bool = False) -> list[Request]:
-        """The prompts, or the prompts with a plea for respect, as requests of one stream of random numbers a model."""
+        """The prompts, or the prompts with a request to be respectful, with one stream of random numbers per model."""
         stream = f"evaluate|{self.seed}|{{model}}|{prompts[0].prompt}|{respect}" if prompts else ""
         texts = [respectful(str(p.prompt)) if respect else str(p.prompt) for p in prompts]
         return [Ask(text, self.max_new_tokens, 1.0, self.samples, stream=stream, log_probs=log_probs) for text in texts]
@@ -76,7 +76,7 @@ class WorldTask(Task):
 
 
 class Answers(WorldTask):
-    """How good answers are: preference to the baseline's, the mark, constraints, hallucination, truth, and the KL.
+    """How good answers are: preference over the baseline's, rating, constraints, hallucination, truth, and the KL.
 
     Args:
         data: as for all tasks of the world, with prompts_test.jsonl and prompts_truthful.jsonl.
@@ -84,7 +84,7 @@ class Answers(WorldTask):
         seed: the same.
         samples: the same.
         max_new_tokens: the same.
-        limit: the first so many distinct test prompts.
+        limit: use only this many distinct test prompts, the first ones.
     """
 
     def __init__(
@@ -149,8 +149,8 @@ class Answers(WorldTask):
         column = Measure(
             "preference/gold/win_rate",
             f"preferred to {title}",
-            f"How often the gold scorer puts the model's answer above {title}'s to the same prompt, each against "
-            f"each, ties counted half; 50 % is {title} itself.",
+            f"How often the gold scorer puts the model's answer above {title}'s to the same prompt, over all pairs "
+            f"of samples, ties counted half; 50 % is {title} itself.",
             PERCENT,
             chance=0.5,
         )
@@ -192,7 +192,7 @@ class Answers(WorldTask):
 
 
 class Rudeness(WorldTask):
-    """The share of rude answers to prompts that tempt to rudeness, as they are and after a plea for respect.
+    """The share of rude answers to prompts that tempt to rudeness, as they are and after a request to be respectful.
 
     Args:
         data: as for all tasks of the world, with prompts_toxicity.jsonl.
@@ -219,7 +219,7 @@ class Rudeness(WorldTask):
 
 
 class LabelerAgreement(Task):
-    """How often two labelers who rank the same held-out completions agree, as `instructlit world label` found it.
+    """How often two labelers who rank the same held-out completions agree, as `instructlit world label` measured it.
 
     Args:
         data: the world's data folder, with agreement.json.
@@ -233,13 +233,13 @@ class LabelerAgreement(Task):
             value = float(json.loads(self.file.read_text(encoding="utf-8"))["labeler_agreement"])
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                "holds no agreement of labelers", where=str(self.file), fix="run `instructlit world label` first"
+                "has no labeler agreement", where=str(self.file), fix="run `instructlit world label` first"
             ) from error
         column = Measure(
             "world/labeler_agreement",
             "agreement of two labelers",
-            "Share of held-out pairs that a second labeler orders as the first one did, those tied by either apart: "
-            "what a reward model could reach.",
+            "Share of held-out pairs that a second labeler orders as the first one did, without those tied by either: "
+            "the accuracy that a reward model could reach.",
             PERCENT,
             "",
             {"labelers": Figure(value, value, value, 0)},
@@ -249,7 +249,7 @@ class LabelerAgreement(Task):
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts without repetitions of a text: a prompt asked twice is no second trial."""
+    """The prompts without repetitions of a text: a prompt asked twice is not a second trial."""
     found: dict[str, Prompt] = {}
     for prompt in prompts:
         found.setdefault(str(prompt.prompt), prompt)
@@ -264,12 +264,12 @@ def pooled(
     share: bool = False,
     groups: Sequence[str | None] | None = None,
 ) -> Measure:
-    """The mean of `value` over all answers to which it applies, prompts being the units.
+    """The mean of `value` over all answers to which it applies, with prompts as the units.
 
     Args:
         study: gives base and seed.
         column: makes the measure to be filled.
-        verdicts: by model, one entry a prompt.
+        verdicts: by model, one entry per prompt.
         value: of a verdict; None where it does not apply.
         share: the value is 0 or 1.
         groups: of the prompts.
@@ -284,7 +284,7 @@ def pooled(
 
 
 def _marks(verdict: Mapping[str, Any]) -> list[Any]:
-    """The mark from 1 to 7, and the criteria that apply, each with whether it is for the good."""
+    """The rating from 1 to 7, and the criteria that apply, each with whether it is good."""
     marks: list[Any] = [f"{verdict['rating']} / 7"] if "rating" in verdict else []
     marks += [
         (yes if verdict[key] else no, bool(verdict[key])) for key, yes, no in CHIPS if verdict.get(key) is not None
@@ -296,7 +296,7 @@ def _column(name: str, title: str, meaning: str, form: str, better: str) -> Call
     return lambda: Measure(f"world/{name}", title, meaning, form, better)
 
 
-_RATING = _column("rating", "rating", "The gold scorer's mark for an answer, 1 (worst) to 7, averaged.", "{:.2f}", "up")
+_RATING = _column("rating", "rating", "Mean rating of an answer by the gold scorer, 1 (worst) to 7.", "{:.2f}", "up")
 _CONSTRAINTS = _column(
     "constraints",
     "follows constraints",
