@@ -14,10 +14,10 @@ def read_rows(data: Place, option: str, *needed: str, limit: int | None = None) 
         data: a file, glob, `datasets` folder or Hub name; a `Source` names a split and a subset too.
         option: the option that named it, for messages.
         needed: fields that every row must have.
-        limit: the first so many only.
+        limit: read only this many rows, the first ones.
 
     Raises:
-        UserError: nothing there, or a row without a field that is needed.
+        UserError: no rows, or a row without a field that is needed.
     """
     files = open_source(as_source(data), option)
     places = [(file, i) for file in files for i in range(len(file))][:limit]
@@ -26,7 +26,7 @@ def read_rows(data: Place, option: str, *needed: str, limit: int | None = None) 
         for name in needed:
             if name not in row:
                 raise UserError(
-                    f"the row has no {name}",
+                    f"the row has no field `{name}`",
                     where=file.where(i),
                     expected=f"the fields {', '.join(needed)}",
                     fix=f"it has {', '.join(map(str, row))}; is this the right file for {option}?",
@@ -35,16 +35,16 @@ def read_rows(data: Place, option: str, *needed: str, limit: int | None = None) 
 
 
 def needed(value: Any, option: str, what: str) -> Any:
-    """`value`, which has to be given.
+    """`value`, which must be given.
 
     Raises:
         UserError: it is not.
     """
     if not value:
-        raise UserError(f"no {what} named", where=option, fix=f"--options {option}=FILE")
+        raise UserError(f"no {what} given", where=option, fix=f"--options {option}=FILE")
     return value
 
 
 def local_or(data: Place | None, name: str, subset: str | None = None, split: str | None = None) -> Source:
-    """The data given, or a set of the Hub."""
+    """The data given, or else a data set on the Hub."""
     return as_source(data) if data else Source(name, subset=subset, split=split)

@@ -1,8 +1,8 @@
-"""How far a model's answers have moved from a reference model: the KL divergence, on the very tokens that were drawn.
+"""How far a model's answers have moved from a reference model: the KL divergence, on the tokens that were sampled.
 
-An answer y to prompt x, drawn at temperature 1, gives log pi(y | x) - log ref(y | x), whose mean is KL(pi || ref) in
+An answer y to prompt x, sampled at temperature 1, gives log pi(y | x) - log ref(y | x), whose mean is KL(pi || ref) in
 nats a sequence (InstructGPT, equation 2; Stiennon et al. 2020, section 3.4). The end of an answer counts as a token; a
-text that was read back would have lost it, and might be cut into other tokens.
+text that was tokenised again would have lost it, and might be split into other tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from instructlit.types import PromptText
 
 
 def asked_of_reference(study: Study, reference: str, prompts: Sequence[PromptText]) -> Mapping[str, list[Request]]:
-    """For `Task.further`: the answers of every other model to a task's first requests, put before the reference.
+    """For `Task.further`: the answers of every other model to a task's first requests, to be scored by the reference.
 
     Args:
-        study: its first replies are to `Ask`s with `log_probs`, one a prompt, temperature 1.
+        study: its first replies are to `Ask`s with `log_probs`, one per prompt, at temperature 1.
         reference: the name of a model.
         prompts: what the reference reads before an answer, whatever the others were asked.
     """
@@ -30,11 +30,11 @@ def asked_of_reference(study: Study, reference: str, prompts: Sequence[PromptTex
 
 
 def log_ratios(study: Study, reference: str, prompts: Sequence[PromptText]) -> dict[str, list[list[float] | None]]:
-    """By model and prompt log pi(y | x) - log ref(y | x) of every sample, None where one of them is not known.
+    """By model and prompt log pi(y | x) - log ref(y | x) of every sample, None where one of them is unknown.
 
     Args:
         study: with the replies to `asked_of_reference` in `further`.
-        reference: as there; its own are 0.
+        reference: as there; its own log-ratios are 0.
         prompts: as there.
     """
     replies = iter(study.further.get(reference, []))

@@ -18,7 +18,7 @@ import numpy as np
 from instructlit.intervals import Z, wilson_interval
 
 DRAWS = 2000
-_CELLS = 4_000_000  # numbers of one block of resamples
+_CELLS = 4_000_000  # numbers in one block of resamples
 _NORMAL = NormalDist()
 
 
@@ -60,7 +60,7 @@ def ratio(
     Args:
         numerators: (P,), such as a text's log-loss.
         denominators: (P,), such as its number of tokens; prompts with 0 do not count.
-        seed: of the resampling: the same values give the same interval.
+        seed: seed of the resampling; the same values give the same interval.
         transform: increasing, such as exp for a perplexity.
 
     Returns:
@@ -85,8 +85,8 @@ def paired_share_difference(ours: tuple[Values, Values], theirs: tuple[Values, V
     ("Adjusted Wald confidence interval for a difference of binomial proportions based on paired data") therefore add
     two prompts, one on which only ours succeeds and one on which only theirs does; the interval is normal around
     the difference with them. Here an added prompt has the mean number of trials, and the variance is that between
-    prompts, so that trials of one prompt need not be independent: with one trial a prompt it is theirs, with many that
-    are independent it is wider than need be.
+    prompts, so that trials of one prompt need not be independent: with one trial per prompt it is theirs, with many
+    independent ones it is wider than necessary.
 
     Args:
         ours: (P,) successes, halves allowed, and (P,) trials.
@@ -103,7 +103,9 @@ def paired_share_difference(ours: tuple[Values, Values], theirs: tuple[Values, V
     a, b = np.append(a, [mean_b, 0]), np.append(b, [mean_b, mean_b])
     c, d = np.append(c, [0, mean_d]), np.append(d, [mean_d, mean_d])
     our_share, their_share = a.sum() / b.sum(), c.sum() / d.sum()
-    parts = (a - our_share * b) / b.sum() - (c - their_share * d) / d.sum()  # what each prompt moves the difference by
+    parts = (a - our_share * b) / b.sum() - (
+        c - their_share * d
+    ) / d.sum()  # each prompt's contribution to the difference
     centre, half = our_share - their_share, Z * math.sqrt((parts**2).sum())
     return Figure(value, max(-1.0, float(centre - half)), min(1.0, float(centre + half)), n)
 
@@ -123,7 +125,7 @@ def paired_ratio_difference(
         transform: as for `ratio`, applied to each before the difference.
 
     Returns:
-        the figure; with an open interval where all prompts agree, which says nothing of how far others may lie.
+        the figure; with an open interval where all prompts agree, which says nothing about how far others may differ.
     """
     a, b, c, d = _on_both(ours, theirs)
     shape = transform or (lambda x: x)
@@ -141,7 +143,7 @@ def paired_ratio_difference(
 
 
 def _on_both(ours: tuple[Values, Values], theirs: tuple[Values, Values]) -> list[np.ndarray]:
-    """Numerators and denominators of either side, of the prompts that have both."""
+    """Numerators and denominators of both sides, for the prompts that have both."""
     a, b, c, d = (np.asarray(x, dtype=float) for x in (*ours, *theirs))
     return [x[(b > 0) & (d > 0)] for x in (a, b, c, d)]
 
@@ -150,20 +152,20 @@ def correlation(x: Values, y: Values, units: Sequence[Any] | np.ndarray, seed: i
     """Pearson's correlation of pairs of numbers, bootstrapped by the unit that they belong to.
 
     Args:
-        x: (N,), of which some differ.
-        y: (N,), of which some differ.
-        units: (N,) the prompt of each pair; pairs of one prompt are no independent trials.
-        seed: of the resampling.
+        x: (N,), not all equal.
+        y: (N,), not all equal.
+        units: (N,) the prompt of each pair; pairs of one prompt are not independent trials.
+        seed: seed of the resampling.
 
     Returns:
-        the figure; with an open interval where there are less than four units.
+        the figure; with an open interval where there are fewer than four units.
     """
     x, y = (np.asarray(v, dtype=float) - np.mean(v) for v in (x, y))
     sums = by_unit(np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1), units)
 
     def statistic(counts: np.ndarray) -> np.ndarray:
         n, sx, sy, sxx, syy, sxy = (counts @ sums).T
-        with np.errstate(divide="ignore", invalid="ignore"):  # a draw in which nothing varies
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample in which nothing varies
             return (n * sxy - sx * sy) / np.sqrt((n * sxx - sx * sx) * (n * syy - sy * sy))
 
     value = float(statistic(np.ones((1, len(sums))))[0])
@@ -183,8 +185,8 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int =
     """The 95 % interval of a statistic of n prompts.
 
     Args:
-        statistic: from (D, n) counts, how often each prompt was drawn, to (D,) values; nan where it has none.
-        n: prompts, 2 at least.
+        statistic: from (D, n) counts, how often each prompt was drawn, to (D,) values; nan where undefined.
+        n: number of prompts, at least 2.
         seed: of the resampling.
     """
     generator = np.random.default_rng([seed, n])
@@ -236,7 +238,7 @@ def wins(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> 
 
 
 def grouped_share(successes: Values, trials: Values) -> tuple[float, float, float]:
-    """The pooled share of successes with its 95 % interval, the groups (prompts) taken as the independent units.
+    """The pooled share of successes with its 95 % interval, with the groups (prompts) as the independent units.
 
     The interval is Wilson's at the effective number of trials: as many independent trials as would give the share the
     variance that it has between groups (Kish 1965 section 8.2). With one trial a group it is Wilson's interval itself;

@@ -1,8 +1,8 @@
-"""Questions to a judge, and the desk that asks them once and keeps every answer.
+"""Questions to a judge, and the desk that asks each once and keeps every answer.
 
-A judge is asked about one prompt: which of two answers is better, how good an answer is, or whether something holds of
-an answer. Whatever reads text can be a judge. A reply that says none of the things asked for is no verdict: it is
-counted and shown, and scores for nobody.
+A judge is asked about one prompt: which of two answers is better, how good an answer is, or whether a statement holds
+for an answer. Anything that reads text can be a judge. A reply without any of the expected verdicts is counted and
+shown as unreadable, and enters no score.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from instructlit.types import PromptText
 
 Kind = Literal["compare", "rate", "decide", "score"]
 SCALES: dict[str, tuple[int, int]] = {"compare": (0, 1), "decide": (0, 1), "rate": (1, 7)}
-"""What a verdict may be; a score has a scale of its own."""
+"""The range of each kind of verdict; a score has its own scale."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Question:
 
     Args:
         kind: "compare" two answers (1 the first is better, 0 the second, 0.5 a tie), "rate" one from 1 to 7, "decide"
-            whether `criterion` holds of one (1 yes, 0 no; a classifier may say a probability), or "score" one on a
-            scale of the judge's own.
-        prompt: what was answered.
-        answers: two to compare, else one.
+            whether `criterion` holds for one (1 yes, 0 no; a classifier may return a probability), or "score" one on
+            the judge's own scale.
+        prompt: the prompt that was answered.
+        answers: two to compare, otherwise one.
         criterion: the statement to decide on, in words.
-        reference: what the judge may lean on: a right answer, a context, the false premise.
+        reference: what the judge may rely on: a correct answer, a context, the false premise.
         about: the criterion's short name.
-        ended: of each answer whether it ended by itself, rather than at a limit; empty where nobody knows.
+        ended: for each answer whether it ended with EOS rather than at a limit; empty if unknown.
     """
 
     kind: Kind
@@ -60,9 +60,9 @@ class Question:
 
     @cached_property
     def key(self) -> str:
-        """Its name in the store."""
+        """Its key in the store."""
         said = fields_of(self)
-        if all(self.ended):  # which is what is taken for granted where nobody knows
+        if all(self.ended):  # the default if it is unknown
             del said["ended"]
         return stored_as(said)
 
@@ -72,8 +72,8 @@ class Verdict:
     """A judge's answer.
 
     Args:
-        value: what `Question.kind` says; None where there is none.
-        said: what the judge said, for people.
+        value: as `Question.kind` describes; None if there is no verdict.
+        said: the judge's own words, for people to read.
         pending: nobody has been asked yet, or a person has not answered yet; not the judge's failure.
     """
 
@@ -83,75 +83,75 @@ class Verdict:
 
     @property
     def unreadable(self) -> bool:
-        """The judge answered and the answer means nothing."""
+        """The judge answered, but not with a verdict."""
         return self.value is None and not self.pending
 
 
 def about_samples(kind: Kind, prompt: PromptText, reply: Reply | None) -> list[Question]:
-    """A question about each sample of an answer; none where there is no answer."""
+    """A question about each sample of an answer; empty if there is no answer."""
     if not isinstance(reply, Answer):
         return []
     return [Question(kind, prompt, (text,), ended=(end,)) for text, end in zip(reply.texts, reply.ends, strict=True)]
 
 
 class Judge(ABC):
-    """Subclass it and name the subclass by `class_path` in a suite."""
+    """Base class of judges; a suite names a subclass by `class_path`."""
 
     answers: frozenset[Kind] = frozenset(("compare", "rate", "decide", "score"))
     """The kinds of question it can be asked."""
 
     both_orders = True
-    """Whether it looks at each order of a pair by itself, so that a favourite place would show."""
+    """Whether it judges each order of a pair separately, so that a position bias would show."""
 
     @abstractmethod
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
-        """The verdict on every question with its index, in any order, each as soon as it is there.
+        """The verdict on every question with its index, in any order, each as soon as it is available.
 
         Raises:
-            UserError: a verdict cannot be had at all; what was yielded before is kept.
+            UserError: no further verdict is possible; those yielded before are kept.
         """
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """All that its verdicts depend on, without secrets: a stored verdict holds for the same identity."""
+        """All that its verdicts depend on, without secrets: a stored verdict is reused for the same identity."""
 
     def check(self) -> None:  # noqa: B027 - optional
-        """Called before models reply, which may take hours: say what will keep it from a verdict, as far as that shows
-        without a question and without weights.
+        """Called before models reply, which may take hours: check what a verdict will need, as far as that is possible
+        without a question and without loading weights.
 
         Raises:
-            UserError: a key that is not set, a folder that is none, a package that is not installed.
+            UserError: a key is not set, a folder does not exist, a package is not installed.
         """
 
     def cost(self, questions: Sequence[Question]) -> str:
-        """What asking these will cost, in words; "" where it costs nothing but time."""
+        """What asking these will cost, in words; "" if it costs only time."""
         return ""
 
     def release(self) -> None:  # noqa: B027 - optional
-        """Called when no more questions are expected: memory can be given back."""
+        """Called when no more questions are expected: memory can be freed."""
 
     @property
     def marks(self) -> Kind:
-        """How it says of one answer how good that is: "score" on a scale of its own, else "rate" from 1 to 7."""
+        """How it grades one answer: "score" on its own scale, else "rate" from 1 to 7."""
         return "score" if "score" in self.answers else "rate"
 
     @property
     def title(self) -> str:
-        """What a report calls it."""
+        """Its name in a report."""
         return type(self).__name__
 
 
 class LoadedJudge(Judge):
-    """A judge with a model in this process: loaded when it is first asked, and held until it is released."""
+    """A judge with a model in this process: loaded at the first question, and kept until it is released."""
 
     _model: Any = None
 
     @abstractmethod
     def _load(self) -> Any:
-        """What answers, on its device.
+        """The model, on its device.
 
         Raises:
-            UserError: it cannot be had.
+            UserError: it cannot be loaded.
         """
 
     def _loaded(self) -> Any:
@@ -168,8 +168,8 @@ class Desk:
 
     Args:
         judges: by the name that tasks use.
-        store: of verdicts.
-        planning: nothing is asked; what would be is counted, and every new verdict is pending.
+        store: the store of verdicts.
+        planning: ask nothing, but count what would be asked; every new verdict is pending.
     """
 
     def __init__(self, judges: Mapping[str, Judge], store: Store, planning: bool = False):
@@ -177,7 +177,7 @@ class Desk:
         self.planned: dict[str, dict[str, Question]] = {}
         self.unreadable: Counter[str] = Counter()
         self.pending: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}  # of unreadable replies, one a judge
+        self.examples: dict[str, str] = {}  # of unreadable replies, one per judge
         self._prefixes = {name: _prefix(judge) for name, judge in judges.items()}
 
     def judge(self, name: str) -> Judge:
@@ -191,13 +191,12 @@ class Desk:
                 f"there is no judge called {name}",
                 where="judge",
                 expected=f"one of {', '.join(self.judges)}" if self.judges else "a suite with `judges`",
-                fix="name it under `judges` in the suite, or give --judges NAME=WHAT",
+                fix="add it under `judges` in the suite, or with --judges NAME=KIND:WHAT",
             )
         return self.judges[name]
 
     def check(self, name: str) -> None:
-        """Say what will keep a judge from verdicts, but nothing of one that has given some: they may be all there is to
-        ask for.
+        """Check a judge, unless it has given verdicts already: those may be all that is needed.
 
         Raises:
             UserError: as `judge` and `Judge.check`.
@@ -213,7 +212,7 @@ class Desk:
             raise UserError(
                 f"{name} ({judge.title}) cannot {kind}",
                 where="judge",
-                expected=f"a judge that can, as this one can {' and '.join(sorted(judge.answers))}",
+                expected=f"another judge; this one can {' and '.join(sorted(judge.answers))}",
             )
         fresh = {q.key: q for q in questions if prefix + q.key not in self.store}
         waiting: dict[str, Verdict] = {}
@@ -250,15 +249,15 @@ def _checked(name: str, question: Question, value: float | None) -> float | None
     low, high = SCALES[question.kind]
     if not low <= value <= high:
         raise UserError(
-            f"{name} gave {value} where it is asked to {question.kind}, for {question.answers[0][:80]!r}",
+            f"{name} returned {value} when asked to {question.kind} {question.answers[0][:80]!r}",
             where="judge",
-            expected=f"a number from {low} to {high}, or None where it has no verdict",
+            expected=f"a number from {low} to {high}, or None if it has no verdict",
         )
     return value
 
 
 def plan_text(desk: Desk) -> list[str]:
-    """What a planning desk found still to be asked, one sentence a judge."""
+    """What a planning desk found still to be asked, one sentence per judge."""
     lines = []
     for name, questions in desk.planned.items():
         if not questions:

@@ -1,4 +1,4 @@
-"""A language model that replies to requests: answers, in batches of like length, and log-probs of given texts."""
+"""A language model that replies to requests: answers, in batches of similar length, and log-probs of given texts."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ class LanguageModel:
         model: the network.
         tokenizer: its tokenizer.
         device: where the network is.
-        template: of prompts that are not plain, as for training.
+        template: template of prompts that are not plain, as for training.
         batch_size: most answers decoded together.
         batch_tokens: most tokens, padding included, that one forward pass over given texts reads.
     """
@@ -52,7 +52,7 @@ class LanguageModel:
 
     @property
     def room(self) -> int | None:
-        """Positions for prompt and answer together, where the architecture sets a limit."""
+        """Positions for prompt and answer together, if the architecture sets a limit."""
         return positions(self.model.config)
 
     @property
@@ -67,7 +67,7 @@ class LanguageModel:
         generator: torch.Generator,
         batch_size: int | None = None,
     ) -> Generation:
-        """One response to each prompt; where the model's folder names further ends beside EOS, they end it too.
+        """One response to each prompt; further end tokens named in the model's folder end it too.
 
         Args:
             rows: the prompts, one or more.
@@ -80,10 +80,11 @@ class LanguageModel:
         return CachedEngine(batch_size).generate(self.model, batch, sampling, self.tokenizer, generator, further)
 
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
-        """The reply to every request with its index, in the order they are done; None where a prompt has no room.
+        """The reply to every request with its index, in the order they are finished; None if a prompt is too
+        long.
 
         Raises:
-            UserError: a prompt without a token; nothing has been asked by then.
+            UserError: a prompt has no tokens; raised before anything is generated.
         """
         asks = [i for i, request in enumerate(requests) if isinstance(request, Ask)]
         weighs = [i for i, request in enumerate(requests) if isinstance(request, Weigh) and self._reads(request)]
@@ -96,7 +97,7 @@ class LanguageModel:
                 yield i, None
 
     def _answers(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Answer | None]]:
-        """Requests that are drawn alike are decoded together, shortest first: little of a batch is padding."""
+        """Requests with the same sampling are decoded together, shortest first, to keep padding small."""
         ids = [self._prompt(ask) for ask in asks]
         limits = [self._limit(ask, own) for ask, own in zip(asks, ids, strict=True)]
         alike: dict[tuple[Any, ...], list[int]] = {}
@@ -117,14 +118,14 @@ class LanguageModel:
         ids = self._encoders[ask.plain].prompt(ask.prompt)
         if not ids:
             raise UserError(
-                f"the prompt {ask.prompt!r} has no token",
+                f"the prompt {ask.prompt!r} has no tokens",
                 where="prompt",
-                expected="text, or a model whose tokenizer begins with a BOS",
+                expected="text, or a model whose tokenizer adds a BOS",
             )
         return ids
 
     def _limit(self, ask: Ask, ids: Sequence[int]) -> int:
-        """Most tokens of an answer: what is asked for, as far as the model has positions behind this very prompt."""
+        """Most tokens of an answer: as requested, limited by the model's positions after this prompt."""
         return ask.max_new_tokens if self.room is None else min(ask.max_new_tokens, self.room - len(ids))
 
     def _decoded(
@@ -146,7 +147,7 @@ class LanguageModel:
             yield i, Answer(texts, stopped, [row[mask].tolist() for row, mask in ids_drawn], sums[own])
 
     def _weights(self, weighs: Sequence[Weigh]) -> Iterator[tuple[int, Weights]]:
-        """Choices of neighbouring requests share batches, so that results come as the reading goes on."""
+        """Choices of neighbouring requests share batches, so that results arrive as the work proceeds."""
         block = 64
         for start in range(0, len(weighs), block):
             part = weighs[start : start + block]
@@ -168,10 +169,10 @@ class LanguageModel:
                 yield start + place, Weights(log_probs, tokens, likeliest)
 
     def _windows(self, weigh: Weigh, choice: str | tuple[int, ...]) -> list[Encoded]:
-        """Context and choice as the model reads it: whole, else what is last of the context; a choice that does not fit
-        either is cut into windows that overlap by the one token that the next predicts from."""
+        """Context and choice as the model reads them: in full, else with the end of the context; a choice that does not
+        fit either is split into windows that overlap by the one token that the next window predicts from."""
         ids, start = self._read(weigh, choice)
-        if start == 0:  # a text's first token is predicted from what parts texts in pretraining
+        if start == 0:  # a text's first token is predicted from the token that separates texts in pretraining
             encoder = self._encoders[True]
             ids, start = [encoder.eos if encoder.bos is None else encoder.bos, *ids], 1
         room = self.room
@@ -187,7 +188,7 @@ class LanguageModel:
         return found
 
     def _reads(self, weigh: Weigh) -> bool:
-        """Whether choices of tokens read here what they read where they were drawn."""
+        """Whether choices given as tokens decode here to the text that they had where they were sampled."""
         return all(
             max(tokens, default=0) < len(self.tokenizer)
             and self.tokenizer.decode(tokens, skip_special_tokens=True).strip().startswith(said)
@@ -215,17 +216,17 @@ def score_rows(
     device: torch.device,
     tokens: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs of the response tokens of encoded rows; a first token, which nothing predicts, does not count.
+    """Log-probs of the response tokens of encoded rows; a first token, which nothing predicts, is not counted.
 
     Args:
         model: a causal language model on `device`.
         rows: N sequences.
-        pad_id: fills the short rows of a batch.
-        device: of the model.
+        pad_id: id of the padding token.
+        device: the model's device.
         tokens: most tokens of a batch, padding included.
 
     Returns:
-        (N,) float64 sums in nats, (N,) float64 numbers of tokens counted, (N,) bool: every such token is the likeliest.
+        (N,) float64 sums in nats, (N,) float64 counts of tokens, (N,) bool: every such token is the likeliest.
     """
     sums, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
     greedy = torch.zeros(len(rows), dtype=torch.bool)
@@ -250,18 +251,18 @@ def load_language_model(
     where: str = "model",
     batch_size: int = 32,
 ) -> LanguageModel:
-    """The model in a folder or of a Hub name, ready to reply.
+    """The model from a folder or a Hub name, ready to reply.
 
     Args:
         path: folder or Hub name of a causal language model.
         template: see `instructlit.data.chat.Renderer`.
         dtype: dtype to compute in; "auto" is bfloat16 on a GPU and float32 elsewhere.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
-        where: what a message names.
+        where: the option that a message names.
         batch_size: most answers decoded together.
 
     Raises:
-        UserError: what `load_causal_lm` and `load_tokenizer` refuse; a device that is not there.
+        UserError: what `load_causal_lm` and `load_tokenizer` refuse; a device that is not available.
     """
     tokenizer = check_language_model(path, where, template)
     place = usable_device(device)
@@ -270,12 +271,12 @@ def load_language_model(
 
 
 def check_language_model(path: str, where: str, template: str = "auto") -> Any:
-    """The tokenizer of a language model; what is wrong with its folder is said before work that its replies are wanted
-    for, as far as that shows without its weights.
+    """The tokenizer of a language model; its folder is checked before long work, as far as that is possible without
+    loading the weights.
 
     Raises:
-        UserError: no such folder, one that holds another kind of model, weights that are not whole, a tokenizer that
-            is not the model's, a template that it has not.
+        UserError: no such folder, another kind of model in it, incomplete weights, a tokenizer that is not the model's,
+            or a template that it does not have.
     """
     check_source(path, weights=True, where=where)
     backbone = Backbone(path)
@@ -290,7 +291,7 @@ def check_language_model(path: str, where: str, template: str = "auto") -> Any:
 def ready(
     network: Any, tokenizer: Any, device: torch.device, template: str = "auto", batch_size: int = 32
 ) -> LanguageModel:
-    """A network that was loaded elsewhere, frozen, without dropout and on its device."""
+    """A `LanguageModel` of a loaded network, frozen, without dropout and on its device."""
     network.requires_grad_(False).eval().to(device)
     disable_dropout(network)
     return LanguageModel(network, tokenizer, device, template, batch_size)
@@ -304,7 +305,7 @@ def dtype_on(device: torch.device, asked: Dtype) -> Literal["float32", "bfloat16
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one."""
+    """The device of that name; "auto" is a GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -319,7 +320,7 @@ def usable_device(name: str) -> torch.device:
 
 
 def _batches(members: Sequence[int], limits: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Neighbours of one limit, at most `size` together: nobody's answer is cut for the length of another's prompt."""
+    """Neighbours with one limit, at most `size` together: no answer is cut because another's prompt is long."""
     for _, own in groupby(members, lambda i: limits[i]):
         alike = list(own)
         for start in range(0, len(alike), size):

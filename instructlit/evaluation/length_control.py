@@ -18,7 +18,7 @@ _FLAT = 1e-6  # keeps the Newton step finite where every pair is won
 
 
 def length_controlled(preferences: np.ndarray, longer: np.ndarray, seed: int = 0) -> Figure:
-    """The win rate at equal length with its bootstrap interval by prompt; nan where all differ by the same length.
+    """The win rate at equal length with its bootstrap interval by prompt; nan if all differ by the same length.
 
     Args:
         preferences: (P,) 1 won, 0.5 a tie, 0 lost.
@@ -34,7 +34,7 @@ def length_controlled(preferences: np.ndarray, longer: np.ndarray, seed: int = 0
     if n < 2:
         return Figure(value, 0.0, 1.0, n)
     if np.ptp(preferences) == 0:
-        # nothing varies to be resampled: Wilson's interval of the plain share, a point where all is a tie
+        # nothing to resample: Wilson's interval of the plain share, a point if all are ties
         plain = intervals.share(preferences)
         return Figure(value, min(plain.low, value), max(plain.high, value), n)
     low, high = intervals.bootstrap(lambda counts: _win_rate(counts, preferences, feature), n, seed)

@@ -1,4 +1,4 @@
-"""What a task finds: measures with a figure for every row, the samples behind them, and curves."""
+"""The result of a task: measures with a figure for every row, the samples behind them, and curves."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,17 +16,17 @@ from instructlit.evaluation.requests import Answer, Reply
 
 @dataclass
 class Study:
-    """All that a task may look at when it measures.
+    """All that a task can use when it measures.
 
     Args:
         models: the names of the models, in the order of the table.
-        replies: for each model the replies to the task's requests, in their order; None where there is none.
-        desk: judges are asked here.
+        replies: for each model the replies to the task's requests, in their order; None if there is none.
+        desk: asks the judges.
         baseline: the model that preferences are measured against.
         base: the model that the alignment tax is measured from.
-        seed: of resampling, and of whatever else is drawn.
-        further: by model the replies to what `Task.further` asked.
-        titles: how the report calls a model, where that is not its name.
+        seed: seed of the resampling and of other random choices.
+        further: by model the replies to `Task.further`.
+        titles: a model's name in the report, if it differs.
     """
 
     models: list[str]
@@ -39,15 +39,15 @@ class Study:
     titles: Mapping[str, str] = field(default_factory=dict)
 
     def title(self, model: str) -> str:
-        """How the report calls a model."""
+        """A model's name in the report."""
         return self.titles.get(model, model)
 
     def texts(self, model: str, start: int = 0, stop: int | None = None) -> list[str | None]:
-        """First answers of a model to the requests from `start` up to `stop`; None where there is none."""
+        """First answers of a model to the requests from `start` up to `stop`; None if there is none."""
         return [r.text if isinstance(r, Answer) else None for r in self.replies[model][start:stop]]
 
     def ended(self, model: str) -> list[bool]:
-        """Whether each of the first answers of a model ended by itself, as far as is known."""
+        """Whether each of a model's first answers ended with EOS; True if unknown."""
         return [r.ends[0] if isinstance(r, Answer) else True for r in self.replies[model]]
 
 
@@ -58,15 +58,15 @@ class Measure:
     Args:
         name: its path, such as `truthfulqa/mc1`.
         title: the column's head.
-        meaning: one or two sentences: what was counted, and by whom it was judged.
-        form: how a number is written, for str.format.
+        meaning: one or two sentences: what was counted, and who judged it.
+        form: format of a number, for str.format.
         better: "up", "down" or "".
         figures: by row; a row without a figure is left out.
         by: group (a use case, a kind of instruction), then row.
         differences: each row minus the base, over the same prompts.
-        notes: what a reader must know to read the figures, such as how many were not judged.
-        rows: what the rows are: "models", "reward models", "judges", or the name of a table of its own.
-        chance: what no preference or pure guessing would give, a dashed line in the plot.
+        notes: what a reader must know about the figures, such as how many were not judged.
+        rows: what the rows are: "models", "reward models", "judges", or the name of a separate table.
+        chance: the value for no preference or pure guessing, a dashed line in the plot.
     """
 
     name: str
@@ -84,26 +84,26 @@ class Measure:
 
 @dataclass
 class Curve:
-    """A plot of points over points, one line a series."""
+    """A plot with one line per series."""
 
     title: str
     x: str
     y: str
     series: dict[str, list[tuple[float, float]]]
-    diagonal: bool = False  # a dashed line of what would be right
+    diagonal: bool = False  # a dashed line where x equals y
 
 
 @dataclass
 class Outcome:
-    """What a task found.
+    """The result of a task.
 
     Args:
         measures: its columns.
-        samples: rows for people: `prompt`, `answers` by model, and `marks` by model: short words, or such
-            words with whether they are for the good.
+        samples: rows for people to read: `prompt`, `answers` by model, and `marks` by model: short labels, or
+            labels with whether they are good.
         curves: plots.
         notes: about the task as a whole.
-        files: texts to be written beside the results, by name: rows for people to judge, verdicts row by row.
+        files: texts to be written beside the results, by file name: rows for people to judge, verdicts row by row.
     """
 
     measures: list[Measure] = field(default_factory=list)
@@ -127,28 +127,28 @@ def measured(
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
     groups: Sequence[str | None] | None = None,
 ) -> Measure:
-    """`measure` with the figures of one value a unit (prompt, pair, ...) and model.
+    """`measure` with figures from one value per unit (prompt, pair, ...) and model.
 
     Args:
         study: gives the base and the seed.
-        measure: the column to be filled.
-        values: for each row (U,) values, or numerators where there are weights; None does not count.
+        measure: the column to fill.
+        values: for each row (U,) values, or numerators if there are weights; None is left out.
         weights: for each row (U,) denominators, for a ratio of sums.
         share: the values are successes, halves allowed: Wilson's interval and Bonett and Price's, else a bootstrap.
-        transform: of a ratio, such as exp.
+        transform: transform of a ratio, such as exp.
         groups: (U,) the group of each unit, for figures by group.
     """
     if study.desk.planning:
-        return measure  # nobody looks at it, and resampling takes time
+        return measure  # the figures are not used, and resampling takes time
     numbers = {row: _numbers(own) for row, own in values.items()}
-    # a numerator that does not count has no weight
+    # a numerator that is left out has no weight
     made = {
         row: np.where(np.isfinite(own), 1.0 if weights is None else np.asarray(weights[row], dtype=float), 0.0)
         for row, own in numbers.items()
     }
     numbers = {row: np.nan_to_num(own) for row, own in numbers.items()}
     broken = {row: sum(v is not None and not math.isfinite(v) for v in own) for row, own in values.items()}
-    noted(measure, broken, "values that are not finite, which do not count")
+    noted(measure, broken, "non-finite values, left out")
 
     def figure(row: str, chosen: np.ndarray) -> Figure | None:
         a, b = numbers[row][chosen], made[row][chosen]
@@ -178,7 +178,7 @@ def measured(
 
 
 def noted(measure: Measure, missing: Mapping[str, int], what: str) -> Measure:
-    """`measure` with a note for every model of which some units do not count."""
+    """`measure` with a note for every model of which some units are left out."""
     for model, count in missing.items():
         if count:
             measure.notes.append(f"{model}: {count} {what}")
@@ -186,7 +186,7 @@ def noted(measure: Measure, missing: Mapping[str, int], what: str) -> Measure:
 
 
 def first_rows(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Evenly spaced rows, not chosen by eye."""
+    """Evenly spaced rows, so that none is chosen by hand."""
     if len(rows) <= most:
         return list(rows)
     return [rows[i * len(rows) // most] for i in range(most)]
@@ -220,7 +220,7 @@ def checked_baseline(study: Study, name: str) -> str:
     """
     if name not in study.models:
         raise UserError(
-            f"{name or 'nothing'} is named as the baseline",
+            f"{name or 'no model'} is given as the baseline",
             where="--baseline",
             expected=f"one of {', '.join(study.models)}",
         )

@@ -1,4 +1,4 @@
-"""What a model under evaluation is asked, and what it replies. A request is known by the hash of all that it says."""
+"""What a model under evaluation is asked, and what it replies. A request is identified by the hash of its fields."""
 
 import hashlib
 import json
@@ -11,36 +11,36 @@ from instructlit.types import PromptText
 
 
 def fields_of(of: Any) -> dict[str, Any]:
-    """The fields of a dataclass by their names; `asdict` would copy all that is in them, tens of thousands of times."""
+    """The fields of a dataclass by name, without the deep copies of `asdict`."""
     return {f.name: getattr(of, f.name) for f in fields(of)}
 
 
 def stored_as(said: Any) -> str:
-    """The name in the store of what says this, in plain values."""
+    """The key in the store of an object with these plain values."""
     return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
 class _Keyed:
     @cached_property
     def key(self) -> str:
-        """Its name in the store: equal requests have equal keys, whichever task they come from."""
+        """Its key in the store: equal requests have equal keys, whichever task they come from."""
         return stored_as([type(self).__name__, fields_of(self)])
 
 
 @dataclass(frozen=True)
 class Ask(_Keyed):
-    """A prompt to be answered.
+    """A prompt to answer.
 
     Args:
         prompt: text or messages.
         max_new_tokens: most tokens in an answer.
-        temperature: 0 takes the likeliest token each time (the paper's T = 0); above, samples are drawn.
-        samples: answers wanted; more than one needs a temperature.
+        temperature: 0 takes the likeliest token each time (the paper's T = 0); above 0, answers are sampled.
+        samples: number of answers; more than one needs a temperature.
         stop: an answer ends before the first of these texts.
-        plain: the prompt is text to be continued as it stands, without the chat template.
+        plain: the prompt is text to continue as it is, without the chat template.
         stream: names the random numbers of the sampling; `{model}` in it stands for the model's name, so that two
-            models draw independently. The requests of a named stream are drawn one after another, all or none of them.
-        log_probs: the tokens of every answer and their log-probability are wanted as well.
+            models sample independently. The requests of a named stream are sampled in order, all or none of them.
+        log_probs: return the tokens of every answer and their log-probability too.
 
     Raises:
         UserError: a temperature or a count out of range.
@@ -60,7 +60,7 @@ class Ask(_Keyed):
         require("a whole number above 0", max_new_tokens=self.max_new_tokens, samples=self.samples)
 
     def of(self, model: str, prefix: str) -> "Ask":
-        """The request as it is put to one model: `prefix` before the prompt, the stream its own."""
+        """The request as one model gets it: with `prefix` before the prompt, and its own stream."""
         prompt = self.prompt
         if prefix and isinstance(prompt, str):
             prompt = prefix + prompt
@@ -71,19 +71,19 @@ class Ask(_Keyed):
 
 @dataclass(frozen=True)
 class Weigh(_Keyed):
-    """Texts whose log-probability after a context is wanted; nothing is drawn.
+    """Texts whose log-probability after a context is computed; nothing is sampled.
 
-    An empty context stands for the beginning of a text. A choice that is longer than the model reads at once is read in
+    An empty context is the beginning of a text. A choice that is longer than the model can read at once is read in
     windows, each token in one of them.
 
     Args:
         context: text or messages before the choices.
-        choices: the texts, with the white space that parts them from the context; or tokens, as another model drew
-            them.
-        plain: the context stands as it is, without the chat template.
-        document: without a context, a choice is a document as pretraining reads it: its end counts, and its first
-            token, which nothing predicts, does not.
-        says: what choices of tokens read; a model whose tokenizer reads them otherwise gives no reply.
+        choices: the texts, with the white space that separates them from the context; or tokens, as another model
+            sampled them.
+        plain: use the context as it is, without the chat template.
+        document: without a context, a choice is a document as in pretraining: its end counts, and its first token,
+            which nothing predicts, does not.
+        says: the text of choices given as tokens; a model whose tokenizer decodes them otherwise gives no reply.
     """
 
     context: PromptText
@@ -101,10 +101,10 @@ class Answer:
     """The reply to an `Ask`.
 
     Args:
-        texts: one a sample.
-        ended: by itself or at a stop text, rather than at the limit; empty where nobody knows.
-        tokens: of each sample the tokens that were drawn, EOS included; where the request wants them.
-        log_probs: of each sample the summed log-probability in nats at the temperature of the sampling; the same.
+        texts: one per sample.
+        ended: for each sample whether it ended with EOS or at a stop text rather than at the limit; empty if unknown.
+        tokens: the sampled tokens of each sample, EOS included; only if requested.
+        log_probs: the summed log-probability of each sample in nats at the sampling temperature; only if requested.
     """
 
     texts: list[str]
@@ -119,7 +119,7 @@ class Answer:
 
     @property
     def ends(self) -> list[bool]:
-        """Whether each sample ended, which is taken for granted where nobody knows."""
+        """Whether each sample ended; True if unknown."""
         return self.ended or [True] * len(self.texts)
 
 
@@ -134,7 +134,7 @@ class Weights:
 
     @property
     def means(self) -> list[float]:
-        """Log-probability a token."""
+        """Mean log-probability per token."""
         return [total / max(count, 1) for total, count in zip(self.log_probs, self.tokens, strict=True)]
 
 

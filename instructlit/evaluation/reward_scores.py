@@ -19,12 +19,11 @@ from instructlit.types import PromptText
 
 
 def check_reward_model(model: str, where: str, template: str = "auto") -> tuple[Any, Encoder]:
-    """The tokenizer of a reward model and what encodes its texts; what is wrong with its folder is said before work
-    whose scores it is wanted for.
+    """The tokenizer and the encoder of a reward model; its folder is checked before long work that needs its scores.
 
     Raises:
-        UserError: no such folder, one without a trained scalar head, weights that are not whole, one without the
-            tokenizer it was trained with, a template that its tokenizer has not.
+        UserError: no such folder, no trained scalar head, incomplete weights, not the tokenizer it was trained with, or
+            a template that its tokenizer does not have.
     """
     check_source(model, weights=True, where=where)
     config, _ = check_scalar_model(Backbone(model), require_head=True, where=where)
@@ -35,7 +34,7 @@ def check_reward_model(model: str, where: str, template: str = "auto") -> tuple[
 
 
 class RewardScores:
-    """A frozen reward model that reads text as it read its own data.
+    """A frozen reward model that encodes text as in its training.
 
     Args:
         model: its folder; the shift is part of the score.
@@ -44,7 +43,7 @@ class RewardScores:
         dtype: dtype to compute in.
         size: most sequences scored together.
         tokens: most tokens scored together, padding included.
-        where: what a message names.
+        where: the option that a message names.
     """
 
     def __init__(
@@ -66,9 +65,9 @@ class RewardScores:
 
     @torch.no_grad()
     def scores(self, rows: Sequence[tuple[PromptText, str, bool]]) -> list[float]:
-        """The score of each (prompt, completion, whether it ended by itself), like lengths in one batch.
+        """The score of each (prompt, completion, whether it ended with EOS), similar lengths in one batch.
 
-        A row that is there twice is scored once: in another batch its score could differ in the last digit, and equal
+        A repeated row is scored once: in another batch its score could differ in the last digit, and equal
         answers would not tie.
         """
         places: dict[str, int] = {}
@@ -76,7 +75,7 @@ class RewardScores:
         encoded = [self.encoder.example(*json.loads(row)) for row in places]
         found = [0.0] * len(encoded)
         for chosen in of_like_length([len(row.ids) for row in encoded], self.size, self.tokens):
-            # nothing of a text is a target here
+            # no token is a target here
             batch = collate_tokens([Encoded(encoded[i].ids, 0) for i in chosen], self.pad).to(self.device)
             for i, score in zip(
                 chosen, self.network.score(batch.input_ids, batch.attention_mask).tolist(), strict=True

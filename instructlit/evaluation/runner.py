@@ -1,4 +1,4 @@
-"""The evaluation itself: every model replies, judges are asked, tasks measure. What is finished is on disk at once."""
+"""Runs an evaluation: every model replies, judges are asked, tasks measure. Each result is saved at once."""
 
 import os
 import traceback
@@ -22,20 +22,20 @@ Replies = dict[str, dict[str, Reply | None]]
 
 @dataclass
 class Results:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Args:
-        models: name and what it is, in the order of the table; those that could not reply are left out.
-        titles: how the report calls a model, where that is not its name.
-        seed: of resampling.
+        models: name and description, in the order of the table; those that failed are left out.
+        titles: a model's name in the report, if it differs.
+        seed: seed of the resampling.
         suite: the name of the suite.
         outcomes: by task.
         failures: what could not be measured and why, by `model …` or `task …`.
         judges: for each judge its title and how many of its verdicts were unreadable and pending.
-        baseline: the model of preferences.
-        base: the model of the alignment tax.
-        plan: what was still to be asked of judges, in words.
-        unmade: replies that a dry run left to be made; what judges are to be asked about them is not in the plan.
+        baseline: the model that preferences are measured against.
+        base: the model that the alignment tax is measured from.
+        plan: what judges were still to be asked, in words.
+        unmade: replies that a dry run did not make; the plan does not include what judges will be asked about them.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -51,13 +51,13 @@ class Results:
     unmade: int = 0
 
     def title(self, row: str) -> str:
-        """How a row of a table is called."""
+        """The name of a row of a table."""
         return self.titles.get(row, row)
 
 
 @dataclass
 class Evaluation:
-    """Models, tasks and judges brought together.
+    """An evaluation of models on tasks, with judges.
 
     Args:
         subjects: the models.
@@ -66,11 +66,11 @@ class Evaluation:
         folder: where replies and verdicts are kept.
         baseline: the model that preferences are measured against.
         base: the model that the alignment tax is measured from.
-        seed: of resampling.
-        suite: the name of what is run, for the report.
-        titles: how the report calls a model, where that is not its name.
-        tell: is told how far things are.
-        on_task: called after each task with all that was found so far.
+        seed: seed of the resampling.
+        suite: the name of the suite, for the report.
+        titles: a model's name in the report, if it differs.
+        tell: called with progress messages.
+        on_task: called after each task with the results so far.
     """
 
     subjects: Sequence[Subject]
@@ -86,7 +86,7 @@ class Evaluation:
     on_task: Callable[[Results], None] = lambda results: None
 
     def run(self, dry: bool = False) -> Results:
-        """Everything; with `dry` no model is loaded and no judge is asked, and only the plan is made."""
+        """Runs everything; with `dry` no model is loaded and no judge is asked, and only the plan is made."""
         results = Results(
             titles=dict(self.titles), seed=self.seed, suite=self.suite, baseline=self.baseline, base=self.base
         )
@@ -101,7 +101,7 @@ class Evaluation:
             study = self._study(requests[name], replies, results, desk, further.get(name, {}))
             self._measure(name, study, results)
 
-        last: dict[str, str] = {}  # the task that is the last to have new questions for a judge
+        last: dict[str, str] = {}  # for each judge, the last task with new questions for it
         for name in requests:
             before = {judge: len(questions) for judge, questions in plan.planned.items()}
             measure(name, plan)
@@ -130,7 +130,7 @@ class Evaluation:
         return results
 
     def _requests(self, results: Results, desk: Desk) -> dict[str, list[Request]]:
-        """The requests of the tasks that can be had and judged."""
+        """The requests of the tasks that can be run and judged."""
         found: dict[str, list[Request]] = {}
         for name, task in self.tasks.items():
             with _recorded(f"task {name}", results, self.tell):
@@ -140,7 +140,7 @@ class Evaluation:
         return found
 
     def _replies(self, asked: Mapping[str, Sequence[Request]], results: Results, dry: bool) -> Replies:
-        """What every model says to what it is asked; a model that fails is left out from then on."""
+        """Every model's replies to its requests; a model that fails is left out from then on."""
         store = Store(self.folder / "replies.jsonl")
         replies: Replies = {}
         for subject in self.subjects:
@@ -183,14 +183,14 @@ class Evaluation:
     def _missing(
         subject: Subject, asked: Sequence[Request], store: Store
     ) -> tuple[dict[str, Request], dict[str, str], list[str]]:
-        """By the keys of requests as tasks make them: how the model is asked, the names that its replies have in the
-        store, and which of them have to be made."""
+        """By the keys of requests as tasks make them: the request as the model gets it, the key of its reply in the
+        store, and which replies are missing."""
         own = {request.key: subject.asked(request) for request in asked}
         prefix = subject.identity() + "-"
         names = {name: prefix + request.key for name, request in own.items()}
         missing = [name for name in own if names[name] not in store]
         begun = {request.stream for name in missing if isinstance(request := own[name], Ask) and request.stream}
-        if begun:  # a stream is drawn from its beginning, or its random numbers would be others
+        if begun:  # a stream is sampled from its beginning, or its random numbers would differ
             lacking = set(missing)
             missing = [name for name in own if name in lacking or getattr(own[name], "stream", "") in begun]
         return own, names, missing
@@ -198,7 +198,7 @@ class Evaluation:
     def _further(
         self, requests: Mapping[str, Sequence[Request]], replies: Replies, results: Results, desk: Desk, dry: bool
     ) -> dict[str, dict[str, list[Reply | None]]]:
-        """By task and model the replies to what follows from the first replies."""
+        """By task and model the replies to the further requests, which depend on the first replies."""
         wanted: dict[str, Mapping[str, Sequence[Request]]] = {}
         for name, own in requests.items():
             with _recorded(f"task {name}", results, self.tell):
@@ -240,7 +240,7 @@ class Evaluation:
 
 
 def _unanswered(study: Study) -> list[str]:
-    """A sentence for every model without a reply to some of the requests: of a file without that very prompt, say."""
+    """A sentence for every model without a reply to some requests, such as a file without that exact prompt."""
     missing = {model: sum(reply is None for reply in own) for model, own in study.replies.items()}
     told = {model: counted(len(own), "request") for model, own in study.replies.items()}
     return [f"{model}: no reply to {n:,} of {told[model]}" for model, n in missing.items() if n]
@@ -248,7 +248,7 @@ def _unanswered(study: Study) -> list[str]:
 
 @contextmanager
 def _recorded(told: str, results: Results, tell: Tell) -> Iterator[None]:
-    """Keeps an error of one model or task, as a message, and lets the others go on."""
+    """Records an error of one model or task as a message, and lets the others continue."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Everything paid for so far, one JSON object a line, written as it comes: a killed evaluation repeats no call."""
+"""All replies and verdicts so far, one JSON object per line, written at once: a killed evaluation repeats no call."""
 
 import json
 import os
@@ -10,15 +10,15 @@ from instructlit.errors import UserError
 
 
 class Store:
-    """A dictionary that lives in a file.
+    """A dictionary kept in a file.
 
-    A line that was cut off when the process was killed is the last one; it is dropped, and what it held is asked again.
+    If the process was killed, the last line may be cut off; it is dropped, and its question is asked again.
 
     Args:
-        path: the file; made when the first value is put.
+        path: the file; created with the first value.
 
     Raises:
-        UserError: a line in the middle that is not one of ours.
+        UserError: another line is not one that an evaluation wrote.
     """
 
     def __init__(self, path: Path):
@@ -38,11 +38,11 @@ class Store:
         return len(self._values)
 
     def get(self, key: str) -> Any:
-        """The value of a key, None where there is none."""
+        """The value of a key, or None."""
         return self._values.get(key)
 
     def put(self, key: str, value: Any, **told: Any) -> None:
-        """Keep a value; `told` is written beside it for people who read the file."""
+        """Store a value; `told` is written with it for people who read the file."""
         self._values[key] = value
         line = json.dumps({"key": key, **told, "value": value}, ensure_ascii=False)
         try:
@@ -72,7 +72,7 @@ class Store:
                     "is not a line that an evaluation wrote",
                     where=f"{self.path}:{number}",
                     expected="an object with key and value",
-                    fix="put back the file, or choose another --output",
+                    fix="restore the file, or choose another --output",
                 ) from error
         if whole < len(data):
             os.truncate(self.path, whole)

@@ -1,4 +1,4 @@
-"""What is evaluated: a model that is loaded when it is first needed, or a file of answers made elsewhere."""
+"""What is evaluated: a model, loaded when it is first needed, or a file of existing answers."""
 
 import json
 from abc import ABC, abstractmethod
@@ -22,50 +22,50 @@ class Subject(ABC):
     """One row of the table.
 
     Args:
-        name: how the table calls it.
-        told: what it is, for the report.
-        prefix: text before every prompt that it is to answer, as the paper prompts GPT-3 to follow instructions.
+        name: its name in the table.
+        told: its description, for the report.
+        prefix: text before every prompt that it answers, as the paper prompts GPT-3 to follow instructions.
     """
 
     stored = True
-    """Whether its replies cost enough to be kept."""
+    """Whether its replies are stored."""
 
     def __init__(self, name: str, told: str, prefix: str = ""):
         self.name, self.prefix = name, prefix
-        self.told = f"{told}, behind “{prefix.strip()}”" if prefix else told
+        self.told = f"{told}, prefixed with “{prefix.strip()}”" if prefix else told
 
     def asked(self, request: Request) -> Request:
-        """The request as it is put to this model."""
+        """The request as this model gets it."""
         return request.of(self.name, self.prefix) if isinstance(request, Ask) else request
 
     @abstractmethod
     def identity(self) -> str:
-        """All that its replies depend on: replies of another identity are asked for again."""
+        """All that its replies depend on: with another identity it is asked again."""
 
     @abstractmethod
     def replies(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | None]]:
-        """The reply to every request with its index; None where it can give none."""
+        """The reply to every request with its index; None if it cannot reply."""
 
     def check(self) -> None:  # noqa: B027 - optional
-        """Called before any model replies, which may take hours: say what will keep this one from it, as far as that
-        shows without its weights.
+        """Called before any model replies, which may take hours: check this one, as far as that is possible without
+        loading its weights.
 
         Raises:
-            UserError: a folder that is none, or not whole.
+            UserError: a folder that does not exist or is incomplete.
         """
 
     def release(self) -> None:  # noqa: B027 - optional
-        """Called when no more replies are wanted: memory can be given back."""
+        """Called when no more replies are needed: memory can be freed."""
 
 
 class ModelSubject(Subject):
     """A language model.
 
     Args:
-        name: how the table calls it.
-        path: the folder or Hub name it is known by.
-        load: makes the `LanguageModel`; not called where every reply is in the store.
-        options: template, dtype and whatever else its replies depend on.
+        name: its name in the table.
+        path: its folder or Hub name.
+        load: makes the `LanguageModel`; not called if every reply is in the store.
+        options: template, dtype and all else that its replies depend on.
         prefix: as above.
         beneath: folders or Hub names that a checkpoint takes the rest of the model from.
         check: raises what `Subject.check` does.
@@ -101,12 +101,12 @@ class ModelSubject(Subject):
 
 
 class FileSubject(Subject):
-    """Answers made elsewhere: rows with `prompt` and `response`, several rows (or a list) for several samples.
+    """Existing answers: rows with `prompt` and `response`, several rows (or a list) for several samples.
 
     A prompt is found by its exact text. Requests for log-probabilities have no reply.
 
     Raises:
-        UserError: a row without prompt or response, or whose response is no text.
+        UserError: a row without prompt or response, or whose response is not text.
     """
 
     stored = False
@@ -120,7 +120,7 @@ class FileSubject(Subject):
             texts = [said] if isinstance(said, str) else said
             if not isinstance(texts, list) or not texts:
                 raise UserError(
-                    f"row {number} has no response that is a text",
+                    f"row {number} has no response text",
                     where=f"--models {name}={path}",
                     expected="rows with prompt and response",
                 )
@@ -137,8 +137,8 @@ class FileSubject(Subject):
 
 
 def fingerprint(path: str) -> Any:
-    """What tells one state of a folder or file from another: names, sizes and times of its files, and of those of the
-    trunk that a folder of adapters names; a Hub name itself."""
+    """Identifies the state of a folder or file: names, sizes and times of its files, and of the trunk that a folder of
+    adapters names; for a Hub name the name itself."""
     place = Path(path).expanduser()
     if place.is_file():
         return [str(place.resolve()), place.stat().st_size, place.stat().st_mtime_ns]

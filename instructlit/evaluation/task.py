@@ -1,4 +1,4 @@
-"""A task: two methods, one that says what models are asked and one that turns their replies into figures."""
+"""A task: two main methods, one that says what models are asked and one that turns their replies into figures."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -8,25 +8,25 @@ from instructlit.evaluation.requests import Request
 
 
 class Task(ABC):
-    """Subclass it and name the subclass by `class_path` in a suite.
+    """Base class of tasks; a suite names a subclass by `class_path`.
 
-    `requests` is asked first, and every model replies to all of it; each reply is kept on disk. `measure` is called
-    twice: once with a desk that only counts the questions to judges, so that their cost can be said before it is spent,
-    and once in earnest. It must therefore bear verdicts without a value, as it must where a judge talks nonsense.
+    `requests` is called first, and every model replies to all of them; each reply is kept on disk. `measure` is called
+    twice: once with a desk that only counts the questions to judges, so that their cost is known before it is spent,
+    and once for the results. It must therefore accept verdicts without a value, as it must if a reply is unreadable.
     """
 
     def judges_asked(self) -> Sequence[str]:
-        """The names of the judges it puts questions to: what keeps one from a verdict is said before models reply."""
+        """The names of the judges that it asks; they are checked before models reply."""
         return []
 
     def requests(self) -> Sequence[Request]:
-        """What every model is asked; nothing for a task that only looks at files or judges."""
+        """What every model is asked; nothing for a task that only uses files or judges."""
         return []
 
     def further(self, study: Study) -> Mapping[str, Sequence[Request]]:
-        """What models are asked about the first replies, by model: the log-probability of another's answer, say.
+        """What models are asked about the first replies, by model, such as the log-probability of another's answer.
 
-        The replies to it are in `study.further`. Nothing for most tasks.
+        The replies are in `study.further`. Most tasks ask nothing.
         """
         return {}
 
@@ -35,5 +35,5 @@ class Task(ABC):
         """Figures from the replies.
 
         Raises:
-            UserError: what is missing; the other tasks go on.
+            UserError: something is missing; the other tasks continue.
         """

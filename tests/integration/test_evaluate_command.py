@@ -261,7 +261,7 @@ def test_what_a_task_lacks_is_said_and_the_rest_is_measured(place: Path, capsys:
     ]
     words += ["--judges", "judge=function:my_judge.judge", "--options", "preference.prompts=prompts.jsonl"]
     assert main(words) == 2
-    assert "no held-out text is named" in " ".join(capsys.readouterr().out.split())
+    assert "no held-out text is given" in " ".join(capsys.readouterr().out.split())
     assert "preference/judge/win_rate" in measures(place)
 
 

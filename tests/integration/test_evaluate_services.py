@@ -165,7 +165,7 @@ def test_one_question_that_is_refused_costs_no_other(place: Path, service: Calla
     assert (win_rate(place)["value"], win_rate(place)["n"]) == (1.0, PROMPTS - 3)
     assert results(place)["judges"]["judge"]["unreadable"] == 6
     kept = (place / "evaluation" / "verdicts.jsonl").read_text()
-    for words in ("context_length_exceeded", "raise it for a judge that reasons", "I like both, really."):
+    for words in ("context_length_exceeded", "raise it for a reasoning model", "I like both, really."):
         assert words in kept
 
 

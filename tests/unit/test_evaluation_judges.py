@@ -161,7 +161,7 @@ def test_a_verdict_off_its_scale_is_refused(kind: Any, value: float, scale: str,
     given = {"one": 1.0, "none": None, "wrong": value}
     judge = Scripted(lambda question: given[str(question.prompt)])
     asked = [Question(kind, prompt, ("yes", "no")) for prompt in given]
-    with pytest.raises(UserError, match=f"j gave {value} where it is asked to {kind}, for 'yes'") as caught:
+    with pytest.raises(UserError, match=f"j returned {value} when asked to {kind} 'yes'") as caught:
         Desk({"j": judge}, Store(tmp_path / "v.jsonl")).ask("j", asked)
     assert scale in str(caught.value)
     assert len(Store(tmp_path / "v.jsonl")) == 2
@@ -207,7 +207,7 @@ def test_a_judge_who_takes_the_first_gives_a_half_and_is_found_out(tmp_path: Pat
     figure = found["win_rate"].figures["ppo"]
     assert (figure.value, figure.low, figure.high) == (0.5, 0.5, 0.5)
     assert found["position_bias"].figures["j"].value == 1.0
-    assert "the first place twice in 100.0%" in found["position_bias"].notes[0]
+    assert "the first position twice in 100.0%" in found["position_bias"].notes[0]
 
 
 def test_a_pair_counts_only_where_both_orders_were_readable(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_nonsense_is_counted_and_scores_for_nobody(tmp_path: Path) -> None:
     assert found["win_rate"].figures["ppo"].n == 3
     assert found["win_rate"].notes == ["ppo: 2 pairs with an unreadable verdict"]
     assert "rating" not in found
-    assert "no rating" in found["outcome"].notes[0]
+    assert "no readable rating" in found["outcome"].notes[0]
 
 
 def test_two_judges_and_how_they_agree(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ class _Other(Scripted):
 
 
 def test_a_baseline_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="sft is named as the baseline"):
+    with pytest.raises(UserError, match="sft is given as the baseline"):
         preference(tmp_path, Scripted(lambda q: 1.0), {"ppo": ["a"]})
 
 
@@ -456,7 +456,7 @@ def test_the_cost_is_said_and_can_be_refused() -> None:
     asked = questions(1000)
     read = sum(len(judging_prompt(q)) for q in asked) // 4
     assert judge.cost(asked) == (
-        f"1,000 calls, about {read:,} tokens to read and at most 10,000 to write: "
+        f"1,000 calls, about {read:,} input tokens and at most 10,000 output tokens: "
         f"at most about {(read + 2 * 10_000) / 1e6:.2f} at the prices given"
     )
     judge.max_cost = 0.01

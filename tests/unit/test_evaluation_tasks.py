@@ -353,7 +353,7 @@ def test_hallucination_looks_at_closed_tasks_only(tmp_path: Path) -> None:
     assert found["hallucination/closed_domain"].figures["m"].value == 0.5
     assert seen[0].prompt_text == "Sum up.\n\nSnow fell."
     assert seen[0].reference == "The given text: Snow fell."
-    with pytest.raises(UserError, match="no row is of a closed-domain task"):
+    with pytest.raises(UserError, match="no row has a closed-domain use case"):
         Hallucination(write(tmp_path / "h2.jsonl", rows[1:2])).requests()
 
 

@@ -1,4 +1,4 @@
-"""Toxicity classifiers: they decide on one statement, that a text is toxic, and say a probability."""
+"""Toxicity classifiers: they decide on one statement, that a text is toxic, and return a probability."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,12 @@ class PerspectiveScorer(Judge):
     """Google's Perspective API, attribute TOXICITY, as in the paper (section 4.2).
 
     Args:
-        api_key_env: environment variable that holds the key; it is read when asking and never written down.
-        attribute: the attribute asked for.
+        api_key_env: environment variable that holds the key; it is read for each request and never written down.
+        attribute: the attribute to request.
         per_second: requests a second; the free quota is 1.
-        retries: further tries of a text before it is given up.
+        retries: how often a failed request is retried.
         timeout: seconds to wait for one answer.
-        url: the service.
+        url: address of the service.
     """
 
     answers = _TOXICITY
@@ -89,7 +89,7 @@ class PerspectiveScorer(Judge):
             found = post(
                 self.url,
                 body,
-                {"X-Goog-Api-Key": key},  # in a header: a web address is written into logs
+                {"X-Goog-Api-Key": key},  # in a header: addresses end up in logs
                 lambda answer: float(answer["attributeScores"][self.attribute]["summaryScore"]["value"]),
                 timeout=self.timeout,
                 retries=self.retries,
@@ -103,12 +103,12 @@ class PerspectiveScorer(Judge):
         raise UserError(
             f"the Perspective API gave no score: {reason}",
             where="judge",
-            expected=f"a score within {self.retries} further tries",
-            fix="start again when it answers; what was scored is kept",
+            expected=f"a score within {self.retries} retries",
+            fix="run the same command again once it answers; existing scores are kept",
         )
 
     pause_scale = 1.0
-    """Pauses between tries are multiplied by this."""
+    """Pauses between retries are multiplied by this."""
 
 
 class DetoxifyScorer(LoadedJudge):
@@ -117,8 +117,8 @@ class DetoxifyScorer(LoadedJudge):
     Args:
         model: original, unbiased or multilingual.
         device: "auto", "cpu", "cuda", ...
-        checkpoint: a file with its weights; otherwise they are fetched once. The package reads either as pickled code,
-            which a file of somebody else may have put anything into.
+        checkpoint: a file with its weights; otherwise they are fetched once. The package reads either as a pickle,
+            which can run any code: use files that you trust.
         batch_size: texts scored together.
     """
 
@@ -155,11 +155,11 @@ class DetoxifyScorer(LoadedJudge):
             return Detoxify(self.model, device=place) if self.checkpoint is None else Detoxify(
                 checkpoint=self.checkpoint, device=place
             )  # fmt: skip
-        except Exception as error:  # torch.hub and transformers raise many kinds; each means "cannot be had"
+        except Exception as error:  # torch.hub and transformers raise many kinds; each means "not available"
             raise UserError(
                 f"detoxify's model {self.model} cannot be loaded: {first_line(error)}",
                 where="judge.model",
-                expected="original, unbiased or multilingual, and a network to fetch it from once",
+                expected="original, unbiased or multilingual, and a network connection to fetch it once",
             ) from error
 
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
@@ -175,7 +175,7 @@ class HuggingFaceClassifier(LoadedJudge):
 
     Args:
         model: folder or Hub name.
-        label: the label whose probability counts; by default the one called toxic or toxicity, or label 1 of two.
+        label: the label whose probability is used; by default the one called toxic or toxicity, or label 1 of two.
         batch_size: texts scored together.
         device: "auto", "cpu", "cuda", ...
     """
@@ -208,9 +208,9 @@ class HuggingFaceClassifier(LoadedJudge):
         return tokenizer, network.eval().to(usable_device(self.device))
 
     def _of(self, kind: Any) -> Any:
-        """What a class of transformers' loads from the model."""
+        """What a class of transformers loads from the model."""
         try:
-            # said, since transformers would else ask at the terminal, and take a yes out of a pipe
+            # explicit, since transformers would otherwise ask at the terminal, and accept a yes from a pipe
             return kind.from_pretrained(self.model, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(

@@ -13,29 +13,29 @@ from instructlit.http import NoAnswer, post, secret_key
 from instructlit.redaction import without_secrets
 
 _OF_THE_QUESTION = ("context_length_exceeded", "content_filter", "content_policy_violation", "invalid_prompt")
-"""What an endpoint says of one question: the others can be asked."""
+"""Errors that concern one question only: the others can still be asked."""
 _CHARACTERS_A_TOKEN = 4  # of English text; only for the estimate
 
 
 class EndpointJudge(TextJudge):
     """Asks a judge model at an OpenAI-compatible endpoint, several questions at a time.
 
-    Every verdict is kept as it comes, so that a question is paid once. What fails for a moment (no answer in time, too
-    many requests, a server error) is tried again with growing pauses; what fails for good ends the judging, and what
-    was judged is kept.
+    Every verdict is kept as it arrives, so that a question is paid for once. Temporary failures (no answer in time, too
+    many requests, a server error) are retried with growing pauses; a permanent one ends the judging, and the verdicts
+    so far are kept.
 
     Args:
         model: name of the judge model.
         base_url: the endpoint up to and without `/chat/completions`.
-        api_key_env: environment variable that holds the key; it is read when asking and never written down.
-        temperature: of the judge's sampling.
+        api_key_env: environment variable that holds the key; it is read for each run and never written down.
+        temperature: temperature of the judge's sampling.
         max_tokens: most tokens in a reply; a judge that reasons needs more than the default.
-        concurrency: questions under way together.
+        concurrency: number of concurrent requests.
         timeout: seconds to wait for one reply.
-        retries: further tries of a question before it is given up.
-        price_in: price of a million tokens read, in whatever currency you think in; for the estimate.
-        price_out: price of a million tokens written.
-        max_cost: refuse to start where the estimate is higher; needs the prices.
+        retries: how often a failed request is retried.
+        price_in: price of a million input tokens, in any currency; for the estimate.
+        price_out: price of a million output tokens.
+        max_cost: refuse to start if the estimate is higher; needs the prices.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class EndpointJudge(TextJudge):
         self.temperature, self.max_tokens, self.concurrency = temperature, max_tokens, concurrency
         self.timeout, self.retries = timeout, retries
         self.price_in, self.price_out, self.max_cost = price_in, price_out, max_cost
-        self._limit = "max_tokens"  # as it is called in a request
+        self._limit = "max_tokens"  # its name in a request
         self._temperature: float | None = temperature
 
     @property
@@ -80,13 +80,13 @@ class EndpointJudge(TextJudge):
         """
         read = sum(len(judging_prompt(q)) for q in questions) // _CHARACTERS_A_TOKEN
         written = len(questions) * self.max_tokens
-        text = f"{counted(len(questions), 'call')}, about {read:,} tokens to read and at most {written:,} to write"
+        text = f"{counted(len(questions), 'call')}, about {read:,} input tokens and at most {written:,} output tokens"
         if self.price_in is None or self.price_out is None:
             if self.max_cost is not None:
                 raise UserError(
                     "max_cost needs prices",
                     where="judge.max_cost",
-                    fix="set price_in and price_out, a million tokens each",
+                    fix="set price_in and price_out, the prices of a million tokens",
                 )
             return f"{text}; no prices are given"
         price = (read * self.price_in + written * self.price_out) / 1e6
@@ -103,14 +103,14 @@ class EndpointJudge(TextJudge):
 
     def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         if self.max_cost is not None:
-            self.cost(questions)  # whoever did not ask before is stopped here
+            self.cost(questions)  # for callers that did not ask for the cost first
         yield from super().verdicts(questions)
 
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """Workers take prompts from a queue; replies are handed on as they come.
+        """Workers take prompts from a queue; replies are yielded as they arrive.
 
-        For each that has been kept, as it has when the next is wanted, one more is asked: after a kill `concurrency` of
-        them at most are paid for again.
+        A new request starts only when an earlier reply has been kept, as it has when the next one is requested: after a
+        kill at most `concurrency` of them are paid for again.
         """
         headers = self._authorization()
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -128,7 +128,7 @@ class EndpointJudge(TextJudge):
                     return
                 try:
                     done.put((i, self._reply(prompts[i], headers, stop)))
-                except Exception as error:  # handed to the thread that asked; nothing more is begun
+                except Exception as error:  # passed to the calling thread; no further request is started
                     stop.set()
                     done.put((i, error))
 
@@ -149,7 +149,7 @@ class EndpointJudge(TextJudge):
             free.release(self.concurrency)
         if fault is None:
             return
-        for worker in workers:  # what is under way is paid for: it is kept
+        for worker in workers:  # pending requests are paid for: their replies are kept
             worker.join(self.timeout)
         while not done.empty():
             i, said = done.get()
@@ -164,9 +164,9 @@ class EndpointJudge(TextJudge):
         if host in ("localhost", "127.0.0.1", "::1"):
             return {}
         raise UserError(
-            f"the endpoint {self.base_url} needs a key and {self.api_key_env} is not set",
+            f"the endpoint {self.base_url} needs a key, but {self.api_key_env} is not set",
             where="judge.api_key_env",
-            expected="the name of an environment variable with the key in it",
+            expected="the name of an environment variable that holds the key",
             fix=f"export {self.api_key_env}=…",
         )
 
@@ -199,13 +199,13 @@ class EndpointJudge(TextJudge):
                 raise UserError(
                     f"the judge {self.model} gave no reply: {reason}",
                     where=without_secrets(address),
-                    expected=f"a chat completion within {self.timeout:g} s and {self.retries} further tries",
-                    fix="start again when it answers; what was judged is kept",
+                    expected=f"a chat completion within {self.timeout:g} s and {self.retries} retries",
+                    fix="run the same command again once it answers; existing verdicts are kept",
                 ) from None
 
     def _adapted(self, told: str, body: dict[str, Any]) -> bool:
-        """Models that reason take another name for the limit, and no temperature: whether the request is to be put
-        again without what the endpoint has just refused."""
+        """Reasoning models use another name for the limit, and take no temperature. Whether to send the request again
+        without what the endpoint has just refused."""
         if "max_completion_tokens" in told and "max_tokens" in body:
             self._limit = "max_completion_tokens"
             return True
@@ -215,7 +215,7 @@ class EndpointJudge(TextJudge):
         return False
 
     pause_scale = 1.0
-    """Pauses between tries are multiplied by this."""
+    """Pauses between retries are multiplied by this."""
 
 
 def _money(amount: float) -> str:
@@ -223,9 +223,9 @@ def _money(amount: float) -> str:
 
 
 def _content(answer: Any) -> str:
-    """The reply of a chat completion; in brackets why there is none, such as a limit that thinking has used up."""
+    """The reply of a chat completion; without one the reason in brackets, such as a limit used up by reasoning."""
     choice = answer["choices"][0]
     text = choice["message"]["content"]
     if not text and choice.get("finish_reason") == "length":
-        return "(no word of a reply within max_tokens: raise it for a judge that reasons)"
+        return "(no reply within max_tokens: raise it for a reasoning model)"
     return str(text or choice["message"].get("refusal") or "")

@@ -1,4 +1,4 @@
-"""A function of the user's as a judge."""
+"""A user's function as a judge."""
 
 import importlib
 import math
@@ -16,7 +16,7 @@ class FunctionJudge(Judge):
     Verdicts are kept like any other judge's: change `version` with the function.
 
     Args:
-        function: its path, `package.module.name`.
+        function: its import path, `package.module.name`.
         version: anything that changes when the function does.
     """
 
@@ -47,5 +47,7 @@ def _imported(path: str) -> Callable[[Question], Any]:
             f"{path} cannot be imported: {error}", where="judge.function", expected="package.module.function"
         ) from error
     if not callable(function):
-        raise UserError(f"{path} is no function", where="judge.function", expected="a function of one question")
+        raise UserError(
+            f"{path} is not a function", where="judge.function", expected="a function that takes one question"
+        )
     return function

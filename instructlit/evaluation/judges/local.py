@@ -24,7 +24,7 @@ class LocalJudge(LoadedJudge, TextJudge):
         batch_size: questions answered together.
         dtype: dtype to compute in.
         device: "auto", "cpu", "cuda", ...
-        template: of prompts, as for training.
+        template: template of the prompts, as for training.
     """
 
     def __init__(
@@ -69,5 +69,5 @@ class LocalJudge(LoadedJudge, TextJudge):
         for index, reply in self._loaded().replies([Ask(prompt, self.max_new_tokens) for prompt in prompts]):
             yield (
                 index,
-                reply.text if isinstance(reply, Answer) else "(the question has more tokens than the judge reads)",
+                reply.text if isinstance(reply, Answer) else "(the question has more tokens than the judge can read)",
             )

@@ -1,9 +1,9 @@
-"""People as judges: what they are to look at is written out blind, and what they said is read back.
+"""People as judges: their tasks are written to files without model names, and their labels are read back.
 
-The files are our comparison records (`docs/data.md`), as `instructlit label import` takes them and `instructlit labels
-export` gives them back. They name no model, and the order of completions is drawn. A label is found by what was asked,
-the prompt and the completions, whatever numbers a tool has given it: any comparison that ranks two answers among others
-says which is better.
+The files are our comparison records (`docs/data.md`), as `instructlit label import` reads them and `instructlit labels
+export` writes them. They name no model, and the order of completions is random. A label is found by its prompt and
+completions, whatever ids a tool has given it: any comparison that ranks two answers among others says which is
+better.
 """
 
 import json
@@ -20,19 +20,19 @@ from instructlit.rubric import BEST, FLAGS, MAX_OUTPUTS, MIN_OUTPUTS, WORST
 from instructlit.types import PromptText
 
 PAIRS, RATINGS, SINGLE = "pairs", "ratings", "single"
-"""The files of what is to be judged: two answers side by side (`label import --kind evaluation`), all answers to a
-prompt one by one (`--kind comparison`), and what the labelling tool does not ask, for another one."""
+"""The files of tasks: two answers side by side (`label import --kind evaluation`), all answers to a prompt one by one
+(`--kind comparison`), and what the labelling tool does not ask, for another tool."""
 
 Row = dict[str, Any]
 
 
 class PeopleJudge(Judge):
-    """Blind judgements by people. A pair is shown once, in an order that was drawn; it stands for both orders.
+    """Blind judgements by people. A pair is shown once, in a random order, which counts for both orders.
 
     Args:
-        labels: labels or labeled rows to read, one file or a glob; where there is none yet, everything is waiting.
-        tasks: names the files of what nobody has judged: to_label.jsonl stands for to_label_pairs.jsonl and so on.
-        seed: of the order of completions.
+        labels: labels or labeled rows to read, one file or a glob; while there is none, everything is pending.
+        tasks: name of the files of what is still to be judged: to_label.jsonl gives to_label_pairs.jsonl and so on.
+        seed: seed of the order of completions.
     """
 
     answers = frozenset(("compare", "rate", "decide"))
@@ -47,7 +47,7 @@ class PeopleJudge(Judge):
         return "people"
 
     def identity(self) -> dict[str, Any]:
-        # labels may grow or be corrected: what was read before is never taken for what the file says now
+        # labels may grow or be corrected, so that verdicts read before are not reused after a change
         return {"labels": self.labels, "state": [path.stat().st_mtime_ns for path in self._files()]}
 
     def check(self) -> None:
@@ -69,7 +69,7 @@ class PeopleJudge(Judge):
             self._write()
 
     def file(self, kind: str) -> Path:
-        """Where what is to be judged stands: PAIRS, RATINGS or SINGLE."""
+        """The file of one kind of task: PAIRS, RATINGS or SINGLE."""
         return self.tasks.with_name(f"{self.tasks.stem}_{kind}{self.tasks.suffix}")
 
     def _files(self) -> list[Path]:
@@ -85,8 +85,8 @@ class PeopleJudge(Judge):
         return found
 
     def _wait(self, question: Question) -> None:
-        """Adds what people are to look at. Answers to one prompt are rated in one task, as in the paper, which asks
-        the yes/no questions of its Table 3 there too."""
+        """Adds a task. Answers to one prompt are rated in one task, as in the paper, together with the yes/no questions
+        of its Table 3."""
         if question.kind == "compare":
             row = {"prompt": question.prompt, "completions": self._shuffled(question, question.answers)}
             self._waiting[PAIRS][_spelled([question.prompt, *sorted(question.answers)])] = row
@@ -105,7 +105,7 @@ class PeopleJudge(Judge):
         return ordered
 
     def _write(self) -> None:
-        """All that is waiting. What is known from an earlier evaluation and judged meanwhile is not written again."""
+        """Writes all pending tasks. Those of an earlier evaluation that have been judged are not written again."""
         kinds: dict[str, list[Row]] = {PAIRS: list(self._waiting[PAIRS].values()), RATINGS: [], SINGLE: []}
         for row in self._waiting[RATINGS].values():
             fits = MIN_OUTPUTS <= len(row["completions"]) <= MAX_OUTPUTS and "flag" not in row
@@ -116,7 +116,7 @@ class PeopleJudge(Judge):
 
 
 def _said(question: Question, row: Mapping[str, Any]) -> float | None:
-    """What one labeler's row says to a question; None where it says nothing."""
+    """One labeler's answer to a question; None where the row has none."""
     try:
         places = [row["completions"].index(answer) for answer in question.answers]
         if question.kind == "compare":

@@ -16,10 +16,10 @@ from instructlit.types import PromptText
 class RewardJudge(LoadedJudge):
     """A trained reward model: the answer with the higher score is better, equal scores tie.
 
-    It knows no scale from 1 to 7; it scores on its own, with the shift that makes demonstrations average 0. An answer
-    that was cut off is scored without EOS, as in training. A statement is decided by which reply to the judging prompt
-    it scores higher, "Yes" or "No": take that for what it is worth, a reward model was not trained on it. Where a score
-    is not finite it has no verdict.
+    It does not rate from 1 to 7; it scores on its own scale, with the shift that makes demonstrations average 0. An
+    answer that was cut off is scored without EOS, as in training. A statement is decided by which reply to the judging
+    prompt scores higher, "Yes" or "No": read that with care, a reward model was not trained on it. A score that is not
+    finite is no verdict.
 
     Args:
         model: folder of a reward model.

@@ -1,1 +1,1 @@
-"""Questions of our own, as data files."""
+"""Our own questions, as data files."""

@@ -1,8 +1,8 @@
-"""Two failures that the paper admits of its own models (InstructGPT, section 4.3): going along with a false premise,
-and hedging where there is one clear answer.
+"""Two failures that the paper reports of its own models (InstructGPT, section 4.3): accepting a false premise, and
+hedging where there is one clear answer.
 
-The questions are our own (`instructlit/evaluation/sets`). Each stands beside a plain twin: the same matter without the
-false premise, or without what tempts to hedge. A model that contradicts everything, or never hedges, shows it there.
+The questions are our own (`instructlit/evaluation/sets`). Each has a plain twin: the same subject without the false
+premise, or without what tempts to hedge. The twins expose a model that contradicts everything, or never hedges.
 """
 
 import json
@@ -36,9 +36,9 @@ class Twins(Task):
     """Questions and their plain twins.
 
     Args:
-        data: rows with question, twin and what the judge leans on; by default the set that is shipped.
+        data: rows with question, twin and the judge's reference; by default the built-in set.
         judge: name of the judge.
-        limit: the first so many questions and their twins.
+        limit: use only this many questions and their twins, the first ones.
         max_new_tokens: most tokens in an answer.
         samples_shown: questions whose answers the report shows.
     """
@@ -87,7 +87,7 @@ class Twins(Task):
 
 
 class FalsePremise(Twins):
-    """Does the model go along with a false premise, and does it leave true ones alone?"""
+    """Does the model accept a false premise, and does it accept true ones?"""
 
     file, fields = "false_premises.jsonl", ("question", "twin", "premise")
 
@@ -139,6 +139,6 @@ class OverHedging(Twins):
 
 
 def shipped(name: str) -> list[dict[str, Any]]:
-    """The rows of a set that is shipped."""
+    """The rows of a built-in set."""
     text = resources.files("instructlit.evaluation.sets").joinpath(name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]

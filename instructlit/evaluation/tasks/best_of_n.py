@@ -1,9 +1,9 @@
 """Best-of-n against a proxy reward model: the baseline that PPO has to beat, with its exact KL (Gao et al. 2022).
 
-Of N samples a prompt, the expected score of the best of n <= N under the proxy is estimated without bias from all of
-them: sorted by proxy score, the i-th of N is the best of a random n with probability C(i-1, n-1) / C(N, n) (Nakano et
-al. 2021, appendix I). Equal scores share their chances. The KL from the sampled model is log n - (n - 1) / n, exactly
-where answers do not repeat.
+From N samples per prompt, the expected score of the best of n <= N under the proxy is estimated without bias from all
+of them: sorted by proxy score, the i-th of N is the best of a random n with probability C(i-1, n-1) / C(N, n) (Nakano
+et al. 2021, appendix I). Equal scores share their probabilities. The KL from the sampled model is log n - (n - 1) / n,
+exact if answers do not repeat.
 """
 
 import math
@@ -26,12 +26,12 @@ class BestOfN(Task):
     """Proxy and gold score of the best of n samples, over sqrt(KL).
 
     Args:
-        prompts: prompts in any of the forms that training reads.
+        prompts: prompts in any format that training reads.
         proxy: name of the judge that picks the best sample.
-        gold: names of the judges that score what was picked, the proxy beside them.
+        gold: names of the judges that score the sample picked, in addition to the proxy.
         samples: N, samples of each prompt.
         temperature: of the sampling; the KL is exact at 1.
-        limit: the first so many prompts.
+        limit: use only this many prompts, the first ones.
         max_new_tokens: most tokens in an answer.
     """
 
@@ -47,7 +47,7 @@ class BestOfN(Task):
     ):
         require("a finite number above 0", temperature=temperature)
         if samples < 2:
-            raise UserError(f"found {samples}", where="samples", expected="at least 2, of which the best is taken")
+            raise UserError(f"found {samples}", where="samples", expected="at least 2, to take the best of")
         self.path, self.proxy, self.gold = prompts, proxy, ["gold"] if gold is None else gold
         self.samples, self.temperature, self.limit, self.max_new_tokens = samples, temperature, limit, max_new_tokens
         self._prompts: list[Prompt] = []
@@ -90,7 +90,7 @@ class BestOfN(Task):
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL in nats of the best of n from the distribution that is sampled: log n - (n - 1) / n."""
+    """KL in nats of the best of n from the sampled distribution: log n - (n - 1) / n."""
     return math.log(n) - (n - 1) / n
 
 
@@ -109,7 +109,7 @@ def scored_best(
 ) -> dict[str, dict[int, np.ndarray]]:
     """Expected scores of the best of n by the first judge, by judge and n, of the prompts with all samples and scores.
 
-    Nothing where there is no such prompt.
+    Empty if there is no such prompt.
     """
     whole = [
         (prompt, reply)
@@ -144,6 +144,6 @@ def best_of_n(proxy: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:
         _, place, count = np.unique(proxy[row], return_inverse=True, return_counts=True)
         ends = np.concatenate([[0], np.cumsum(count)])
         cumulative = np.concatenate([[0.0], np.cumsum(chances)])
-        share = (cumulative[ends[1:]] - cumulative[ends[:-1]]) / count  # equal scores share their chances
+        share = (cumulative[ends[1:]] - cumulative[ends[:-1]]) / count  # equal scores share their probabilities
         found[row] = (share[place] * value[row]).sum()
     return found

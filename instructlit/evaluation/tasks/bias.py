@@ -1,7 +1,7 @@
-"""Bias as entropy: how evenly a model spreads its belief over two sentences that differ in whom they speak of.
+"""Bias as entropy: how evenly a model spreads its probability over two sentences about different groups of people.
 
-The entropy of the two sentences' probabilities, made to sum to one, is 1 bit for a model without a preference and 0 for
-one that is sure (InstructGPT, p. 45). A model can be unbiased because it knows no better, so read it beside the others.
+The entropy of the two sentences' probabilities, normalised to sum to one, is 1 bit for a model without a preference and
+0 for one that is certain (InstructGPT, p. 45). A model can be unbiased out of ignorance, so read it with the others.
 """
 
 import math
@@ -48,7 +48,7 @@ class PairEntropy(Task):
             measure = Measure(
                 f"bias/{self.name}/{style}/entropy",
                 f"{self.title} entropy, {style}",
-                "Mean entropy in bits of the probabilities of two sentences that differ in whom they speak of; 1 is no "
+                "Mean entropy in bits of the probabilities of two sentences about different groups of people; 1 is no "
                 "preference.",
             )
             outcome.measures.append(measured(study, measure, values, groups=groups))
@@ -58,7 +58,7 @@ class PairEntropy(Task):
         return outcome
 
     def lean(self, style: str) -> Measure | None:
-        """The column of how often the first sentence is likelier, where that means something."""
+        """The column of how often the first sentence is likelier; None if that has no meaning."""
         return None
 
 
@@ -68,7 +68,7 @@ class Winogender(PairEntropy):
     Args:
         data: table with sentid and sentence, as the authors publish it (all_sentences.tsv).
         prompts: of basic, respectful, biased.
-        limit: the first so many pairs.
+        limit: use only this many pairs, the first ones.
     """
 
     name, title = "winogender", "Winogender"
@@ -87,12 +87,12 @@ class Winogender(PairEntropy):
 
 
 class CrowSPairs(PairEntropy):
-    """CrowS-Pairs (Nangia et al. 2020), the sentence about the disadvantaged group against the other.
+    """CrowS-Pairs (Nangia et al. 2020), the sentence about the disadvantaged group against the other one.
 
     Args:
-        data: table with sent_more, sent_less and bias_type; nyu-mll/crows_pairs of the Hub otherwise.
+        data: table with sent_more, sent_less and bias_type; by default nyu-mll/crows_pairs on the Hub.
         prompts: of basic, respectful, biased.
-        limit: the first so many pairs.
+        limit: use only this many pairs, the first ones.
     """
 
     name, title = "crows_pairs", "CrowS-Pairs"
@@ -117,7 +117,7 @@ class CrowSPairs(PairEntropy):
 
 
 def entropy(reply: object) -> float | None:
-    """Bits of the two probabilities behind a pair's log-probabilities, which are made to sum to one."""
+    """Bits of the two probabilities behind a pair's log-probabilities, normalised to sum to one."""
     if not isinstance(reply, Weights):
         return None
     one, other = reply.log_probs
@@ -126,7 +126,7 @@ def entropy(reply: object) -> float | None:
 
 
 def first_likelier(reply: object) -> float | None:
-    """1 where the first sentence is the likelier, 0.5 where both are as likely."""
+    """1 where the first sentence is the likelier, 0.5 where both are equally likely."""
     if not isinstance(reply, Weights):
         return None
     one, other = reply.log_probs

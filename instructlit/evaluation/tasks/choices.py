@@ -1,4 +1,4 @@
-"""Questions with given choices: the likeliest choice a token is the model's answer."""
+"""Multiple-choice questions: the choice with the highest mean log-probability per token is the model's answer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from instructlit.evaluation.task import Task
 
 
 class MultipleChoice(Task):
-    """Share of right choices, a choice being that of the lowest mean log-loss a token, without any instruction.
+    """Share of right choices, by the lowest mean log-loss per token, without any instruction.
 
     Args:
-        data: rows with `context`, `choices` (texts), `answer` (the place of the right one, from 0) and, where the file
+        data: rows with `context`, `choices` (texts), `answer` (the index of the right one, from 0) and, where the file
             holds several tasks, `task`.
-        limit: the first so many rows.
+        limit: use only this many rows, the first ones.
     """
 
     def __init__(self, data: Place | None = None, limit: int | None = None):
@@ -32,7 +32,7 @@ class MultipleChoice(Task):
                 raise UserError(
                     f"row {number} has the answer {row['answer']!r}",
                     where="choices.data",
-                    expected="choices, a list of texts, and the place of the right one, from 0",
+                    expected="choices, a list of texts, and in answer the index of the right one, from 0",
                 )
         return [Weigh(r["context"], tuple(f" {c}" for c in r["choices"]), plain=False) for r in self._rows]
 
@@ -45,7 +45,7 @@ class MultipleChoice(Task):
             column = Measure(
                 f"choices/{name}",
                 f"task: {name}",
-                "Share of right choices, by the lowest mean log-loss a token, without any instruction.",
+                "Share of right choices, by the lowest mean log-loss per token, without any instruction.",
                 PERCENT,
             )
             outcome.measures.append(measured(study, column, right, share=True))

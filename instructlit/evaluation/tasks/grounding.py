@@ -1,4 +1,4 @@
-"""Hallucination in closed-domain tasks: does an answer state what the text it was to be drawn from does not?"""
+"""Hallucination in closed-domain tasks: does an answer state what its source text does not?"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ CLOSED = (
     "rewrite",
     "rewriting",
 )
-"""Use cases whose answers are to be drawn from the prompt (InstructGPT, p. 4 and Table 3)."""
+"""Use cases whose answers must come from the prompt (InstructGPT, p. 4 and Table 3)."""
 
 INVENTS = Statement(
     "hallucination",
@@ -32,10 +32,10 @@ class Hallucination(Task):
     """Share of answers that state what their context does not.
 
     Args:
-        data: rows with `prompt` and, where it stands apart, `context`; of rows with a `use_case` only the closed-domain
-            ones count.
+        data: rows with `prompt` and, if it is separate, `context`; of rows with a `use_case` only the closed-domain
+            ones are used.
         judge: name of the judge.
-        limit: the first so many prompts.
+        limit: use only this many prompts, the first ones.
         max_new_tokens: most tokens in an answer.
         samples_shown: prompts whose answers the report shows.
     """
@@ -62,7 +62,9 @@ class Hallucination(Task):
         self._rows = [r for r in rows if str(r.get("use_case") or CLOSED[0]).lower() in CLOSED][: self.limit]
         if not self._rows:
             raise UserError(
-                "no row is of a closed-domain task", where=str(self.data), expected=f"a use_case of {', '.join(CLOSED)}"
+                "no row has a closed-domain use case",
+                where=str(self.data),
+                expected=f"a use_case of {', '.join(CLOSED)}",
             )
         return [Ask(self._prompt(row), self.max_new_tokens) for row in self._rows]
 

@@ -1,8 +1,8 @@
-"""IFEval: instructions whose keeping a program can check (Zhou et al. 2023), by way of lm-eval's checker.
+"""IFEval: instructions that a program can check (Zhou et al. 2023), with lm-eval's checker.
 
-The verdicts are the checker's own; what is added here is what it cannot say. Some instructions need nltk's sentence
-data, which is fetched from a network on first use: where it cannot be had they are unchecked, and a prompt counts only
-where each of its instructions was checked, so that nothing fails for want of data.
+The verdicts are the checker's own. Some instructions need nltk's sentence data, which is fetched on first use: without
+it they are unchecked, and a prompt counts only if each of its instructions was checked, so that none fails for lack of
+data.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from instructlit.files import json_lines
 from instructlit.rollout.time_limit import within
 
 Followed = list[bool | None]
-"""Of one response: whether each instruction is followed, None where that cannot be checked."""
+"""For one response: whether each instruction is followed, None if that cannot be checked."""
 
 MODES = ("strict", "loose")
 FETCH_SECONDS = 20.0
@@ -42,8 +42,8 @@ class IFEval(Task):
     """Share of prompts all of whose instructions are followed, and share of instructions, strict and loose.
 
     Args:
-        data: rows with prompt, instruction_id_list and kwargs; by default google/IFEval of the Hub.
-        limit: the first so many prompts.
+        data: rows with prompt, instruction_id_list and kwargs; by default google/IFEval on the Hub.
+        limit: use only this many prompts, the first ones.
         max_new_tokens: most tokens in an answer.
         samples_shown: prompts whose answers the report shows.
     """
@@ -109,7 +109,7 @@ class IFEval(Task):
             unchecked[model] = sum(ok is None for row in rows if row is not None for ok in row)
         what = {
             "strict": "as the response stands",
-            "loose": "in the response or in it without its first line, its last line or its asterisks",
+            "loose": "in the response, or in it without its first line, its last line or its asterisks",
         }[mode]
         by_prompt = Measure(
             f"ifeval/{mode}/prompts",
@@ -126,7 +126,7 @@ class IFEval(Task):
         measured(study, by_prompt, prompts, share=True)
         measured(study, by_instruction, instructions, weights=checked, share=True)
         by_instruction.by = self._kinds(verdicts)
-        reason = "instructions unchecked: nltk's sentence data (punkt_tab) is not there"
+        reason = "instructions unchecked, because nltk's sentence data (punkt_tab) is missing"
         return [noted(by_prompt, unchecked, reason), noted(by_instruction, unchecked, reason)]
 
     def _kinds(self, verdicts: dict[str, list[Followed | None]]) -> dict[str, dict[str, Any]]:
@@ -144,16 +144,16 @@ class IFEval(Task):
 
 
 def prompt_kept(row: Followed) -> float | None:
-    """1 where all instructions are followed, 0 where one is broken, None where one is unchecked: to count such a prompt
-    only where it fails would make the share too low."""
+    """1 if all instructions are followed, 0 if one is broken, None if one is unchecked: counting such a prompt only if
+    it fails would make the share too low."""
     return None if None in row else float(all(row))
 
 
 def followed(row: dict[str, Any], response: str, mode: str) -> Followed:
-    """Whether each instruction of a row is followed by a response, None where it cannot be checked.
+    """Whether a response follows each instruction of a row, None if that cannot be checked.
 
-    The instructions of a row are checked one at a time with lm-eval's own functions, which make no draws but those of
-    instructions that leave a number open; these are fixed by the row.
+    The instructions of a row are checked one at a time with lm-eval's own functions, whose only
+    random choices are for instructions that leave a number open; these are seeded by the row.
     """
     found: Followed = []
     for name, given in zip(row["instruction_id_list"], row["kwargs"], strict=True):
@@ -166,7 +166,7 @@ def _one(row: dict[str, Any], name: str, given: dict[str, Any], response: str, m
     known = utils.instructions_registry.INSTRUCTION_DICT
     if name not in known:
         raise UserError(
-            f"{name} is no instruction that the checker knows",
+            f"{name} is not an instruction that the checker knows",
             where="ifeval.data: instruction_id_list",
             expected=f"one of {', '.join(sorted(known))}",
         )
@@ -180,20 +180,20 @@ def _one(row: dict[str, Any], name: str, given: dict[str, Any], response: str, m
     except LookupError as error:
         if isinstance(error, KeyError | IndexError):
             raise
-        return None  # nltk's word for a resource that is not there
+        return None  # how nltk reports a missing resource
     finally:
         random.setstate(state)
 
 
 @functools.cache
 def checker() -> Any:
-    """lm-eval's IFEval module. Its import fetches sentence data where there is none: here with a limit in time, once.
+    """lm-eval's IFEval module. Its import fetches missing sentence data: here once, with a time limit.
 
     Raises:
         UserError: lm-eval or what its checker needs is not installed.
     """
     try:
-        import lm_eval  # noqa: F401 - said to be missing before its parts are
+        import lm_eval  # noqa: F401 - reported as missing before its parts are
         import nltk
 
         with _quiet():
@@ -219,8 +219,8 @@ def _fetch(nltk: Any) -> None:
 
 @contextlib.contextmanager
 def _letters_as_asked(known: dict[str, Any]) -> Iterator[None]:
-    """The checker of letter counts draws a letter of its own where the one asked for is a sign, such as the # of row
-    1122: its verdict is then chance. Here the sign itself is counted.
+    """lm-eval's checker of letter counts draws a random letter if the one asked for is a symbol, such as the # of row
+    1122, and its verdict is then random. Here the symbol itself is counted.
     """
     name = "keywords:letter_frequency"
     before = known[name]

@@ -1,7 +1,7 @@
 """The alignment tax: perplexity on held-out text, and tasks of lm-eval, zero- and few-shot.
 
 lm-eval builds the prompts, filters the answers and scores them; our models reply through our own engine, so that
-replies are kept like all others and every document's score is there for a paired interval.
+replies are kept like all others and every document has a score for a paired interval.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from instructlit.evaluation.tasks import squad
 
 
 class Perplexity(Task):
-    """How surprised a model is by text: perplexity a token, and bits a byte, which compares across tokenizers.
+    """Perplexity per token on text, and bits per byte, which is comparable across tokenizers.
 
     Args:
-        data: rows with `text`, or a .txt file, which is cut at line ends into pieces.
-        limit: the first so many texts or pieces.
+        data: rows with `text`, or a .txt file, which is split at line ends into pieces.
+        limit: use only this many texts or pieces, the first ones.
         characters: length of a piece of a .txt file.
-        name: in the columns' names.
-        documents: every row is a document as pretraining reads it: its end counts, and its first token, which nothing
+        name: part of the columns' names.
+        documents: every row is a document as in pretraining: its end counts, and its first token, which nothing
             predicts, does not.
     """
 
@@ -67,31 +67,31 @@ class Perplexity(Task):
         perplexity = Measure(
             f"perplexity/{self.name}/token",
             f"perplexity, {self.name}",
-            "exp of the mean loss a token on held-out text; comparable between models with one tokenizer.",
+            "exp of the mean loss per token on held-out text; comparable between models with the same tokenizer.",
             "{:.2f}",
             "down",
         )
         byte = Measure(
             f"perplexity/{self.name}/bits_per_byte",
-            f"bits a byte, {self.name}",
-            "Loss in bits a byte of held-out text; comparable whatever the tokenizer.",
+            f"bits per byte, {self.name}",
+            "Loss in bits per byte of held-out text; comparable across tokenizers.",
             better="down",
         )
         outcome = Outcome([measured(study, perplexity, losses, weights=tokens, transform=np.exp)])
-        if not self.documents:  # there a token that is no text counts, and some text does not
+        if not self.documents:  # there a token that is not text counts, and some text does not
             outcome.measures.append(measured(study, byte, bits, weights=counted))
         return outcome
 
 
 class LmEval(Task):
-    """Tasks of EleutherAI's lm-eval (extra `eval`).
+    """Tasks from EleutherAI's lm-eval (extra `eval`).
 
     Args:
         tasks: names of lm-eval's tasks, such as hellaswag or squadv2, or paths of its YAML files.
         num_fewshot: examples before each question; null takes the task's own number.
-        limit: the first so many documents.
+        limit: use only this many documents, the first ones.
         include_path: folder with task files of your own.
-        max_new_tokens: most tokens of an answer where the task does not say.
+        max_new_tokens: most tokens of an answer if the task sets no limit.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LmEval(Task):
         self.names, self.num_fewshot, self.limit = tasks, num_fewshot, limit
         self.include_path, self.max_new_tokens = include_path, max_new_tokens
         self._tasks: dict[str, Any] = {}
-        self._missing: list[str] = []  # of the names: why a task cannot be had
+        self._missing: list[str] = []  # why tasks cannot be loaded
 
     def requests(self) -> Sequence[Request]:
         self._missing = []
@@ -126,7 +126,7 @@ class LmEval(Task):
                 left_out |= dict.fromkeys(unscored)
             start = stop
             if left_out:
-                told = "left out, since lm-eval makes them of all documents together"
+                told = "left out, since lm-eval computes them over all documents together"
                 outcome.notes.append(f"{name}: {', '.join(left_out)} {told}")
             for metric, values in scores.items():
                 outcome.measures.append(self._column(study, name, task, metric, values))
@@ -163,7 +163,7 @@ class LmEval(Task):
         )
 
     def _own(self) -> bool:
-        """Whether every task is a file of the user's: reading all that lm-eval has takes seconds."""
+        """Whether every task is a file of the user's: loading all of lm-eval's takes seconds."""
         folder = self.include_path
         return folder is not None and all((Path(folder) / f"{name}.yaml").is_file() for name in self.names)
 
@@ -184,7 +184,7 @@ class LmEval(Task):
                 raise UserError(
                     "; ".join(self._missing),
                     where="lm_eval.tasks",
-                    expected="names that lm-eval lists, and their data sets at hand",
+                    expected="names that lm-eval lists, with data sets that can be loaded",
                     fix="`lm_eval ls tasks` lists them",
                 )
             for task in found.values():
@@ -196,9 +196,9 @@ class LmEval(Task):
 
 
 def document_scores(task: Any, replies: Sequence[Reply | None]) -> tuple[dict[str, list[float | None]], list[str]]:
-    """For each metric the score of every document of a task, None where a reply is missing; and the other metrics.
+    """For each metric the score of every document of a task, None if a reply is missing; and the other metrics.
 
-    Those are no mean over documents (an F1 over the whole set, say) and have no paired interval.
+    Those are not means over documents (such as an F1 over the whole set) and have no paired interval.
 
     Args:
         task: lm-eval's task with its instances.
@@ -241,7 +241,7 @@ def document_scores(task: Any, replies: Sequence[Reply | None]) -> tuple[dict[st
 
 
 def pieces(path: str, characters: int) -> list[str]:
-    """A text file cut at line ends into pieces of about that many characters.
+    """A text file split at line ends into pieces of about that many characters.
 
     Raises:
         UserError: no such file, or nothing in it.
@@ -262,7 +262,7 @@ def pieces(path: str, characters: int) -> list[str]:
 
 
 def _score(metric: str, value: Any) -> float | None:
-    """What a metric says of one document; None where it says nothing but of all of them."""
+    """A metric's value for one document; None if it is only defined over all of them."""
     match value:
         case bool() | int() | float() | np.number():
             return float(value)

@@ -1,9 +1,9 @@
-"""Gold against proxy over sqrt(KL): when a reward model is optimised, how far does its score mean anything (Gao et al.
-2022, "Scaling Laws for Reward Model Overoptimization", figures 1 and 3)?
+"""Gold against proxy over sqrt(KL): how far a reward model's score can be optimised before it loses its meaning (Gao et
+al. 2022, "Scaling Laws for Reward Model Overoptimization", figures 1 and 3).
 
-Policies are points: at sqrt(KL) from the reference the mean score by the proxy, which they were trained on, and by gold
-judges. Beside them stands best-of-n of the reference, whose KL is known exactly. Where the proxy's score keeps rising
-and the gold score falls, the policy has found the proxy's mistakes.
+Policies are points: at sqrt(KL) from the reference, the mean score by the proxy that they were trained on and by gold
+judges. For comparison there is best-of-n of the reference, whose KL is known exactly. Where the proxy's score keeps
+rising and the gold score falls, the policy has found the proxy's mistakes.
 """
 
 import math
@@ -32,16 +32,16 @@ class Overoptimization(Task):
     """Score by the proxy and by gold judges over sqrt(KL), of policies and of best-of-n.
 
     Args:
-        prompts: prompts in any of the forms that training reads; those of `runs` when not given.
+        prompts: prompts in any format that training reads; by default those of `runs`.
         proxy: name of the judge that the policies were trained on.
-        gold: names of the judges that know better; they score, or rate from 1 to 7.
-        reference: the model that the KL is measured from; the baseline when not given.
-        policies: false where only `runs` and best-of-n are drawn; else every model is a policy.
-        runs: by name a file of the samples that a PPO run wrote as it went (`iteration`, `prompt`, `response`, `score`
-            and `kl`, see `callbacks.SampleTable`): each time they were taken is a point.
+        gold: names of the judges taken as the truth; they score, or rate from 1 to 7.
+        reference: the model that the KL is measured from; by default the baseline.
+        policies: every model is a policy; false plots only `runs` and best-of-n.
+        runs: by name a file of the samples that a PPO run wrote (`iteration`, `prompt`, `response`, `score` and `kl`,
+            see `callbacks.SampleTable`): each iteration is a point.
         samples: answers of a policy to each prompt, at temperature 1.
-        best_of: answers of the reference to each prompt, of which the best are taken; 0 leaves best-of-n out.
-        limit: the first so many prompts.
+        best_of: answers of the reference to each prompt, for best-of-n; 0 leaves it out.
+        limit: use only this many prompts, the first ones.
         max_new_tokens: most tokens in an answer.
     """
 
@@ -60,7 +60,9 @@ class Overoptimization(Task):
     ):
         if policies and _MODELS in (runs or {}):
             raise UserError(
-                f"a run is called {_MODELS}", where="runs", expected="another name: so the line of the models is called"
+                f"a run is called {_MODELS}",
+                where="runs",
+                expected="another name, since the line of the models has this one",
             )
         require("a whole number, 0 or more", best_of=best_of)
         self.path, self.proxy, self.reference = prompts, proxy, reference
@@ -71,7 +73,7 @@ class Overoptimization(Task):
         self._logged: dict[str, list[dict[str, Any]]] = {}
 
     def judges_asked(self) -> Sequence[str]:
-        return [*self.gold, *([self.proxy] if self.policies or self.best_of > 1 else [])]  # `runs` have its scores
+        return [*self.gold, *([self.proxy] if self.policies or self.best_of > 1 else [])]  # `runs` include its scores
 
     def requests(self) -> Sequence[Request]:
         fields = ("iteration", "prompt", "response", "score", "kl")
@@ -116,7 +118,7 @@ class Overoptimization(Task):
         return checked_baseline(study, self.reference or study.baseline)
 
     def _asks(self, samples: int) -> list[Request]:
-        """Policies and best-of-n draw from streams of their own."""
+        """Policies and best-of-n sample from separate streams."""
         stream = f"overoptimization|{{model}}|{samples}"
         return [Ask(p, self.max_new_tokens, 1.0, samples, stream=stream, log_probs=True) for p in self._prompts]
 
@@ -138,7 +140,7 @@ class Overoptimization(Task):
             column = Measure(
                 f"overoptimization/{judge}",
                 f"score by {judge}",
-                f"Mean score by {study.desk.judge(judge).title} of answers drawn at temperature 1"
+                f"Mean score by {study.desk.judge(judge).title} of answers sampled at temperature 1"
                 + (", which the policies were trained on." if judge == self.proxy else "."),
             )
             found.append(measured(study, column, scores))
@@ -152,7 +154,7 @@ class Overoptimization(Task):
         return [measure for measure in found if measure.figures]
 
     def _means(self, study: Study, judge: str, replies: Sequence[Reply | None]) -> list[float | None]:
-        """A judge's mean score of the answers to each prompt; None where a score is missing."""
+        """A judge's mean score of the answers to each prompt; None if a score is missing."""
         kind = study.desk.judge(judge).marks
         asked = [about_samples(kind, p, reply) for p, reply in zip(self._prompts, replies, strict=True)]
         verdicts = iter(study.desk.ask(judge, [question for own in asked for question in own]))
@@ -166,7 +168,7 @@ class Overoptimization(Task):
     def _run(
         self, study: Study, name: str, rows: Sequence[Mapping[str, Any]], judges: Sequence[str], lines: dict[str, Lines]
     ) -> None:
-        """The points of a run: its own proxy score and KL at each time, and what the gold judges say of the samples."""
+        """The points of a run: its own proxy score and KL at each iteration, and the gold judges' scores."""
         times: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
         for row in rows:
             times[row["iteration"]].append(row)

@@ -1,7 +1,7 @@
 """Which model's answers are preferred: win rates against a baseline on the same prompts, and ratings from 1 to 7.
 
-Every pair is judged in both orders and counts as the mean of the two, so that a judge who favours a place favours
-nobody; equal answers tie without being shown. A pair counts only where both orders were readable.
+Every pair is judged in both orders and counts as the mean of the two, so that a position bias favours neither model;
+equal answers tie without being judged. A pair counts only if both verdicts were readable.
 """
 
 import math
@@ -42,10 +42,10 @@ class Preference(Task):
     """Win rate of each model against the baseline, and its rating.
 
     Args:
-        prompts: prompts in any of the forms that training reads; `use_case` gives figures by use case.
+        prompts: prompts in any format that training reads; `use_case` gives figures by use case.
         judges: names of the judges that compare.
-        raters: names of the judges that rate; by default those that compare, as far as they rate or score.
-        limit: the first so many prompts.
+        raters: names of the judges that rate; by default those that compare, if they can rate or score.
+        limit: use only this many prompts, the first ones.
         max_new_tokens: most tokens in an answer.
         temperature: 0 is greedy, as in the paper.
         samples_shown: prompts whose answers the report shows.
@@ -153,7 +153,7 @@ class Preference(Task):
                 PERCENT,
                 figures=controlled,
                 notes=[
-                    f"{model}: all answers differ by the same length, which tells nothing of equal lengths"
+                    f"{model}: all answers differ by the same length, which says nothing about equal lengths"
                     for model, figure in controlled.items()
                     if math.isnan(figure.value)
                 ],
@@ -166,7 +166,7 @@ class Preference(Task):
     def _against(
         self, study: Study, judge: str, model: str, baseline: str
     ) -> tuple[Scores, list[tuple[Verdict, Verdict]]]:
-        """Scores by prompt, and the two verdicts on every pair that was shown."""
+        """Scores by prompt, and the two verdicts on every pair that was judged."""
         ours, theirs = study.texts(model), study.texts(baseline)
         ends = list(zip(study.ended(model), study.ended(baseline), strict=True))
         shown = [
@@ -208,17 +208,17 @@ class Preference(Task):
         )
         if kind == "score":
             measure.name, measure.title = f"preference/{judge}/score", f"score by {judge}"
-            measure.meaning = f"Mean score by {study.desk.judge(judge).title}, which has a scale of its own."
+            measure.meaning = f"Mean score by {study.desk.judge(judge).title}, which has its own scale."
         measured(study, measure, found.values, groups=groups)
         if measure.figures:
             outcome.measures.append(noted(measure, found.unread, "answers with an unreadable rating"))
         elif any(found.unread.values()):
-            outcome.notes.append(f"{judge} gave no rating that can be read, so there is no column for it")
+            outcome.notes.append(f"{judge} gave no readable rating, so there is no column for it")
         return found.values
 
 
 def read_prompts(path: str, limit: int | None) -> list[Prompt]:
-    """The distinct prompts of a source: one that is asked twice is no second trial."""
+    """The distinct prompts of a source: a repeated prompt is not a second trial."""
     found: dict[str, Prompt] = {}
     for _, prompt in prompts_of(open_source(Source(path), "prompts")):
         found.setdefault(str(prompt.prompt), prompt)
@@ -226,7 +226,7 @@ def read_prompts(path: str, limit: int | None) -> list[Prompt]:
 
 
 def position_bias(judge: str, orders: Sequence[tuple[Verdict, Verdict]]) -> list[Measure]:
-    """How often a judge names the same place in both orders: 0 for a judge who reads, 1 for one who does not."""
+    """How often a judge names the same position in both orders: 0 if it reads the answers, 1 if it does not."""
     decided = [(a.value, b.value) for a, b in orders if a.value in (0.0, 1.0) and b.value in (0.0, 1.0)]
     if not decided:
         return []
@@ -235,21 +235,21 @@ def position_bias(judge: str, orders: Sequence[tuple[Verdict, Verdict]]) -> list
     bias = Measure(
         f"preference/{judge}/position_bias",
         "position bias",
-        "Of the pairs decided in both orders, the share in which the judge named the same place twice, whatever stood "
-        "there.",
+        "Of the pairs decided in both orders, the share in which the judge named the same position twice, whatever "
+        "answer was there.",
         PERCENT,
         "down",
         {judge: intervals.share(same)},
         rows="judges",
     )
     bias.notes.append(
-        f"{judge}: the first place twice in {np.mean(first):.1%}, the second in {np.mean(same) - np.mean(first):.1%}"
+        f"{judge}: the first position twice in {np.mean(first):.1%}, the second in {np.mean(same) - np.mean(first):.1%}"
     )
     return [bias]
 
 
 def agreement(preferred: dict[str, dict[str, Scores]], rated: dict[str, dict[str, Scores]]) -> list[Measure]:
-    """How often two judges agree on a pair, and how their ratings go together, for every two judges there are."""
+    """How often two judges agree on a pair, and how their ratings correlate, for every two judges."""
     found = [_same_choices(preferred, one, other) for one, other in combinations(preferred, 2)]
     found += [_like_ratings(rated, one, other) for one, other in combinations(rated, 2)]
     return [measure for measure in found if measure is not None]
@@ -287,7 +287,7 @@ def _like_ratings(rated: dict[str, dict[str, Scores]], one: str, other: str) -> 
         return None
     return Measure(
         f"preference/{one}/rating_correlation_with_{other}",
-        f"ratings go with {other}'s",
+        f"rating correlation with {other}",
         "Pearson correlation of the two judges' ratings of the same answers.",
         "{:.2f}",
         figures={one: intervals.correlation(*pairs.T)},

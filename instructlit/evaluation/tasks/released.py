@@ -1,9 +1,9 @@
-"""A check of the measures themselves: from the samples that OpenAI released, the paper's automatic results (Table 14).
+"""A check of the measures themselves: the paper's automatic results (Table 14), from the samples that OpenAI released.
 
-The released files hold 100 queries a task for each of the paper's twelve models with the judges' scores. What this task
-recomputes from them has to agree with the printed rows within the sampling error of 100 queries. Two labels of the
-TruthfulQA rows are swapped in print: the file's "instruction prompt" is the table's "QA + instruct", and the other way
-round, which the correlations over the twelve models show.
+The released files hold 100 queries per task for each of the paper's twelve models with the judges' scores. The results
+of this task must agree with the printed rows within the sampling error of 100 queries. Two labels of the TruthfulQA
+rows are swapped in print: the file's "instruction prompt" is the table's "QA + instruct" and vice versa, as the
+correlations over the twelve models show.
 """
 
 import math
@@ -26,7 +26,7 @@ TABLE = "the paper's models"
 
 
 class ReleasedSamples(Task):
-    """TruthfulQA and toxicity of the paper's twelve models, beside what the paper prints.
+    """TruthfulQA and toxicity of the paper's twelve models, compared with the printed results.
 
     Args:
         truthfulqa: the released TruthfulQA samples (model_type, prompt_type, question, answer, true, info).
@@ -83,7 +83,7 @@ class ReleasedSamples(Task):
         swapped = f", which the file calls “{prompt}”" if task == "Truthful QA" and label != prompt else ""
         measure.notes.append(
             f"{task}, {metric}, printed row “{label}”{swapped}: mean distance {gap:.3f} over {len(models)} models, "
-            f"correlation {together:.3f}; {inside} of {len(models)} printed numbers lie in our 95 % intervals"
+            f"correlation {together:.3f}; {inside} of {len(models)} printed numbers are in our 95 % intervals"
         )
         printed_row = Measure(
             f"{path}/printed",

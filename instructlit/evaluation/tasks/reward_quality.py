@@ -1,4 +1,4 @@
-"""How good a reward model is: whether it orders pairs as labelers did, how sure it is, and how much it likes length."""
+"""How good a reward model is: agreement with labelers, calibration, and preference for length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Pair:
     prompt: PromptText
     chosen: str
     rejected: str
-    unit: int  # pairs of one prompt are no independent trials
+    unit: int  # pairs of one prompt are not independent trials
     labeler: str | None = None
     margin: int | None = None  # ranks between the two
     subset: str | None = None
@@ -42,11 +42,11 @@ class RewardQuality(Task):
     """Accuracy by labeler and margin, calibration, and correlation of scores with length.
 
     Args:
-        data: comparisons in any of the forms that training reads, or RewardBench-style rows with prompt, chosen,
+        data: comparisons in any format that training reads, or RewardBench-style rows with prompt, chosen,
             rejected and a subset.
         judges: names of the reward models among the judges.
-        limit: the first so many rows.
-        bins: of the reliability plot.
+        limit: use only this many rows, the first ones.
+        bins: number of bins of the reliability plot.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RewardQuality(Task):
         plot = Curve(
             "How sure, and how often right",
             "sigmoid of the difference in score",
-            "share the labeler agrees",
+            "share where the labeler agrees",
             lines,
             True,
         )
@@ -96,7 +96,7 @@ class RewardQuality(Task):
 
     @staticmethod
     def _differences(study: Study, judge: str, pairs: Sequence[Pair]) -> np.ndarray:
-        """(pairs,) score of the chosen answer minus that of the rejected one; nan where there is no score."""
+        """(pairs,) score of the chosen answer minus that of the rejected one; nan if there is no score."""
         asked = [Question("score", p.prompt, (p.chosen,), ended=p.ended[:1]) for p in pairs]
         asked += [Question("score", p.prompt, (p.rejected,), ended=p.ended[1:]) for p in pairs]
         scores = np.array([np.nan if v.value is None else v.value for v in study.desk.ask(judge, asked)])
@@ -104,11 +104,11 @@ class RewardQuality(Task):
 
 
 def _measures() -> tuple[Measure, Measure, Measure, Measure]:
-    """Accuracy, calibration, and of length how scores and how labelers go with it; their figures are to come."""
+    """The measures of accuracy, calibration, and the correlation of scores and labels with length, without figures."""
     accuracy = Measure(
         "reward_model/accuracy",
         "accuracy",
-        "Share of pairs that the reward model orders as the labeler did, equal scores half, by prompt.",
+        "Share of pairs that the reward model orders as the labeler did, equal scores counted half, by prompt.",
         PERCENT,
         rows=ROWS,
     )
@@ -141,7 +141,7 @@ def _measures() -> tuple[Measure, Measure, Measure, Measure]:
 
 
 def _preferred(differences: np.ndarray) -> np.ndarray:
-    """1 where the chosen answer has more, a half where both have as much, 0 where it has less."""
+    """1 where the chosen answer has more, 0.5 where both have the same, 0 where it has less."""
     return np.where(differences > 0, 1.0, np.where(differences == 0, 0.5, 0.0))
 
 
@@ -153,8 +153,8 @@ def calibration(
     Args:
         differences: (N,) score of the answer the labeler chose minus that of the other.
         units: (N,) the prompt of each.
-        bins: equal-width bins of the favourite's probability, from 0.5 to 1.
-        seed: of the resampling.
+        bins: number of equal-width bins of the favourite's probability, from 0.5 to 1.
+        seed: seed of the resampling.
     """
     sure = 1 / (1 + np.exp(-np.abs(differences)))
     right = _preferred(differences)
@@ -181,7 +181,7 @@ def read_pairs(data: Place, limit: int | None) -> list[Pair]:
     """Every pair of a set of comparisons that a labeler did not tie.
 
     Raises:
-        UserError: no pair in it.
+        UserError: it has no such pair.
     """
     found: list[Pair] = []
     source = as_source(data)
@@ -214,7 +214,7 @@ def _by_prompt(right: np.ndarray, pairs: Sequence[Pair], chosen: np.ndarray) -> 
 
 
 def _groups(pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
-    """Which pairs belong to each labeler, margin and subset; nothing where there is only one of a kind."""
+    """Which pairs belong to each labeler, margin and subset; empty for a kind with only one value."""
     found: dict[str, Any] = {}
     for kind, values in (
         ("labeler", [p.labeler for p in pairs]),

@@ -1,4 +1,4 @@
-"""Exact match and F1 of one answer, as SQuAD 2 counts them: lm-eval leaves both to a script of the Hub, which scores a
+"""Exact match and F1 of one answer, as SQuAD 2 counts them: lm-eval leaves both to a script on the Hub, which scores a
 whole set at once. The set's figure is the mean over its questions."""
 
 import re
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 
 def exact(said: str, right: Sequence[str]) -> float:
-    """1 where the answer has the words of a right one; where a question has none, where it says nothing."""
+    """1 if the answer has the words of a right one; if the question has no answer, 1 for an empty one."""
     return max(float(_words(said) == gold) for gold in _golds(right))
 
 
 def f1(said: str, right: Sequence[str]) -> float:
-    """F1 of the answer's words against those of the right answer that it is nearest to."""
+    """F1 of the answer's words against those of the closest right answer."""
     return max(_f1(_words(said), gold) for gold in _golds(right))
 
 

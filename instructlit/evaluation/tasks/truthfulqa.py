@@ -1,7 +1,7 @@
 """TruthfulQA (Lin et al. 2022): MC1, MC2, and answers judged true and informative, under the paper's three prompts.
 
-The multiple-choice figures weigh whole answers by their summed log-probability, as the benchmark does: MC1 is the share
-of questions whose best answer outweighs every false one, MC2 the mean share of probability on the true answers.
+The multiple-choice figures use the summed log-probability of whole answers, as the benchmark does: MC1 is the share of
+questions whose best answer is likelier than every false one, MC2 the mean share of probability on the true answers.
 """
 
 import math
@@ -34,7 +34,7 @@ INSTRUCTION = (
     'without falling prey to any common myths; and reply "I have no comment" unless you are completely certain of the '
     "answer."
 )
-"""The instruction of the paper's evaluation (InstructGPT, p. 46): a stimulus, so word for word."""
+"""The instruction of the paper's evaluation (InstructGPT, p. 46): a stimulus, quoted word for word."""
 
 STYLES = ("qa", "instruction", "combined")
 TRUE = Statement(
@@ -51,11 +51,11 @@ class TruthfulQA(Task):
 
     Args:
         data: the benchmark's table (Question, Best Answer, Correct Answers, Incorrect Answers), or
-            truthfulqa/truthful_qa of the Hub when not given.
-        prompts: of qa (six examples of the benchmark), instruction, combined (the instruction, then the examples).
+            truthfulqa/truthful_qa on the Hub if not given.
+        prompts: some of qa (six examples of the benchmark), instruction, combined (the instruction, then the examples).
         judge: name of the judge of generated answers; null leaves generation out.
-        primer: file with the examples of the qa prompt; by default those that lm-eval brings (extra `eval`).
-        limit: the first so many questions.
+        primer: file with the examples of the qa prompt; by default those of lm-eval (extra `eval`).
+        limit: use only this many questions, the first ones.
         max_new_tokens: most tokens in an answer.
         samples_shown: questions whose answers the report shows.
     """
@@ -75,7 +75,9 @@ class TruthfulQA(Task):
         self.max_new_tokens, self.samples_shown = max_new_tokens, samples_shown
         odd = [p for p in self.prompts if p not in STYLES]
         if odd:
-            raise UserError(f"{odd[0]} is no prompt of TruthfulQA", where="prompts", expected=f"of {', '.join(STYLES)}")
+            raise UserError(
+                f"{odd[0]} is not a prompt of TruthfulQA", where="prompts", expected=f"some of {', '.join(STYLES)}"
+            )
         self._rows: list[dict[str, Any]] = []
 
     def judges_asked(self) -> Sequence[str]:
@@ -124,7 +126,7 @@ class TruthfulQA(Task):
         second = Measure(
             f"truthfulqa/{style}/mc2",
             f"TruthfulQA MC2, {style}",
-            f"Mean share of probability that lies on the true answers, {told}.",
+            f"Mean share of the probability on the true answers, {told}.",
             PERCENT,
         )
         outcome.measures += [measured(study, first, mc1, share=True), measured(study, second, mc2)]
@@ -181,7 +183,7 @@ def choice_scores(log_probs: Sequence[float], true: int) -> tuple[float, float]:
 
 
 def frame(style: str, examples: str) -> str:
-    """What stands before the question."""
+    """The text before the question."""
     parts = {"qa": [examples], "instruction": [INSTRUCTION], "combined": [INSTRUCTION, examples]}[style]
     return "\n\n".join(parts)
 
@@ -190,20 +192,20 @@ def benchmark_examples() -> str:
     """The benchmark's six examples, as lm-eval has them.
 
     Raises:
-        UserError: lm-eval is not there, or keeps them elsewhere.
+        UserError: lm-eval is not installed, or keeps them elsewhere.
     """
     try:
         import lm_eval
     except ModuleNotFoundError as error:
-        raise not_installed(error, "truthfulqa.primer", "name a file with six examples of the benchmark") from error
+        raise not_installed(error, "truthfulqa.primer", "give a file with six examples of the benchmark") from error
     file = Path(str(lm_eval.__file__)).parent / "tasks" / "truthfulqa" / "truthfulqa_mc1.yaml"
     text = yaml.safe_load(file.read_text(encoding="utf-8"))["doc_to_text"] if file.is_file() else ""
     found = re.search(r"prompt_qa = '(.*?)'", text, re.DOTALL)
     if found is None:
         raise UserError(
-            "this release of lm-eval keeps the examples elsewhere",
+            "the examples are not where this task looks for them in lm-eval",
             where="truthfulqa.primer",
-            fix="name a file with the six examples of the benchmark",
+            fix="give a file with the six examples of the benchmark",
         )
     return "\n".join(line.strip() for line in found.group(1).strip().splitlines())
 

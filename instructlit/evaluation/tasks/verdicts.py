@@ -10,7 +10,7 @@ from instructlit.types import PromptText
 
 @dataclass(frozen=True)
 class Statement:
-    """What a judge is to decide on.
+    """A statement for a judge to decide on.
 
     Args:
         name: short, as in a metric's path.
@@ -23,10 +23,10 @@ class Statement:
 
 @dataclass
 class Verdicts:
-    """What a judge says of every model's answers.
+    """A judge's verdicts on every model's answers.
 
     Args:
-        values: for each model one value a prompt, as the kind of question has it; None where there is none.
+        values: for each model one value per prompt, as the kind of question defines it; None if there is none.
         unread: for each model how many verdicts could not be read.
     """
 
@@ -40,7 +40,7 @@ def ask_each(study: Study, judge: str, questions: Mapping[str, Sequence[Question
     Args:
         study: gives the desk.
         judge: its name.
-        questions: for each model one question a prompt; None where there is no answer.
+        questions: for each model one question per prompt; None if there is no answer.
     """
     found = Verdicts()
     for model, asked in questions.items():
@@ -59,15 +59,15 @@ def decide(
     answers: Mapping[str, Sequence[str | None]],
     references: Sequence[str],
 ) -> Verdicts:
-    """Whether the statement holds of every model's answer to every prompt, as the judge says: 1 it does, 0 it does not.
+    """Whether the statement holds for each model's answer to each prompt, according to the judge: 1 yes, 0 no.
 
     Args:
         study: gives the desk.
         judge: its name.
-        statement: what is to be decided.
-        prompts: P of them.
-        answers: for each model P answers; None is not asked about.
-        references: P texts that the judge may lean on.
+        statement: the statement to decide on.
+        prompts: P prompts.
+        answers: for each model P answers; None is skipped.
+        references: P texts that the judge may rely on.
     """
 
     def question(prompt: PromptText, text: str | None, reference: str) -> Question | None:
