@@ -136,7 +136,7 @@ def test_files_as_the_tools_write_them(run: Run) -> None:
         run(*words, "--output", "tasks.jsonl")
         assert [(task.kind, task.prompt, task.completions) for task in read_tasks("tasks.jsonl")] == expected
     assert [task.task for task in read_tasks("tasks.jsonl")] == [task_id(*task) for task in expected]
-    assert "2 tasks, 1 there twice" in run(
+    assert "2 tasks, 1 duplicate" in run(
         "label", "import", write("pairs.jsonl", PAIRS), "--source", "trl", "--output", "tasks.jsonl"
     )
     assert [task.completions for task in read_tasks("tasks.jsonl")] == [["one", "two"], ["a", "b"]]
