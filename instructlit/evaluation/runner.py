@@ -136,7 +136,14 @@ class Evaluation:
             with _recorded(f"task {name}", results, self.tell):
                 for judge in task.judges_asked():
                     desk.check(judge)
-                found[name] = list(task.requests())
+                requests = list(task.requests())
+                if wrong := [request for request in requests if not isinstance(request, Request)]:
+                    raise UserError(
+                        f"`requests` returned {wrong[0]!r:.60}",
+                        where=f"{type(task).__module__}.{type(task).__qualname__}",
+                        expected="only `Ask` and `Weigh`",
+                    )
+                found[name] = requests
         return found
 
     def _replies(self, asked: Mapping[str, Sequence[Request]], results: Results, dry: bool) -> Replies:

@@ -44,7 +44,8 @@ class ShardReader(FileSystemReader):
         Raises:
             pickle.UnpicklingError: it holds anything else.
         """
-        with self.fs.create_stream(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
+        path = self.fs.concat_path(self.path, filesystem._metadata_fn)
+        with self.fs.create_stream(path, "rb") as file:
             found = _Unpickler(file).load()
         if getattr(found, "storage_meta", None) is None:
             found.storage_meta = StorageMeta()

@@ -719,6 +719,17 @@ class Asking(Task):
         return Outcome()
 
 
+def test_a_task_whose_requests_are_not_requests_is_left_out_alone(tmp_path: Path) -> None:
+    class Texts(Asking):
+        def requests(self) -> Any:
+            return ["how are you?"]
+
+    results = Evaluation([], {"texts": Texts("1"), "other": Asking("2")}, {}, tmp_path).run()
+    assert list(results.failures) == ["task texts"]
+    assert "Texts: `requests` returned 'how are you?'" in results.failures["task texts"]
+    assert list(results.outcomes) == ["other"]
+
+
 def test_a_judges_model_is_loaded_once_and_given_back_after_its_last_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
