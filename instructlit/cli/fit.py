@@ -260,7 +260,7 @@ class InstructCLI(LightningCLI):
                 f"the checkpoint holds a {held[1]}" if held else f"cannot be read as data: {first_line(error)}",
                 where="ckpt_path",
                 expected="numbers, strings, tensors, and lists and dicts of them",
-                fix="`--weights_only false` reads it all the same, and runs what code it holds: for one that you trust",
+                fix="if you trust it, add `--weights_only false`, which also runs any code in it",
             ) from error
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -105,8 +105,8 @@ class StageModule(pl.LightningModule):
     """
 
     stage: str
-    """Stands in checkpoints and first in the names of metrics. A class that has none takes its own name, in lower case
-    and without `Module`."""
+    """Its name in checkpoints, and the first part of the names of its metrics; by default the class's own name in lower
+    case, without `Module`."""
     backbone: Backbone
     """Where the trained model came from."""
     asks_data_for: tuple[str, ...] = ("tokenizer",)
@@ -198,7 +198,7 @@ class StageModule(pl.LightningModule):
         return [Path(path)]
 
     def stateful(self) -> dict[str, Any]:
-        """What has a `state_dict` in its checkpoints and may be the user's own, by the option that names it."""
+        """Parts that may be a user's own and whose `state_dict` goes into checkpoints, by their option."""
         return {"data.class_path": self.trainer.datamodule}  # type: ignore[attr-defined]
 
     # -- models over ranks -----------------------------------------------------------------------------------------
@@ -305,11 +305,11 @@ class StageModule(pl.LightningModule):
         stepped = self.trainer.global_step > self._steps_before or self.guard.in_a_row
         if outputs and "loss" in outputs and not stepped:
             raise UserError(
-                f"the training step of {type(self).__name__} returned a loss and took no step of the optimiser: "
-                "nothing is learnt, for a StageModule optimises by hand",
+                f"the training step of {type(self).__name__} returned a loss and took no step of the optimiser, so "
+                "nothing is trained: a StageModule uses manual optimisation",
                 where="model.class_path",
                 expected="a training_step that calls `accumulate` and then `step_optimizer`",
-                fix="docs/plugging-in.md says how; a plain LightningModule may return its loss",
+                fix="see docs/plugging-in.md; a plain LightningModule may return its loss",
             )
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -56,7 +56,7 @@ def _check_shapes(tensors: dict[str, Tensor], source: str) -> None:
 
 
 def _is_padded_elsewhere(mask: Tensor, side: str) -> bool:
-    """Whether a row of a mask (B, T) has padding that is not on `side`, where it is cut off without a look."""
+    """Whether a row of a mask (B, T) has padding that is not on `side`, from which columns are cut unseen."""
     earlier, later = mask[:, :-1], mask[:, 1:]
     return bool((later & ~earlier if side == "right" else earlier & ~later).any())
 

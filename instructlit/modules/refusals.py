@@ -142,8 +142,8 @@ KEPT = (
     *("configure_callbacks", "setup", "on_fit_start", "on_train_start", "on_train_batch_start"),
     *("on_validation_start", "on_validation_end", "on_save_checkpoint", "on_load_checkpoint"),
 )
-"""Hooks that our modules need: without one of them a run trains on what it should refuse, or does not go on exactly, or
-not at all, and mostly without a word."""
+"""Hooks that our modules need. Without one of them a run trains on what it should refuse, or resumes inexactly or
+not at all, mostly without an error."""
 
 
 def check_class(kind: type["StageModule"]) -> None:
@@ -165,7 +165,7 @@ def check_class(kind: type["StageModule"]) -> None:
                 raise UserError(
                     f"{owner.__name__}.{name} does not call the `{name}` that it overrides",
                     where="model.class_path",
-                    expected=f"`super().{name}(…)` in it: a stage does some of its work there",
+                    expected=f"a call of `super().{name}(…)`: a stage does part of its work there",
                 )
 
 

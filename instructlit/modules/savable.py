@@ -51,7 +51,7 @@ def _check(state: Callable[[], Any], part: Any, where: str) -> None:
 
 
 def _added(module: "StageModule") -> dict[str, Any]:
-    """What a module of the user's own adds to a checkpoint; nothing where its hook wants more of one than is here."""
+    """What a user's own module adds to a checkpoint; nothing if its hook needs more of a checkpoint than this."""
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     with suppress(Exception):
         module.on_save_checkpoint(checkpoint)

@@ -311,7 +311,7 @@ def test_a_key_follows_no_redirect_and_stands_in_no_message(monkeypatch: pytest.
     elsewhere = (302, {}, {"Location": other.url.replace("127.0.0.1", "localhost")})
     server = Service(lambda n, body: elsewhere if n == 1 else (401, {"detail": "who is a-key?"}, {}))
     engine = VLLMServer("policy", server.url)
-    for key, message in (("a-key", "302: it redirects"), ("a-key", "401"), ("a-\nkey", "VLLM_API_KEY holds is no key")):
+    for key, message in (("a-key", "302: it redirects"), ("a-key", "401"), ("a-\nkey", "VLLM_API_KEY is not a key")):
         monkeypatch.setenv("VLLM_API_KEY", key)
         with pytest.raises(UserError, match=message) as caught:
             engine._ask("/reset_prefix_cache", {})

@@ -222,7 +222,7 @@ def test_going_back_makes_the_run_unfinished_and_puts_aside_what_came_after(comm
     command("run")
     earlier = ("--ckpt_path", "resume/batch-00000006")
     status, said = command("run", *earlier, trouble=("power cut", 7))
-    assert (status, "behind batch 6 is kept in resume-earlier-1" in said) == (1, True)
+    assert (status, "after batch 6 is kept in resume-earlier-1" in said) == (1, True)
     assert [path.name for path in checkpoints(tmp_path / "run" / "resume")] == ["batch-00000006"]
     status, said = command("run")
     assert (status, "resuming after batch 6" in said) == (0, True)

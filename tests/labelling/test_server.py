@@ -39,7 +39,7 @@ def serving(database: Path, *options: str) -> Iterator[tuple[subprocess.Popen, i
     try:
         assert server.stdout is not None
         said = server.stdout.readline()
-        found = re.search(r":(\d+)  \(Ctrl-C ends\)", said)
+        found = re.search(r":(\d+)  \(Ctrl-C to stop\)", said)
         assert found is not None, said + server.stdout.read()
         yield server, int(found[1])
     finally:
@@ -217,7 +217,7 @@ def test_people_come_and_go_by_command(tmp_path: Path, capsys: pytest.CaptureFix
     assert run("revoke", "ann", *at) == 2
     assert "one of: anna" in capsys.readouterr().err
     assert run("add-labeler", "anna", *at) == 2
-    assert "somebody called 'anna' already" in capsys.readouterr().err
+    assert "there is already somebody called 'anna'" in capsys.readouterr().err
 
 
 def test_tasks_in_and_labels_out_as_training_reads_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -343,7 +343,7 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["much", "12 apples", "1.2.3G", "."])
 def test_what_is_no_size_is_said(text: str) -> None:
-    with pytest.raises(UserError, match="no size"):
+    with pytest.raises(UserError, match="is not a size"):
         parsed_size(text, "--fit")
 
 

@@ -109,7 +109,7 @@ def test_no_gold_judge_and_no_run_in_the_place_of_the_models(tmp_path: Path) -> 
 
 def test_samples_without_a_kl_are_no_run(tmp_path: Path) -> None:
     runs = logged(tmp_path, {"score": 3.0, "kl": 4.0}, {"score": 3.0, "kl": None})
-    with pytest.raises(UserError, match=r"ppo\.jsonl:2: the row has no kl"):
+    with pytest.raises(UserError, match=r"ppo\.jsonl:2: the row has no field `kl`"):
         Overoptimization(policies=False, runs=runs).requests()
 
 

@@ -54,7 +54,7 @@ def test_a_name_that_the_hub_knows_is_asked_for_once_with_little_patience(monkey
         (RepositoryNotFoundError, 404, "has no such model"),
         (GatedRepoError, 403, "accepted its terms"),
         (RevisionNotFoundError, 404, "has no revision v9"),
-        (HfHubHTTPError, 400, "refused it: 400 says the Hub"),
+        (HfHubHTTPError, 400, "rejected the request: 400 says the Hub"),
     ],
 )
 def test_a_refusal_says_why(

@@ -16,9 +16,9 @@ TOKENS, PROMPTS = token_batch([("say red: ", "der")]), prompt_batch(["a: ", "b: 
     ("stage", "options", "told"),
     [
         ("sft", {"max_steps": 2, "val_check_interval": 4}, "the run ends after 2 batches"),
-        ("sft", {"max_steps": 1, "check_val_every_n_epoch": 1}, "the run ends after 1 batch and"),
+        ("sft", {"max_steps": 1, "check_val_every_n_epoch": 1}, "the run ends after 1 batch but"),
         ("sft", {"max_steps": 3, "val_check_interval": 3}, None),
-        ("ppo", {"max_steps": 2, "val_check_interval": 2}, "the run ends after 1 batch and"),  # of two updates
+        ("ppo", {"max_steps": 2, "val_check_interval": 2}, "the run ends after 1 batch but"),  # of two updates
         ("ppo", {"max_epochs": -1, "val_check_interval": 3}, None),  # validated when its episodes are done
     ],
 )
