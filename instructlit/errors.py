@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -82,6 +83,17 @@ def raised_at(error: BaseException, kind: type) -> str:
     home = getattr(sys.modules.get(kind.__module__), "__file__", None)
     frame = ([f for f in frames if f.filename == home] or frames)[-1]
     return f"{frame.filename}:{frame.lineno}"
+
+
+def class_path(kind: type) -> str:
+    """How a config names a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def pickled_kind(error: BaseException) -> str | None:
+    """What keeps a pickle from being read as data, as torch and `ShardReader` name it; None if they do not."""
+    found = re.search(r"(?:GLOBAL|it holds) ([\w.]+)", str(error))
+    return found[1] if found else None
 
 
 def is_lightnings_refusal(error: BaseException) -> bool:

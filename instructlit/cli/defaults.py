@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from instructlit.cli.config import Config
 from instructlit.cli.types import classes_of, import_class, parameters
+from instructlit.errors import class_path
 
 DEFAULTS: dict[str, Any] = {
     "seed_everything": 0,
@@ -57,7 +58,7 @@ def written_out(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         value = optimizer.defaults.get(name, parameter.default)
         if name in optimizer.defaults and (value != parameter.default or name == "lr"):
             args[name] = list(value) if isinstance(value, tuple) else value
-    path = f"{kind.__module__}.{kind.__qualname__}"
+    path = class_path(kind)
     return {"class_path": path.replace(f"torch.optim.{kind.__name__.lower()}.", "torch.optim."), "init_args": args}
 
 

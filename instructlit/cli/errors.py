@@ -3,12 +3,20 @@
 import errno
 import os
 import pickle
-import re
 import signal
 import sys
 import traceback
 
-from instructlit.errors import Ending, UserError, chain, extra_of, is_ending, is_lightnings_refusal, not_installed
+from instructlit.errors import (
+    Ending,
+    UserError,
+    chain,
+    extra_of,
+    is_ending,
+    is_lightnings_refusal,
+    not_installed,
+    pickled_kind,
+)
 from instructlit.terminal import harmless
 
 DEBUG = "INSTRUCTLIT_DEBUG"
@@ -82,15 +90,14 @@ def explain(error: BaseException) -> str | None:
 
 
 def _holds_code(error: pickle.UnpicklingError) -> UserError:
-    """The message for a checkpoint that contains code; torch's own advice is to run it."""
-    kind = re.search(r"(?:GLOBAL|it holds) ([\w.]+)", str(error))
+    """The message for a checkpoint that holds more than data; torch's own advice is to run it as code."""
+    kind = pickled_kind(error)
     return UserError(
-        f"the checkpoint contains code ({kind[1]}), which is not run by default"
-        if kind
-        else f"the checkpoint: {error}",
+        f"the checkpoint holds a {kind}, which is not data" if kind else f"the checkpoint: {error}",
         where="--ckpt_path",
         expected="only tensors, numbers, strings, and lists and dicts of them",
-        fix="use a checkpoint that one of your own runs wrote; if that one needs it, add --weights_only false",
+        fix="use a checkpoint that one of your own runs wrote; if that one needs it, add --weights_only false, "
+        "which also runs any code in it",
     )
 
 

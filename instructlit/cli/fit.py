@@ -7,7 +7,6 @@ as code.
 
 import inspect
 import logging
-import pickle
 import re
 import sys
 import warnings
@@ -36,7 +35,7 @@ from instructlit.cli.processes import check_slurm, take_rank
 from instructlit.cli.resume import MODES, Mode, continue_from
 from instructlit.cli.trainer import made
 from instructlit.cli.types import Parameter, import_class, parameters
-from instructlit.errors import UserError, first_line, require
+from instructlit.errors import UserError, require
 
 USAGE = "instructlit {name} --config RECIPE [--config OVERLAY ...] [--key.of.the.config value ...]"
 HELP = """\
@@ -254,14 +253,6 @@ class InstructCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except pickle.UnpicklingError as error:
-            held = re.search(r"GLOBAL (\S+)", str(error))
-            raise UserError(
-                f"the checkpoint holds a {held[1]}" if held else f"cannot be read as data: {first_line(error)}",
-                where="ckpt_path",
-                expected="numbers, strings, tensors, and lists and dicts of them",
-                fix="if you trust it, add `--weights_only false`, which also runs any code in it",
-            ) from error
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -6,7 +6,7 @@ from typing import Any
 
 from instructlit.cli.config import Config, Key
 from instructlit.cli.types import import_class
-from instructlit.errors import UserError, chain, first_line, raised_at
+from instructlit.errors import UserError, chain, class_path, first_line, raised_at
 
 MAKERS = ("jsonargparse._instantiation", "lightning.pytorch.cli")
 """Modules whose functions construct a class that they hold as `class_type`."""
@@ -26,7 +26,7 @@ class Unmade(UserError):
         place = raised_at(error, kind)
         own = "" if "site-packages" in place else f" ({place})"
         super().__init__(
-            f"{kind.__module__}.{kind.__qualname__} cannot be constructed: {said}{own}",
+            f"{class_path(kind)} cannot be constructed: {said}{own}",
             fix="INSTRUCTLIT_DEBUG=1 shows the stack trace",
         )
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from instructlit.data.chat import plain_text
-from instructlit.errors import UserError, counted
+from instructlit.errors import UserError, class_path, counted
 from instructlit.evaluation.requests import Answer, Reply, fields_of, stored_as
 from instructlit.evaluation.store import Store
 from instructlit.types import PromptText
@@ -269,6 +269,6 @@ def plan_text(desk: Desk) -> list[str]:
 
 
 def _prefix(judge: Judge) -> str:
-    own = f"{type(judge).__module__}.{type(judge).__qualname__}"
+    own = class_path(type(judge))
     told = json.dumps([own, judge.identity()], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16] + "-"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from instructlit.errors import UserError, counted
+from instructlit.errors import UserError, class_path, counted
 from instructlit.evaluation.judging import Desk, Judge, plan_text
 from instructlit.evaluation.measures import Outcome, Study
 from instructlit.evaluation.requests import Ask, Reply, Request, as_row, from_row
@@ -140,7 +140,7 @@ class Evaluation:
                 if wrong := [request for request in requests if not isinstance(request, Request)]:
                     raise UserError(
                         f"`requests` returned {wrong[0]!r:.60}",
-                        where=f"{type(task).__module__}.{type(task).__qualname__}",
+                        where=class_path(type(task)),
                         expected="only `Ask` and `Weigh`",
                     )
                 found[name] = requests

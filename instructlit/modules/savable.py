@@ -1,14 +1,13 @@
 """State that checkpoints could not save or restore: refused when a run begins, not at its first save or on resume."""
 
 import io
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from instructlit.errors import UserError, first_line
+from instructlit.errors import UserError, first_line, pickled_kind
 
 if TYPE_CHECKING:
     from instructlit.modules.base import StageModule
@@ -40,8 +39,8 @@ def _check(state: Callable[[], Any], part: Any, where: str) -> None:
         file.seek(0)
         torch.load(file, weights_only=True)
     except Exception as error:  # of many kinds: whatever pickle meets
-        kind = re.search(r"GLOBAL (\S+)", str(error))  # of torch.load, whose advice is to trust the file
-        reason = f"it holds a {kind[1]}" if kind else first_line(error)
+        kind = pickled_kind(error)  # torch's own advice is to trust the file
+        reason = f"it holds a {kind}" if kind else first_line(error)
         raise UserError(
             f"the state of {type(part).__name__} cannot be saved and read back: {reason}",
             where=where,

@@ -111,7 +111,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def _load_weights(self, path: Path, as_data: bool = True) -> None:
         assert self.model is not None
-        reader = ShardReader(path) if as_data else FileSystemReader(path)
+        reader, _ = _reading(path, as_data)
         saved = reader.read_metadata().state_dict_metadata
         # A frozen trunk under adapters was left out; the module's own `load_state_dict` says what else may be missing.
         weights = {n: t for n, t in self._weights().items() if f"state_dict.{n}" in saved}
@@ -156,8 +156,13 @@ def _as_errors() -> Iterator[None]:
         raise error from wrapped
 
 
+def _reading(path: Path, as_data: bool) -> tuple[FileSystemReader, DefaultLoadPlanner]:
+    """What reads the shards, and what its values: as data, or as torch does, which runs what is pickled in them."""
+    return (ShardReader(path), ShardPlanner()) if as_data else (FileSystemReader(path), DefaultLoadPlanner())
+
+
 def _load(state: dict[str, Any], path: Path, no_dist: bool = False, as_data: bool = True) -> None:
-    reader, planner = (ShardReader(path), ShardPlanner()) if as_data else (FileSystemReader(path), DefaultLoadPlanner())
+    reader, planner = _reading(path, as_data)
     with _as_errors():
         load(state, storage_reader=reader, planner=planner, no_dist=no_dist)
 

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 
-from instructlit.errors import UserError, require
+from instructlit.errors import UserError, class_path, require
 
 
 class KLController(ABC):
@@ -46,7 +46,7 @@ def coefficient_of(controller: KLController) -> float:
     if not math.isfinite(value):
         raise UserError(
             f"its `coefficient` is {found!r}",
-            where=f"{type(controller).__module__}.{type(controller).__qualname__}",
+            where=class_path(type(controller)),
             expected="a finite number, set by `__init__` and kept so by `update`",
         )
     return value

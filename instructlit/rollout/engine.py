@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from instructlit.errors import UserError, raised_at, require
+from instructlit.errors import UserError, class_path, raised_at, require
 from instructlit.rollout.decoders import decoder_for
 from instructlit.rollout.drawing import chance, draw
 from instructlit.rollout.graphs import Replayed
@@ -131,7 +131,7 @@ def called(engine: GenerationEngine, method: str, call: Callable[[], T]) -> T:
             raise
         raise UserError(
             f"raised {type(error).__name__}: {error} ({raised_at(error, type(engine))})",
-            where=f"{_class_path(engine)}.{method}",
+            where=f"{class_path(type(engine))}.{method}",
             fix="INSTRUCTLIT_DEBUG=1 shows the stack trace",
         ) from error
 
@@ -159,11 +159,7 @@ def checked_generation(engine: GenerationEngine, prompts: PromptBatch, found: An
 
 def _misfit(engine: GenerationEngine, what: str, expected: str) -> UserError:
     fix = "instructlit.rollout.engine.as_generation makes one of ids and log-probs"
-    return UserError(what, where=f"{_class_path(engine)}.generate", expected=expected, fix=fix)
-
-
-def _class_path(engine: GenerationEngine) -> str:
-    return f"{type(engine).__module__}.{type(engine).__qualname__}"
+    return UserError(what, where=f"{class_path(type(engine))}.generate", expected=expected, fix=fix)
 
 
 class CachedEngine(GenerationEngine):

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from instructlit.data.tokenization import Encoder
 from instructlit.data.tokenizers import load_tokenizer
-from instructlit.errors import UserError, raised_at, require
+from instructlit.errors import UserError, class_path, raised_at, require
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.compatibility import check_vocabulary, positions
 from instructlit.models.dropout import disable_dropout
@@ -66,7 +66,7 @@ class TextReward(RewardFunction):
             if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are Real too
                 raise UserError(
                     f"returned {value!r} for {told(responses, self.row)}",
-                    where=f"{class_path(self)}.reward",
+                    where=f"{class_path(type(self))}.reward",
                     expected="a number for every response",
                     fix="return a number or raise an error that says why there is none",
                 )
@@ -162,11 +162,6 @@ class RewardModel(RewardFunction):
         return ids, torch.arange(ids.shape[1], device=device) < lengths[:, None]
 
 
-def class_path(reward: RewardFunction) -> str:
-    """How a config names the reward."""
-    return f"{type(reward).__module__}.{type(reward).__qualname__}"
-
-
 def told(responses: Responses, row: int | None) -> str:
     """A response and its prompt in a message; the first of them where the row is not known."""
     prompt = responses.prompts[row or 0].prompt
@@ -188,7 +183,7 @@ def checked_scores(reward: RewardFunction, responses: Responses, seconds: float 
         UserError: when there is not one finite number for each response, or not in time. A reward that fails stops the
             run: training on a guess in its place would be worse.
     """
-    name, reward.row = class_path(reward), None
+    name, reward.row = class_path(type(reward)), None
     late = UserError(
         f"gave no scores for {len(responses)} responses within {seconds} seconds",
         where=f"{name}.score",

@@ -61,7 +61,7 @@ def test_code_in_a_checkpoint_is_one_message_without_the_advice_to_run_it(
         torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert report(caught.value) == 2
     shown = capsys.readouterr().err
-    assert "test_cli_errors.Own), which is not run by default" in shown
+    assert "test_cli_errors.Own, which is not data" in shown
     assert "Re-running" not in shown
     assert "Traceback" not in shown
 
