@@ -1,7 +1,4 @@
-"""What the three stages share: one training batch is one optimiser step, split into micro-batches inside it.
-
-A deviation from Lightning's habit, with its reason: the modules optimise by hand. The loss of a step is a sum over all
-its micro-batches and ranks divided by one global count, which automatic accumulation (a mean of means) cannot give.
+"""What the three stages share: their hooks, what they save and export, and in which order. `manual_steps` takes a step.
 
 A run, in the order of Lightning's calls; a star marks what each stage implements itself:
 
@@ -21,40 +18,34 @@ A run, in the order of Lightning's calls; a star marks what each stage implement
 """
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from numbers import Number
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from instructlit.errors import UserError, require
-from instructlit.losses import LossSum, target_loss
+from instructlit.errors import UserError
 from instructlit.models.adapters import frozen_state_names
 from instructlit.models.architecture import check_trainable
 from instructlit.models.backbone import Backbone
 from instructlit.models.compatibility import check_positions, check_vocabulary
 from instructlit.models.export import export_folder
-from instructlit.models.packed import can_pack
 from instructlit.models.ranks import on_every_rank
 from instructlit.models.sharded_optimizer import over_shards
 from instructlit.models.sharding import shard
-from instructlit.models.token_scores import target_log_probs
 from instructlit.modules.batches import check_batch
-from instructlit.modules.gradients import clip_gradient, sum_gradients
 from instructlit.modules.lifeline import Lifeline
+from instructlit.modules.manual_steps import ManualSteps
 from instructlit.modules.narrow_weights import tell_narrow_weights
-from instructlit.modules.nonfinite import NonFinite, StepGuard
+from instructlit.modules.nonfinite import NonFinite
 from instructlit.modules.random_state import own_share, random_state, restore_random_state
 from instructlit.modules.refusals import (
     check_backbone,
@@ -66,31 +57,20 @@ from instructlit.modules.refusals import (
 )
 from instructlit.modules.rescue import Rescue, have_validated_again
 from instructlit.modules.savable import check_savable
-from instructlit.modules.settings import advance, step, with_own_settings
+from instructlit.modules.settings import advance, with_own_settings
 from instructlit.modules.step_log import log_again
 from instructlit.modules.strategy import FSDP2Strategy
 from instructlit.modules.turns import Turns
 from instructlit.modules.unvalidated import tell_unvalidated
-from instructlit.ops.micro_batches import computed_tokens, spans
-from instructlit.types import Batch, TokenBatch
+from instructlit.types import Batch
+
+M = TypeVar("M", bound=nn.Module)
 
 UNUSUAL_ROWS = 1024
 """Rows of an embedding beyond the tokenizer's ids that are more than padding to a round number."""
 
 
-class MicroBatch(Protocol):
-    """Some rows of a batch."""
-
-    def blank(self) -> Self:
-        """The same number of rows, in which nothing counts."""
-        ...
-
-
-B = TypeVar("B", bound=MicroBatch)
-M = TypeVar("M", bound=nn.Module)
-
-
-class StageModule(pl.LightningModule):
+class StageModule(ManualSteps):
     """Base of the stages: optimiser and schedule by factory, gradient accumulation by global count, resumable state.
 
     Args:
@@ -123,30 +103,18 @@ class StageModule(pl.LightningModule):
         nonfinite: NonFinite = NonFinite(),  # noqa: B008 - a set of values, and what --help shows
         micro_batch_tokens: int | None = None,
     ):
-        super().__init__()
+        super().__init__(micro_batch_size, micro_batch_tokens, gradient_clip_norm, nonfinite)
         check_class(type(self))
         if not hasattr(self, "stage"):
             self.stage = type(self).__name__.removesuffix("Module").lower()
-        micro = {"micro_batch_size": micro_batch_size, "micro_batch_tokens": micro_batch_tokens}
-        require("a whole number above 0", "model.init_args.", **micro)
-        require("a finite number above 0", "model.init_args.", gradient_clip_norm=gradient_clip_norm)
-        self.automatic_optimization = False
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
-        self.micro_batch_size, self.micro_batch_tokens = micro_batch_size, micro_batch_tokens
-        self.gradient_clip_norm = gradient_clip_norm
-        self.guard = StepGuard(nonfinite)
         self._random_state: dict[str, Any] | None = None
         self._before_validation: dict[str, Any] | None = None  # the random state, while a validation runs
         self._updates_done = 0  # before this process
         self._steps_before = 0  # optimiser steps before the batch at hand
 
     # -- what describes a stage -------------------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def trained_model(self) -> nn.Module:
-        """The model that leaves the stage."""
 
     @property
     def updates_per_batch(self) -> int:
@@ -203,11 +171,6 @@ class StageModule(pl.LightningModule):
 
     # -- models over ranks -----------------------------------------------------------------------------------------
 
-    @property
-    def sharded(self) -> bool:
-        """Whether models are sharded over the ranks, so that every forward and backward is a collective."""
-        return self._trainer is not None and isinstance(self._trainer.strategy, ModelParallelStrategy)
-
     def placed(self, model: M, where: str) -> M:
         """`model` as the strategy needs it: sharded over the ranks, or unchanged.
 
@@ -225,14 +188,6 @@ class StageModule(pl.LightningModule):
                 fix="use --config configs/strategy/fsdp2.yaml",
             )
         return shard(model, strategy.plan, where)
-
-    def in_step(self, parts: Iterable[B]) -> list[B]:
-        """This rank's micro-batches; if models are sharded, blank ones follow until all ranks have as many."""
-        parts = list(parts)
-        if self.sharded:  # agreed on before the first of them: ranks that have begun cannot ask any more
-            most = self.trainer.strategy.reduce(torch.tensor(len(parts), device=self.device), reduce_op="max")
-            parts += [parts[-1].blank()] * (int(most) - len(parts))
-        return parts
 
     def sharded_state(self) -> dict[str, Tensor]:
         """What is sharded besides weights and optimiser states, live: a sharded checkpoint holds it too."""
@@ -404,93 +359,6 @@ class StageModule(pl.LightningModule):
             # Lightning would restore the settings of the saved schedule; this run's is advanced instead.
             self._updates_done, checkpoint["lr_schedulers"] = checkpoint["global_step"], []
         self.guard.load_state_dict(kept["guard"])
-
-    # -- one optimiser step ----------------------------------------------------------------------------------------
-
-    def sum_over_ranks(self, x: Tensor) -> Tensor:
-        """The sum of `x` over all ranks; `x` itself on one."""
-        if self.trainer.world_size == 1:
-            return x
-        return self.trainer.strategy.reduce(x, reduce_op="sum")  # type: ignore[return-value]
-
-    def accumulate(
-        self, parts: Iterable[B], loss: Callable[[B], LossSum], count: Tensor, weight: float = 1.0
-    ) -> Tensor:
-        """Add the gradient of weight * (sum of the losses / count) over micro-batches; returns the mean over ranks.
-
-        Args:
-            parts: this rank's micro-batches of the step.
-            loss: gives a micro-batch's `LossSum`; only its total is used.
-            count: what all micro-batches of all ranks count together.
-            weight: factor on the gradient, not on the value returned.
-        """
-        count = count.clamp_min(1)
-        total = torch.zeros((), dtype=torch.float32, device=self.device)  # under bf16-true the default has 16 bits
-        for part in self.in_step(parts):
-            part_total = loss(part).total
-            self._backward(part_total * weight / count)
-            total += part_total.detach()
-        return self.sum_over_ranks(total) / count
-
-    def accumulate_tokens(self, batch: TokenBatch, weight: float = 1.0) -> tuple[Tensor, Tensor]:
-        """`accumulate` for the next-token loss on a batch of text: the loss, and the tokens it is the mean over."""
-        count = self.sum_over_ranks(batch.loss_mask[:, 1:].sum().float())
-        return self.accumulate(self.token_micro_batches(batch), self.token_loss, count, weight), count
-
-    def token_loss(self, part: TokenBatch) -> LossSum:
-        """Next-token loss of the trained model on the tokens that `part` counts."""
-        return target_loss(target_log_probs(self.trained_model, part), part.loss_mask[:, 1:])
-
-    def token_micro_batches(self, batch: TokenBatch) -> Iterator[TokenBatch]:
-        """`batch` as `micro_batch_size` and `micro_batch_tokens` cut it."""
-        lengths = batch.attention_mask.sum(dim=1).tolist()
-        computed = computed_tokens(lengths, packed=can_pack(self.trained_model, batch.input_ids.device))
-        for start, stop in spans(len(batch), self.micro_batch_size, self.micro_batch_tokens, computed):
-            yield batch.rows(slice(start, stop))
-
-    def step_optimizer(self, models: Iterable[nn.Module], losses: Mapping[str, Tensor]) -> list[Tensor]:
-        """Clip each model's gradient on its own, step optimiser and schedule; returns the norms before clipping.
-
-        Args:
-            models: those whose parameters are updated.
-            losses: the step's losses () over all ranks, by name. Where one of them or a norm is not finite the step is
-                not taken, as `nonfinite` says, and `guard.in_a_row` is above 0.
-        """
-        models = list(models)
-        root = self.trainer.strategy.model
-        if isinstance(root, DistributedDataParallel):
-            sum_gradients(models)
-        optimizer = self.optimizers()
-        norms = [clip_gradient(root, model, self.gradient_clip_norm) for model in models]
-        figures = {**losses, **{f"gradient norm {i}": norm for i, norm in enumerate(norms, start=1)}}
-        taken = self.guard.passes(figures, self.trainer.global_step, self._batch_in_use)
-        if taken:
-            optimizer.step()  # type: ignore[union-attr]
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        if taken and (scheduler := self.lr_schedulers()):
-            step(scheduler)  # type: ignore[arg-type]
-        return norms
-
-    def _backward(self, loss: Tensor) -> None:
-        """Adds the gradient of this rank's share of a loss that is a sum over ranks."""
-        model = self.trainer.strategy.model
-        if isinstance(model, DistributedDataParallel):
-            # DDP's own reduction wants every parameter in every backward and as many of them on every rank. A step here
-            # is several (micro-batches, policy, text, value), so the ranks add up once, in `step_optimizer`.
-            with model.no_sync():
-                self.manual_backward(loss)
-        else:
-            # Strategies that shard average gradients over the ranks; the world size turns that into the sum.
-            self.manual_backward(loss * self.trainer.world_size)
-
-    def _batch_in_use(self) -> str:
-        """The rows of this batch as file and lines, where the datamodule knows them; else its number."""
-        told = getattr(self.trainer.datamodule, "batch_in_use", None)  # type: ignore[attr-defined]
-        return told() if told is not None else f"training batch {self.trainer.fit_loop.batch_idx}"
-
-    def learning_rate(self) -> float:
-        """The current learning rate of the first parameter group."""
-        return float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
 
 def read_from(module: pl.LightningModule) -> list[str]:
