@@ -40,6 +40,11 @@ class Place:
     weight: float = 1.0
 
 
+def make_optimizer(params, lr: float = 1e-3) -> torch.optim.Optimizer:
+    """An optimiser by a function."""
+    return torch.optim.SGD(params, lr=lr)
+
+
 class Module(pl.LightningModule):
     """Learns to be small."""
 

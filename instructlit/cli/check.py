@@ -6,6 +6,7 @@ fit. Here the config is walked next to the types, so that the message is about t
 
 import copy
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from instructlit.cli.types import (
     dataclasses_of,
     describe,
     elements_of,
+    has_callable,
     import_class,
     is_open,
     members,
@@ -124,7 +126,7 @@ class Checker:
         classes, records, element = classes_of(hint), dataclasses_of(hint), elements_of(hint)
         if isinstance(value, dict):
             if "class_path" in value or (classes and not records and not is_open(hint)):
-                self._class(value, classes + records, key)
+                self._class(value, classes + records, key, given_later=has_callable(hint))
             elif is_open(hint):
                 return
             elif records:
@@ -142,7 +144,8 @@ class Checker:
         else:
             self._leaf(value, hint, key)
 
-    def _class(self, value: dict[str, Any], wanted: list[type], key: Key) -> None:
+    def _class(self, value: dict[str, Any], wanted: list[type], key: Key, given_later: bool = False) -> None:
+        """The class that `value` names, and its arguments; `given_later` where the caller passes more of them."""
         where = self.config.where(key)
         path = value.get("class_path")
         names = " or ".join(c.__name__ for c in wanted)
@@ -151,6 +154,12 @@ class Checker:
                 return  # the command line names the class; its arguments are checked there
             raise UserError("has no class_path", where=where, expected=f"a class_path of {names}")
         found = import_class(path, wanted, self.config.where((*key, "class_path")))
+        if given_later and inspect.isfunction(found):  # jsonargparse would call it at once, without those
+            raise UserError(
+                f"{path} is a function, which cannot have init_args here",
+                where=self.config.where((*key, "class_path")),
+                expected=f"its name alone, `{key[-1]}: {path}`, or a class",
+            )
         params = parameters(found)
         for name in value:
             if name not in SPEC:

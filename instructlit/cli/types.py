@@ -87,6 +87,11 @@ def classes_of(hint: Any) -> list[type]:
     return found
 
 
+def has_callable(hint: Any) -> bool:
+    """True where `hint` admits what makes an object only when it is called, such as an optimiser from parameters."""
+    return any(get_origin(member) is collections.abc.Callable for member in members(hint))
+
+
 def takes_words(hint: Any) -> bool:
     """True where a bare word in a config is a value and not the name of a class."""
     return any(m in (str, int, float) or get_origin(m) is Literal or _is_enum(m) or is_open(m) for m in members(hint))
@@ -155,7 +160,9 @@ def import_class(path: str, wanted: list[type], where: str) -> Any:
         raise UserError(f"{path} is not a class", where=where, expected="the full import path, package.module.Class")
     if isinstance(found, type) and wanted and not issubclass(found, tuple(wanted)):
         names = " or ".join(f"{c.__module__}.{c.__name__}" for c in wanted)
-        raise UserError(f"{path} is not a {wanted[0].__name__}", where=where, expected=f"a class derived from {names}")
+        raise UserError(
+            f"{path} is not derived from {wanted[0].__name__}", where=where, expected=f"a class derived from {names}"
+        )
     if wanted and inspect.isabstract(found):
         lacking = ", ".join(f"`{method}`" for method in sorted(found.__abstractmethods__))
         raise UserError(

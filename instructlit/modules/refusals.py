@@ -220,11 +220,18 @@ def check_datamodule(module: "StageModule") -> None:
 
 
 def check_optimizer(made: Optimizer) -> None:
-    """Refuse torch's optimisers that would fail at their first step.
+    """Refuse what is not one optimiser with learning rates, and torch's optimisers that would fail at their first step.
 
     Raises:
         UserError: it is one of them.
     """
+    groups = made.param_groups if isinstance(made, Optimizer) else []
+    if not groups or any("lr" not in group for group in groups):
+        raise UserError(
+            f"{type(made).__name__} has no learning rate" if groups else f"{made!r:.100} is not an optimiser",
+            where="model.init_args.optimizer",
+            expected="what makes one torch.optim.Optimizer, with `lr` in each of its parameter groups",
+        )
     for kind, why in REFUSED_OPTIMIZERS.items():
         if isinstance(made, kind):
             raise UserError(

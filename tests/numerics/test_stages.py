@@ -869,6 +869,27 @@ def test_an_optimizer_that_cannot_take_a_step_is_refused(tmp_path, tiny_llama_di
         run(tmp_path, module, char_tokenizer, [token_batch(PAIRS)])
 
 
+class WithoutRate(torch.optim.SGD):
+    def __init__(self, params):
+        super().__init__(params, lr=0.1)
+        for group in self.param_groups:
+            del group["lr"]
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (WithoutRate, "WithoutRate has no learning rate"),
+        (lambda groups: [torch.optim.SGD(groups, 0.1)] * 2, r"\[SGD .* is not an optimiser"),
+    ],
+)
+def test_what_is_not_one_optimizer_with_learning_rates_is_refused(
+    tmp_path, tiny_llama_dir, char_tokenizer, made, words
+):
+    with pytest.raises(UserError, match=rf"(?s)model\.init_args\.optimizer: {words}"):
+        run(tmp_path, sft_module(tiny_llama_dir, optimizer=made), char_tokenizer, [token_batch(PAIRS)])
+
+
 def test_a_cycle_shorter_than_the_run_is_refused_before_it(tmp_path, tiny_llama_dir, char_tokenizer):
     def fit(steps):
         cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-3, total_steps=steps)

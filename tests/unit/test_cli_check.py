@@ -138,8 +138,12 @@ def test_a_duration_is_no_class(folder: Path) -> None:
     [
         ("model: {init_args: {optimizer: {class_path: torch.optim.AdamWW}}}", "did you mean torch.optim.AdamW?"),
         ("model: {class_path: cli_stand_inn.Module}", "did you mean cli_stand_in?"),
-        ("model: {class_path: torch.optim.AdamW}", "is not a LightningModule"),
+        ("model: {class_path: torch.optim.AdamW}", "is not derived from LightningModule"),
         ("model: {init_args: {optimizer: torch.optim}}", "torch.optim is not a class"),
+        (
+            "model: {init_args: {optimizer: {class_path: cli_stand_in.make_optimizer, init_args: {lr: 1}}}}",
+            "make_optimizer is a function, which cannot have init_args here\n  expected: its name alone",
+        ),
         ("model: {dict_kwargs: 5}", "over.yaml:1: model.dict_kwargs: is not a mapping"),
         ("model: {dict_kwargs: {no_such: 1}}", "over.yaml:1: model.dict_kwargs.no_such: unknown key"),
         ("trainer: {callbacks: [{init_args: {monitor: x}}]}", "has no class_path"),

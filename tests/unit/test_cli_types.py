@@ -96,7 +96,7 @@ def test_import_class() -> None:
         ("torch.optim.AdamWW", torch.optim.Optimizer, "did you mean torch.optim.AdamW?"),
         ("torch.optimm.AdamW", torch.optim.Optimizer, "did you mean torch.optim?"),
         ("cli_stand_inn.Module", pl.LightningModule, "did you mean cli_stand_in?"),
-        ("torch.optim.AdamW", pl.LightningModule, "is not a LightningModule"),
+        ("torch.optim.AdamW", pl.LightningModule, "is not derived from LightningModule"),
         ("AdamWw", torch.optim.Optimizer, "did you mean torch.optim.adamw.AdamW?"),
         ("no_such_thing_at_all.X", pl.LightningModule, "run from the folder that holds your own module"),
     ],
