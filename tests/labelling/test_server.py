@@ -151,6 +151,23 @@ def test_the_server_answers_with_tls_and_ends_on_a_signal(tmp_path: Path) -> Non
         assert server.wait(20) == 130
 
 
+def test_another_loopback_address_is_a_name_of_the_server(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    database = Database(path)
+    add_people(database, "olga", role="owner")
+    database.close()
+    with serving(path, "--host", "127.0.0.2") as (_, port):
+        connection = http.client.HTTPConnection("127.0.0.2", port, timeout=20)
+        found = []
+        for host in ("127.0.0.2", "127.0.0.3"):
+            connection.request("GET", "/sign-in", headers={"Host": f"{host}:{port}"})
+            reply = connection.getresponse()
+            reply.read()
+            found.append(reply.status)
+        connection.close()
+    assert found == [200, 400]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -58,7 +58,8 @@ def label(
         print(f"The schema of {opened} was upgraded; a copy of the old file: {opened.backup}", flush=True)
     https = behind_proxy or tls_certificate is not None
     site = Site(opened, title, lease_minutes * 60, Cookies(https))
-    allowed = hostnames or (LOOPBACK_NAMES if _is_loopback(host) and not behind_proxy else None)
+    shown = f"[{host}]" if ":" in host else host
+    allowed = hostnames or ([shown, *LOOPBACK_NAMES] if _is_loopback(host) and not behind_proxy else None)
     config = uvicorn.Config(
         create_app(site, allowed),
         ssl_certfile=tls_certificate,
@@ -73,7 +74,6 @@ def label(
     )
     _load_tls(config)
     listener = _listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
     scheme = "https" if tls_certificate else "http"
     print(f"Labelling {opened} at {scheme}://{shown}:{listener.getsockname()[1]}  (Ctrl-C to stop)", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
