@@ -83,11 +83,14 @@ def _from_folder(folder: Path, weights: str, trust_remote_code: bool) -> tuple[A
 
     adapters = adapter_config(str(folder))
     if adapters is None:
+        checkpoints = sorted(str(path) for path in folder.glob("**/*.ckpt"))[:3]
         raise UserError(
-            f"{folder} has no adapters to merge",
+            f"{folder} is neither a checkpoint nor a folder of adapters",
             where="checkpoint",
             expected="a .ckpt file, or a folder of adapters",
-            fix="a folder with a config.json is a Hugging Face folder already",
+            fix=f"name one of its checkpoints, such as {' or '.join(checkpoints)}"
+            if checkpoints
+            else "a folder with a config.json is a Hugging Face folder already",
         )
     if weights != "raw":
         raise UserError("a folder has one set of weights only", where="weights", expected="raw")

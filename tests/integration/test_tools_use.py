@@ -184,6 +184,11 @@ def test_a_folder_of_adapters_is_merged(
         torch.testing.assert_close(loaded.score(ids, mask), model.score(ids, mask), atol=1e-5, rtol=0)
     assert read_record(tmp_path / "merged")["stage"] == "reward"
     assert "is a Hugging Face folder already" in refused("export", tiny_llama_dir, tmp_path / "x")
+    (tmp_path / "run" / "batch-1").mkdir(parents=True)
+    (tmp_path / "run" / "batch-1" / "state.ckpt").touch()
+    told = refused("export", tmp_path / "run", tmp_path / "x")
+    assert "run is neither a checkpoint nor a folder of adapters" in told
+    assert "name one of its checkpoints, such as" in told
 
 
 def test_what_is_no_checkpoint_of_ours_is_one_message(
