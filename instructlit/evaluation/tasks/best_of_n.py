@@ -18,7 +18,7 @@ from instructlit.evaluation.judging import about_samples
 from instructlit.evaluation.measures import Curve, Measure, Outcome, Study
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request
 from instructlit.evaluation.task import Task
-from instructlit.evaluation.tasks.preference import read_prompts
+from instructlit.evaluation.tasks.preference import distinct_prompts
 from instructlit.types import Prompt, PromptText
 
 
@@ -56,7 +56,7 @@ class BestOfN(Task):
         return [self.proxy, *self.gold]
 
     def requests(self) -> Sequence[Request]:
-        self._prompts = read_prompts(needed(self.path, "best_of_n.prompts", "prompts are"), self.limit)
+        self._prompts = distinct_prompts(needed(self.path, "best_of_n.prompts", "prompts are"), self.limit)
         return [Ask(p.prompt, self.max_new_tokens, self.temperature, self.samples) for p in self._prompts]
 
     def measure(self, study: Study) -> Outcome:

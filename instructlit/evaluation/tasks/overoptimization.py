@@ -21,7 +21,7 @@ from instructlit.evaluation.measures import Curve, Measure, Outcome, Study, chec
 from instructlit.evaluation.requests import Ask, Reply, Request
 from instructlit.evaluation.task import Task
 from instructlit.evaluation.tasks.best_of_n import over_sqrt_kl, scored_best
-from instructlit.evaluation.tasks.preference import read_prompts
+from instructlit.evaluation.tasks.preference import distinct_prompts
 from instructlit.types import PromptText
 
 Lines = dict[str, list[tuple[float, float]]]
@@ -80,7 +80,7 @@ class Overoptimization(Task):
         self._logged = {name: read_rows(file, f"runs.{name}", *fields) for name, file in self.runs.items()}
         if self.path is not None or not self.runs:
             path = needed(self.path, "overoptimization.prompts", "prompts are")
-            self._prompts = [p.prompt for p in read_prompts(path, self.limit)]
+            self._prompts = [p.prompt for p in distinct_prompts(path, self.limit)]
         else:
             asked = [row["prompt"] for own in self._logged.values() for row in own]
             self._prompts = list({str(prompt): prompt for prompt in asked}.values())[: self.limit]

@@ -71,7 +71,7 @@ class Preference(Task):
         return [*self.judges, *(self.raters or ())]
 
     def requests(self) -> Sequence[Request]:
-        self._prompts = read_prompts(needed(self.path, "preference.prompts", "prompts are"), self.limit)
+        self._prompts = distinct_prompts(needed(self.path, "preference.prompts", "prompts are"), self.limit)
         return [Ask(p.prompt, self.max_new_tokens, self.temperature) for p in self._prompts]
 
     def measure(self, study: Study) -> Outcome:
@@ -217,7 +217,7 @@ class Preference(Task):
         return found.values
 
 
-def read_prompts(path: str, limit: int | None) -> list[Prompt]:
+def distinct_prompts(path: str, limit: int | None) -> list[Prompt]:
     """The distinct prompts of a source: a repeated prompt is not a second trial."""
     found: dict[str, Prompt] = {}
     for _, prompt in prompts_of(open_source(Source(path), "prompts")):
