@@ -8,8 +8,9 @@ import torch
 
 from instructlit.data.collate import EncodedPrompt
 from instructlit.data.tokenization import Encoder
+from instructlit.dtypes import AutoDtype
 from instructlit.errors import UserError, counted
-from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model
+from instructlit.evaluation.language_model import LanguageModel, load_language_model
 from instructlit.rollout.decoders import plain_decoder
 from instructlit.rollout.drawing import chance, draw
 from instructlit.rollout.engine import Sampling, further_ends
@@ -58,7 +59,7 @@ class Answerer(LanguageModel):
         return torch.Generator(self.device).manual_seed(seed)
 
 
-def load_answerer(model: str, *, template: str, dtype: Dtype, device: str) -> Answerer:
+def load_answerer(model: str, *, template: str, dtype: AutoDtype, device: str) -> Answerer:
     """The policy in a folder or of a Hub name, ready to answer.
 
     Raises:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from instructlit.dtypes import AutoDtype
 from instructlit.errors import UserError, require
 from instructlit.terminal import harmless
 
@@ -33,7 +34,7 @@ def chat(
     seed: int | None = None,
     template: str = "auto",
     save_to: str = "chat.jsonl",
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: AutoDtype = "auto",
     device: str = "auto",
 ) -> None:
     """Talk to a model. Lines that begin with / are commands: /reset, /save, /help, /quit.

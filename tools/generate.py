@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from instructlit.dtypes import AutoDtype
 from instructlit.errors import UserError, require
 from instructlit.files import write_rows
 
@@ -35,7 +36,7 @@ def generate(
     seed: int = 0,
     limit: int | None = None,
     template: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: AutoDtype = "auto",
     device: str = "auto",
 ) -> None:
     """Answer prompts with a model, sampling as PPO does: from the full softmax, at one temperature.

@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from instructlit.data.collate import EncodedPrompt, collate_prompts, collate_tokens
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
+from instructlit.dtypes import AutoDtype, Dtype
 from instructlit.errors import UserError, first_line
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights
 from instructlit.models.backbone import Backbone, check_causal_lm, load_causal_lm
@@ -23,8 +24,6 @@ from instructlit.ops.log_probs import token_log_probs
 from instructlit.ops.micro_batches import of_like_length
 from instructlit.rollout.engine import CachedEngine, Sampling, further_ends
 from instructlit.types import Generation, Prompt
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass
@@ -246,7 +245,7 @@ def load_language_model(
     path: str,
     *,
     template: str = "auto",
-    dtype: Dtype = "auto",
+    dtype: AutoDtype = "auto",
     device: str = "auto",
     where: str = "model",
     batch_size: int = 32,
@@ -297,7 +296,7 @@ def ready(
     return LanguageModel(network, tokenizer, device, template, batch_size)
 
 
-def dtype_on(device: torch.device, asked: Dtype) -> Literal["float32", "bfloat16", "float16"]:
+def dtype_on(device: torch.device, asked: AutoDtype) -> Dtype:
     """The dtype to compute in there; "auto" is bfloat16 on a GPU and float32 elsewhere."""
     if asked != "auto":
         return asked

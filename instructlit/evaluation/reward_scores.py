@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from instructlit.data.collate import collate_tokens
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
+from instructlit.dtypes import Dtype
 from instructlit.models.architecture import check_scalar_model
 from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.compatibility import check_vocabulary, positions
@@ -51,7 +52,7 @@ class RewardScores:
         model: str,
         device: torch.device,
         template: str = "auto",
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Dtype = "float32",
         *,
         size: int | None = None,
         tokens: int | None = None,

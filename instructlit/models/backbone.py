@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from instructlit.dtypes import Dtype
 from instructlit.errors import UserError, counted
 from instructlit.models import packed
 from instructlit.models.adapters import HEAD, Lora, add_lora, load_adapters
@@ -62,7 +63,7 @@ class Backbone:
 
     path: str
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     attn_implementation: str = "auto"
     trust_remote_code: bool = False
     random_init: bool = False

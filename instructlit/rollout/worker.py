@@ -12,8 +12,9 @@ import sys
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from instructlit.dtypes import Dtype
 from instructlit.errors import UserError, require
 from instructlit.rollout.engine import Sampling
 from instructlit.rollout.external import ExternalEngine, Sample
@@ -34,7 +35,7 @@ class WorkerEngine(ExternalEngine):
     def __init__(
         self,
         device: str = "cpu",
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Dtype = "float32",
         batch_size: int | None = None,
         folder: str | None = None,
         python: str | None = None,

@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    *("errors", "files", "lazy", "redaction", "terminal", "http", "types", "intervals", "agreement", "rubric"),
+    *("errors", "dtypes", "files", "lazy", "redaction", "terminal", "http", "types"),
+    *("intervals", "agreement", "rubric"),
     *("world", "ops", "losses", "data", "labels", "models", "rollout", "evaluation", "checkpoints", "modules"),
     *("memory", "labelling"),
     *("callbacks", "cli", "tools"),
@@ -23,6 +24,7 @@ LAYERS = (
 
 PURE = {
     "errors": {"torch", "numpy"},
+    "dtypes": {"torch", "transformers", "lightning", "numpy"},
     "files": {"torch", "transformers", "lightning", "numpy"},
     "lazy": {"torch", "transformers", "lightning", "numpy"},
     "redaction": {"torch", "numpy", "lightning"},

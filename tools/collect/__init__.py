@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from instructlit.dtypes import AutoDtype
 from instructlit.errors import UserError, counted, require
 from instructlit.rubric import MAX_OUTPUTS, MIN_OUTPUTS
 
@@ -32,7 +33,7 @@ def collect(
     batch_size: int = 64,
     attempts: int = 4,
     template: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: AutoDtype = "auto",
     device: str = "auto",
     database: str | None = None,
     overlap: int = 1,

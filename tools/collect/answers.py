@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 from instructlit.data.collate import EncodedPrompt
 from instructlit.data.progress import progress
+from instructlit.dtypes import AutoDtype
 from instructlit.evaluation.language_model import usable_device
 from instructlit.rollout.engine import Sampling
-from instructlit.tools.answering import Answerer, Dtype, load_answerer
+from instructlit.tools.answering import Answerer, load_answerer
 from instructlit.tools.journal import Journal
 from instructlit.tools.scoring import Scorer
 from instructlit.tools.sources import source_name
@@ -63,7 +64,7 @@ class Drawing:
     distinct: bool
     seed: int
     template: str
-    dtype: Dtype
+    dtype: AutoDtype
     device: str
 
 

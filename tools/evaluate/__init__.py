@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from instructlit.dtypes import AutoDtype
+
 
 def evaluate(
     models: list[str] | None = None,
@@ -16,7 +18,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     template: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: AutoDtype = "auto",
     device: str = "auto",
     batch_size: int = 32,
     weights: Literal["auto", "raw", "ema"] = "auto",

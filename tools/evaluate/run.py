@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from instructlit.data.sources import SUFFIXES
+from instructlit.dtypes import AutoDtype
 from instructlit.errors import UserError
 from instructlit.evaluation.language_model import (
-    Dtype,
     LanguageModel,
     check_language_model,
     dtype_on,
@@ -33,7 +33,7 @@ class Loading:
     """How models are loaded."""
 
     template: str
-    dtype: Dtype
+    dtype: AutoDtype
     device: str
     batch_size: int
     weights: str

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from instructlit.data.tokenizers import load_tokenizer
+from instructlit.dtypes import AutoDtype
 from instructlit.errors import require
 from instructlit.evaluation.judges.text import TextJudge
 from instructlit.evaluation.judging import LoadedJudge
-from instructlit.evaluation.language_model import Dtype, LanguageModel, load_language_model, usable_device
+from instructlit.evaluation.language_model import LanguageModel, load_language_model, usable_device
 from instructlit.evaluation.requests import Answer, Ask
 from instructlit.evaluation.subjects import fingerprint
 from instructlit.models.architecture import check_causal_lm
@@ -32,13 +33,13 @@ class LocalJudge(LoadedJudge, TextJudge):
         model: str,
         max_new_tokens: int = 16,
         batch_size: int = 16,
-        dtype: Dtype = "auto",
+        dtype: AutoDtype = "auto",
         device: str = "auto",
         template: str = "auto",
     ):
         require("a whole number above 0", "judge.", max_new_tokens=max_new_tokens, batch_size=batch_size)
         self.model, self.max_new_tokens, self.batch_size = model, max_new_tokens, batch_size
-        self.dtype: Dtype = dtype
+        self.dtype: AutoDtype = dtype
         self.device, self.template = device, template
 
     @property

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
+from instructlit.dtypes import Dtype
 from instructlit.errors import require
 from instructlit.evaluation.judges.text import judging_prompt
 from instructlit.evaluation.judging import LoadedJudge, Question, Verdict
@@ -36,13 +37,13 @@ class RewardJudge(LoadedJudge):
         self,
         model: str,
         batch_tokens: int = 16_384,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Dtype = "float32",
         device: str = "auto",
         template: str = "auto",
     ):
         require("a whole number above 0", "judge.", batch_tokens=batch_tokens)
         self.model, self.batch_tokens, self.device, self.template = model, batch_tokens, device, template
-        self.dtype: Literal["float32", "bfloat16", "float16"] = dtype
+        self.dtype: Dtype = dtype
 
     @property
     def title(self) -> str:
