@@ -42,7 +42,7 @@ def export(
     from instructlit.data.tokenizers import load_tokenizer
     from instructlit.models.export import check_no_source, export_folder
 
-    words = load_tokenizer(tokenizer) if tokenizer else own()
+    words = load_tokenizer(tokenizer, pad_with_eos=True) if tokenizer else own()
     read = [checkpoint, str(words.name_or_path), *(parent["path"] for parent in record.get("parents", []))]
     check_no_source(output, read, "output")
     if dtype != "same":
@@ -96,8 +96,8 @@ def _from_folder(folder: Path, weights: str, trust_remote_code: bool) -> tuple[A
         raise UserError("a folder has one set of weights only", where="weights", expected="raw")
     load = load_scalar_model if hold_head(adapters) else load_causal_lm
     model = load(Backbone(str(folder), trust_remote_code=trust_remote_code), where="checkpoint")
-    record = read_record(folder) or make_record("unknown")
-    return model, {k: v for k, v in record.items() if k != "weights_sha256"}, partial(load_tokenizer, str(folder))
+    record = {k: v for k, v in (read_record(folder) or make_record("unknown")).items() if k != "weights_sha256"}
+    return model, record, partial(load_tokenizer, str(folder), pad_with_eos=True)
 
 
 def _config_beside(file: Path) -> dict[str, Any]:

@@ -12,9 +12,22 @@ _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.j
 
 
 def load_tokenizer(
-    path: str, revision: str | None = None, trust_remote_code: bool = False, padding_token: str | None = None
+    path: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    padding_token: str | None = None,
+    *,
+    pad_with_eos: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer in a folder or on the Hub, with an EOS and a pad token of its own.
+    """The tokenizer in a folder or on the Hub, with an EOS and a pad token.
+
+    Args:
+        path: the folder or the name.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: whether code that comes with it may run.
+        padding_token: the token to pad with.
+        pad_with_eos: whether EOS pads if there is no other pad token, where a model is used as it is and nobody has
+            a say in its padding; masks come from lengths.
 
     Raises:
         UserError: if there is no such folder or name, a revision is given for a folder, or the tokenizer has no
@@ -44,11 +57,13 @@ def load_tokenizer(
             where="tokenizer",
             expected="a folder with a tokenizer, or a name on the Hugging Face Hub",
         ) from error
-    return checked_tokenizer(tokenizer, path, padding_token)
+    return checked_tokenizer(tokenizer, path, padding_token, pad_with_eos)
 
 
-def checked_tokenizer(tokenizer: Any, name: str, padding_token: str | None = None) -> PreTrainedTokenizerFast:
-    """`tokenizer` itself, with `padding_token` set; an error where offsets, EOS or pad token are missing."""
+def checked_tokenizer(
+    tokenizer: Any, name: str, padding_token: str | None = None, pad_with_eos: bool = False
+) -> PreTrainedTokenizerFast:
+    """`tokenizer` itself, with a pad token as `load_tokenizer` says; an error where offsets, EOS or it are missing."""
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             f"{name} has no fast (tokenizers library) version, so it cannot give the character offsets of tokens",
@@ -70,6 +85,8 @@ def checked_tokenizer(tokenizer: Any, name: str, padding_token: str | None = Non
                 fix=f'use its EOS: --data.padding_token "{tokenizer.eos_token}"',
             )
         tokenizer.pad_token = padding_token
+    if tokenizer.pad_token_id is None and pad_with_eos:
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise UserError(
             f"{name} has no pad token",

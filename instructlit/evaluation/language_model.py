@@ -281,7 +281,7 @@ def check_language_model(path: str, where: str, template: str = "auto") -> Any:
     backbone = Backbone(path)
     check_causal_lm(backbone, where)
     check_whole_weights(path, where)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, pad_with_eos=True)
     check_vocabulary(backbone, tokenizer, where, added=False)
     Encoder(tokenizer, template)
     return tokenizer

@@ -29,7 +29,7 @@ def check_reward_model(model: str, where: str, template: str = "auto") -> tuple[
     check_source(model, weights=True, where=where)
     config, _ = check_scalar_model(Backbone(model), require_head=True, where=where)
     check_whole_weights(model, where)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, pad_with_eos=True)
     check_vocabulary(Backbone(model), tokenizer, where)
     return tokenizer, Encoder(tokenizer, template, positions(config))
 

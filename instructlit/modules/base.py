@@ -319,6 +319,7 @@ class StageModule(ManualSteps):
             "backbone": asdict(self.backbone),
             "parents": self.parents(),
             "tokenizer": getattr(self.tokenizer, "name_or_path", None),
+            "padding_token": getattr(self.tokenizer, "pad_token", None),
             "chat_template": getattr(self.tokenizer, "chat_template", None),
             "random_states": on_every_rank(self._before_validation or random_state()),
             "guard": self.guard.state_dict(),

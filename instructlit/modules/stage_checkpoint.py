@@ -129,12 +129,13 @@ def tokenizer_path(checkpoint: dict[str, Any]) -> str:
 
 
 def tokenizer_of(checkpoint: dict[str, Any]) -> Any:
-    """The run's tokenizer, with the chat template that the run had.
+    """The run's tokenizer, with the chat template and the pad token that the run had.
 
     Raises:
         UserError: it is no longer where it was.
     """
-    tokenizer = load_tokenizer(tokenizer_path(checkpoint))
+    padding_token = checkpoint["instructlit"].get("padding_token")
+    tokenizer = load_tokenizer(tokenizer_path(checkpoint), padding_token=padding_token, pad_with_eos=True)
     if template := checkpoint["instructlit"].get("chat_template"):
         tokenizer.chat_template = template
     return tokenizer

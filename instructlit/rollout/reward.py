@@ -105,7 +105,8 @@ class RewardModel(RewardFunction):
             if not is_sharded(self._network):
                 self._network.to(device)
             return
-        own = load_tokenizer(self.model.path, trust_remote_code=self.model.trust_remote_code)
+        trusted = self.model.trust_remote_code
+        own = load_tokenizer(self.model.path, trust_remote_code=trusted, pad_with_eos=True)
         check_vocabulary(self.model, own, "reward.init_args.model")
         network = load_scalar_model(
             self.model, require_head=True, where="reward.init_args.model", trunks=self.trunks, frozen=True

@@ -169,6 +169,8 @@ def test_tokenizers_that_would_have_to_be_guessed_about(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'<pad>' is not a token of x"):
         checked_tokenizer(make(eos_token="</s>"), "x", "<pad>")
     assert checked_tokenizer(make(eos_token="</s>"), "x", "</s>").pad_token_id == 1
+    assert checked_tokenizer(make(eos_token="</s>"), "x", pad_with_eos=True).pad_token_id == 1
+    assert checked_tokenizer(make(eos_token="</s>", pad_token="a"), "x", pad_with_eos=True).pad_token_id == 0
     with pytest.raises(UserError, match="no fast"):
         checked_tokenizer(object(), "x")
 

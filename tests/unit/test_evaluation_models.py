@@ -3,6 +3,7 @@ store that keeps them."""
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,18 @@ def test_a_texts_first_token_is_predicted_from_bos_where_there_is_one(
     monkeypatch.setattr(model._encoders[True], "bos", ord("!"))
     [found] = reply(model, Weigh("", ("free text",)))
     assert found.log_probs[0] == pytest.approx(log_prob(model, list(map(ord, "!free text")), 1), abs=1e-4)
+
+
+def test_a_model_published_without_a_pad_token_answers_as_with_one(
+    model: LanguageModel, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_llama_dir, tmp_path / "base"))
+    model.tokenizer.pad_token = None
+    model.tokenizer.save_pretrained(folder)
+    model.tokenizer.pad_token = "<pad>"
+    LocalJudge(str(folder), device="cpu").check()
+    requests = [Ask("ab", 8), Ask("a longer prompt", 8), Weigh("ab", ("c", "a longer choice"))]
+    assert reply(load_language_model(str(folder), device="cpu"), *requests) == reply(model, *requests)
 
 
 def test_greedy_tells_whether_the_choice_would_be_said(model: LanguageModel) -> None:

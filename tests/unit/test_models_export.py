@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import EOS_ID, PAD_ID, VOCABULARY, make_char_tokenizer, save_tiny_model
-from stage_helpers import TINY_SHAPE
+from stage_helpers import TINY_SHAPE, FixedBatches, sft_module, token_batch, trainer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError
 from instructlit.models import export as export_module
 from instructlit.models.adapters import Lora
@@ -97,6 +98,19 @@ def test_a_checkpoint_is_rebuilt_with_the_further_ends_of_its_base(tiny_llama_di
     kept = {"stage": "sft", "backbone": asdict(Backbone(str(base)))}
     made = rebuilt({"instructlit": kept, "state_dict": state}, "raw", "last.ckpt")
     assert made.generation_config.eos_token_id == causal(base).generation_config.eos_token_id == [EOS_ID, 7]
+
+
+def test_a_checkpoint_is_exported_with_the_pad_token_that_the_run_was_given(
+    tiny_llama_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    tokenizer.pad_token = None  # as Llama and Mistral are published
+    tokenizer.save_pretrained(tmp_path / "words")
+    data = FixedBatches(load_tokenizer(str(tmp_path / "words"), padding_token="~"), [token_batch([("a", "b")])])
+    fitter = trainer(tmp_path)
+    fitter.fit(sft_module(tiny_llama_dir), datamodule=data)
+    fitter.save_checkpoint(tmp_path / "last.ckpt")
+    export(str(tmp_path / "last.ckpt"), str(tmp_path / "m"))
+    assert load_tokenizer(str(tmp_path / "m")).pad_token == "~"
 
 
 def test_a_checkpoints_own_word_does_not_let_the_code_of_its_base_run(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ COPIED, COPIES = 1 << 30, 10
 def run(work: Work) -> dict[str, Any]:
     size = work.batch_size or 32
     bandwidth = _copy_bandwidth(work) if work.device == "cuda" else None
-    tokenizer = load_tokenizer(work.model)
+    tokenizer = load_tokenizer(work.model, pad_with_eos=True)
     with open(work.data, encoding="utf-8") as lines:
         texts = [json.loads(line)["prompt"] for line in islice((x for x in lines if x.strip()), size)]
     rows = [tokenizer(text + text)["input_ids"][:PROMPT] for text in texts]

@@ -169,7 +169,7 @@ def _with_room(
     from instructlit.tools.answering import with_room
 
     for folder, its_room in room.items():
-        encoder = Encoder(load_tokenizer(folder), template)
+        encoder = Encoder(load_tokenizer(folder, pad_with_eos=True), template)
         rows = [(place, row.prompt) for place, row in with_room(rows, encoder, its_room, max_new_tokens)]
     return [prompt for _, prompt in rows]
 

@@ -53,7 +53,7 @@ class LocalJudge(LoadedJudge, TextJudge):
     def check(self) -> None:
         check_source(self.model, weights=True, where="judge.model")
         check_causal_lm(Backbone(self.model), "judge.model")
-        load_tokenizer(self.model)
+        load_tokenizer(self.model, pad_with_eos=True)
         usable_device(self.device)
 
     def _load(self) -> LanguageModel:
