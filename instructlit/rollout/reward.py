@@ -78,15 +78,15 @@ class TextReward(RewardFunction):
 class RewardModel(RewardFunction):
     """A trained reward model, frozen, that reads the very ids the policy sampled, EOS included.
 
-    One with another tokenizer than the policy reads the text instead, as it read its own data: prompt and response are
-    put into its template and encoded by its tokenizer. EOS follows where the response had ended, and nothing where it
-    was cut off. The response's text is without white space at its ends and without special tokens.
+    One with another tokenizer, EOS or chat template than the policy reads the text instead, as it read its own data:
+    prompt and response are put into its template and encoded by its tokenizer. EOS follows where the response had
+    ended, and nothing where it was cut off. The response's text is without white space at its ends and without special
+    tokens.
 
     Args:
         model: the reward-model folder; its shift is part of the score.
         batch_size: sequences scored together; None takes all.
-        template: the template it was trained with, as for the datamodules; used only where its tokenizer is another
-            than the policy's.
+        template: the template it was trained with, as for the datamodules.
     """
 
     def __init__(self, model: Backbone, batch_size: int | None = None, template: str = "auto"):
@@ -96,7 +96,8 @@ class RewardModel(RewardFunction):
         self.template = template
         self.trunks: Trunks | None = None  # PPO's, so that the frozen weights are those of policy and value
         self._network: ScalarModel | None = None
-        self._encoder: Encoder | None = None  # where the policy's ids mean nothing to this model
+        self._encoder: Encoder | None = None  # where the policy's ids are not what this model learned to read
+        self._other = ""  # what is other than the policy's
         self._pad = 0
         self._cost_told = False
 
@@ -113,8 +114,15 @@ class RewardModel(RewardFunction):
         )
         disable_dropout(network)
         self._network = network.to(device)
-        if own.get_vocab() != tokenizer.get_vocab():
-            self._encoder = Encoder(own, self.template, positions(network.hf.config))
+        encoder = Encoder(own, self.template, positions(network.hf.config))  # `own` then has its template
+        facts = {
+            "tokenizer": (own.get_vocab(), tokenizer.get_vocab()),
+            "EOS": (own.eos_token_id, tokenizer.eos_token_id),
+            "chat template": (own.chat_template, tokenizer.chat_template),
+        }
+        self._other = next((what for what, (mine, its) in facts.items() if mine != its), "")
+        if self._other:
+            self._encoder = encoder
             self._pad = int(own.pad_token_id)  # type: ignore[arg-type]
 
     def networks(self) -> Iterable[ScalarModel]:
@@ -122,7 +130,7 @@ class RewardModel(RewardFunction):
 
     @property
     def reads_text(self) -> bool:
-        """Whether its tokenizer is another than the policy's; known once it is prepared."""
+        """Whether it reads text, as its tokenizer or template is another than the policy's; known once prepared."""
         return self._encoder is not None
 
     @torch.no_grad()
@@ -146,8 +154,8 @@ class RewardModel(RewardFunction):
             from lightning.pytorch.utilities import rank_zero_info  # 75 MiB that most readers of a model do not need
 
             rank_zero_info(
-                f"The reward model {self.model.path} has another tokenizer than the policy and reads the responses as "
-                f"text. Tokenizing the {len(responses)} responses of the first batch took {encoded - began:.2g} s "
+                f"The reward model {self.model.path} has another {self._other} than the policy and reads the responses "
+                f"as text. Tokenizing the {len(responses)} responses of the first batch took {encoded - began:.2g} s "
                 f"and scoring them {time.perf_counter() - encoded:.2g} s. White space around a response and special "
                 "tokens in it are ignored; whether it ended is not."
             )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MAX_POSITIONS
+from conftest import EOS_ID, MAX_POSITIONS, make_char_tokenizer
 from stage_helpers import (
     FixedBatches,
     Recorder,
@@ -131,6 +131,33 @@ def test_with_as_many_ids_of_other_meaning_it_reads_the_text(tmp_path, char_toke
     texts = ("abb", "abbabb")
     found = checked_scores(reward, sampled(char_tokenizer, [("say ", text, True) for text in texts])).tolist()
     assert found == pytest.approx([direct(folder, swapped, "say ", text, ended=True) for text in texts], abs=1e-5)
+
+
+def test_with_another_chat_template_or_eos_it_reads_what_it_was_trained_on(tmp_path, char_tokenizer):
+    """Not the policy's layout, though the ids mean the same to both."""
+    own = make_char_tokenizer()
+    own.chat_template = TURNS
+    model = load_scalar_model(Backbone(str(llama(tmp_path / "base", 128)))).eval()
+    folder = export_folder(model, own, tmp_path / "reward")
+    ids = torch.tensor([[*map(ord, "User:\nab\n\nAssistant:\ncd"), EOS_ID]])
+    expected = model.score(ids, torch.ones_like(ids)).item()
+    other_eos = make_char_tokenizer()
+    other_eos.chat_template, other_eos.eos_token = TURNS, "~"
+    for policy in (char_tokenizer, other_eos):
+        reward = RewardModel(Backbone(str(folder)))
+        reward.prepare(CPU, policy)
+        assert checked_scores(reward, sampled(policy, [("ab", "cd", True)])).item() == pytest.approx(expected, abs=1e-6)
+        assert reward.reads_text
+    reward = RewardModel(Backbone(str(folder)))
+    reward.prepare(CPU, own)
+    assert not reward.reads_text
+
+
+def test_the_template_it_is_said_to_be_trained_with_counts(tmp_path, char_tokenizer):
+    model = load_scalar_model(Backbone(str(llama(tmp_path / "base", 128)))).eval()
+    reward = RewardModel(Backbone(str(export_folder(model, char_tokenizer, tmp_path / "reward"))), template="turns")
+    reward.prepare(CPU, char_tokenizer)
+    assert reward.reads_text
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
