@@ -8,6 +8,7 @@ import torch
 
 from instructlit.data.collate import EncodedPrompt
 from instructlit.data.tokenization import Encoder
+from instructlit.data.tokenizers import decoded
 from instructlit.dtypes import AutoDtype
 from instructlit.errors import UserError, counted
 from instructlit.evaluation.language_model import LanguageModel, load_language_model
@@ -43,11 +44,11 @@ class Answerer(LanguageModel):
             if token in ends:
                 break
             said.append(token)
-            text = self.tokenizer.decode(said, skip_special_tokens=True)
+            text = decoded(self.tokenizer, said)
             if not text.endswith("\ufffd"):  # half of a character: wait for the rest
                 yield text[len(shown) :]
                 shown = text
-        yield self.tokenizer.decode(said, skip_special_tokens=True)[len(shown) :]
+        yield decoded(self.tokenizer, said)[len(shown) :]
 
     def answers(self, prompts: list[EncodedPrompt], sampling: Sampling, stream: str) -> list[tuple[str, bool]]:
         """The responses to a batch, each with whether it ended by itself; `stream` names their random numbers."""

@@ -1,5 +1,6 @@
 """Loads a tokenizer and rejects one that could only be used by guessing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,9 @@ def checked_tokenizer(
             " from lengths; a reserved token of the vocabulary is better if other programs will use the model",
         )
     return tokenizer
+
+
+def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of sampled ids without special tokens, and with every space: a tokenizer may be set to take those before
+    punctuation away."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

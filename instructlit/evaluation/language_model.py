@@ -11,7 +11,7 @@ from torch import Tensor
 
 from instructlit.data.collate import EncodedPrompt, collate_prompts, collate_tokens
 from instructlit.data.tokenization import Encoded, Encoder
-from instructlit.data.tokenizers import load_tokenizer
+from instructlit.data.tokenizers import decoded, load_tokenizer
 from instructlit.dtypes import AutoDtype, Dtype
 from instructlit.errors import UserError, first_line
 from instructlit.evaluation.requests import Answer, Ask, Reply, Request, Weigh, Weights
@@ -189,8 +189,7 @@ class LanguageModel:
     def _reads(self, weigh: Weigh) -> bool:
         """Whether choices given as tokens decode here to the text that they had where they were sampled."""
         return all(
-            max(tokens, default=0) < len(self.tokenizer)
-            and self.tokenizer.decode(tokens, skip_special_tokens=True).strip().startswith(said)
+            max(tokens, default=0) < len(self.tokenizer) and decoded(self.tokenizer, tokens).strip().startswith(said)
             for tokens, said in zip(weigh.choices, weigh.says, strict=False)
             if not isinstance(tokens, str)
         )

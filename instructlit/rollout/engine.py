@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from instructlit.data.tokenizers import decoded
 from instructlit.errors import UserError, class_path, raised_at, require
 from instructlit.rollout.decoders import decoder_for
 from instructlit.rollout.drawing import chance, draw
@@ -344,7 +345,7 @@ def as_generation(
             fix="check the model's weights: some of them may be NaN, infinite or far too large",
         )
     said = zip(response_ids, response_mask & ~is_end, strict=True)
-    texts = tokenizer.batch_decode([ids[mask].tolist() for ids, mask in said], skip_special_tokens=True)
+    texts = [decoded(tokenizer, ids[mask].tolist()) for ids, mask in said]
     return Generation(
         prompts=prompts.prompts,
         texts=[text.strip() for text in texts],

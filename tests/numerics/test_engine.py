@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_char_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -168,6 +169,16 @@ def test_a_response_counts_up_to_its_first_eos_even_where_pad_is_eos(char_tokeni
     assert got.ended.tolist() == [True, False, True, True]
     assert got.texts == ["a", "aba", "", "ab"]
     assert got.log_probs.tolist() == [[-1, -1, 0], [-1, -1, -1], [-1, 0, 0], [-1, -1, -1]]
+
+
+def test_texts_have_the_spaces_that_were_sampled() -> None:
+    """Tokenizers saved by transformers 4 are often set to take those before punctuation away."""
+    tokenizer = make_char_tokenizer()
+    tokenizer.clean_up_tokenization_spaces = True
+    said = "f( x , y ) . It does n't ?"
+    ids = torch.tensor([[*map(ord, said), 2]])
+    got = as_generation(prompt_batch(["ab"], tokenizer), ids, torch.full(ids.shape, -1.0), tokenizer)
+    assert got.texts == [said]
 
 
 def test_a_broken_model_says_nothing_and_what_stands_behind_the_end_does_not_count(char_tokenizer):
