@@ -34,8 +34,14 @@ def plain_text(prompt: PromptText) -> str:
 
 def adds_bos(tokenizer: Any) -> bool:
     """Whether a tokenizer adds a BOS to plain text."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer.backend_tokenizer.encode("a").ids[:1] == [bos]
+    return tokenizer.bos_token_id is not None and added(tokenizer.backend_tokenizer, 0) == tokenizer.bos_token_id
+
+
+def added(backend: Any, place: int) -> int | None:
+    """The id that a tokenizer of the `tokenizers` library adds there, 0 being before a text and -1 after it; None if it
+    adds none, though the text itself may have that id there: that of an unknown token."""
+    probe = backend.encode("a")
+    return probe.ids[place] if probe.ids and probe.special_tokens_mask[place] else None
 
 
 class Renderer:

@@ -14,7 +14,7 @@ import tokenizers
 import transformers
 from tokenizers import Tokenizer
 
-from instructlit.data.chat import Renderer
+from instructlit.data.chat import Renderer, added
 from instructlit.types import PromptText
 
 
@@ -64,7 +64,7 @@ class Encoder:
         self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._adds_eos = self._tokenizer.encode("a").ids[-1:] == [self.eos]
+        self._adds_eos = added(self._tokenizer, -1) == self.eos
 
     @property
     def identity(self) -> dict[str, Any] | None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from instructlit.data.chat import adds_bos
 from instructlit.data.collate import (
     EncodedComparison,
     EncodedPrompt,
@@ -99,6 +100,18 @@ def test_nothing_left_to_learn(char_tokenizer: PreTrainedTokenizerFast) -> None:
     assert encoded.ids == [A, B]
     assert encoded.all_masked
     assert not any(encoded.loss_mask)
+
+
+def test_an_unknown_token_that_is_eos_is_not_taken_for_an_added_one() -> None:
+    """As GPT-2's configs have it; nothing is known of a text here that could be used to find out what is added."""
+    core = Tokenizer(models.WordLevel({"<end>": 0, "C": 1, "G": 2, "T": 3}, unk_token="<end>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")  # type: ignore[assignment]
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<end>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names)
+    encoder = Encoder(tokenizer)
+    assert encoder.prompt("GCT") == [2, 1, 3]
+    assert encoder.example("GC", "T").ids == [2, 1, 3, 0]
+    assert not adds_bos(tokenizer)
 
 
 def test_token_across_the_boundary_belongs_to_the_completion() -> None:
