@@ -210,6 +210,7 @@ def _facts(source: "SourceReport") -> dict[str, str]:
         "unknown token learned": count(source.unknown),
         "chat template mismatch": count(source.template_mismatch),
         "prompt merges with completion": count(source.merged_boundaries),
+        "white space before a completion": count(source.leading_space),
         "duplicates": count(source.duplicates),
     }
     if source.kind != "text":

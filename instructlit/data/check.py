@@ -200,6 +200,7 @@ class _Counter:
         """Counts one sequence (given if there is a tokenizer) and returns the length of its response."""
         report = self.report
         report.later_turns += LATER_TURN in completion
+        report.leading_space += completion[:1].isspace() and not completion.isspace()
         if self.encoder is None:
             prompt, response = len(plain_text(record.prompt)), len(completion)
         else:
@@ -291,7 +292,16 @@ def _problems(source: SourceReport, data: DataModule | None) -> Iterator[Problem
             "with text that the tokenizer has no token for: its unknown token is learned instead",
         ),
         (source.template_mismatch, "example", "unlike the chat template's rendering of the finished conversation"),
-        (source.merged_boundaries, "prompt", "sharing a token with the completion: sampling starts from different ids"),
+        (
+            source.merged_boundaries,
+            "prompt",
+            "sharing a token with the completion, or split otherwise alone: sampling starts from different ids",
+        ),
+        (
+            source.leading_space,
+            "completion",
+            "beginning with white space: sampled answers are kept without it, so judged as other tokens than in PPO",
+        ),
         (source.duplicates, "record", "occurring more than once"),
         (source.personal_data if source.kind == "prompt" else 0, "prompt", "with possible personal data"),
     ):

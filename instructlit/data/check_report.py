@@ -104,6 +104,7 @@ class SourceReport:
     personal_data: int = 0
     template_mismatch: int = 0
     merged_boundaries: int = 0
+    leading_space: int = 0
     conversations: int = 0
     prompt_lengths: Lengths | None = None
     response_lengths: Lengths | None = None

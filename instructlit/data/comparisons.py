@@ -118,6 +118,7 @@ class ComparisonData(DataModule):
     def read(self) -> None:
         """Comparisons, and the demonstrations for the shift."""
         super().read()
+        self.warn_of_other_prompts()
         if not self.demonstrations:
             return
         files = [file for group in self.open("demonstrations", self.demonstrations) for file in group]

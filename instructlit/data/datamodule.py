@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from instructlit.data.formats import Kind
 from instructlit.data.packing import Blocks, Documents, block_report, tokenise
@@ -22,6 +22,8 @@ from instructlit.data.splits import held_out
 from instructlit.data.tokenization import Encoded, Encoder
 from instructlit.data.tokenizers import load_tokenizer
 from instructlit.errors import UserError, require
+
+_LOOKED_AT = 100  # rows whose prompts are tokenised alone too
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,26 @@ class DataModule(pl.LightningDataModule):
         mine = scanned.prompt[scanned.kept & ~held]
         theirs = own.prompt[own.kept] if own is not None else scanned.prompt[scanned.kept & held]
         self.report.shared_prompts = len(np.intersect1d(mine, theirs))
+
+    def warn_of_other_prompts(self) -> None:
+        """Looks at the first rows of training for prompts whose ids alone are not those that their example begins with:
+        a policy would answer what it has not been trained on.
+        """
+        split = self.splits["train"]
+        rows = split.rows[:_LOOKED_AT].tolist()
+        found = [
+            row
+            for row in rows
+            if not self.encoder.prompt_is_prefix(
+                split.dataset.record(row).prompt, split.dataset.scanned.sequences(row)[0]
+            )
+        ]
+        if found:
+            rank_zero_warn(
+                f"{split.dataset.where(found[0])}: {len(found)} of the first {len(rows)} prompts have other ids alone, "
+                "from which sampling starts, than in their examples; end prompts in a single line break or use a chat "
+                "template (docs/data.md, tokens across the boundary)"
+            )
 
     def split_keys(self, scanned: Scan) -> np.ndarray:
         """(records,) uint64: the validation split never separates records with the same key."""

@@ -134,6 +134,7 @@ class DemonstrationData(DataModule):
     def read(self) -> None:
         """Demonstrations, and the blocks of text that are mixed in."""
         super().read()
+        self.warn_of_other_prompts()
         if self.pretraining is not None:
             assert self.max_length is not None
             (self.splits["pretraining"],) = self._text_splits(

@@ -1,9 +1,10 @@
 """Text to ids. Prompt and completion are tokenised together; the loss mask comes from character offsets.
 
 A token that holds any character of the completion belongs to the response. Where the tokenizer merges the end of the
-prompt with the start of the completion (a prompt that ends in a space, say) the ids of the prompt alone are not a
-prefix of the example's; `Encoder.prompt_is_prefix` detects this, and `instructlit data check` counts it. A blank line
-or a template's marker between the two keeps them apart.
+prompt with the start of the completion (a prompt that ends in a space, say), or splits that end otherwise when nothing
+follows (GPT-2's does so with a blank line), the ids of the prompt alone are not a prefix of the example's;
+`Encoder.prompt_is_prefix` detects this, the first rows of a run are looked at, and `instructlit data check` counts it.
+A line break after other text or a template's marker between the two keeps them apart.
 """
 
 import hashlib

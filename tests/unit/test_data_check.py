@@ -214,6 +214,13 @@ def test_dialogues_that_part_before_their_last_turn(
     assert says(report, "warning", "1 completion with a later user turn ('\\n\\nHuman:')")
 
 
+def test_completions_that_begin_with_white_space(check: Any, jsonl: Callable[..., Path], tokenizer: str) -> None:
+    rows = [{"prompt": "A:", "completions": [" x", "y", "\nz", ""], "ranks": [1, 2, 3, 4]}]
+    _, report = check(jsonl("c", rows), tokenizer=tokenizer)
+    assert report["sources"][0]["leading_space"] == 2
+    assert says(report, "warning", "2 completions beginning with white space")
+
+
 def test_pairs_by_hand() -> None:
     """Lengths 3, 2, 2, 1, 2 with ranks 1, 2, 2, 3, 3 and the last text equal to the second."""
     pairs = Pairs()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import torch
 from conftest import COMPARISONS, DEMONSTRATIONS, EOS_ID, PROMPTS, TEXTS, make_char_tokenizer
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
-from tokenizers import normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from instructlit.data import ComparisonData, DemonstrationData, PromptData, Source, TextData
@@ -44,6 +45,29 @@ def text_of(batch: TokenBatch, row: int, learned: bool = False) -> str:
     """The characters of a row; with `learned` only those that are targets. EOS shows as $."""
     mask = batch.loss_mask[row] if learned else batch.attention_mask[row]
     return "".join("$" if i == EOS_ID else chr(i) for i in batch.input_ids[row][mask].tolist())
+
+
+@pytest.mark.parametrize("kind", [DemonstrationData, ComparisonData])
+@pytest.mark.parametrize("ending", ["\n\n", "\n", "\nA:"])
+def test_prompts_that_are_other_ids_alone_are_told(
+    tmp_path: Path, jsonl: Callable[..., Path], kind: type[DataModule], ending: str
+) -> None:
+    """GPT-2 splits off the last white space before a word: of a blank line that ends a prompt it makes one token alone,
+    and two before a completion."""
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>", "ĊĊ"]
+    core = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, [("Ċ", "Ċ")]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<end>").save_pretrained(tmp_path)
+    answers = {"completion": "One.", "completions": ["One.", "Two."], "ranks": [1, 2]}
+    rows = jsonl("d", [{"prompt": f"Say {n}.{ending}", **answers} for n in range(8)])
+    data: Any = kind(str(tmp_path), str(rows), validation_fraction=0.0)  # type: ignore[call-arg]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data.setup()
+    told = [str(warning.message) for warning in caught if "other ids alone" in str(warning.message)]
+    assert len(told) == (ending == "\n\n")
+    if told:
+        assert told[0].startswith(f"{rows}:1: 8 of the first 8 prompts")
 
 
 def test_demonstrations(tokenizer: str, demonstrations_file: Path) -> None:
