@@ -251,14 +251,15 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
     `model` is not changed: training can continue. Merging adds in float32 and rounds once, to the trunk's dtype. A
     quantised trunk is taken as it was in training, dequantised, so that the merged model computes what was trained.
-    Of a sharded model, for which all ranks must call this, only the first rank gets values.
+    Of a sharded model, for which all ranks must call this, only the first rank gets values. They are on the host:
+    beside a model that was just trained a GPU may have no room for a second one. Here it holds one layer of it.
     """
     hf, active = unwrapped(model), _active_adapters(model)
     state: dict[str, Tensor] = {}
     for name, tensor in hf.state_dict().items():
         plain = _plain_name(name, active)
         if plain is not None:
-            state[plain] = on_first_rank(tensor.detach())
+            state[plain] = _on_host(on_first_rank(tensor.detach()))
             if plain != name and state[plain].is_floating_point():
                 state[plain] = state[plain].to(_dtype(hf))
     for prefix, module in hf.named_modules():
@@ -266,14 +267,19 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
             plain = without_layers(prefix)
             extras = (f"{plain}.weight.", f"{plain}.SCB", f"{plain}.weight_format")
             state = {name: tensor for name, tensor in state.items() if not name.startswith(extras)}
-            state[f"{plain}.weight"] = _dequantised(module).to(_dtype(hf))
+            state[f"{plain}.weight"] = _on_host(_dequantised(module).to(_dtype(hf)))
     for prefix, module in hf.named_modules():
         for adapter in active:
             if hasattr(module, "get_delta_weight") and adapter in module.scaling:  # type: ignore[operator]
                 key = f"{without_layers(prefix)}.{getattr(module, 'parameter_name', 'weight')}"
                 delta = on_first_rank(module.get_delta_weight(adapter).detach())  # type: ignore[operator]
-                state[key] = (state[key].float() + delta.float()).to(state[key].dtype)
+                weight = state[key].to(delta.device)
+                state[key] = _on_host((weight.float() + delta.float()).to(weight.dtype))
     return state
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else tensor.cpu()
 
 
 def _active_adapters(model: nn.Module) -> list[str]:

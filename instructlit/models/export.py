@@ -189,7 +189,7 @@ def _save_plain(
     empty._weight_conversions = getattr(hf, "_weight_conversions", None)
     if shift is None:
         empty.generation_config = generation_config(tokenizer, hf.generation_config)
-    empty.save_pretrained(folder, state_dict={name: tensor.cpu().contiguous() for name, tensor in state.items()})
+    empty.save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in state.items()})
 
 
 def _one_embedding(hf: PreTrainedModel, state: dict[str, Tensor]) -> bool:

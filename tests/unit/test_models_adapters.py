@@ -26,6 +26,7 @@ from transformers import (
 
 from instructlit.cli.errors import explain
 from instructlit.errors import UserError
+from instructlit.models import adapters
 from instructlit.models.adapters import (
     Lora,
     add_lora,
@@ -168,6 +169,22 @@ def test_merged_weights_have_the_plain_models_names_and_nothing_more(tiny_llama_
     assert {k: (v.shape, v.dtype) for k, v in merged.items()} == {
         k: (v.shape, v.dtype) for k, v in plain.hf.state_dict().items()
     }
+
+
+@pytest.mark.parametrize("quantization", [None, pytest.param("nf4", marks=needs_bitsandbytes)])
+def test_every_merged_weight_is_taken_to_the_host(
+    tiny_llama_dir: Path, quantization: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU with the model that was trained need not have room for a merged one."""
+    on_host, taken = adapters._on_host, list[Tensor]()
+
+    def taking(tensor: Tensor) -> Tensor:
+        taken.append(on_host(tensor))
+        return taken[-1]
+
+    monkeypatch.setattr(adapters, "_on_host", taking)
+    merged = plain_state_dict(load_causal_lm(adapted(tiny_llama_dir, quantization=quantization)))
+    assert {id(weight) for weight in merged.values()} <= {id(weight) for weight in taken}
 
 
 def test_layers_that_take_no_adapters_are_not_called_unknown() -> None:
