@@ -130,7 +130,8 @@ class ManualSteps(pl.LightningModule):
         if isinstance(root, DistributedDataParallel):
             sum_gradients(models)
         optimizer = self.optimizers()
-        norms = [clip_gradient(root, model, self.gradient_clip_norm) for model in models]
+        # Of shards that are kept on the host it is there, beside losses on a GPU.
+        norms = [clip_gradient(root, model, self.gradient_clip_norm).to(self.device) for model in models]
         figures = {**losses, **{f"gradient norm {i}": norm for i, norm in enumerate(norms, start=1)}}
         taken = self.guard.passes(figures, self.trainer.global_step, self._batch_in_use)
         if taken:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +126,23 @@ def test_stop_is_the_rule_and_takes_no_step(tmp_path, tiny_llama_dir, char_token
         fit(tmp_path, module, char_tokenizer, SFT)
     assert bool(torch.isfinite(weights(module)).all())
     assert module.trainer.global_step == 2
+
+
+def test_figures_are_on_one_device() -> None:
+    """Shards that are kept on the host have the norm of their gradient there, and losses are on the GPU."""
+    device, seen = torch.device("meta"), []  # as another than the gradients'
+    model = torch.nn.Linear(2, 1)
+    model(torch.ones(1, 2)).sum().backward()
+    module: Any = SimpleNamespace(
+        device=device,
+        trainer=SimpleNamespace(strategy=SimpleNamespace(model=None), global_step=0),
+        optimizers=lambda: SimpleNamespace(zero_grad=lambda: None),
+        gradient_clip_norm=1.0,
+        guard=SimpleNamespace(passes=lambda figures, *_: seen.extend(figures.values())),
+        _batch_in_use=None,
+    )
+    StageModule.step_optimizer(module, [model], {"the loss": torch.zeros((), device=device)})
+    assert [figure.device for figure in seen] == [device, device]
 
 
 def test_a_loss_alone_is_enough(tmp_path, tiny_llama_dir, char_tokenizer):
