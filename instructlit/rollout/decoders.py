@@ -188,6 +188,9 @@ class LlamaDecoder(Decoder):
     tokens_at_once = 256
     """Of prompts in one forward: enough for full speed on a CPU, and next to nothing to hold beside the cache."""
 
+    pads = False
+    """Whether attention among prompts has them padded, so that padding counts among those."""
+
     def __init__(self, model: nn.Module, slots: int, length: int):
         hf: Any = unwrapped(model)
         trunk, weight = hf.base_model, hf.lm_head.weight
@@ -225,7 +228,7 @@ class LlamaDecoder(Decoder):
         sizes = lengths.tolist()
         logits = [
             self._read(ids[start:stop], mask[start:stop], slots, inverse - start)
-            for start, stop in spans(len(ids), None, self.tokens_at_once, computed_tokens(sizes, packed=True))
+            for start, stop in spans(len(ids), None, self.tokens_at_once, computed_tokens(sizes, packed=not self.pads))
         ]
         return torch.cat(logits)[inverse]
 

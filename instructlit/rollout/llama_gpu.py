@@ -29,6 +29,7 @@ class GPULlamaDecoder(LlamaDecoder):
 
     replays = True
     tokens_at_once = 1 << 14
+    pads = True
 
     def __init__(self, model: nn.Module, slots: int, length: int):
         super().__init__(model, slots, length)

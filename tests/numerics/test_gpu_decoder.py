@@ -104,6 +104,25 @@ def test_logits_are_the_models_where_slots_are_free_and_taken_again(name: str) -
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_padding_counts_among_the_tokens_that_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long prompt among many short ones does not make attention's operands as large as all of them that long."""
+    lengths, attended = [3, 3, 3, 2, 22, 4], []
+    mask = torch.arange(22, device=DEVICE) >= 22 - torch.tensor(lengths, device=DEVICE)[:, None]
+    ids = torch.randint(3, 100, mask.shape, generator=generator()).to(DEVICE) * mask
+    model, attention = made(CONFIGS["llama"]).to(DEVICE), F.scaled_dot_product_attention
+    with torch.inference_mode():
+        expected = ModelDecoder(model).read(torch.arange(6, device=DEVICE), ids, mask)
+        monkeypatch.setattr(GPULlamaDecoder, "tokens_at_once", sum(lengths))
+        monkeypatch.setattr(
+            F,
+            "scaled_dot_product_attention",
+            lambda query, *args, **more: attended.append(query.shape) or attention(query, *args, **more),
+        )
+        got = GPULlamaDecoder(model, 6, 30).read(torch.arange(6, device=DEVICE), ids, mask)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert max(rows * length for rows, _, length, _ in attended) <= sum(lengths)
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernels are compiled for the GPU: see the last tests")
 @pytest.mark.parametrize("size", [None, 3])
 @pytest.mark.parametrize("unasked", [1, 5])
