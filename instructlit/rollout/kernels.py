@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import next_power_of_2
 
-_KEYS_AT_ONCE = 64
+_TILE_BYTES = 1 << 14  # of keys, and of values; a GPU has room for six and more, one for each of three steps of a loop
 _DRAWN_AT_ONCE = 1024
 _FEWEST_ROWS = 16  # of a matrix product in Triton
 
@@ -79,12 +79,19 @@ def attend(
     group = qkv.shape[1] // size // kv_heads - 2
     out = qkv.new_empty((slots, kv_heads * group * size))
     weights, epsilon = norms or (cos, 0.0)
+    padded = max(_FEWEST_ROWS, next_power_of_2(size))
     _attend[(slots * kv_heads,)](
         qkv, cos, sin, places, before, keys, values, out, weights, epsilon, scale, kv_heads, length, size, group,
-        norms is not None, max(_FEWEST_ROWS, next_power_of_2(group + 1)), max(_FEWEST_ROWS, next_power_of_2(size)),
-        _KEYS_AT_ONCE,
+        norms is not None, max(_FEWEST_ROWS, next_power_of_2(group + 1)), padded,
+        keys_at_once(padded, keys.element_size()),
     )  # fmt: skip
     return out
+
+
+def keys_at_once(size: int, bytes_each: int) -> int:
+    """How many keys of this size, a power of two, are looked at together: as many as the smallest GPU has room for,
+    99 KiB of shared memory for each block of threads where others have 163 or 227."""
+    return max(_FEWEST_ROWS, min(64, _TILE_BYTES // (size * bytes_each)))
 
 
 @triton.jit
