@@ -6,6 +6,8 @@ function here says the same as the plain one beside it in `llama` and `cache`. T
 
 # Triton's language is none that a checker of Python's types knows, and beside torch's build for CPUs it is not there.
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false, reportOperatorIssue=false
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +17,12 @@ from triton import next_power_of_2
 _TILE_BYTES = 1 << 14  # of keys, and of values; a GPU has room for six and more, one for each of three steps of a loop
 _DRAWN_AT_ONCE = 1024
 _FEWEST_ROWS = 16  # of a matrix product in Triton
+
+
+def _start(kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Any) -> None:
+    """Start a kernel on the device of its first argument; Triton's own choice is the process's current one."""
+    with torch.cuda.device_of(first):
+        kernel[grid](first, *others)
 
 
 def add_and_norm(x: Tensor, more: Tensor | None, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
@@ -29,9 +37,8 @@ def add_and_norm(x: Tensor, more: Tensor | None, weight: Tensor, epsilon: float,
     """
     rows, width = x.shape
     out = torch.empty_like(x, dtype=dtype)
-    _add_and_norm[(rows,)](
-        x, x if more is None else more, weight, out, epsilon, width, more is not None, next_power_of_2(width)
-    )
+    added, adds = (x, False) if more is None else (more, True)
+    _start(_add_and_norm, (rows,), x, added, weight, out, epsilon, width, adds, next_power_of_2(width))
     return out
 
 
@@ -80,7 +87,8 @@ def attend(
     out = qkv.new_empty((slots, kv_heads * group * size))
     weights, epsilon = norms or (cos, 0.0)
     padded = max(_FEWEST_ROWS, next_power_of_2(size))
-    _attend[(slots * kv_heads,)](
+    _start(
+        _attend, (slots * kv_heads,),
         qkv, cos, sin, places, before, keys, values, out, weights, epsilon, scale, kv_heads, length, size, group,
         norms is not None, max(_FEWEST_ROWS, next_power_of_2(group + 1)), padded,
         keys_at_once(padded, keys.element_size()),
@@ -154,7 +162,7 @@ def gated(gate_up: Tensor) -> Tensor:
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty((rows, width))
     block = min(1024, next_power_of_2(width))
-    _gated[(rows, triton.cdiv(width, block))](gate_up, out, width, block)
+    _start(_gated, (rows, triton.cdiv(width, block)), gate_up, out, width, block)
     return out
 
 
@@ -185,8 +193,9 @@ def draw(logits: Tensor, temperature: float, chance: Tensor) -> tuple[Tensor, Te
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
     log_probs = torch.empty(rows, dtype=torch.float32, device=logits.device)
     logits, chance = logits.contiguous(), chance.contiguous()
-    _sum_blocks[(rows, blocks)](logits, tops, sums, vocabulary, blocks, temperature, _DRAWN_AT_ONCE)
-    _pick[(rows,)](
+    _start(_sum_blocks, (rows, blocks), logits, tops, sums, vocabulary, blocks, temperature, _DRAWN_AT_ONCE)
+    _start(
+        _pick, (rows,),
         logits, tops, sums, chance, tokens, log_probs, vocabulary, blocks, temperature,
         _DRAWN_AT_ONCE, next_power_of_2(blocks),
     )  # fmt: skip

@@ -6,6 +6,8 @@ Without a GPU, Triton's interpreter runs the kernels on the CPU (see conftest).
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,35 @@ def test_padding_counts_among_the_tokens_that_are_read_at_once(monkeypatch: pyte
         got = GPULlamaDecoder(model, 6, 30).read(torch.arange(6, device=DEVICE), ids, mask)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert max(rows * length for rows, _, length, _ in attended) <= sum(lengths)
+
+
+def test_kernels_start_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton starts them on the process's own device, which is another one where a user names `cuda:1`."""
+    inside, started = [], []
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        inside.append(tensor)
+        yield
+        inside.clear()
+
+    class Spied:
+        def __init__(self, name: str):
+            self.name = name
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda first, *_: started.append((self.name, len(inside) == 1 and inside[0] is first))
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    names = "_add_and_norm", "_attend", "_gated", "_sum_blocks", "_pick"
+    for name in names:
+        monkeypatch.setattr(kernels, name, Spied(name))
+    kernels.add_and_norm(torch.zeros(1, 4), None, torch.zeros(4), 1e-5, torch.float32)
+    cache, angles, slot = torch.zeros(1, 1, 8, 4), torch.zeros(8, 4), torch.zeros(1, dtype=torch.int64)
+    kernels.attend(torch.zeros(1, 12), angles, angles, slot, slot, cache, cache, None, 1.0)
+    kernels.gated(torch.zeros(1, 8))
+    kernels.draw(torch.zeros(1, 8), 1.0, torch.zeros(1, 1, dtype=torch.float64))
+    assert started == [(name, True) for name in names]
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernels are compiled for the GPU: see the last tests")
