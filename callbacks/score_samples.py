@@ -87,8 +87,9 @@ class ScoreSamples(pl.Callback):
                 continue
             generator = torch.Generator(pl_module.device).manual_seed(1_000_003 + number)
             prompts = batch.to(pl_module.device)
-            responses = self.engine.generate(pl_module.trained_model, prompts, self.sampling, tokenizer, generator)  # type: ignore[arg-type]
-            scores = checked_scores(self.reward, responses, self.reward_timeout)
+            with trainer.precision_plugin.forward_context():  # as in a step: Lightning leaves this hook without
+                responses = self.engine.generate(pl_module.trained_model, prompts, self.sampling, tokenizer, generator)  # type: ignore[arg-type]
+                scores = checked_scores(self.reward, responses, self.reward_timeout)
             rows += sample_rows(responses, scores, None, done)
         return rows
 

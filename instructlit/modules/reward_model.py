@@ -153,7 +153,8 @@ class RewardModule(StageModule):
                 break
             check_batch(batch, TokenBatch, "a batch of demonstrations")
             batch = batch.to(self.device)
-            scores = model.score(batch.input_ids, batch.attention_mask)
+            with self.trainer.precision_plugin.forward_context():  # as in a step: Lightning leaves these hooks without
+                scores = model.score(batch.input_ids, batch.attention_mask)
             total += torch.stack([scores.double().sum(), torch.tensor(len(scores), device=self.device)])
         model.train(training)
         total = self.sum_over_ranks(total)

@@ -75,6 +75,20 @@ def test_a_checkpoint_of_a_validation_holds_it(tmp_path, tiny_llama_dir, char_to
     assert scores(again).mean().item() == pytest.approx(0, abs=1e-5)
 
 
+def test_demonstrations_are_read_in_the_precision_of_the_run(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
+    module = reward_module(tiny_llama_dir)
+    module.configure_model()
+    score, found = module.trained_model.score, []
+
+    def looking(*args):
+        found.append(torch.is_autocast_enabled("cpu"))
+        return score(*args)
+
+    monkeypatch.setattr(module.trained_model, "score", looking)
+    fit(tmp_path, module, char_tokenizer, precision="bf16-mixed")
+    assert found == [True] * len(DEMONSTRATIONS)
+
+
 def test_one_that_is_not_finite_is_refused(tmp_path, tiny_llama_dir, char_tokenizer, monkeypatch):
     module = fit(tmp_path, reward_module(tiny_llama_dir), char_tokenizer)
     shift = float(module.trained_model.shift)

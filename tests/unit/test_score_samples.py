@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -35,6 +36,20 @@ def test_the_mean_over_the_first_prompts_of_the_file(files: Files, tmp_path: Pat
     expected = sum(1 - len(row["response"]) / 10 for row in rows) / 5  # type: ignore[union-attr]
     assert float(trainer.callback_metrics["pretrain/val/score"]) == pytest.approx(expected)
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2 * 5  # the look before training and one after
+
+
+def test_it_samples_in_the_precision_of_the_run(files: Files, tmp_path: Path) -> None:
+    """Outside of steps Lightning leaves autocast off, and a GPU would take the time of float32."""
+    found = []
+
+    class Looking(CachedEngine):
+        def generate(self, *args: Any, **options: Any) -> Any:
+            found.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+            return super().generate(*args, **options)
+
+    scoring = ScoreSamples(Shortness(), str(files.prompts), Sampling(max_new_tokens=2), limit=1, engine=Looking())
+    run_stage("pretrain", files, tmp_path, False, [scoring], precision="bf16-mixed")
+    assert set(found) == {torch.bfloat16}
 
 
 class Synced(CachedEngine):
