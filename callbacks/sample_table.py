@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class SampleTable(pl.Callback):
         self.every_n_validations, self.console_rows, self.table_rows = every_n_validations, console_rows, table_rows
         self.validations = 0
         self._taken_up = False
+        self._newest: int | None = None  # the file's last iteration, once this process has written there
         self._first: dict[str, dict[str, Any]] = {}  # prompt, and which of its occurrences -> the first look's row
 
     def path(self, module: pl.LightningModule) -> Path:
@@ -67,6 +69,7 @@ class SampleTable(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._taken_up = False  # not here: a strategy that shards is told of its checkpoint only after this hook
+        self._newest = None
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._take_up(trainer, pl_module)
@@ -120,8 +123,10 @@ class SampleTable(pl.Callback):
 
     def _write(self, path: Path, rows: list[dict[str, Any]], iteration: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A resumed run may validate again where the last one did.
-        self._keep(path, lambda other: other < iteration)
+        # A resumed run may validate again where the last one did. Later the file is only added to: to read all of it at
+        # every validation would take longer each time.
+        if self._newest is None or self._newest >= iteration:
+            self._keep(path, lambda other: other < iteration)
         size = path.stat().st_size if path.exists() else 0
         try:
             with path.open("a", encoding="utf-8") as file:
@@ -129,15 +134,15 @@ class SampleTable(pl.Callback):
         except OSError:
             os.truncate(path, size)  # half a row would hide those behind it
             raise
+        self._newest = iteration
 
     @staticmethod
     def _keep(path: Path, wanted: Callable[[int], bool]) -> None:
         """Rewrite the file without rows whose iteration is not wanted and without a line that was cut off."""
-        kept = [row for row in _read(path) if wanted(row["iteration"])]
-        if len(kept) == len(_lines(path)):
+        if sum(wanted(row["iteration"]) for row in _read(path)) == sum(1 for _ in _lines(path)):
             return
         with replacing(path) as file:
-            file.writelines(json_lines(kept))
+            file.writelines(json_lines(row for row in _read(path) if wanted(row["iteration"])))
 
     def _log_tables(self, trainer: pl.Trainer, module: pl.LightningModule, rows: list[dict[str, Any]]) -> None:
         for logger in wandb_loggers(trainer):
@@ -156,26 +161,25 @@ class SampleTable(pl.Callback):
             logger.log_metrics({f"{stage_name(module)}/samples": table}, step=logger_step(trainer))  # type: ignore[dict-item]
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return list(file)  # `str.splitlines` would end a line at U+2028 and others too, which a response may hold
+def _lines(path: Path) -> Iterator[str]:
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            yield from file  # `str.splitlines` would end a line at U+2028 and others too, which a response may hold
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of the file; a last line that an interruption cut off is left out."""
-    rows = []
     for line in _lines(path):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
-            break
-    return rows
+            return
+        yield row
 
 
-def _first_look(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows if row["iteration"] == rows[0]["iteration"]]
+def _first_look(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    first = next(rows, None)
+    return [] if first is None else [first, *takewhile(lambda row: row["iteration"] == first["iteration"], rows)]
 
 
 def _by_prompt(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -214,6 +214,18 @@ def test_an_iteration_that_is_validated_again_replaces_itself(tmp_path: Path) ->
     assert [row["response"] for row in rows_of(file)] == ["new"]
 
 
+def test_the_samples_of_before_are_not_read_at_every_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("instructlit.callbacks.sample_table._lines", lambda path: read.append(path) or [])
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], max_steps=4)
+    twice = len(read)
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], max_steps=8)
+    assert len(read) == 2 * twice
+    assert {row["iteration"] for row in rows_of(tmp_path / "toy_validation.jsonl")} == {2, 4, 6, 8}
+
+
 def test_what_ends_a_line_elsewhere_ends_none_here(tmp_path: Path) -> None:
     rows = [{"iteration": 0, "prompt": "p", "response": odd} for odd in ("a\u2028b", "a\u0085b", "a\r\x0bb", "c")]
     for iteration in (0, 1):
