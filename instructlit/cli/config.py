@@ -26,14 +26,15 @@ class Config:
     """A tree of values, where each of them was written, and notes on what was dropped."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    places: dict[Key, str] = field(default_factory=dict)  # path of keys -> "file:line"
+    places: dict[Key, str] = field(default_factory=dict)  # path of keys -> "file:line", or an option
     notes: list[str] = field(default_factory=list)
 
     def where(self, key: Key) -> str:
         """How a message names `key`: the file and line that set it or its nearest parent, and the dotted option."""
         for length in range(len(key), 0, -1):
             if key[:length] in self.places:
-                return f"{self.places[key[:length]]}: {'.'.join(key)}"
+                place = self.places[key[:length]]
+                return place if place.startswith("--") else f"{place}: {'.'.join(key)}"
         return f"--{'.'.join(key)}"
 
     def locate(self, name: str) -> str | None:
@@ -174,19 +175,37 @@ def _merge(
         _change_class(whole, base, layer, over["class_path"], key, accepted)
     for name, value in over.items():
         inner = (*key, name)
+        if isinstance(name, str) and name.endswith("+"):
+            _append(whole, base, layer, value, inner)
+            continue
         if isinstance(value, dict) and isinstance(base.get(name), dict):
             _merge(whole, base[name], layer, value, inner, accepted)
-        elif isinstance(name, str) and name.endswith("+") and isinstance(base.get(name[:-1]) or [], list):
-            added = value if isinstance(value, list) else [value]
-            before = base.get(name[:-1]) or []
-            base[name[:-1]] = before + copy.deepcopy(added)
-            _copy_places(whole, layer, inner, (*key, name[:-1]), shift=len(before))
-            continue
         else:
-            base[name] = copy.deepcopy(value)
             for old in [k for k in whole.places if k[: len(inner)] == inner]:
                 del whole.places[old]
+            base[name] = {} if isinstance(value, dict) else copy.deepcopy(value)
+            if isinstance(value, dict):  # in which a "+" appends to nothing
+                _merge(whole, base[name], layer, value, inner, accepted)
         _copy_places(whole, layer, inner, inner)
+
+
+def _append(whole: Config, base: dict[str, Any], layer: Config, value: Any, key: Key) -> None:
+    """Lengthen the list at `key`, whose last name ends in "+". A single value there, such as a logger, becomes a list
+    of one, as it does for the same name on the command line.
+    """
+    name = key[-1].removesuffix("+")
+    target = (*key[:-1], name)
+    before = base.get(name) or []
+    if not isinstance(before, list):
+        before = [before]
+        for old in [k for k in whole.places if k[: len(target)] == target]:
+            whole.places[(*target, "0", *old[len(target) :])] = whole.places.pop(old)
+    if isinstance(value, list):
+        base[name] = before + copy.deepcopy(value)
+        _copy_places(whole, layer, key, target, shift=len(before))
+    else:
+        base[name] = [*before, copy.deepcopy(value)]
+        _copy_places(whole, layer, key, (*target, str(len(before))))
 
 
 def _change_class(

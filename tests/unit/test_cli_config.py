@@ -1,6 +1,7 @@
 """Configs that are laid over each other: what wins, what is kept, and where each value was written."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,24 @@ def test_layers_are_left_as_they_were() -> None:
 @pytest.mark.parametrize("before", [{}, {"c": None}, {"c": []}])
 def test_plus_appends_to_a_list_that_may_not_be_there(before: dict) -> None:
     assert values({"t": before}, {"t": {"c+": ["x"]}}, {"t": {"c+": "y"}}) == {"t": {"c": ["x", "y"]}}
+
+
+@pytest.mark.parametrize("one", ["x", {"class_path": "X"}])
+def test_plus_makes_a_list_of_a_single_value_and_replaces_nothing(one: Any) -> None:
+    assert values({"t": {"c": one}}, {"t": {"c+": "y"}}) == {"t": {"c": [one, "y"]}}
+    assert values({"t": {"c": one}}, {"t": {"c+": ["y", "z"]}}) == {"t": {"c": [one, "y", "z"]}}
+
+
+def test_plus_appends_in_the_first_config_too() -> None:
+    assert values({"t": {"u": {"c+": ["x"]}}}) == {"t": {"u": {"c": ["x"]}}}
+
+
+def test_plus_keeps_the_places_of_a_single_value(write) -> None:
+    one, two = write("c:\n  d: a\n", "one.yaml"), write("\nc+:\n  e: b\n", "two.yaml")
+    config = compose([read(one), read(two)], ACCEPTED.get)
+    assert config.values == {"c": [{"d": "a"}, {"e": "b"}]}
+    assert config.where(("c", "0", "d")) == f"{one}:2: c.0.d"
+    assert config.where(("c", "1", "e")) == f"{two}:3: c.1.e"
 
 
 def test_plus_keeps_the_places_of_what_it_appends(write) -> None:
