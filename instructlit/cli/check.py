@@ -27,6 +27,7 @@ from instructlit.cli.types import (
     members,
     parameters,
     suggest,
+    takes_anything,
     takes_words,
 )
 from instructlit.errors import UserError, nearest
@@ -51,6 +52,7 @@ class Checker:
     ):
         self.config, self.options, self.groups = config, options, groups
         self.given = [plain(key) for key in given]
+        self.on_line: dict[Key, str | None] = {}  # what the command line sets: the class that it appends to a list
 
     def check(self) -> None:
         """Raise UserError at the first key or value that is wrong."""
@@ -67,12 +69,16 @@ class Checker:
             return None
         if value == "null" and (problem := unfit(None, hint, f"--{name}")):
             raise problem
+        self.on_line[key] = None
         if key[-1] == "class_path" or (classes_of(hint) and not value.lstrip().startswith(("{", "["))):
             number = takes_words(hint) and not all(part.isidentifier() for part in value.split("."))  # such as 0.25
             if "." not in value or value.endswith(FILES) or number:
                 return None
             import_class(value, classes_of(hint), f"--{name}")
-            return None if name.endswith("+") else key[:-1] if key[-1] == "class_path" else key
+            if name.endswith("+"):
+                self.on_line[key] = value
+                return None
+            return key[:-1] if key[-1] == "class_path" else key
         if not is_open(hint) and not classes_of(hint) and (problem := unfit(value, hint, f"--{name}", text=True)):
             raise problem
         return None
@@ -88,6 +94,8 @@ class Checker:
                 if part == "dict_kwargs":
                     return key, None
                 continue
+            if elements_of(hint) is not None and (path := self._last_class(key)) is not None:
+                return self._in_list(name, part, key, path, classes_of(elements_of(hint)))
             if params is None or part.isdigit():
                 return (*key, part), None
             if part not in params:
@@ -97,6 +105,35 @@ class Checker:
             key, hint = (*key, part), params[part].hint
             params = self._below(key, hint)
         return key, hint
+
+    def _last_class(self, key: Key) -> str | None:
+        """The class of the last element of the list at `key`; None where that is unknown, or there is no list."""
+        if (above := next((key[:n] for n in range(len(key), 0, -1) if key[:n] in self.on_line), None)) is not None:
+            return self.on_line[above] if above == key else None
+        held = self.config.get(key)
+        last = held[-1] if isinstance(held, list) and held else None
+        path = last.get("class_path") if isinstance(last, dict) else None
+        return path if isinstance(path, str) else None
+
+    def _in_list(self, name: str, part: str, key: Key, path: str, wanted: list[type]) -> tuple[Key, Any]:
+        """The full key and the type of an option below the list at `key`: it is for the last element, of class `path`.
+
+        Raises:
+            UserError: that class has no such argument.
+        """
+        place, whole = (*key, part), ".".join(key)
+        params = parameters(import_class(path, wanted, self.config.where(key)))
+        if params is None or part in SPEC:
+            return place, None
+        if part not in params:
+            near = nearest(part, params)
+            raise UserError(
+                f"`{part}` is no option of {path}, the last of {whole}",
+                where=f"--{name}",
+                expected=f"did you mean --{whole}.{near}?" if near else f"one of {', '.join(params)}",
+                fix=f"an option below a list is for its last element; for another, give {whole} in a config",
+            )
+        return place, params[part].hint if name.rstrip("+").endswith(f".{part}") else None
 
     def _has_class(self, key: Key) -> bool:
         return isinstance(self.config.get((*key, "class_path")), str)
@@ -125,7 +162,9 @@ class Checker:
     def _value(self, value: Any, hint: Any, key: Key) -> None:
         classes, records, element = classes_of(hint), dataclasses_of(hint), elements_of(hint)
         if isinstance(value, dict):
-            if "class_path" in value or (classes and not records and not is_open(hint)):
+            if "class_path" in value and not (classes or records or is_open(hint)):
+                self._leaf(value, hint, key)  # a class where a plain value goes, such as a callback indented too far
+            elif "class_path" in value or (classes and not records and not is_open(hint)):
                 self._class(value, classes + records, key, given_later=has_callable(hint))
             elif is_open(hint):
                 return
@@ -167,11 +206,14 @@ class Checker:
                 near = f"init_args.{name}" if inside else nearest(name, SPEC)
                 expected = f"did you mean {'.'.join((*key, near))}?" if near else "class_path and init_args"
                 raise UserError(f"unknown key `{name}`", where=self.config.where((*key, name)), expected=expected)
-        args, further = value.get("init_args") or {}, value.get("dict_kwargs") or {}
+        args, further = value.get("init_args", {}), value.get("dict_kwargs", {})
         for name, given in (("init_args", args), ("dict_kwargs", further)):
             if not isinstance(given, dict):
                 raise UserError(
-                    "is not a mapping", where=self.config.where((*key, name)), expected=f"arguments of {path}"
+                    "is empty" if given is None else "is not a mapping",
+                    where=self.config.where((*key, name)),
+                    expected=f"arguments of {path}",
+                    fix="remove the key" if given is None else None,
                 )
         if params is None:
             return
@@ -194,7 +236,7 @@ class Checker:
                 )
 
     def _leaf(self, value: Any, hint: Any, key: Key) -> None:
-        if is_open(hint):
+        if takes_anything(hint):
             return
         if problem := unfit(value, hint, self.config.where(key)):
             raise problem
@@ -206,7 +248,7 @@ class Checker:
         near = nearest(name, params)
         path = ".".join((*key, near)) if near else self._elsewhere(name, key)
         if path is None:
-            return unknown(name, sorted(n for n in params if n not in LATER), where, kind)
+            return unknown(name, sorted(n for n in params if n not in list(params)[:1] or n not in LATER), where, kind)
         return UserError(f"unknown {kind} `{name}`", where=where, expected=f"did you mean {dashes}{path}?")
 
     def _elsewhere(self, name: str, key: Key) -> str | None:

@@ -86,8 +86,7 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
             raise UserError(readable(str(error)), fix="give the import path of a class after it") from error
         return 0
     config = composed([*layers, classes_on_line(args)])
-    for note in config.notes:
-        print(f"instructlit: {note}", file=sys.stderr)
+    tell(config.notes)
     check(name, config, args)
     printing = any(word.startswith("--print_config") for word in args)
     if not printing:
@@ -107,6 +106,12 @@ def run(name: str, layers: list[Config], args: list[str]) -> int:
     return 0
 
 
+def tell(notes: Sequence[str]) -> None:
+    """Print what was dropped where the configs and the options were merged."""
+    for note in notes:
+        print(f"instructlit: {note}", file=sys.stderr)
+
+
 def written(values: dict[str, Any]) -> str:
     """A config as one line of YAML. JSON would do, except that YAML reads its `Infinity` as text."""
     return yaml.dump(values, Dumper=_OneLine, default_flow_style=True, width=sys.maxsize, sort_keys=False)
@@ -121,7 +126,7 @@ def classes_on_line(args: Sequence[str]) -> Config:
     """`--model package.Module` and `--data package.Data` as a config of their own."""
     named = {option: value for option, value in pairs_of(args) if option in ("model", "data") and value}
     found = {k: v for k, v in named.items() if re.fullmatch(r"[A-Za-z_][\w.]*", v) and not v.endswith(FILES)}
-    return Config({k: {"class_path": v} for k, v in found.items()})
+    return Config({k: {"class_path": v} for k, v in found.items()}, {(k, "class_path"): f"--{k}" for k in found})
 
 
 def located(error: UserError, config: Config, args: Sequence[str]) -> UserError:
@@ -154,7 +159,9 @@ def check(name: str, config: Config, args: Sequence[str] = ()) -> None:
     checker = Checker(config, options, groups, [tuple(option.rstrip("+").split(".")) for option, _ in pairs])
     for option, value in pairs:
         if (key := checker.check_option(option, value)) is not None:
-            checker.config = compose([checker.config, Config(nested(key, {"class_path": value}))], accepted_by)
+            layer = Config(nested(key, {"class_path": value}), {(*key, "class_path"): f"--{option}"})
+            checker.config = compose([checker.config, layer], accepted_by)
+            tell(checker.config.notes)
     checker.check()
     if "model" not in checker.config.values and not any(option.startswith("model") for option, _ in pairs):
         raise UserError(
@@ -214,6 +221,7 @@ def readable(message: str) -> str:
     needed = re.search(r"the following arguments are required: .+", message)
     if needed:  # the alternatives listed after it, such as null, do not help
         reasons = [needed[0]]
+    reasons = [line for line in reasons if "NoneType" not in line] or reasons
     return "\n  ".join([lines[0], *reasons[-1:]]) if lines else message
 
 

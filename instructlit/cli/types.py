@@ -107,13 +107,12 @@ def elements_of(hint: Any) -> Any | None:
 
 def is_open(hint: Any) -> bool:
     """True where `hint` admits any mapping, so that keys below it cannot be checked."""
-    return any(
-        m in (Any, inspect.Parameter.empty, object)
-        or isinstance(m, TypeVar)
-        or m in _MAPPINGS
-        or get_origin(m) in _MAPPINGS
-        for m in members(hint)
-    )
+    return takes_anything(hint) or any(m in _MAPPINGS or get_origin(m) in _MAPPINGS for m in members(hint))
+
+
+def takes_anything(hint: Any) -> bool:
+    """True where `hint` admits every value."""
+    return any(m in (Any, inspect.Parameter.empty, object) or isinstance(m, TypeVar) for m in members(hint))
 
 
 def admits_null(hint: Any) -> bool:

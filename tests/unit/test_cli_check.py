@@ -1,5 +1,6 @@
 """One mistake in a config or on the line, one message: it names the option, the place and the nearest right one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from cli_stand_in import RECIPE
 from instructlit.cli.config import read
 from instructlit.cli.fit import check, classes_on_line, composed, located, readable
 from instructlit.errors import UserError
+
+SAVER = ("--trainer.callbacks+", "lightning.pytorch.callbacks.ModelCheckpoint")
 
 
 @pytest.fixture
@@ -144,6 +147,12 @@ def test_a_duration_is_no_class(folder: Path) -> None:
             "model: {init_args: {optimizer: {class_path: cli_stand_in.make_optimizer, init_args: {lr: 1}}}}",
             "make_optimizer is a function, which cannot have init_args here\n  expected: its name alone",
         ),
+        ("model: {init_args: }", "over.yaml:1: model.init_args: is empty"),
+        ("trainer: {max_time: 5400}", "over.yaml:1: trainer.max_time: `5400` is not valid here"),
+        (
+            "trainer: {logger: {init_args: {save_dir: {class_path: os.getcwd}}}}",
+            "over.yaml:1: trainer.logger.init_args.save_dir: `{'class_path': 'os.getcwd'}` is not valid here",
+        ),
         ("model: {dict_kwargs: 5}", "over.yaml:1: model.dict_kwargs: is not a mapping"),
         ("model: {dict_kwargs: {no_such: 1}}", "over.yaml:1: model.dict_kwargs.no_such: unknown key"),
         ("trainer: {callbacks: [{init_args: {monitor: x}}]}", "has no class_path"),
@@ -171,6 +180,11 @@ def test_a_wrong_or_missing_class(folder: Path, overlay: str, words: str) -> Non
         (["--data.tokenzer", "x"], ["did you mean --data.tokenizer?", "--data.init_args.tokenizer?"]),
         (["--model.optimizer", "torch.optim.SGD", "--model.optimizer.betas", "1"], ["unknown option `betas`"]),
         (["--epochs", "3"], ["did you mean --trainer.max_epochs?"]),
+        ([*SAVER, "--trainer.callbacks.save_top_k", "x"], ["--trainer.callbacks.save_top_k: `x` is not valid here"]),
+        (
+            [*SAVER, "--trainer.callbacks.limits", "x"],
+            ["`limits` is no option of lightning.pytorch.callbacks.ModelCheckpoint, the last of trainer.callbacks"],
+        ),
         (["--ckpt_path", "nowhere.ckpt"], ["--ckpt_path: there is no file `nowhere.ckpt`"]),
         (["--ckpt_path", "lst"], ["did you mean last?"]),
         (["--ckpt_path", "best"], ["known only to the process that trained"]),
@@ -191,6 +205,9 @@ def test_a_mistake_on_the_line(folder: Path, args: list[str], words: list[str]) 
         ["--model", "cli_stand_in.Module", "--model.policy.path", "x"],
         ["--model.optimizer.class_path", "torch.optim.SGD", "--model.optimizer.init_args.momentum", "0.9"],
         ["--trainer.callbacks+", "lightning.pytorch.callbacks.LearningRateMonitor"],
+        [*SAVER, "--trainer.callbacks.save_top_k", "3"],
+        ["--trainer.callbacks+", '{"class_path": "Timer"}', "--trainer.callbacks.interval", "step"],
+        ["--trainer.callbacks+", "instructlit.callbacks.ResumeCheckpoint", "--trainer.callbacks.dirpath", "x"],
         ["--trainer.logger", "false", "--trainer.enable_progress_bar", "true"],
         ["--trainer.logger.save_dir", "elsewhere"],
         ["--trainer.logger.init_args.save_dir", "elsewhere"],
@@ -272,6 +289,31 @@ def test_a_class_named_on_the_line_is_a_layer_too() -> None:
         check("fit", config, args)
     check("fit", config, [*args, "--data.tokenizer", "x"])
     assert classes_on_line(["--model", "my.yaml", "--data", "{class_path: x}"]).values == {}
+
+
+def test_the_optimizer_of_a_module_is_among_what_it_takes(folder: Path) -> None:
+    assert re.search(r"one of .*\boptimizer\b", mistake("model: {init_args: {zzzz: 1}}"))
+    assert "params" not in mistake("model: {init_args: {optimizer: {init_args: {zzzz: 1}}}}")  # the module gives them
+
+
+def test_an_option_below_a_list_is_checked_with_the_last_class_in_it(folder: Path) -> None:
+    savers = f"trainer: {{callbacks: [instructlit.callbacks.Throughput, {{class_path: {SAVER[1]}}}]}}"
+    assert "did you mean --trainer.callbacks.monitor?" in mistake(savers, "--trainer.callbacks.monitr", "x")
+    assert "below a list is for its last" in mistake(savers, "--trainer.callbacks.0.window", "5")
+
+
+def test_a_wrong_class_named_on_the_line_is_told_with_its_option_and_not_with_the_recipes_line(folder: Path) -> None:
+    args = ["--data", "NoSuch"]
+    with pytest.raises(UserError, match=r"^--data: `NoSuch` is not a known class name"):
+        check("fit", composed([read("recipe.yaml"), classes_on_line(args)]), args)
+
+
+def test_what_a_class_named_on_the_line_does_not_take_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = read("recipe.yaml")
+    check("fit", composed([recipe]), ["--model.optimizer", "torch.optim.SGD"])
+    assert (
+        "--model.optimizer: torch.optim.SGD does not take betas of torch.optim.AdamW; left" in capsys.readouterr().err
+    )
 
 
 def test_an_error_about_an_argument_is_told_with_its_place(folder: Path) -> None:
