@@ -248,7 +248,8 @@ class Checker:
         near = nearest(name, params)
         path = ".".join((*key, near)) if near else self._elsewhere(name, key)
         if path is None:
-            return unknown(name, sorted(n for n in params if n not in list(params)[:1] or n not in LATER), where, kind)
+            given_later = [first for first in list(params)[:1] if first in LATER]
+            return unknown(name, sorted(params.keys() - given_later), where, kind)
         return UserError(f"unknown {kind} `{name}`", where=where, expected=f"did you mean {dashes}{path}?")
 
     def _elsewhere(self, name: str, key: Key) -> str | None:

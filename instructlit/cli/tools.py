@@ -118,6 +118,9 @@ def check(function: Callable[..., Any], name: str, given: dict[str, str]) -> Non
 def known(option: str, params: dict[str, Parameter], owner: str = "") -> tuple[str, Parameter]:
     """The option and its parameter; `--sizes.corpus` reaches into a dataclass."""
     name, _, rest = option.partition(".")
+    listed = name.removesuffix("+")
+    if listed in params and _is_list(params[listed]):  # `--files+` as --help has it; either way the words are added
+        name = option = listed
     if name not in params:
         raise unknown(name, params, None, prefix=f"--{owner}")
     records = dataclasses_of(params[name].hint)

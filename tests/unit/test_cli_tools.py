@@ -75,6 +75,12 @@ def test_values_take_the_type_of_the_signature() -> None:
     assert (got["max_new_tokens"], got["seeds"], got["temperature"], got["merge"]) == (5, [1, 2], -0.5, False)
 
 
+def test_a_list_is_added_to_by_each_of_its_names() -> None:
+    assert called("a", "--files", "b", "c", "--files+", "d", "--files+=e")["files"] == ["b", "c", "d", "e"]
+    with pytest.raises(UserError, match=r"unknown option `--dtype\+`"):
+        run(tool, "tool", ["a", "b", "--dtype+", "float32"])
+
+
 def test_a_switch_alone_is_true_and_takes_no_word() -> None:
     got = called("a", "--merge", "--files", "b")
     assert (got["merge"], got["files"]) == (True, ["b"])
