@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_char_tokenizer
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -196,6 +197,17 @@ def test_ids_are_the_sampled_ones_and_never_encoded_again(char_tokenizer):
     ids = torch.tensor([[ord(" "), ord("a"), unknown, ord("\n"), 2]])  # and the white space around it
     got = as_generation(prompt_batch(["p"], char_tokenizer), ids, torch.zeros(1, 5), char_tokenizer)
     assert got.texts == ["a"]
+    assert torch.equal(got.response_ids, ids)
+
+
+def test_ids_whose_text_would_be_encoded_otherwise_stay_as_sampled():
+    core = Tokenizer(models.BPE({"<pad>": 0, "</s>": 2, "b": 11, "c": 12, "bc": 20}, [("b", "c")]))
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="<pad>")
+    assert tokenizer("bc")["input_ids"] == [20]
+    ids = torch.tensor([[11, 12, 2]])
+    got = as_generation(prompt_batch(["b"], tokenizer), ids, torch.zeros(1, 3), tokenizer)
+    assert got.texts == ["bc"]
     assert torch.equal(got.response_ids, ids)
 
 

@@ -107,6 +107,26 @@ def test_the_kl_coefficient_is_steered_by_the_episodes_of_a_rollout(tmp_path, ti
     assert row["ppo/objective/kl_coefficient"] == pytest.approx(0.1), "what the rollout was shaped by"
 
 
+def test_the_kl_coefficient_is_steered_by_the_kl_of_whole_responses(
+    tmp_path, tiny_llama_dir, tiny_gpt2_dir, char_tokenizer
+):
+    """Summed over each response and not per token (checklist 25)."""
+    told = []
+
+    class Noted(AdaptiveKL):
+        def update(self, mean_sequence_kl, n_episodes):
+            told.append(mean_sequence_kl)
+            super().update(mean_sequence_kl, n_episodes)
+
+    module = ppo_module(tiny_llama_dir, reference=Backbone(str(tiny_gpt2_dir)), kl=Noted(0.1, horizon=50))
+    run(tmp_path, module, char_tokenizer)
+    made = module.last_rollout
+    assert made is not None
+    kl = float((made.old_log_probs - made.ref_log_probs)[made.response_mask].sum() / len(made))
+    assert abs(kl) > 1e-3
+    assert told == [pytest.approx(kl, rel=1e-3)]
+
+
 def test_the_kl_coefficient_is_steered_by_the_episodes_of_all_ranks(tmp_path, tiny_llama_dir, char_tokenizer):
     """A rank sees eight of sixteen: the batch size of the data is over all of them."""
     module = ppo_module(tiny_llama_dir, kl=AdaptiveKL(0.1, horizon=50), episodes=32)

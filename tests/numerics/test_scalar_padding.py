@@ -62,6 +62,15 @@ def test_padding_on_either_side_changes_no_score(folder: Path, left: int, right:
     torch.testing.assert_close(model.score(*padded(TEXT, left, right)), plain, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("left", "right"), [(7, 0), (13, 11)])
+def test_padding_that_is_kept_changes_no_score(tiny_gpt2_dir: Path, left: int, right: int) -> None:
+    """Where rows are not packed, as in float32 on a GPU; GPT-2 has an embedding of every position."""
+    model = scalar(tiny_gpt2_dir, attn_implementation="eager")
+    torch.testing.assert_close(
+        model.score(*padded(TEXT, left, right)), model.score(*padded(TEXT, 0, 0)), atol=1e-5, rtol=0
+    )
+
+
 def test_a_batch_of_eight_scores_as_eight_batches_of_one(folder: Path) -> None:
     model = scalar(folder)
     texts = [TEXT[: 2 + 2 * i] for i in range(8)]

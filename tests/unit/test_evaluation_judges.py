@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_char_tokenizer, write_jsonl
@@ -29,6 +30,7 @@ from instructlit.evaluation.judges import (
 )
 from instructlit.evaluation.judges.text import judging_prompt, read_verdict
 from instructlit.evaluation.judging import plan_text
+from instructlit.evaluation.length_control import length_controlled
 from instructlit.evaluation.requests import Request
 from instructlit.evaluation.reward_scores import RewardScores
 from instructlit.evaluation.runner import Evaluation
@@ -208,6 +210,16 @@ def test_a_judge_who_takes_the_first_gives_a_half_and_is_found_out(tmp_path: Pat
     assert (figure.value, figure.low, figure.high) == (0.5, 0.5, 0.5)
     assert found["position_bias"].figures["j"].value == 1.0
     assert "the first position twice in 100.0%" in found["position_bias"].notes[0]
+
+
+def test_the_win_rate_at_equal_length_is_by_the_characters_that_an_answer_has_more(tmp_path: Path) -> None:
+    judge = Scripted(lambda q: float(len(q.answers[0]) > len(q.answers[1])) if q.kind == "compare" else 4.0)
+    longer = [2, 3, 1, -2, 4, -1, 2, 1]
+    found = preference(tmp_path, judge, {"sft": ["xxx"] * 8, "ppo": ["y" * (3 + more) for more in longer]})
+    assert found["win_rate"].figures["ppo"].value == 6 / 8
+    expected = length_controlled(np.array([1.0, 1, 1, 0, 1, 0, 1, 1]), np.array(longer, dtype=float))
+    assert found["length_controlled_win_rate"].figures["ppo"].value == pytest.approx(expected.value)
+    assert abs(expected.value - 6 / 8) > 0.05
 
 
 def test_a_pair_counts_only_where_both_orders_were_readable(tmp_path: Path) -> None:
