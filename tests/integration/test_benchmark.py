@@ -1,6 +1,9 @@
 """`instructlit benchmark` does the work it says, on the rows it says, and prints one line."""
 
 import json
+import resource
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -50,7 +53,13 @@ def ids(text: str) -> list[int]:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_sft(line: Line, tiny_llama_dir: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "2")  # it is one process, whatever stands around it
+    before = time.process_time()
     found = line("sft", DEMONSTRATIONS, "--limit", "12", "--batch_size", "4", "--seed", str(seed))
+    assert before - 0.01 <= found["process_cpu_s"] <= time.process_time() + 0.01
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert found["peak_rss_mb"] == pytest.approx(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 0.01
+    )
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
     losses = []
     for row in first(DEMONSTRATIONS[:12], 4, seed):
@@ -79,13 +88,14 @@ def test_compiled_blocks_learn_the_same(line: Line, monkeypatch: pytest.MonkeyPa
     assert compiled["loss_last"] == pytest.approx(plain["loss_last"], abs=2e-4)
 
 
-def test_reward(line: Line, tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_reward(line: Line, tiny_llama_dir: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     folder = tmp_path / "tiny-rm"
     model = load_scalar_model(Backbone(str(tiny_llama_dir)))
     model.hf.save_pretrained(folder)
     for file in tiny_llama_dir.glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())
     found = line("reward", COMPARISONS, "--batch_size", "2", "--reward_model", str(folder), "--precision", "bf16-mixed")
+    assert not [w for w in recwarn if "Total length of `list`" in str(w.message)], "nothing is to be held out"
     losses = []
     for row in first(COMPARISONS, 2):
         scores = []
@@ -102,7 +112,12 @@ def test_reward(line: Line, tiny_llama_dir: Path, tmp_path: Path) -> None:
     assert found["pairs_per_s"] == pytest.approx(expected, rel=0.01)
 
 
-def test_ppo(line: Line, tmp_path: Path, tiny_llama_dir: Path) -> None:
+def test_ppo(line: Line, tmp_path: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    updated: list[int] = []
+    update = PPOModule.update
+    monkeypatch.setattr(
+        PPOModule, "update", lambda self, part, *rest: (updated.append(len(part)), update(self, part, *rest))
+    )
     options = ("--batch_size", "8", "--max_new_tokens", "4", "--ppo_epochs", "2")
     folder = tmp_path / "tiny-rm"
     load_scalar_model(Backbone(str(tiny_llama_dir))).hf.save_pretrained(folder)
@@ -111,7 +126,10 @@ def test_ppo(line: Line, tmp_path: Path, tiny_llama_dir: Path) -> None:
     found = line("ppo", PROMPTS, *options, "--reward_model", str(folder))
     assert found["episodes"] == 16
     assert found["steps"] == 2
+    assert updated == [2] * 16  # of two rollouts of 8, a fourth at a time, and each twice
     assert found["kl_first"] == pytest.approx(0, abs=1e-4)
+    assert all(isinstance(found[name], float) for name in ("loss_first", "loss_last"))
+    assert found["loss_first"] != found["loss_last"]
     assert found["engine_gap"] < 1e-4
     parts = zip(found["sampling_s"], found["scoring_s"], found["updating_s"], strict=True)
     assert [sum(part) for part in parts] == pytest.approx(found["rollout_s"], abs=1e-3)
@@ -137,6 +155,7 @@ def test_ppo_on_frozen_trunks(
     found = line("ppo", PROMPTS, *options, "--reward_model", str(folder))
     assert found["kl_first"] == pytest.approx(0, abs=0.05)
     module = trained[0]
+    assert module.trainer.precision == "bf16-mixed"
     ranks = {m.rank for m in (module.backbone.lora, module.value_backbone.lora) if m is not None}
     assert ranks == {3}
     (reward,) = module.reward.networks()
@@ -158,7 +177,8 @@ def test_generate(line: Line) -> None:
     found = line("generate", prompts, "--batch_size", "4", "--max_new_tokens", "5", "--precision", "bf16-mixed")
     assert found["new_tokens"] == 20
     assert found["new_tokens_per_s"] == pytest.approx(20 / found["seconds"], rel=0.01)
-    assert found["bytes_per_step"] > 0
+    whole = line("generate", prompts, "--batch_size", "4", "--max_new_tokens", "5")
+    assert whole["bytes_per_step"] == 2 * found["bytes_per_step"] > 0, "decoded in 16 bits, weights and cache"
     assert "roof_share" not in found  # there is no GPU whose memory it would be a share of
 
 
@@ -177,6 +197,7 @@ def test_overhead(line: Line) -> None:
     found = line("overhead", DEMONSTRATIONS, "--limit", "12", "--threads", "1")
     assert found["steps"] == 3
     assert len(found["overhead_ms_all"]) == 3
+    assert found["bare_ms"] > 0
     assert sorted(found["overhead_ms_all"])[1] == found["overhead_ms"]
 
 

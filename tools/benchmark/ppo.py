@@ -72,7 +72,7 @@ class TimedPPO(PPOModule):
 
 def run(work: Work) -> dict[str, Any]:
     size = work.batch_size or 32
-    clock = Clock(work, "ppo/objective/kl")
+    clock = Clock(work, kl="ppo/objective/kl", loss="ppo/policy/loss")
     with work.files() as (folder, file):
         data = work.in_order(PromptData)(
             work.model, str(file), validation_fraction=0.0, batch_size=size, template="plain", duplicate_prefix=0
@@ -104,9 +104,7 @@ def run(work: Work) -> dict[str, Any]:
         trainer = train(work, folder, clock, module, data)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {
-        **clock.figures("kl"),
-        "loss_first": None,
-        "loss_last": round(metrics["ppo/policy/loss"], 4),
+        **clock.figures(),
         "score_last": round(metrics["ppo/objective/score"], 4),
         "engine_gap": metrics["ppo/engine/gap"],
         "episodes": episodes,

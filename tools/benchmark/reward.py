@@ -18,13 +18,13 @@ def run(work: Work) -> dict[str, Any]:
         def demonstration_dataloader(self) -> Any:
             return None  # no demonstrations to centre the scores on
 
-    clock = Clock(work, "reward/train/loss")
+    clock = Clock(work, loss="reward/train/loss")
     with work.files() as (folder, file):
         data = Comparisons(work.scalar, str(file), validation_fraction=0.0, batch_size=size, template="plain")
         module = RewardModule(work.backbone(work.scalar), optimizer=adamw, lr_scheduler=LinearToZero)
         train(work, folder, clock, module, data)
         split = data.splits["train"]
-        chosen = work.order(len(split.rows))[: len(clock.values) * size]
+        chosen = work.order(len(split.rows))[: clock.steps * size]
         pairs = sum(_pairs(split.dataset[int(row)].ranks) for row in chosen)
     return {
         **clock.figures(),

@@ -17,7 +17,7 @@ RATE = 1e-4
 
 def run(work: Work) -> dict[str, Any]:
     size = work.batch_size or 16
-    clock = Clock(work, "sft/train/loss")
+    clock = Clock(work, loss="sft/train/loss")
     with work.files() as (folder, file):
         data = work.in_order(DemonstrationData)(
             work.model, str(file), validation_fraction=0.0, batch_size=size, template="plain"
@@ -25,7 +25,7 @@ def run(work: Work) -> dict[str, Any]:
         module = SFTModule(work.backbone(work.model), optimizer=adamw, lr_scheduler=LinearToZero)
         train(work, folder, clock, module, data)
         split = data.splits["train"]
-        chosen = work.order(len(split.rows))[: len(clock.values) * size]
+        chosen = work.order(len(split.rows))[: clock.steps * size]
         lengths = split.lengths[chosen].astype(np.float64)  # type: ignore[index]
     tokens, later = int(lengths.sum()), lengths[clock.later * size :]
     return {

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from instructlit.callbacks import CSVLogger
+from instructlit.cli.fit import quiet
 
 from .work import Work
 
@@ -18,6 +19,7 @@ def train(
     work: Work, folder: Path, clock: pl.Callback, module: pl.LightningModule, data: pl.LightningDataModule
 ) -> pl.Trainer:
     """One epoch on one device, every step logged to a file, as in a normal run; nothing on stdout."""
+    quiet()
     with contextlib.redirect_stdout(sys.stderr):
         trainer = pl.Trainer(
             accelerator="gpu" if work.device == "cuda" else "cpu",
@@ -40,39 +42,43 @@ def train(
 
 class Clock(pl.Callback):
     """Seconds from the first batch to the end of training, those of the second half of the steps, after one-off work,
-    and a metric at every step.
+    and metrics at every step.
 
     Args:
         work: gives the clock.
-        metric: the name it is logged under.
+        metrics: the names they are logged under, by the names that a report has for them.
     """
 
-    def __init__(self, work: Work, metric: str):
-        self.work, self.metric = work, metric
+    def __init__(self, work: Work, **metrics: str):
+        self.work, self.metrics = work, metrics
         self.seconds = self.started = self.later_s = 0.0
+        self.steps = 0
         self.later = 0  # the first step of the second half
-        self.values: list[torch.Tensor] = []
+        self.values: dict[str, list[torch.Tensor]] = {name: [] for name in metrics}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = self._halfway = self.work.now()
         self.later = int(trainer.num_training_batches) // 2
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.values.append(trainer.callback_metrics[self.metric])
-        if len(self.values) == self.later:
+        for name, metric in self.metrics.items():
+            self.values[name].append(trainer.callback_metrics[metric])
+        self.steps += 1
+        if self.steps == self.later:
             self._halfway = self.work.now()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         now = self.work.now()
         self.seconds, self.later_s = now - self.started, now - self._halfway
 
-    def figures(self, name: str = "loss") -> dict[str, Any]:
-        """Seconds, and the first and last value of the metric."""
-        return {
+    def figures(self) -> dict[str, Any]:
+        """Seconds, and the first and last value of each metric."""
+        found = {
             "seconds": round(self.seconds, 4),
             "prep_s": round(self.started - self.work.began, 2),
-            "steps": len(self.values),
-            "step_ms": round(1000 * self.later_s / max(1, len(self.values) - self.later), 2),
-            f"{name}_first": round(float(self.values[0]), 4),
-            f"{name}_last": round(float(self.values[-1]), 4),
+            "steps": self.steps,
+            "step_ms": round(1000 * self.later_s / max(1, self.steps - self.later), 2),
         }
+        for name, values in self.values.items():
+            found |= {f"{name}_first": round(float(values[0]), 4), f"{name}_last": round(float(values[-1]), 4)}
+        return found
