@@ -1,10 +1,12 @@
 """A reward model made ready to score text."""
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from instructlit.data.collate import collate_tokens
 from instructlit.data.tokenization import Encoded, Encoder
@@ -15,8 +17,12 @@ from instructlit.models.backbone import Backbone, load_scalar_model
 from instructlit.models.compatibility import check_vocabulary, positions
 from instructlit.models.dropout import disable_dropout
 from instructlit.models.folders import check_source, check_whole_weights
-from instructlit.ops.micro_batches import of_like_length
-from instructlit.types import PromptText
+from instructlit.ops.micro_batches import computed_tokens, spans
+from instructlit.types import PromptText, TokenBatch
+
+_SHARING = 9
+"""Most completions that share their prompt in one sequence, the largest K of the paper's comparisons: on a GPU
+attention computes all pairs of a sequence's tokens."""
 
 
 def check_reward_model(model: str, where: str, template: str = "auto") -> tuple[Any, Encoder]:
@@ -66,20 +72,39 @@ class RewardScores:
 
     @torch.no_grad()
     def scores(self, rows: Sequence[tuple[PromptText, str, bool]]) -> list[float]:
-        """The score of each (prompt, completion, whether it ended with EOS), similar lengths in one batch.
+        """The score of each (prompt, completion, whether it ended with EOS): similar lengths in one batch, and a prompt
+        computed once for its completions.
 
         A repeated row is scored once: in another batch its score could differ in the last digit, and equal
         answers would not tie.
         """
         places: dict[str, int] = {}
         own = [places.setdefault(json.dumps(row), len(places)) for row in rows]
-        encoded = [self.encoder.example(*json.loads(row)) for row in places]
+        unlike = [json.loads(row) for row in places]
+        encoded = [self.encoder.example(*row) for row in unlike]
         found = [0.0] * len(encoded)
-        for chosen in of_like_length([len(row.ids) for row in encoded], self.size, self.tokens):
+        for chosen, prompts in self._batches([json.dumps(row[0]) for row in unlike], [len(row.ids) for row in encoded]):
             # no token is a target here
             batch = collate_tokens([Encoded(encoded[i].ids, 0) for i in chosen], self.pad).to(self.device)
-            for i, score in zip(
-                chosen, self.network.score(batch.input_ids, batch.attention_mask).tolist(), strict=True
-            ):
+            for i, score in zip(chosen, self._scored(batch, prompts).tolist(), strict=True):
                 found[i] = score
         return [found[place] for place in own]
+
+    def _batches(self, prompts: Sequence[str], lengths: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+        """The rows of each batch, the short ones first, and beside each the number of the prompt that it shares."""
+        alike: dict[str, list[int]] = defaultdict(list)
+        for i, prompt in enumerate(prompts):
+            alike[prompt].append(i)
+        shares = [rows[at : at + _SHARING] for rows in alike.values() for at in range(0, len(rows), _SHARING)]
+        shares.sort(key=lambda rows: max(lengths[i] for i in rows))
+        order = [(i, number) for number, rows in enumerate(shares) for i in rows]
+        computed = computed_tokens([lengths[i] for i, _ in order], packed=False)
+        for start, stop in spans(len(order), self.size, self.tokens, computed):
+            rows, numbers = zip(*order[start:stop], strict=True)
+            yield list(rows), [number - numbers[0] for number in numbers]
+
+    def _scored(self, batch: TokenBatch, prompts: list[int]) -> Tensor:
+        if prompts[-1] + 1 < len(prompts) and self.network.can_branch:
+            group = torch.tensor(prompts, device=self.device)
+            return self.network.score_branches(batch.input_ids, batch.attention_mask, group)
+        return self.network.score(batch.input_ids, batch.attention_mask)

@@ -585,6 +585,30 @@ def test_a_reward_model_scores_an_answer_that_was_cut_off_without_an_end(reward_
     assert found[2].value == float(alone > (found[1].value or 0.0))
 
 
+def test_a_prompt_is_computed_once_for_its_completions(reward_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine together at most, and scores as of each alone, in the order of the rows."""
+    scores = RewardScores(str(reward_folder), torch.device("cpu"))
+    rows = [(f"Question {p}? ", "z" * n, True) for n in range(11, 0, -1) for p in (1, 2)] + [("Alone: ", "y", False)]
+    alone = [scores.scores([row])[0] for row in rows]
+    shared: list[list[int]] = []
+    branches = scores.network.score_branches
+
+    def spied(ids: torch.Tensor, mask: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+        shared.append(group.bincount().tolist())
+        return branches(ids, mask, group)
+
+    monkeypatch.setattr(scores.network, "score_branches", spied)
+    assert scores.scores(rows) == pytest.approx(alone, abs=1e-5)
+    assert len({round(score, 4) for score in alone}) > 20
+    assert [sorted(sizes) for sizes in shared] == [[1, 2, 2, 9, 9]]
+    scores.size = 10
+    assert scores.scores(rows) == pytest.approx(alone, abs=1e-5)
+    monkeypatch.setattr(type(scores.network), "can_branch", False)
+    shared.clear()
+    assert scores.scores(rows) == pytest.approx(alone, abs=1e-5)
+    assert not shared
+
+
 def test_a_score_that_is_no_number_decides_nothing(reward_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = RewardJudge(str(reward_folder), device="cpu")
     monkeypatch.setattr(RewardScores, "scores", lambda self, rows: [math.nan, 1.0][: len(rows)])
