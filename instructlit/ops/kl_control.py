@@ -84,7 +84,8 @@ class AdaptiveKL(KLController):
     Source: Ziegler et al. 2019 (arXiv 1909.08593) section 2.2, and its released code for the horizon in episodes.
 
     Args:
-        initial: Coefficient of the first rollout, in reward units per nat.
+        initial: Coefficient of the first rollout, in reward units per nat; above 0, as every later one is a multiple
+            of it.
         target: KL to steer to, in nats summed over a response.
         horizon: Episodes over which an error of 100 % would double the coefficient if it were not clipped to 20 %.
     """
@@ -92,8 +93,7 @@ class AdaptiveKL(KLController):
     MAX_ERROR = 0.2
 
     def __init__(self, initial: float = 0.15, target: float = 6.0, horizon: int = 10_000):
-        require("a finite number, 0 or more", "AdaptiveKL.", initial=initial)
-        require("a finite number above 0", "AdaptiveKL.", target=target)
+        require("a finite number above 0", "AdaptiveKL.", initial=initial, target=target)
         require("a whole number above 0", "AdaptiveKL.", horizon=horizon)
         self.coefficient, self.target, self.horizon = initial, target, horizon
 

@@ -136,6 +136,7 @@ def test_controllers_resume() -> None:
         lambda: FixedKL(math.nan),
         lambda: FixedKL(math.inf),
         lambda: AdaptiveKL(initial=-1.0),
+        lambda: AdaptiveKL(initial=0.0),  # every later coefficient would be a multiple of it
         lambda: AdaptiveKL(target=0.0),
         lambda: AdaptiveKL(target=math.inf),
         lambda: AdaptiveKL(horizon=0),
