@@ -36,6 +36,7 @@ class Results:
         base: the model that the alignment tax is measured from.
         plan: what judges were still to be asked, in words.
         unmade: replies that a dry run did not make; the plan does not include what judges will be asked about them.
+        unasked: judges that no task asks anything.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Results:
     base: str = ""
     plan: list[str] = field(default_factory=list)
     unmade: int = 0
+    unasked: list[str] = field(default_factory=list)
 
     def title(self, row: str) -> str:
         """The name of a row of a table."""
@@ -106,7 +108,7 @@ class Evaluation:
             before = {judge: len(questions) for judge, questions in plan.planned.items()}
             measure(name, plan)
             last |= {judge: name for judge, own in plan.planned.items() if len(own) > before.get(judge, 0)}
-        results.plan = plan_text(plan)
+        results.plan, results.unasked = plan_text(plan), [name for name in self.judges if name not in plan.planned]
         for line in results.plan:
             self.tell(f"to be asked: {line}")
         if not dry:

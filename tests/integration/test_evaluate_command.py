@@ -106,6 +106,27 @@ def test_two_files_side_by_side(place: Path, capsys: pytest.CaptureFixture[str])
     assert f"much longer {EVIL}" in reader.text
 
 
+def test_a_judge_that_no_task_asks_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "sft=sft.jsonl", "ppo=ppo.jsonl", "--suite", "suite.yaml", "--tasks", "preference"]
+    words += ["--judges", "second=function:my_judge.judge", "--dry_run"]
+    assert main(words) == 0
+    assert "no task asks the judge second: " in capsys.readouterr().out
+    assert main([*words, "--options", "preference.judges=[judge, second]"]) == 0
+    assert "no task asks" not in capsys.readouterr().out
+
+
+def test_a_redrawn_page_is_logged_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[Any] = []
+    monkeypatch.setattr("instructlit.tools.evaluate.wandb_log.log", lambda *given: logged.append(given))
+    words = ["evaluate", "sft=sft.jsonl", "ppo=ppo.jsonl", "--suite", "suite.yaml", "--tasks", "preference"]
+    assert main(words) == 0
+    assert not logged
+    assert main(["evaluate", "--suite", "suite.yaml", "--redraw", "--wandb", "trial"]) == 0
+    [(results, project, suite, _)] = logged
+    assert (project, suite) == ("trial", "suite")
+    assert "preference" in results.outcomes
+
+
 def test_prompts_without_an_answer_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answered = (place / "ppo.jsonl").read_text().splitlines(keepends=True)
     (place / "ppo.jsonl").write_text("".join(answered[:5]))
@@ -233,6 +254,7 @@ def test_a_checkpoint_is_loaded_with_its_average(place: Path, tiny_llama_dir: Pa
         (["a=sft.jsonl", "--suite", "suite.yaml", "--judges", "j=robot:x"], "KIND one of"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--judges", "j=function:none.at"], "none.at cannot be imported"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--baseline", "b"], "b is not one of the models"),
+        (["a=sft.jsonl", "--suite", "suite.yaml", "--weights", "ema"], "--weights: no model is a checkpoint"),
         (["a=missing.jsonl", "--suite", "suite.yaml"], "no such file: missing.jsonl"),
         (["a=sft.jsonl", "--suite", "suite.yaml", "--limit", "0"], "limit: found 0"),
         (["a=sft.jsonl", "--options", "perplexity.limit=-1"], "task perplexity: limit: found -1"),

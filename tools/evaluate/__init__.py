@@ -53,7 +53,8 @@ def evaluate(
         weights: which weights of a checkpoint: "auto" takes the moving average if there is one.
         wandb: project of Weights & Biases to log the results to.
         dry_run: report what models would be asked, and what judges would be asked about existing replies, and stop.
-        redraw: draw the page and print the table again from the results in the output folder, and stop.
+        redraw: draw the page and print the table again from the results in the output folder, log them if --wandb is
+            given, and stop.
     """
     from instructlit.tools.evaluate.run import Loading, run
 

@@ -60,10 +60,20 @@ def run(
     check_folder(output)
     folder, read = Path(output), read_suite(suite)
     sections = [built(Section, spec, f"section {place}") for place, spec in enumerate(read.sections, start=1)]
+
+    def finished(results: Results) -> int:
+        status = finish(results, folder, sections, read.turned)
+        if wandb:
+            from instructlit.tools.evaluate.wandb_log import log
+
+            log(results, wandb, results.suite, folder)
+        return status
+
     if redraw:
-        return finish(from_json(_earlier(folder)), folder, sections, read.turned)
+        return finished(from_json(_earlier(folder)))
     usable_device(loading.device)  # before tasks read their data
     subjects = subjects_of(read, models, loading)
+    _check_weights(loading, subjects)
     names = [s.name for s in subjects]
     evaluation = Evaluation(
         subjects,
@@ -79,6 +89,8 @@ def run(
     )
     evaluation.on_task = lambda results: _keep(results, folder)
     results = evaluation.run(dry=dry_run)
+    if not results.failures:  # a task that cannot run asks nobody
+        _tell_unasked(judges, results)
     if dry_run:
         if results.unmade and evaluation.judges:
             print(f"what judges will be asked about these {results.unmade:,} replies is known only once they are made")
@@ -86,12 +98,14 @@ def run(
             print("no questions are left for a judge")
         return 2 if results.failures else 0
     _keep(results, folder)  # also where no task was measured
-    status = finish(results, folder, sections, read.turned)
-    if wandb:
-        from instructlit.tools.evaluate.wandb_log import log
+    return finished(results)
 
-        log(results, wandb, read.name, folder)
-    return status
+
+def _tell_unasked(judges: Sequence[str], results: Results) -> None:
+    """Say which judges of the command line no task asks: a task asks those that its own options name."""
+    for name in (text.partition("=")[0] for text in judges):
+        if name in results.unasked:
+            print(f"no task asks the judge {name}: tasks ask those named in their options, as TASK.judges=[{name}]")
 
 
 def finish(results: Results, folder: Path, sections: Sequence[Section], turned: bool) -> int:
@@ -156,6 +170,22 @@ def subject(name: str, path: str, loading: Loading, prefix: str = "") -> Subject
     del options["batch_size"], options["device"]
     load, check = partial(load_model, name, path, loading), partial(check_model, name, path, loading)
     return ModelSubject(name, path, load, options, prefix, partial(_beneath, path), check)
+
+
+def _check_weights(loading: Loading, subjects: Sequence[Subject]) -> None:
+    """Refuse a choice of weights where no model holds both kinds: a folder has one, whatever is asked for.
+
+    Raises:
+        UserError: no model is a checkpoint.
+    """
+    paths = [Path(one.path).expanduser() for one in subjects if isinstance(one, ModelSubject)]
+    if loading.weights != "auto" and not any(map(_is_checkpoint, paths)):
+        raise UserError(
+            "no model is a checkpoint, and a model folder holds one kind of weights",
+            where="--weights",
+            expected="a checkpoint among --models, or no --weights",
+            fix="PPO exports the moving average beside its folder: name FOLDER-ema",
+        )
 
 
 def check_model(name: str, path: str, loading: Loading) -> None:
