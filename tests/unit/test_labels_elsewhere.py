@@ -191,6 +191,8 @@ def test_words_that_do_not_go_together(run: Run) -> None:
     assert "--kind: is needed" in run("label", "import", "rows.jsonl", status=2)
     assert "--gold" in run("label", "import", "a.json", "--source", "argilla", "--gold", status=2)
     assert "--output" in run("label", "import", "rows.jsonl", "--kind", "demonstration", "--output", "x", status=2)
+    words = ("label", "import", "a.json", "--source", "argilla", "--output", "x.jsonl", "--overlap", "2")
+    assert "--overlap: a file of tasks does not say" in run(*words, status=2)
     assert "missing.json" in run("label", "import", "missing.json", "--source", "argilla", status=2)
     same = [RECORDS[1], RECORDS[1] | {"fields": {"prompt": "Other.", "completion_1": "3", "completion_2": "4"}}]
     words = ("label", "import", write("b.json", same), "--source", "argilla", "--output", "x.jsonl")

@@ -234,6 +234,26 @@ def test_an_export_of_nothing_says_what_is_lacking(tmp_path: Path, capsys: pytes
     assert "--database: the database has no labels yet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--to", "labels", "--min_agreement", "0.6"], "--min_agreement: `--to labels` writes every label"),
+        (["--to", "argilla", "--weights", '{"anna": 0}'], "--weights: `--to argilla` writes every label"),
+        (
+            ["--to", "trl", "--weights", '{"anna": 2, "bob": 0}'],
+            "--weights: a pair of TRL has no weight, but that of 'an",
+        ),
+        (["--gold"], "--gold: files of labels do not tell gold questions apart"),
+    ],
+)
+def test_options_without_effect_on_an_export_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    write_labels(tmp_path / "labels.jsonl", LABELS)
+    assert main(["labels", "export", str(tmp_path / "labels.jsonl"), "--output", str(tmp_path / "out"), *words]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_second_export_leaves_no_file_of_the_first_beside_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

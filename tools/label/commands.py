@@ -99,6 +99,10 @@ def import_tasks(
             f"{source} files have no gold questions", where="--gold", expected="rows with `ranks`, without --source"
         )
     if output is not None:
+        if overlap != 1:
+            raise UserError(
+                "a file of tasks does not say how many people label each", where="--overlap", expected="no --output"
+            )
         from instructlit.tools.label.elsewhere import write_tasks_of
 
         write_tasks_of(source, files, kind, round, output)

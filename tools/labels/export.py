@@ -42,7 +42,7 @@ def labels_export(
         tasks: the files of tasks that were labelled, with their key files next to them: they give the policies, if
             the labels do not. With `argilla` and `label_studio` tasks alone may be exported, to be labelled there.
         to: `native` (comparisons.jsonl and so on), `labels` (labels.jsonl, every label unchanged), `trl` (pairs
-            of chosen and rejected), `argilla`, `label_studio`.
+            of chosen and rejected), `argilla`, `label_studio`. Only `native` and `trl` hold prompts out.
         validation_fraction: share of the prompts in separate validation files: those whose hash is below it. If there
             are none, no such file is written.
         weights: how often a labeler's rows occur per epoch, as in '{"anna": 2, "bob": 0.5}'; 0 leaves a labeler out.
@@ -51,6 +51,7 @@ def labels_export(
         gold: include the database's labels of gold questions.
     """
     check_folder(output)
+    _check_options(to, weights or {}, min_agreement, database, gold)
     asked = [task for file in tasks or [] for task in read_tasks(file)]
     given = labels_of(labels or [], database, gold)
     if not asked and not given:
@@ -84,6 +85,26 @@ def labels_export(
         print(f"left out: {count} {reason}")
     if not files:
         raise UserError("no rows are left", where=str(output), expected="at least one usable label")
+
+
+def _check_options(
+    to: str, weights: dict[str, float], min_agreement: float | None, database: str | None, gold: bool
+) -> None:
+    """Refuse options without effect on what is written: the file would be taken for one that they shaped."""
+    if to not in ("native", "trl") and (weights or min_agreement is not None):
+        raise UserError(
+            f"`--to {to}` writes every label",
+            where="--weights" if weights else "--min_agreement",
+            expected="it with `--to native` or `--to trl` only",
+        )
+    if to == "trl" and (heavy := [name for name, weight in weights.items() if weight not in (0, 1)]):
+        raise UserError(
+            f"a pair of TRL has no weight, but that of {heavy[0]!r} is {weights[heavy[0]]:g}",
+            where="--weights",
+            expected="0, which leaves a labeler out, or 1",
+        )
+    if gold and database is None:
+        raise UserError("files of labels do not tell gold questions apart", where="--gold", expected="--database")
 
 
 def _clear_other_sides(folder: Path, written: Collection[str], asked: bool) -> None:
