@@ -20,7 +20,7 @@ def collect(
     *,
     output: str = "tasks.jsonl",
     kind: Literal["comparison", "evaluation"] = "comparison",
-    completions: list[int] = [4],  # noqa: B006
+    completions: list[int] | None = None,
     select: Select = "random",
     limit: int | None = None,
     pool: int | None = None,
@@ -51,11 +51,13 @@ def collect(
         output: file of tasks.
         kind: `comparison` trains a reward model; `evaluation` compares policies: every policy answers every prompt
             once, and equal answers are kept as ties.
-        completions: answers to each prompt, 2 to 9: one number, or a minimum and a maximum, as in `4 9`.
+        completions: answers to each prompt of a comparison, 2 to 9: one number, by default 4, or a minimum and a
+            maximum, as in `4 9`.
         select: which prompts, if there is a limit: at `random`, evenly by `use_case`, or those on whose answers the
             reward models of `ensemble` disagree most.
         limit: number of prompts; all unless given.
-        pool: with `disagreement`, answer only this many prompts, chosen at random, before selecting; all unless given.
+        pool: with `disagreement` and a limit, answer only this many prompts, chosen at random, before selecting; all
+            unless given.
         use_cases: only prompts of these use cases.
         ensemble: two or more reward models, for `disagreement`.
         reward: a reward model whose scores go into the key.
@@ -72,10 +74,11 @@ def collect(
             exist there are skipped.
         overlap: how many people label a task there.
     """
-    least, most = _range(completions)
+    least, most = _range([4] if completions is None else completions)
     if kind == "evaluation":
         least = most = len(policies)
     _check(kind, policies, select, limit, ensemble, attempts, batch_size, pool, overlap)
+    _check_used(kind, completions, limit, pool, database, overlap)
     from instructlit.evaluation.reward_scores import check_reward_model
     from instructlit.tools.collect.answers import Drawing, Source, draw_answers, score_answers
     from instructlit.tools.collect.selection import chosen, most_disputed
@@ -216,4 +219,27 @@ def _check(
             f"{len(ensemble or [])} reward models for --select {select}",
             where="--ensemble",
             expected="two or more with `--select disagreement`, none otherwise",
+        )
+
+
+def _check_used(
+    kind: str,
+    completions: list[int] | None,
+    limit: int | None,
+    pool: int | None,
+    database: str | None,
+    overlap: int,
+) -> None:
+    """Refuse options that would have no effect together with the others."""
+    if kind == "evaluation" and completions is not None:
+        raise UserError(
+            "in an evaluation every policy answers every prompt once",
+            where="--completions",
+            expected="no --completions",
+        )
+    if pool is not None and limit is None:
+        raise UserError("without a limit the whole pool is kept", where="--pool", expected="--limit as well")
+    if overlap != 1 and database is None:
+        raise UserError(
+            "a file of tasks does not say how many people label each", where="--overlap", expected="--database as well"
         )
