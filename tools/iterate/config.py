@@ -30,7 +30,8 @@ class Loop:
             takes a file of tasks and `--output`, such as `judge reward:models/gold` or `world rank --world 1`.
         database: labelling database of the people, a file or the URL of a PostgreSQL server without a password: tasks
             are added there, and labels read from there.
-        labelers: labels that each task needs; with `people` the loop waits for them.
+        labelers: labels that each task needs from `people`, for which the loop waits; a command is told by an option of
+            its own, as in `world rank --labelers 2`.
         rounds: maximum number of rounds.
         start: where PPO starts: from the `sft` model, or from the `last` policy.
         policies: who answers: `last` (the policy of the previous round) and `sft`, or model folders, each with `@` and
@@ -147,6 +148,12 @@ def _check(loop: Loop) -> None:
     if not 0 < loop.validation_fraction < 1:
         raise UserError(f"found {loop.validation_fraction}", where="validation_fraction", expected="between 0 and 1")
     _check_labels(loop)
+    if loop.select != "disagreement" and (loop.pool is not None or loop.ensemble != [ROUNDS]):
+        raise UserError(
+            f"`select: {loop.select}` asks no reward model",
+            where="ensemble" if loop.pool is None else "pool",
+            expected="it with `select: disagreement` only",
+        )
     for name in [one for one in loop.ensemble if one != ROUNDS] if loop.select == "disagreement" else ():
         if not Path(name).expanduser().is_dir():
             raise UserError("no such model folder", where=f"ensemble: {name}", expected=f"a folder, or `{ROUNDS}`")
@@ -166,6 +173,12 @@ def _check(loop: Loop) -> None:
 def _check_labels(loop: Loop) -> None:
     if loop.label != PEOPLE:
         split_command(shlex.split(loop.label) or [loop.label])
+        if loop.labelers != 1:
+            raise UserError(
+                f"`{loop.label}` is not told how many labels a task needs",
+                where="labelers",
+                expected=f"label: {PEOPLE}, or an option of the command, as in `world rank --labelers 2`",
+            )
         if loop.database is not None:
             raise UserError(
                 f"`{loop.label}` does not read a database",
