@@ -94,6 +94,17 @@ def test_every_sample_of_a_run_counts_though_prompts_repeat(tmp_path: Path) -> N
     assert points(task, tmp_path) == [[(2.0, 5.0)], [(2.0, 4.0)]]
 
 
+def test_a_limit_holds_for_the_prompts_of_a_run(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Q{i}", "iteration": time, "score": 2.0 * i + time, "kl": 4.0} for time in (0, 1) for i in (0, 1)
+    ]
+    both, first = (
+        Overoptimization(policies=False, runs=logged(tmp_path, *rows), best_of=0, limit=limit) for limit in (None, 1)
+    )
+    assert points(both, tmp_path)[0] == [(2.0, 1.0), (2.0, 2.0)]
+    assert points(first, tmp_path)[0] == [(2.0, 0.0), (2.0, 1.0)]
+
+
 def test_a_run_may_have_prompts_that_are_messages(tmp_path: Path) -> None:
     runs = logged(tmp_path, {"prompt": [{"role": "user", "content": "Q"}], "score": 3.0, "kl": 4.0})
     task = Overoptimization(policies=False, runs=runs, best_of=0)

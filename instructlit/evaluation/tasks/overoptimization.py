@@ -41,7 +41,7 @@ class Overoptimization(Task):
             see `callbacks.SampleTable`): each iteration is a point.
         samples: answers of a policy to each prompt, at temperature 1.
         best_of: answers of the reference to each prompt, for best-of-n; 0 leaves it out.
-        limit: use only this many prompts, the first ones.
+        limit: use only this many prompts, the first ones; of each of `runs` too.
         max_new_tokens: most tokens in an answer.
     """
 
@@ -77,7 +77,10 @@ class Overoptimization(Task):
 
     def requests(self) -> Sequence[Request]:
         fields = ("iteration", "prompt", "response", "score", "kl")
-        self._logged = {name: read_rows(file, f"runs.{name}", *fields) for name, file in self.runs.items()}
+        self._logged = {
+            name: of_first_prompts(read_rows(file, f"runs.{name}", *fields), self.limit)
+            for name, file in self.runs.items()
+        }
         if self.path is not None or not self.runs:
             path = needed(self.path, "overoptimization.prompts", "prompts are")
             self._prompts = [p.prompt for p in distinct_prompts(path, self.limit)]
@@ -197,3 +200,9 @@ class Overoptimization(Task):
             return
         for judge, best in scored_best(study, judges, self._prompts, replies, self.best_of).items():
             lines[judge][f"best-of-n of {study.title(reference)}"] = over_sqrt_kl(best)
+
+
+def of_first_prompts(rows: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
+    """The rows of the first distinct prompts, so many; of every iteration, as each asks the same ones."""
+    chosen = set(list(dict.fromkeys(str(row["prompt"]) for row in rows))[:limit])
+    return [row for row in rows if str(row["prompt"]) in chosen]
