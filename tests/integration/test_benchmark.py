@@ -205,7 +205,7 @@ def test_overhead(line: Line) -> None:
     ("options", "message"),
     [
         (["--limit", "0"], "--limit: found 0"),
-        (["--lora", "0"], "--lora: found 0"),
+        (["--lora", "8"], "--lora: sft trains no adapters"),
         (["--threads", "99999999999"], "--threads: found 99999999999"),
         (["--data", "no.jsonl"], "--data: no such file"),
         (["--batch_size", "99"], "at least 99, one batch"),
@@ -223,3 +223,10 @@ def test_what_cannot_be_is_said(
     words = ["--model", str(tiny_llama_dir), "--data", str(demonstrations_file), "--batch_size", "4", *options]
     assert main(["benchmark", "sft", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_decoding_is_not_compiled(tiny_llama_dir: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["benchmark", "generate", "--model", str(tiny_llama_dir), "--data", str(prompts_file), "--compile"]) == 2
+    )
+    assert "--compile: decoding is never compiled" in capsys.readouterr().err

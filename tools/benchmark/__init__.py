@@ -49,14 +49,22 @@ def benchmark(
             adapters on `model`, all its models share that one trunk, and the value model trains the folder's adapters.
         seed: seed of the order of the rows and of the sampling.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
-        compile: compile each decoder block with torch.compile. Steps that wait for compilation are included in the
-            timing, but not in that of the later half of the steps.
+        compile: compile each decoder block with torch.compile, for training. Steps that wait for compilation are
+            included in the timing, but not in that of the later half of the steps.
     """
     import importlib
     import json
 
+    from instructlit.errors import UserError
+
     from .work import Work
 
+    if lora is not None and workload != "ppo":
+        raise UserError(f"{workload} trains no adapters", where="--lora", expected="--lora with ppo only")
+    if compile and workload == "generate":
+        raise UserError(
+            "decoding is never compiled", where="--compile", expected="--compile with a workload that trains"
+        )
     work = Work(
         model,
         data,
