@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
 from instructlit.callbacks.common import numbers, wandb_runs
-from instructlit.errors import UserError, require
+from instructlit.errors import UserError, nearest, require
 from instructlit.modules.invariants import InvariantError
 
 LIMITS: dict[str, list[float | None]] = {
@@ -32,13 +32,14 @@ class InvariantAlerts(pl.Callback):
 
     Args:
         limits: metric to its lowest and highest healthy value, null for none; added to the built-in ones. A metric
-            with [null, null] is only checked to be finite.
+            with [null, null] is only checked to be finite. One that is not logged by the first validation is named.
         wait_seconds: least time between two W&B alerts about one metric.
     """
 
     def __init__(self, limits: dict[str, list[float | None]] | None = None, wait_seconds: float = 300.0):
         require("a finite number, 0 or more", "InvariantAlerts.", wait_seconds=wait_seconds)
         self.limits = LIMITS | (limits or {})
+        self._unseen = {name for name, bounds in (limits or {}).items() if set(bounds) != {None}}
         for name, bounds in self.limits.items():
             if len(bounds) != 2:
                 raise UserError(
@@ -58,11 +59,23 @@ class InvariantAlerts(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
             self._look(trainer)
+            self._tell_unseen(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._tell_unseen(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, InvariantError):
             # it ends the run, and that reports it
             self._alert(trainer, "self-check", "PPO's self-check failed", str(exception), "ERROR")
+
+    def _tell_unseen(self, trainer: pl.Trainer) -> None:
+        """Name once the metrics of the user's limits that are not there: one misspelt would never warn."""
+        for name in sorted(self._unseen - trainer.callback_metrics.keys()):
+            close = nearest(name, trainer.callback_metrics)
+            hint = f"; did you mean {close}?" if close else ""
+            rank_zero_warn(f"InvariantAlerts.limits: {name} has not been logged so far{hint}", category=UserWarning)
+        self._unseen = set()
 
     def _look(self, trainer: pl.Trainer) -> None:
         for name, value in numbers(trainer.callback_metrics).items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from instructlit.callbacks.save_config import SaveConfig
 from instructlit.models.ranks import on_every_rank
@@ -67,6 +67,20 @@ def run_seed(config: dict[str, Any]) -> int | None:
 def rehearses(trainer: pl.Trainer) -> bool:
     """Whether the run is Lightning's `fast_dev_run`, of which nothing is kept."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def tell_without_validation(trainer: pl.Trainer, callback: pl.Callback) -> None:
+    """Warn that a callback whose work is done at validations has none to do.
+
+    For `on_train_start`: Lightning has read the data by then, except where the first epoch ends without a validation.
+    """
+    looks = trainer.fit_loop.epoch_loop._should_check_val_epoch()
+    if not trainer.enable_validation or (looks and not sum(trainer.num_val_batches)):
+        rank_zero_warn(
+            f"{type(callback).__name__} works at validations, and this run has none: name files as "
+            "data.init_args.validation or raise its validation_fraction, and leave trainer.limit_val_batches above 0",
+            category=UserWarning,
+        )
 
 
 def logger_step(trainer: pl.Trainer) -> int:

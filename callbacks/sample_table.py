@@ -11,7 +11,15 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from instructlit.callbacks.common import gathered, logger_step, put_file_aside, rehearses, stage_name, wandb_loggers
+from instructlit.callbacks.common import (
+    gathered,
+    logger_step,
+    put_file_aside,
+    rehearses,
+    stage_name,
+    tell_without_validation,
+    wandb_loggers,
+)
 from instructlit.errors import UserError, require
 from instructlit.files import json_lines, replacing
 from instructlit.types import PromptText
@@ -50,7 +58,7 @@ class SampleTable(pl.Callback):
         self.dirpath, self.name = dirpath, name
         self.every_n_validations, self.console_rows, self.table_rows = every_n_validations, console_rows, table_rows
         self.validations = 0
-        self._taken_up = False
+        self._taken_up = self._told_empty = False
         self._newest: int | None = None  # the file's last iteration, once this process has written there
         self._first: dict[str, dict[str, Any]] = {}  # prompt, and which of its occurrences -> the first look's row
 
@@ -75,6 +83,7 @@ class SampleTable(pl.Callback):
         self._take_up(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        tell_without_validation(trainer, self)
         self._take_up(trainer, pl_module)
         if trainer.is_global_zero:
             self._first = _by_prompt(_first_look(_read(self.path(pl_module))))
@@ -90,6 +99,13 @@ class SampleTable(pl.Callback):
             if self.validations % self.every_n_validations:
                 return
         rows = gathered([{"iteration": trainer.global_step} | row for row in getattr(pl_module, "validation_rows", [])])
+        if not rows and not self._told_empty:
+            self._told_empty = True
+            rank_zero_warn(
+                f"SampleTable: {type(pl_module).__name__} left no samples in this validation, so none are written. PPO "
+                "leaves some; in other stages instructlit.callbacks.ScoreSamples does",
+                category=UserWarning,
+            )
         if not rows or not trainer.is_global_zero:
             return
         try:

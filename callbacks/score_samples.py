@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from instructlit.callbacks.common import progress_of, stage_name
+from instructlit.callbacks.common import progress_of, stage_name, tell_without_validation
 from instructlit.data.collate import EncodedPrompt, collate_prompts
 from instructlit.data.readers import open_source
 from instructlit.data.records import prompts_of
@@ -56,6 +56,9 @@ class ScoreSamples(pl.Callback):
         self.reward_timeout = reward_timeout
         self.limit, self.batch_size, self.max_prompt_length = limit, batch_size, max_prompt_length
         self._batches: list[PromptBatch] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        tell_without_validation(trainer, self)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._batches is None:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from stage_helpers import CountVowels
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -22,6 +24,7 @@ from instructlit.callbacks import (
     InvariantAlerts,
     ResumeCheckpoint,
     SampleTable,
+    ScoreSamples,
     StageProgress,
     Throughput,
     WandbHistograms,
@@ -278,6 +281,35 @@ def test_every_second_validation_and_rows_on_the_console(tmp_path: Path, capsys:
     assert "[4] score 4.00  'p' -> 'p4'" in capsys.readouterr().out
 
 
+def test_a_table_that_stays_empty_says_so_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    class Silent(Toy):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("toy/val/loss", self.weight)
+
+    fit(tmp_path, Silent(), [SampleTable(str(tmp_path))])
+    told = [str(w.message) for w in recwarn if "SampleTable" in str(w.message)]
+    assert len(told) == 1
+    assert told[0].startswith("SampleTable: Silent left no samples in this validation")
+
+
+@pytest.mark.parametrize("callback", [SampleTable, lambda: ScoreSamples(CountVowels(), "prompts.jsonl")])
+def test_a_callback_that_waits_for_validations_says_that_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, callback: Callable[[], pl.Callback]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="works at validations, and this run has none"):
+        fit(tmp_path, Toy(), [callback()], limit_val_batches=0)
+
+
+def test_a_first_epoch_without_a_validation_is_no_run_without_one(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    options = {"max_steps": 12, "val_check_interval": 1.0, "check_val_every_n_epoch": 2}
+    fit(tmp_path, Toy(), [SampleTable(str(tmp_path))], **options)
+    assert {row["iteration"] for row in rows_of(tmp_path / "toy_validation.jsonl")} == {12}
+    assert not [w for w in recwarn if "works at validations" in str(w.message)]
+
+
 # -- alerts ------------------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +343,17 @@ def test_limits_can_be_lifted_and_added(tmp_path: Path, recwarn: pytest.Warnings
     told = [str(w.message) for w in recwarn if "docs/metrics.md" in str(w.message)]
     assert len(told) == 1
     assert told[0].startswith("toy/train/loss is 0.5, below 0.9")
+
+
+def test_a_limit_of_a_metric_that_is_not_logged_is_named_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    limits: dict[str, list[float | None]] = {
+        "toy/train/los": [0.0, 1.0],
+        "toy/val/loss": [None, 99.0],
+        "x": [None, None],
+    }
+    fit(tmp_path, Toy(), [InvariantAlerts(limits)])
+    told = [str(w.message) for w in recwarn if "InvariantAlerts" in str(w.message)]
+    assert told == ["InvariantAlerts.limits: toy/train/los has not been logged so far; did you mean toy/train/loss?"]
 
 
 def test_limits_need_two_values() -> None:
