@@ -144,12 +144,12 @@ def checked_config(backbone: "Backbone", where: str, *, weights: bool = True) ->
         if value not in known:
             expected = " or ".join(str(k) for k in known)
             raise UserError(f"{name} is {value!r}", where=f"{where}.{name}", expected=expected)
-    if backbone.random_init and (backbone.quantization or backbone.lora):
+    if backbone.random_init and (backbone.quantization or backbone.lora or adapter_config(backbone.path)):
         raise UserError(
-            "random_init together with lora or quantization would freeze random weights",
+            "random_init together with lora, quantization or a folder of adapters would freeze random weights",
             where=where,
             expected="a trained trunk under adapters",
-            fix="remove `random_init`, or `lora` and `quantization`",
+            fix="remove `random_init`, or `lora` and `quantization`, or name the folder of a model",
         )
     check_source(backbone.path, weights=weights and not backbone.random_init, where=f"{where}.path")
     source, adapters = backbone.path, adapter_config(backbone.path)

@@ -215,6 +215,8 @@ def test_adapters_on_adapters_are_refused(
 ) -> None:
     model = load_causal_lm(adapted(tiny_llama_dir))
     export_folder(model, char_tokenizer, tmp_path / "adapters", merge=False)
+    with pytest.raises(UserError, match="would freeze random weights"):
+        load_causal_lm(Backbone(str(tmp_path / "adapters"), random_init=True))
     with pytest.raises(UserError, match="already holds adapters"):
         load_causal_lm(adapted(tmp_path / "adapters"))
 
