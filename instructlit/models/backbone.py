@@ -54,7 +54,8 @@ class Backbone:
             and eager for the architectures that have no sdpa.
         trust_remote_code: run code that comes with the model; only for models whose code was read.
         random_init: draw the weights at random from the config alone, to pretrain from scratch.
-        dropout: residual dropout while training (the paper's SFT used 0.2); every other dropout is 0.
+        dropout: residual dropout while training (the paper's SFT used 0.2); every other dropout is 0, and PPO sets this
+            one to 0 too.
         lora: train low-rank adapters on a frozen trunk; without it all weights are trained.
         quantization: hold the frozen trunk in 4 bits (nf4) or 8 (int8) by bitsandbytes; training it needs `lora`.
         gradient_checkpointing: keep fewer activations and compute them again in the backward pass.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from instructlit.models.backbone import Backbone, load_causal_lm, load_scalar_model
@@ -111,6 +112,9 @@ class ActorCritic(StageModule):
             self.frozen_reference = [reference]
         if isinstance(self.reward, RewardModel):
             self.reward.trunks = trunks
+        for where, backbone in self.backbones().items():
+            if backbone.dropout:
+                rank_zero_warn(f"{where}.dropout: {backbone.dropout:g} is not used, {type(self).__name__} sets it to 0")
         for name, model in zip(("policy", "value", "reference"), self._models(), strict=False):
             disable_dropout(model)  # a ratio compares two passes over the same tokens: noise would pass for learning
             self.placed(model, f"model.init_args.{name}")

@@ -180,7 +180,8 @@ def test_an_update_is_over_the_tokens_of_all_ranks(tmp_path, tiny_llama_dir, cha
 def test_the_dropout_of_each_network_is_off(tiny_gpt2_dir, network):
     noisy = Backbone(str(tiny_gpt2_dir), dropout=0.5)
     module = ppo_module(tiny_gpt2_dir, **{network: noisy})
-    module.configure_model()
+    with pytest.warns(UserWarning, match=rf"^model\.init_args\.{network}\.dropout: 0\.5 is not used"):
+        module.configure_model()
     assert all(part.p == 0 for model in module._models() for part in model.modules() if isinstance(part, nn.Dropout))
 
 
