@@ -38,7 +38,7 @@ def memory(
     from instructlit.memory.table import parsed_size
 
     size = parsed_size(fit, "--fit") if fit else None
-    require("a whole number above 0", "--", devices=devices)
+    require("a whole number above 0", "--", devices=devices, completions=completions)
     run, shapes = _run(config, devices, completions, stand_in, device), Shapes()
     found = estimate(run, shapes)
     fits = size is None or found.peak <= size

@@ -405,6 +405,8 @@ def test_a_folder_to_come_has_a_stand_in(tmp_path: Path, capsys: pytest.CaptureF
     config = recipe(tmp_path / "to-come", tmp_path / "r.json")
     assert main(["memory", "--config", config]) == 2
     assert "there is no folder" in capsys.readouterr().err
+    assert main(["memory", "--config", config, "--completions", "0"]) == 2
+    assert "--completions: found 0" in capsys.readouterr().err
     assert main(["memory", "--config", config, "--stand_in", str(tmp_path / "shape")]) == 0
     assert "stands in for" in capsys.readouterr().out.replace("\n", " ")
 
