@@ -69,6 +69,8 @@ def generate(
         )
     require("a whole number above 0", "--", samples=samples, batch_size=batch_size, limit=limit)
     require("a seed, from 0 to 4294967295", "--", seed=seed)
+    if greedy and samples > 1:
+        raise UserError("greedy answers are all the same", where="--samples", expected="1, or no --greedy")
     from instructlit.data.progress import progress
     from instructlit.models.lineage import weights_digest
     from instructlit.rollout.engine import Sampling

@@ -226,6 +226,11 @@ def test_the_folder_of_a_resume_checkpoint_is_exported_where_it_is_whole(
 # -- generate ------------------------------------------------------------------------------------------------------
 
 
+def test_greedy_answers_are_not_sampled_again(refused: Callable[..., str], prompts_file: Path) -> None:
+    told = refused("generate", "any", prompts_file, "--greedy", "--samples", 3)
+    assert "--samples: greedy answers are all the same" in told
+
+
 def test_every_prompt_is_answered_in_order_and_a_seed_repeats(
     tiny_llama_dir: Path, prompts_file: Path, tmp_path: Path, command: Callable[..., str]
 ) -> None:
