@@ -63,3 +63,5 @@ def test_the_report_counts_where_kills_fell() -> None:
 def test_senseless_numbers_are_refused() -> None:
     with pytest.raises(UserError, match="--kills: found 0"):
         soak("sft", kills=0)
+    with pytest.raises(UserError, match="--batches: found 2"):
+        soak("sft", batches=2)

@@ -3,7 +3,7 @@
 import json
 from typing import Literal
 
-from instructlit.errors import Ending, require
+from instructlit.errors import Ending, UserError, require
 
 StageName = Literal["pretrain", "sft", "reward", "ppo", "ppo_ptx"]
 
@@ -29,14 +29,16 @@ def soak(
         kills: number of kills.
         seed: seed of the world, the training and the moments of the kills.
         output: folder of the runs; the models that a stage starts from are trained there once and reused.
-        batches: training batches of the run, a checkpoint after every second.
+        batches: training batches of the run, at least 3; a checkpoint after every second but the last.
         config: further configs laid over the stage's, such as configs/optimizer/adamw_8bit.yaml.
     """
     from instructlit.tools.outputs import check_folder
     from instructlit.tools.soak.run import Soak
 
     check_folder(output)
-    require("a whole number above 0", "--", kills=kills, batches=batches)
+    require("a whole number above 0", "--", kills=kills)
+    if batches < 3:  # after some kills in a row the next one waits for a checkpoint, and the end is none
+        raise UserError(f"found {batches}", where="--batches", expected="at least 3, so that a checkpoint is made")
     report = Soak(stage, kills, seed, output, batches, config or []).run()
     print(json.dumps(report))
     if report["differences"]:
