@@ -6,7 +6,7 @@ of the config, where it would keep the embedding of eos from being trained (`nn.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +89,7 @@ def load_causal_lm(
     Raises:
         UserError: a folder without config or weights, an architecture or a head that is not a language model's, ...
     """
+    backbone = _without_new_adapters(backbone, where) if frozen else backbone
     config = check_causal_lm(backbone, where)
     hf, missing = _loaded(AutoModelForCausalLM, backbone, config, where, trunks, frozen)
     if missing:
@@ -118,6 +119,7 @@ def load_scalar_model(
     Raises:
         UserError: as `load_causal_lm`; a classifier with more than one label; no trained head where one is required.
     """
+    backbone = _without_new_adapters(backbone, where) if frozen else backbone
     config, trained = check_scalar_model(backbone, require_head=require_head, where=where)
     config.num_labels = 1
     hf, missing = _loaded(AutoModelForSequenceClassification, backbone, config, where, trunks, frozen)
@@ -140,6 +142,16 @@ def load_scalar_model(
         rank_zero_info(f"{where}: {backbone.path} has no scalar head; a new one was initialised")
     model.backbone = _prepared(hf, backbone, scalar=True, where=where)
     return model.requires_grad_(False).eval() if frozen else model
+
+
+def _without_new_adapters(backbone: Backbone, where: str) -> Backbone:
+    """`backbone` without `lora`, which a warning names: untrained adapters change nothing."""
+    if backbone.lora is None:
+        return backbone
+    from lightning.pytorch.utilities import rank_zero_warn  # 75 MiB that most readers of a model do not need
+
+    rank_zero_warn(f"{where}.lora is not used: nothing of this model is trained")
+    return replace(backbone, lora=None)
 
 
 def _loaded(

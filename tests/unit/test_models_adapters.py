@@ -210,6 +210,13 @@ def test_wrong_layer_names_list_the_right_ones(tiny_llama_dir: Path) -> None:
             load_causal_lm(Backbone(str(tiny_llama_dir), lora=Lora(**{option: value})), "policy")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("load", [load_causal_lm, load_scalar_model])
+def test_a_model_that_is_not_trained_gets_no_new_adapters(tiny_llama_dir: Path, load: Any) -> None:
+    with pytest.warns(UserWarning, match=r"^reference\.lora is not used: nothing of this model is trained"):
+        model = load(adapted(tiny_llama_dir), where="reference", frozen=True)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
 def test_adapters_on_adapters_are_refused(
     tiny_llama_dir: Path, char_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
