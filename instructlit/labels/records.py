@@ -165,9 +165,10 @@ def read_labels(path: str | Path) -> list[Label]:
 def with_policies(labels: Iterable[Label], tasks: Iterable[Task]) -> list[Label]:
     """Labels of blind tasks, completed from the tasks: id, policies, round, use case, user.
 
-    A label is matched to its task by id, or by the question if another tool has assigned its own id. The completions of
-    a label may be in another order than the task's. Labels of a round without any of the tasks are left out: a
-    labelling database returns those of all rounds.
+    What a task does not say, such as the policies if its key file is missing, stays as the label says it. A label is
+    matched to its task by id, or by the question if another tool has assigned its own id. The completions of a label
+    may be in another order than the task's. Labels of a round without any of the tasks are left out: a labelling
+    database returns those of all rounds.
 
     Raises:
         UserError: if a label's task is not among `tasks`, or its completions differ.
@@ -189,11 +190,14 @@ def with_policies(labels: Iterable[Label], tasks: Iterable[Task]) -> list[Label]
                 where=f"label of task {label.task!r} by {label.labeler!r}",
                 expected="labels of this file of tasks",
             )
-        told: dict[str, Any] = {
+        told: dict[str, Any] = {"round": task.round, "use_case": task.use_case, "user": task.user}
+        told |= {
             name: values and in_order(label.completions, task.completions, values) for name, values in hidden.items()
         }
-        told |= {"round": task.round, "use_case": task.use_case, "user": task.user}
-        found.append(replace(label, task=task.task, kind=task.kind, **({"policy": None} | told)))
+        told = {name: value for name, value in told.items() if value is not None}
+        if task.kind == "demonstration":
+            told["policy"] = None
+        found.append(replace(label, task=task.task, kind=task.kind, **told))
     return found
 
 

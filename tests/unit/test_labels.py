@@ -172,6 +172,15 @@ def test_policies_return_in_the_order_of_the_label() -> None:
         with_policies([label("t9")], [task])
 
 
+def test_what_a_task_does_not_say_stays_as_the_label_says_it() -> None:
+    """A file of tasks whose key file is elsewhere, and labels of the database, which knows policies, ends and round."""
+    said = replace(label(), policy=["m1", "m2", "m3"], ended=[True, False, True], round=3, use_case="chat", user="u")
+    blind = Task(said.task, said.kind, said.prompt, said.completions)
+    assert with_policies([said], [blind]) == [said]
+    keyed = replace(blind, policy=["n1", "n2", "n3"])
+    assert with_policies([said], [keyed]) == [replace(said, policy=keyed.policy)]
+
+
 def test_an_id_is_that_of_the_question() -> None:
     assert task_id("comparison", "p", ["a", "b"]) == task_id(
         "comparison", [{"role": "user", "content": "p"}], ["a", "b"]
