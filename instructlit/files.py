@@ -15,6 +15,8 @@ from instructlit.errors import UserError
 def replacing(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     """A text file (UTF-8) that takes the place of `path` at the end of the block, unless the block fails.
 
+    A pipe or a device is written to as it is: root would make a file of /dev/null, for every program of the machine.
+
     Args:
         path: the file; missing folders are made.
         newline: as for `open`.
@@ -22,6 +24,10 @@ def replacing(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     Raises:
         OSError: it cannot be written.
     """
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8", newline=newline) as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     try:
