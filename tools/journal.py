@@ -29,16 +29,16 @@ class Journal:
         self.path, self._identity = path, identity
         whole = 0
         lines: list[Any] = []
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                whole += len(line)
-                lines.append(self._parse(line))
+        there = path.read_bytes() if path.exists() else b""
+        for line in there.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            lines.append(self._parse(line))
         if lines and lines[0] != json.loads(json.dumps(identity)):
             raise self._other(lines[0], identity)
         self._found: dict[str, Any] = dict(lines[1:])
-        self._whole = whole  # bytes of the lines that are complete
+        self._size, self._whole = len(there), whole  # bytes, and those of the lines that are complete
         self._file: BinaryIO | None = None
 
     def __contains__(self, key: str) -> bool:
@@ -48,7 +48,11 @@ class Journal:
         return self._found[key]
 
     def put(self, key: str, value: Any) -> None:
-        """Keeps a result; it is on disk when this returns."""
+        """Keeps a result; it is on disk when this returns.
+
+        Raises:
+            UserError: with the first result, if another process is writing the file.
+        """
         if self._file is None:
             self._file = self._begin()
         self._append(self._file, [key, value])
@@ -65,6 +69,13 @@ class Journal:
         """The file, opened after its last complete line, with the identity first."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("ab")
+        if not _locked(file) or os.fstat(file.fileno()).st_size != self._size:
+            file.close()
+            raise UserError(
+                "another process is writing it, or has done so since this one started",
+                where=str(self.path),
+                fix="wait until that one has ended, or choose another --output",
+            )
         file.truncate(self._whole)
         if not self._whole:
             self._append(file, self._identity)
@@ -92,3 +103,18 @@ class Journal:
             where=str(self.path),
             fix="use the same options as before, or remove the file to start from scratch",
         )
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Whether this process may write the file: it has the lock, until it closes the file or ends, or there are none."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have no locks
+        pass
+    return True

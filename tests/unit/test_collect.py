@@ -146,6 +146,19 @@ def test_tasks_go_into_the_labelling_database_once(folder: Path, capsys: pytest.
         assert (task.kind, task.overlap, task.round, task.extra["instructlit_task"]) == ("comparison", 2, 2, asked.task)
 
 
+def test_one_run_at_a_time_writes_a_journal(tmp_path: Path) -> None:
+    """Two with different options that start together would leave one's answers under the other's name."""
+    path = tmp_path / "t.partial.jsonl"
+    first, second = Journal(path, {"policy": "a"}), Journal(path, {"policy": "b"})
+    first.put("draw 0", ["of a"])
+    with pytest.raises(UserError, match="another process is writing it"):
+        second.put("draw 0", ["of b"])
+    first.close()
+    with pytest.raises(UserError, match="has done so since"):
+        second.put("draw 0", ["of b"])
+    assert Journal(path, {"policy": "a"})["draw 0"] == ["of a"]
+
+
 def test_an_interrupted_run_with_other_options_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begun = Journal(folder / "t.partial.jsonl", {"seed": 5})
     begun.put("draw 0 0 0", [])
