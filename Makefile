@@ -45,11 +45,11 @@ lint: install
 types: install
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# One thread a worker: two workers with a pool of threads each are slower than one. By default
-# one worker is dealt all of the integration tests in advance, and the other may have nothing left to do beside them;
-# with worksteal it takes half of what the first has left.
+# One thread a worker: two workers with a pool of threads each are slower than one. Three workers for two cores, as some
+# tests wait for processes of their own. By default one worker is dealt all of the integration tests in advance, and the
+# others may have nothing left to do beside them; with worksteal they take half of what it has left.
 test: lint types $(KERNELS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -q
 
 quickstart: install
 	$(BIN)/instructlit quickstart
