@@ -20,9 +20,9 @@ from instructlit.models.folders import check_source, check_whole_weights
 from instructlit.ops.micro_batches import computed_tokens, spans
 from instructlit.types import PromptText, TokenBatch
 
-_SHARING = 9
-"""Most completions that share their prompt in one sequence, the largest K of the paper's comparisons: on a GPU
-attention computes all pairs of a sequence's tokens."""
+_SHARING, _SHARED_TOKENS = 9, 4096
+"""Most completions that share their prompt in one sequence, the largest K of the paper's comparisons, and most tokens
+of all of them: on a GPU attention computes all pairs of a sequence's tokens, under a mask of as many bytes."""
 
 
 def check_reward_model(model: str, where: str, template: str = "auto") -> tuple[Any, Encoder]:
@@ -95,7 +95,10 @@ class RewardScores:
         alike: dict[str, list[int]] = defaultdict(list)
         for i, prompt in enumerate(prompts):
             alike[prompt].append(i)
-        shares = [rows[at : at + _SHARING] for rows in alike.values() for at in range(0, len(rows), _SHARING)]
+        shares: list[list[int]] = []
+        for rows in alike.values():
+            theirs = computed_tokens([lengths[i] for i in rows], packed=True)
+            shares += [rows[start:stop] for start, stop in spans(len(rows), _SHARING, _SHARED_TOKENS, theirs)]
         shares.sort(key=lambda rows: max(lengths[i] for i in rows))
         order = [(i, number) for number, rows in enumerate(shares) for i in rows]
         computed = computed_tokens([lengths[i] for i, _ in order], packed=False)

@@ -601,6 +601,10 @@ def test_a_prompt_is_computed_once_for_its_completions(reward_folder: Path, monk
     assert scores.scores(rows) == pytest.approx(alone, abs=1e-5)
     assert len({round(score, 4) for score in alone}) > 20
     assert [sorted(sizes) for sizes in shared] == [[1, 2, 2, 9, 9]]
+    monkeypatch.setattr("instructlit.evaluation.reward_scores._SHARED_TOKENS", 60)  # of the longest two, not three
+    shared.clear()
+    assert scores.scores(rows) == pytest.approx(alone, abs=1e-5)
+    assert {2, 3} <= set(shared[0]) <= {1, 2, 3, 4}
     scores.size = 10
     assert scores.scores(rows) == pytest.approx(alone, abs=1e-5)
     monkeypatch.setattr(type(scores.network), "can_branch", False)
