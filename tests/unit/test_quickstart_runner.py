@@ -178,7 +178,7 @@ def test_interrupted_training_continues_from_its_checkpoint(runner: Runner, tmp_
     command = [sys.executable, "-c", script, str(runner.folder), str(runner.configs), str(tmp_path / "program.py")]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
     log = runner.folder / "logs" / "b.log"
-    for _ in range(200):
+    for _ in range(1200):
         if log.exists() and "hanging" in log.read_text():
             break
         time.sleep(0.1)
