@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,6 +26,7 @@ from instructlit.tools.iterate.picture import picture
 from instructlit.tools.iterate.plan import Planner
 from instructlit.tools.iterate.report import falls_and_recovers, write_report
 from instructlit.tools.quickstart import runner as quickstart_runner
+from instructlit.tools.quickstart.process import Job
 
 PROGRAM = """
 import json, pathlib, sys
@@ -73,6 +75,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(PROGRAM)
     command = (sys.executable, str(program))
     monkeypatch.setattr(quickstart_runner.Runner.__init__, "__defaults__", (command, False))
+    together = quickstart_runner.run_logged
+
+    def in_turn(jobs: Mapping[str, Job], **options: Any) -> dict[str, int | None]:
+        """Of what runs at once either may be the first to note its call."""
+        return {name: together({name: job}, **options)[name] for name, job in jobs.items()}
+
+    monkeypatch.setattr(quickstart_runner, "run_logged", in_turn)
     return tmp_path
 
 
